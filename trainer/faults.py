@@ -1,0 +1,35 @@
+"""What a user has to mend, collected so that all of it is said at once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, in the words of the person who can mend it.
+
+    where: the file, file and line, flag or key; what: what is wrong; hint: what to do about it.
+    """
+
+    where: str
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}"
+        return f"{text}\n    -> {self.hint}" if self.hint else text
+
+
+class Faults(ValueError):
+    """Raised once, with every fault that was found."""
+
+    def __init__(self, faults: Iterable[Fault]):
+        self.faults = tuple(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+def raise_if_any(faults: Iterable[Fault]) -> None:
+    """Raise `Faults` when there is at least one."""
+    found = tuple(faults)
+    if found:
+        raise Faults(found)
