@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from trainer.config.toml_file import read_toml
+from trainer.faults import Faults
+
+TEXT = '''
+[general]
+keep_tokens = 2
+
+[[datasets]]
+resolution = 512
+note = """
+[not.a.header]
+fake = 1
+"""
+  [[datasets.subsets]]  # first
+  image_dir = "a"
+
+  [[datasets.subsets]]
+  image_dir = "b"
+  custom_attributes.diff_output_preservation = true
+
+[[datasets]]
+subsets = [
+  { image_dir = "c" },
+]
+'''
+
+
+def write(folder: Path, content: str | bytes) -> Path:
+    path = folder / "data.toml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_every_key_has_its_line(tmp_path: Path) -> None:
+    file = read_toml(write(tmp_path, TEXT))
+    line_of = {line.strip(): number for number, line in enumerate(TEXT.splitlines(), start=1)}
+    second = ("datasets", 0, "subsets", 1)
+    assert file.lines["general", "keep_tokens"] == line_of["keep_tokens = 2"]
+    assert file.lines["datasets", 0, "resolution"] == line_of["resolution = 512"]
+    assert file.lines["datasets", 0, "subsets", 0, "image_dir"] == line_of['image_dir = "a"']
+    assert file.lines[*second, "image_dir"] == line_of['image_dir = "b"']
+    assert (*second, "custom_attributes", "diff_output_preservation") in file.lines
+    assert not any("fake" in place or "not" in place for place in file.lines)
+
+
+def test_a_key_without_a_line_of_its_own_is_at_its_table(tmp_path: Path) -> None:
+    file = read_toml(write(tmp_path, TEXT))
+    line = TEXT.splitlines().index("subsets = [") + 1
+    assert file.where("datasets", 1, "subsets", 0, "image_dir") == f"{file.path}:{line}"
+    assert file.where("absent") == str(file.path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"), [("a = 1\nb = = 2\n", 2, 5), ("[general\n", 1, 9), ('a = """open', 1, 12)]
+)
+def test_bad_syntax_names_line_and_column(tmp_path: Path, text: str, line: int, column: int) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(Faults) as caught:
+        read_toml(path)
+    (fault,) = caught.value.faults
+    assert fault.where == f"{path}:{line}:{column}"
+
+
+def test_text_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Faults, match="not UTF-8"):
+        read_toml(write(tmp_path, b"a = '\xff'"))
+    with pytest.raises(Faults, match="no such file"):
+        read_toml(tmp_path / "absent.toml")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    assert read_toml(write(tmp_path, b"\xef\xbb\xbfa = 1")).values == {"a": 1}

@@ -1,0 +1,114 @@
+"""What settings say about one another: contradictions are faults, settings without effect are told."""
+
+from collections.abc import Callable, Collection, Mapping
+
+from trainer.config.settings import TrainConfig
+from trainer.faults import Fault
+
+# the left one does nothing without the right one
+NEEDS = (
+    ("save_last_n_epochs", "save_every_n_epochs"),
+    ("save_last_n_steps", "save_every_n_steps"),
+    ("save_last_n_epochs_state", "save_every_n_epochs"),
+    ("save_last_n_steps_state", "save_every_n_steps"),
+    ("save_last_n_epochs_state", "save_state"),
+    ("save_last_n_steps_state", "save_state"),
+    ("sample_every_n_epochs", "sample_prompts"),
+    ("sample_every_n_steps", "sample_prompts"),
+    ("sample_at_first", "sample_prompts"),
+    ("dim_from_weights", "network_weights"),
+    ("resume_anyway", "resume"),
+)
+
+_HUBER = ("huber", "smooth_l1")
+# setting, when it acts, and what to say where it does not
+EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
+    ("huber_schedule", lambda c: c.loss_type in _HUBER, "acts with loss_type huber or smooth_l1"),
+    ("huber_c", lambda c: c.loss_type in _HUBER, "acts with loss_type huber or smooth_l1"),
+    ("huber_scale", lambda c: c.loss_type in _HUBER, "acts with loss_type huber or smooth_l1"),
+    ("sigmoid_scale", lambda c: c.timestep_sampling in ("sigmoid", "shift", "flux_shift"),
+     "acts with timestep_sampling sigmoid, shift or flux_shift"),
+    ("discrete_flow_shift", lambda c: c.timestep_sampling in ("shift", "sigma"),
+     "acts with timestep_sampling shift or sigma; flux_shift takes its shift from the picture's size"),
+    ("logit_mean", lambda c: c.weighting_scheme == "logit_normal", "acts with weighting_scheme logit_normal"),
+    ("logit_std", lambda c: c.weighting_scheme == "logit_normal", "acts with weighting_scheme logit_normal"),
+    ("mode_scale", lambda c: c.weighting_scheme == "mode", "acts with weighting_scheme mode"),
+    ("dynamo_backend", lambda c: c.torch_compile, "acts with torch_compile"),
+    ("wandb_run_name", lambda c: c.log_with in ("wandb", "all"), "acts with log_with wandb or all"),
+    ("logging_dir", lambda c: c.log_with in ("tensorboard", "all"), "acts with log_with tensorboard or all"),
+    ("lr_scheduler_num_cycles",
+     lambda c: c.lr_scheduler in ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"),
+     "acts with lr_scheduler cosine_with_restarts, cosine_with_min_lr or warmup_stable_decay"),
+    ("lr_scheduler_power", lambda c: c.lr_scheduler == "polynomial", "acts with lr_scheduler polynomial"),
+    ("lr_scheduler_min_lr_ratio", lambda c: c.lr_scheduler in ("cosine_with_min_lr", "warmup_stable_decay"),
+     "acts with lr_scheduler cosine_with_min_lr or warmup_stable_decay"),
+    ("lr_scheduler_timescale", lambda c: c.lr_scheduler == "inverse_sqrt",
+     "acts with lr_scheduler inverse_sqrt"),
+)  # fmt: skip
+
+
+def contradictions(config: TrainConfig, where: Mapping[str, str], failed: Collection[str] = ()) -> list[Fault]:
+    """Settings that cannot be meant together.
+
+    where: setting → the flag, or file and line, it came from; failed: settings that could not be read.
+    """
+    faults = [
+        Fault(where.get(name, name), f"does nothing without {needed}", f"set {needed} or leave {name} out")
+        for name, needed in NEEDS
+        if getattr(config, name) and not getattr(config, needed) and needed not in failed
+    ]
+    return faults + [Fault(where.get(name, name), what, hint) for name, wrong, what, hint in _pairs(config) if wrong]
+
+
+def without_effect(config: TrainConfig) -> list[str]:
+    """One line for each setting that was changed from its default but acts only under another."""
+    default = TrainConfig()
+    return [
+        f"{name}: no effect in this run; it {condition}"
+        for name, acts, condition in EFFECTIVE
+        if getattr(config, name) != getattr(default, name) and not acts(config)
+    ] + _density_notice(config)
+
+
+def _density_notice(config: TrainConfig) -> list[str]:
+    if config.weighting_scheme in ("logit_normal", "mode") and config.timestep_sampling != "sigma":
+        scheme = config.weighting_scheme
+        return [f"weighting_scheme: no effect in this run; {scheme} acts with timestep_sampling sigma"]
+    return []
+
+
+def _pairs(config: TrainConfig) -> list[tuple[str, bool, str, str]]:
+    """(setting, is it wrong, what is wrong, what to do)."""
+    low, high = config.min_timestep, config.max_timestep
+    return [
+        (
+            "min_timestep",
+            low >= high,
+            f"{low} is not below max_timestep {high}",
+            "lower one or raise the other",
+        ),
+        (
+            "min_bucket_reso",
+            config.min_bucket_reso > config.max_bucket_reso,
+            f"{config.min_bucket_reso} is above max_bucket_reso {config.max_bucket_reso}",
+            "lower one or raise the other",
+        ),
+        (
+            "text_encoder_lr",
+            _unequal_rates(config),
+            f"Prodigy finds one step size for all and cannot have {config.text_encoder_lr} for CLIP-L"
+            f" beside {config.transformer_lr} for the transformer",
+            "give both the same learning rate, or 0 for CLIP-L",
+        ),
+        (
+            "output_name",
+            not config.output_name or "/" in config.output_name or "\\" in config.output_name,
+            f"{config.output_name!r} is not a file name",
+            "give a name without folders; folders go into output_dir",
+        ),
+    ]
+
+
+def _unequal_rates(config: TrainConfig) -> bool:
+    both = config.text_encoder_lr > 0 and config.text_encoder_lr != config.transformer_lr
+    return both and config.optimizer_type.lower() == "prodigy"

@@ -1,0 +1,107 @@
+"""A TOML file that still knows on which line each key stands."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.faults import Fault, Faults
+
+KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+DOTTED = rf"{KEY}(?:\s*\.\s*{KEY})*"
+HEADER = re.compile(rf"^\s*(\[\[?)\s*({DOTTED})\s*\]\]?\s*(?:#.*)?$")
+ASSIGNMENT = re.compile(rf"^\s*({DOTTED})\s*=")
+POSITION = re.compile(r"\s*\(at line (\d+), column (\d+)\)$")
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class TomlFile:
+    """values: the parsed file; lines: the line of each table and key, tables of an array by their index."""
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[KeyPath, int]
+
+    def where(self, *keys: str | int) -> str:
+        """`file:line` of a key; of the nearest table around it where the key has no line of its own."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return f"{self.path}:{self.lines[keys]}" if keys else str(self.path)
+
+    def table(self, *keys: str | int) -> dict[str, Any]:
+        """The table at a place; an empty one where there is none."""
+        value: Any = self.values
+        for key in keys:
+            value = value[key] if isinstance(key, int) else value.get(key, {})
+        return value
+
+
+def read_toml(path: Path) -> TomlFile:
+    """Parse a UTF-8 TOML file; raises `Faults` with line and column."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise Faults([Fault(str(path), "there is no such file")]) from None
+    except OSError as error:
+        raise Faults([Fault(str(path), f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        raise Faults([Fault(str(path), f"is not UTF-8 (byte {error.start})", "save it as UTF-8")]) from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise Faults([_syntax_fault(path, text, str(error))]) from None
+    return TomlFile(path, values, _key_lines(text))
+
+
+def _syntax_fault(path: Path, text: str, message: str) -> Fault:
+    lines = text.splitlines() or [""]
+    if position := POSITION.search(message):
+        line, column = int(position[1]), int(position[2])
+    else:  # "(at end of document)"
+        line, column = len(lines), len(lines[-1]) + 1
+    reason = message.rsplit(" (at ", 1)[0]
+    shown = lines[line - 1].strip() if line <= len(lines) else ""
+    return Fault(f"{path}:{line}:{column}", f"not valid TOML: {reason}", f"the line is: {shown}" if shown else "")
+
+
+def _key_lines(text: str) -> dict[KeyPath, int]:
+    lines: dict[KeyPath, int] = {}
+    last_index: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    quote = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        inside, quote = bool(quote), _open_quote(line, quote)
+        if inside:
+            continue
+        if header := HEADER.match(line):
+            table = _table_path(header[2], header[1] == "[[", last_index)
+            lines[table] = number
+        elif assignment := ASSIGNMENT.match(line):
+            lines.setdefault((*table, *_names(assignment[1])), number)
+    return lines
+
+
+def _open_quote(line: str, quote: str) -> str:
+    """The triple quote that is open at the end of the line."""
+    for mark in re.findall(r'"""|\'\'\'', line):
+        quote = mark if not quote else "" if mark == quote else quote
+    return quote
+
+
+def _names(dotted: str) -> list[str]:
+    return [name.strip("\"'") for name in re.findall(KEY, dotted)]
+
+
+def _table_path(dotted: str, is_array: bool, last_index: dict[KeyPath, int]) -> KeyPath:
+    names = _names(dotted)
+    path: KeyPath = ()
+    for depth, name in enumerate(names, start=1):
+        path = (*path, name)
+        if is_array and depth == len(names):
+            last_index[path] = last_index.get(path, -1) + 1
+        if path in last_index:
+            path = (*path, last_index[path])
+    return path

@@ -1,0 +1,1 @@
+"""From folders of pictures to an exact order of batches."""

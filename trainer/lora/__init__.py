@@ -1,0 +1,1 @@
+"""The adapter: on the model, on disk, in other layouts."""

@@ -1,0 +1,238 @@
+"""`--network_args`: which layers of the transformer are adapted, with which rank, dropout and LoRA+ ratio."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.faults import Fault, Faults, raise_if_any
+from trainer.models.layout import bfl_module, kohya_name
+
+_WHERE = "--network_args"
+_TYPES = ("img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "single", "single_mod")
+_DROP = "leave it out; use network_dropout, rank_dropout or a lower learning_rate"
+_CONVOLUTION = "leave it out; FLUX's blocks have no convolutions"
+
+# key → what it does
+KEYS: dict[str, str] = {
+    "train_blocks": "`all`, `double` or `single` blocks",
+    **{f"{each}_dim": f"rank of the {each} layers; 0 leaves them out" for each in _TYPES},
+    "train_double_block_indices": "double blocks to adapt: `0,3-5`, `all` or `none`",
+    "train_single_block_indices": "single blocks to adapt: `0,3-5`, `all` or `none`",
+    "network_reg_dims": "`regex=rank,…` on kohya's or diffusers' layer names; before all other ranks",
+    "rank_dropout": "share of the ranks dropped",
+    "module_dropout": "share of the layers dropped",
+    "loraplus_lr_ratio": "learning rate of the up matrices as a multiple of the down matrices' (LoRA+)",
+    "loraplus_unet_lr_ratio": "the same for the transformer alone",
+    "loraplus_text_encoder_lr_ratio": "the same for CLIP-L alone",
+}
+REFUSED_KEYS: dict[str, str] = {
+    "split_qkv": "leave it out; q, k and v are always adapted one by one",
+    "ggpo_sigma": _DROP,
+    "ggpo_beta": _DROP,
+    "in_dims": "leave it out; layers outside the blocks are not adapted",
+    "train_t5xxl": "leave it out; T5 is never trained",
+    "network_reg_lrs": "leave it out; all layers of the transformer share one learning rate",
+    "conv_dim": _CONVOLUTION,
+    "conv_alpha": _CONVOLUTION,
+    "verbose": "leave it out; python -m trainer info lists what is adapted",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkArgs:
+    """type_ranks: kohya's type of layer → rank; blocks: None for all; reg_dims: (regex, rank), last wins."""
+
+    train_blocks: str = "all"
+    type_ranks: Mapping[str, int] = field(default_factory=dict)
+    double_blocks: frozenset[int] | None = None
+    single_blocks: frozenset[int] | None = None
+    reg_dims: tuple[tuple[str, int], ...] = ()
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    loraplus_unet_lr_ratio: float | None = None
+    loraplus_text_encoder_lr_ratio: float | None = None
+
+
+def parse_network_args(words: Sequence[str]) -> NetworkArgs:
+    """Settings of `key=value` words. Raises Faults that name every bad one."""
+    values: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for word in words:
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if not equals:
+            faults.append(Fault(_WHERE, f"{word!r} has no =", "write key=value"))
+        elif key not in _PARSERS:
+            faults.append(_unknown(key))
+        elif key in values:
+            faults.append(Fault(_WHERE, f"{key} is given twice", "keep one of them"))
+        else:
+            try:
+                values[key] = _PARSERS[key](text)
+            except ValueError as error:
+                faults.append(Fault(_WHERE, f"{key} {error}"))
+    raise_if_any(faults)
+    return _assemble(values)
+
+
+def _assemble(values: dict[str, Any]) -> NetworkArgs:
+    ratio = values.get("loraplus_lr_ratio")
+    return NetworkArgs(
+        train_blocks=values.get("train_blocks", "all"),
+        type_ranks={each: values[f"{each}_dim"] for each in _TYPES if f"{each}_dim" in values},
+        double_blocks=values.get("train_double_block_indices"),
+        single_blocks=values.get("train_single_block_indices"),
+        reg_dims=values.get("network_reg_dims", ()),
+        rank_dropout=values.get("rank_dropout", 0.0),
+        module_dropout=values.get("module_dropout", 0.0),
+        loraplus_unet_lr_ratio=values.get("loraplus_unet_lr_ratio", ratio),
+        loraplus_text_encoder_lr_ratio=values.get("loraplus_text_encoder_lr_ratio", ratio),
+    )
+
+
+def layer_ranks(modules: Sequence[str], network_dim: int, args: NetworkArgs) -> dict[str, int]:
+    """The rank of each module that is adapted, in the order given; the others are left out.
+
+    modules: diffusers' names, like `transformer_blocks.0.attn.to_q`. Raises Faults for a setting that
+    reaches no layer, since it would else be ignored.
+    """
+    candidates = [name for name in modules if args.train_blocks in ("all", _place(name)[0])]
+    raise_if_any(_unreached(candidates, args))
+    ranks = {name: _rank(name, network_dim, args) for name in candidates}
+    kept = {name: rank for name, rank in ranks.items() if rank > 0}
+    if not kept:
+        raise Faults([Fault(_WHERE, "no layer is left to adapt", "loosen the blocks, or give a rank above 0")])
+    return kept
+
+
+def _rank(name: str, network_dim: int, args: NetworkArgs) -> int:
+    for regex, rank in reversed(args.reg_dims):
+        if _matches(regex, name):
+            return rank
+    blocks, index, layer_type = _place(name)
+    selected = args.double_blocks if blocks == "double" else args.single_blocks
+    if selected is not None and index not in selected:
+        return 0
+    return args.type_ranks.get(layer_type, network_dim)
+
+
+def _place(name: str) -> tuple[str, int, str]:
+    """`double` or `single`, the block's index, and kohya's type of layer."""
+    blocks, index, layer, *_ = bfl_module(name)[0].split(".")
+    if blocks == "double_blocks":
+        return "double", int(index), layer
+    return "single", int(index), "single_mod" if layer == "modulation" else "single"
+
+
+def _matches(regex: str, name: str) -> bool:
+    return bool(re.search(regex, name) or re.search(regex, kohya_name(bfl_module(name)[0])))
+
+
+def _unreached(candidates: Sequence[str], args: NetworkArgs) -> list[Fault]:
+    places = [_place(name) for name in candidates]
+    faults = []
+    for blocks, selected in (("double", args.double_blocks), ("single", args.single_blocks)):
+        there = {index for each, index, _ in places if each == blocks}
+        if missing := sorted((selected or set()) - there):
+            has = f"there are blocks 0-{max(there)}" if there else f"train_blocks={args.train_blocks} leaves none"
+            what = f"train_{blocks}_block_indices names {', '.join(map(str, missing))}"
+            faults.append(Fault(_WHERE, what, has))
+    types = {layer_type for _, _, layer_type in places}
+    for layer_type in args.type_ranks.keys() - types:
+        hint = "leave it out, or choose other train_blocks"
+        faults.append(Fault(_WHERE, f"{layer_type}_dim reaches no layer", hint))
+    for regex, _ in args.reg_dims:
+        if not any(_matches(regex, name) for name in candidates):
+            hint = "names look like lora_unet_double_blocks_0_img_attn_qkv or transformer_blocks.0.attn.to_q"
+            faults.append(Fault(_WHERE, f"network_reg_dims: {regex!r} matches no layer", hint))
+    return faults
+
+
+def _unknown(key: str) -> Fault:
+    if key in REFUSED_KEYS:
+        return Fault(_WHERE, f"{key} is not supported", REFUSED_KEYS[key])
+    near = difflib.get_close_matches(key, [*KEYS, *REFUSED_KEYS], n=1)
+    return Fault(_WHERE, f"{key} is no key", f"did you mean {near[0]}?" if near else f"known: {', '.join(KEYS)}")
+
+
+# --- values: each takes the text and raises ValueError
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"is {text!r}, not a whole number from 0")
+    return int(text)
+
+
+def _number(lowest: float, highest: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"is {text!r}, not a number") from None
+        if not lowest <= number < highest:
+            raise ValueError(f"is {text}; it must be from {lowest:g} to below {highest:g}")
+        return number
+
+    return parse
+
+
+def _blocks(text: str) -> str:
+    if text not in ("all", "double", "single"):
+        raise ValueError(f"is {text!r}; all, double or single is possible")
+    return text
+
+
+def _indices(text: str) -> frozenset[int] | None:
+    """Block numbers of `0,3-5`; None for `all`."""
+    if text == "all":
+        return None
+    selected: set[int] = set()
+    for part in text.split(",") if text not in ("", "none") else ():
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f"has {part!r}; write numbers and ranges like 0,3-5")
+        selected.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(selected)
+
+
+def _reg_dims(text: str) -> tuple[tuple[str, int], ...]:
+    pairs = []
+    for part in _split_outside_brackets(text):
+        regex, equals, rank = (each.strip() for each in part.rpartition("="))
+        if not equals or not rank.isdecimal():
+            raise ValueError(f"has {part!r}; write regex=rank, and several with commas between")
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ValueError(f"has {regex!r}, which is no regular expression: {error}") from None
+        pairs.append((regex, int(rank)))
+    return tuple(pairs)
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    """Parts between commas; a comma inside [], () or {}, or after a backslash, belongs to its part."""
+    parts, depth = [""], 0
+    for piece in re.findall(r"\\.|.", text):
+        depth += piece in "([{"
+        depth -= piece in ")]}"
+        if piece == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return [part for part in parts if part.strip()]
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "train_blocks": _blocks,
+    **{f"{each}_dim": _whole for each in _TYPES},
+    "train_double_block_indices": _indices,
+    "train_single_block_indices": _indices,
+    "network_reg_dims": _reg_dims,
+    "rank_dropout": _number(0, 1),
+    "module_dropout": _number(0, 1),
+    "loraplus_lr_ratio": _number(1e-3, 1e4),
+    "loraplus_unet_lr_ratio": _number(1e-3, 1e4),
+    "loraplus_text_encoder_lr_ratio": _number(1e-3, 1e4),
+}
