@@ -1,0 +1,86 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from trainer.data.captions import caption_variant, caption_varies, plain_caption
+from trainer.data.config import SubsetConfig
+
+TAGS = "a, b, c, d, e, f"
+
+
+def subset(**settings: Any) -> SubsetConfig:
+    return SubsetConfig(image_dir=Path("folder"), **settings)
+
+
+def variants(count: int, lines: tuple[str, ...] = (TAGS,), **settings: Any) -> list[str]:
+    return [caption_variant(subset(**settings), lines, 7, epoch, "key", 0) for epoch in range(count)]
+
+
+def test_the_first_line_with_prefix_and_suffix() -> None:
+    assert variants(1, ("one", "two"), caption_prefix="pre", caption_suffix="suf") == ["pre one suf"]
+
+
+def test_a_draw_is_a_pure_function_of_its_names() -> None:
+    settings = subset(shuffle_caption=True, caption_dropout_rate=0.2, caption_tag_dropout_rate=0.2)
+    once = [caption_variant(settings, (TAGS,), 7, epoch, "key", 0) for epoch in range(20)]
+    again = [caption_variant(settings, (TAGS,), 7, epoch, "key", 0) for epoch in reversed(range(20))]
+    assert once == again[::-1]
+    assert once != [caption_variant(settings, (TAGS,), 8, epoch, "key", 0) for epoch in range(20)]
+    assert once != [caption_variant(settings, (TAGS,), 7, epoch, "other", 0) for epoch in range(20)]
+    assert once != [caption_variant(settings, (TAGS,), 7, epoch, "key", 1) for epoch in range(20)]
+
+
+def test_shuffling_keeps_the_first_tags_and_loses_none() -> None:
+    found = [caption.split(", ") for caption in variants(30, shuffle_caption=True, keep_tokens=2)]
+    assert all(tags[:2] == ["a", "b"] and sorted(tags) == list("abcdef") for tags in found)
+    assert len({tuple(tags) for tags in found}) > 5
+
+
+def test_keep_tokens_separator_fixes_both_ends() -> None:
+    lines = ("a, b ||| c, d, e ||| f",)
+    found = variants(30, lines, shuffle_caption=True, keep_tokens_separator="|||")
+    assert all(caption.startswith("a, b, ") and caption.endswith(", f") for caption in found)
+    assert len(set(found)) == 6
+
+
+def test_secondary_separator_keeps_tags_together() -> None:
+    found = variants(20, ("x;;y, z",), shuffle_caption=True, secondary_separator=";;")
+    assert set(found) == {"x,y, z", "z, x,y"}
+
+
+def test_wildcards_choose_and_doubled_braces_are_literal() -> None:
+    found = Counter(variants(200, ("a {red|blue} {{cap}}", "other"), enable_wildcard=True))
+    assert set(found) == {"a red {cap}", "a blue {cap}", "other"}
+    assert found["other"] > found["a red {cap}"] > 20
+
+
+def test_every_line_of_a_wildcard_caption_has_the_prefix() -> None:
+    found = variants(50, ("one", "two"), enable_wildcard=True, caption_prefix="pre")
+    assert set(found) == {"pre one", "pre two"}
+
+
+def test_dropout_rates() -> None:
+    dropped = variants(2000, caption_dropout_rate=0.25).count("")
+    assert 400 < dropped < 600
+    tags = [caption.split(", ") for caption in variants(2000, caption_tag_dropout_rate=0.5, keep_tokens=1)]
+    assert all(found[0] == "a" for found in tags)
+    assert 2.3 < sum(len(found) - 1 for found in tags) / 2000 < 2.7
+
+
+def test_every_nth_epoch_is_without_captions() -> None:
+    found = variants(6, ("text",), caption_dropout_every_n_epochs=3)
+    assert found == ["text", "text", "", "text", "text", ""]
+
+
+def test_token_warm_up_adds_tags_with_the_steps() -> None:
+    warming = subset(token_warmup_min=1, token_warmup_step=10, keep_tokens=1)
+    counts = [len(caption_variant(warming, (TAGS,), 0, 0, "key", 0, step, 100).split(", ")) for step in (0, 5, 9, 10)]
+    assert counts == [2, 4, 5, 6]
+    share = subset(token_warmup_min=1, token_warmup_step=0.1, keep_tokens=1)
+    assert caption_variant(share, (TAGS,), 0, 0, "key", 0, 5, 100) == "a, b, c, d"
+
+
+def test_a_plain_caption_never_varies() -> None:
+    lively = subset(shuffle_caption=True, caption_dropout_rate=1.0, caption_tag_dropout_rate=1.0)
+    assert plain_caption(lively, (TAGS,), 3, "key") == TAGS
+    assert caption_varies(lively) and not caption_varies(subset(caption_prefix="x", keep_tokens=2))

@@ -1,0 +1,167 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.dataset_files import write_toml
+from trainer.config import TrainConfig
+from trainer.data.config import DatasetConfig, load_dataset_config
+from trainer.faults import Fault, Faults
+
+
+def load(config: TrainConfig) -> DatasetConfig:
+    assert config.dataset_config
+    return load_dataset_config(config.dataset_config, config)
+
+
+def faults_of(folder: Path, text: str) -> tuple[Fault, ...]:
+    with pytest.raises(Faults) as caught:
+        load(write_toml(folder, text))
+    return caught.value.faults
+
+
+def one_subset(keys: str = "", dataset_keys: str = "", general_keys: str = "") -> str:
+    return (
+        f"[general]\n{general_keys}\n[[datasets]]\n{dataset_keys}\n"
+        f'[[datasets.subsets]]\nimage_dir = "{{folder}}"\n{keys}\n'
+    )
+
+
+def test_a_key_falls_back_from_subset_to_dataset_to_general_to_flag(tmp_path: Path) -> None:
+    config = write_toml(tmp_path, one_subset("keep_tokens = 4", "keep_tokens = 3", "keep_tokens = 2"))
+    assert load(config).subsets[0].keep_tokens == 4
+    config = write_toml(tmp_path, one_subset("", "keep_tokens = 3", "keep_tokens = 2"))
+    assert load(config).subsets[0].keep_tokens == 3
+    config = write_toml(tmp_path, one_subset("", "", "keep_tokens = 2"))
+    assert load(config).subsets[0].keep_tokens == 2
+    config = replace(write_toml(tmp_path, one_subset()), keep_tokens=1, train_batch_size=5, resolution="512,768")
+    section = load(config).sections[0]
+    assert (section.subsets[0].keep_tokens, section.batch_size, section.resolution) == (1, 5, (512, 768))
+
+
+def test_resolution_is_a_side_or_a_pair(tmp_path: Path) -> None:
+    assert load(write_toml(tmp_path, one_subset("", "resolution = 512"))).sections[0].resolution == (512, 512)
+    pair = load(write_toml(tmp_path, one_subset("", "resolution = [512, 768]")))
+    assert pair.sections[0].resolution == (512, 768)
+
+
+def test_image_dir_starts_at_the_current_folder_then_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_toml(tmp_path / "data", '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cat"\n')
+    (tmp_path / "data" / "cat").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load(config).subsets[0].image_dir == tmp_path / "data" / "cat"
+    (tmp_path / "cat").mkdir()
+    assert load(config).subsets[0].image_dir == Path("cat")
+
+
+def test_all_faults_come_at_once_each_with_its_line(tmp_path: Path) -> None:
+    text = one_subset('num_repeat = 2\nflip_aug = "yes"\nrandom_crop = true\nbatch_size = 2', "num_repeats = 0")
+    lines = text.splitlines()
+    found = {fault.where.rsplit(":", 1)[1]: str(fault) for fault in faults_of(tmp_path, text)}
+    expected = {
+        "num_repeat = 2": "did you mean num_repeats",
+        'flip_aug = "yes"': "true or false",
+        "random_crop = true": "not supported",
+        "batch_size = 2": "put it into [general] or [[datasets]]",
+        "num_repeats = 0": "at least 1",
+    }
+    assert found.keys() == {str(lines.index(line) + 1) for line in expected}
+    for line, words in expected.items():
+        assert words in found[str(lines.index(line) + 1)]
+
+
+def test_refused_keys_that_ask_for_nothing_are_let_pass(tmp_path: Path) -> None:
+    text = one_subset("color_aug = false\nrandom_crop = false\nalpha_mask = false", "network_multiplier = 1.0")
+    assert load(write_toml(tmp_path, text)).notices == ()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "color_aug = true",
+        "random_crop = true",
+        "alpha_mask = true",
+        "face_crop_aug_range = [1.0, 3.0]",
+        'metadata_file = "meta.json"',
+        'conditioning_data_dir = "x"',
+    ],
+)
+def test_unsupported_keys_are_refused_by_name(tmp_path: Path, key: str) -> None:
+    (fault,) = faults_of(tmp_path, one_subset(key))
+    assert fault.what == f"{key.split()[0]} is not supported" and fault.hint
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("resolution = 1000", "not divisible by 16"),
+        ("resolution = 1280\nenable_bucket = true", "max_bucket_reso 1024 is smaller"),
+        ("resolution = 512\nenable_bucket = true\nmin_bucket_reso = 640", "min_bucket_reso 640 is larger"),
+        ("enable_bucket = true\nbucket_reso_steps = 40", "multiple of 16"),
+        ('resolution = "1024"', "a side or [width, height]"),
+        ("resolution = [1024, 1024, 3]", "a side or [width, height]"),
+        ("batch_size = 0", "at least 1"),
+        ("batch_size = true", "a whole number"),
+        ("validation_split = 1.5", "at most 0.9"),
+        ("caption_dropout_rate = nan", "a number"),
+        ('resize_interpolation = "best"', "one of"),
+        ('caption_separator = ""', "not empty"),
+    ],
+)
+def test_wrong_values_of_a_dataset(tmp_path: Path, keys: str, words: str) -> None:
+    (fault,) = faults_of(tmp_path, one_subset("", keys))
+    assert words in str(fault)
+
+
+def test_bucketing_needs_no_divisible_resolution(tmp_path: Path) -> None:
+    load(write_toml(tmp_path, one_subset("", "resolution = 1000\nenable_bucket = true")))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[general]\n", "has no [[datasets]]"),
+        ("[datasets]\nresolution = 512\n", "two brackets"),
+        ("[[datasets]]\nresolution = 512\n", "has no subsets"),
+        ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1\n", "has no image_dir"),
+        ("resolution = 512\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n", "under [general]"),
+    ],
+)
+def test_wrong_structure(tmp_path: Path, text: str, words: str) -> None:
+    assert any(words in str(fault) for fault in faults_of(tmp_path, text))
+
+
+def test_the_same_folder_twice_in_one_dataset(tmp_path: Path) -> None:
+    subset = '[[datasets.subsets]]\nimage_dir = "{folder}"\n'
+    (fault,) = faults_of(tmp_path, "[[datasets]]\n" + subset + subset)
+    assert fault.where.endswith(":4") and "twice" in fault.what
+    load(write_toml(tmp_path, "[[datasets]]\n" + subset + "[[datasets]]\nresolution = 512\n" + subset))
+
+
+def test_sides_are_rounded_outward_and_said(tmp_path: Path) -> None:
+    keys = "resolution = 512\nenable_bucket = true\nmin_bucket_reso = 300\nmax_bucket_reso = 1000"
+    config = load(write_toml(tmp_path, one_subset("", keys)))
+    assert (config.sections[0].min_bucket_reso, config.sections[0].max_bucket_reso) == (256, 1024)
+    assert len(config.notices) == 2
+
+
+def test_settings_that_change_nothing_are_said_once(tmp_path: Path) -> None:
+    text = one_subset("cache_info = true", "max_bucket_reso = 2048", "keep_tokens = 2")
+    second = '[[datasets.subsets]]\nimage_dir = "{folder}/b"\n'
+    notices = load(write_toml(tmp_path, text + second)).notices
+    assert sorted(notice.what.split()[0] for notice in notices) == ["cache_info", "keep_tokens", "max_bucket_reso"]
+
+
+def test_preservation_of_the_base_model_is_the_only_attribute(tmp_path: Path) -> None:
+    text = one_subset("custom_attributes = { diff_output_preservation = true }")
+    assert load(write_toml(tmp_path, text)).subsets[0].diff_output_preservation
+    (fault,) = faults_of(tmp_path, one_subset("custom_attributes = { other = true }"))
+    assert "custom_attributes" in fault.what
+
+
+def test_json_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(dataset_config=tmp_path / "data.json")
+    with pytest.raises(Faults, match="as TOML"):
+        load(config)

@@ -1,0 +1,87 @@
+"""Which shape a picture is trained in, and which part of it: kohya's arithmetic, number for number."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from trainer.data.config import DatasetSection
+from trainer.data.images import Size
+
+
+class Placement(NamedTuple):
+    """The picture is resized to `resized`; `bucket` is cut out of that at `crop` (left, top)."""
+
+    bucket: Size
+    resized: Size
+    crop: Size
+
+
+def place(size: Size, section: DatasetSection, buckets: Sequence[Size]) -> Placement:
+    """Where a picture of `size` goes; `buckets` as `section_buckets` gives them.
+
+    Raises ValueError when the picture is too small or too narrow for any bucket.
+    """
+    if section.enable_bucket and section.bucket_no_upscale:
+        bucket, resized = select_bucket_no_upscale(size, section.resolution, section.bucket_reso_steps)
+    else:
+        bucket, resized = select_bucket(size, buckets)
+    return Placement(bucket, resized, ((resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2))
+
+
+def section_buckets(section: DatasetSection) -> list[Size]:
+    """A dataset's shapes: its resolution alone without bucketing; none in advance without upscaling."""
+    if not section.enable_bucket:
+        return [section.resolution]
+    if section.bucket_no_upscale:
+        return []
+    return make_bucket_resolutions(
+        section.resolution, section.min_bucket_reso, section.max_bucket_reso, section.bucket_reso_steps
+    )
+
+
+def make_bucket_resolutions(resolution: Size, min_size: int, max_size: int, steps: int) -> list[Size]:
+    """Each width in steps with the tallest height that keeps the area, their transposes, and the square."""
+    area = resolution[0] * resolution[1]
+    square = int(math.sqrt(area) // steps) * steps
+    shapes = {(square, square)}
+    for width in range(min_size, max_size + 1, steps):
+        height = min(max_size, area // width // steps * steps)
+        if height >= min_size:
+            shapes |= {(width, height), (height, width)}
+    return sorted(shapes)
+
+
+def select_bucket(size: Size, buckets: Sequence[Size]) -> tuple[Size, Size]:
+    """(bucket, resized): the bucket of exactly this size, else of the nearest aspect ratio, covered whole."""
+    width, height = size
+    aspect = width / height
+    bucket = size if size in buckets else min(buckets, key=lambda shape: abs(shape[0] / shape[1] - aspect))
+    is_wider = aspect > bucket[0] / bucket[1]
+    scale = bucket[1] / height if is_wider else bucket[0] / width
+    return bucket, (int(width * scale + 0.5), int(height * scale + 0.5))
+
+
+def select_bucket_no_upscale(size: Size, resolution: Size, steps: int) -> tuple[Size, Size]:
+    """(bucket, resized): shrunk only when the area exceeds the resolution's, then floored to steps."""
+    area = resolution[0] * resolution[1]
+    resized = size if size[0] * size[1] <= area else _shrink(size[0] / size[1], area, steps)
+    bucket = (resized[0] - resized[0] % steps, resized[1] - resized[1] % steps)
+    if min(bucket) == 0:
+        raise ValueError(f"is too small or too narrow: a bucket needs {steps} pixels on each side")
+    return bucket, resized
+
+
+def _shrink(aspect: float, area: int, steps: int) -> Size:
+    """Round the width or the height to steps, whichever bends the aspect ratio less."""
+
+    def to_steps(length: float) -> int:
+        return int(length + 0.5) // steps * steps
+
+    ideal_width = math.sqrt(area * aspect)
+    width, height = to_steps(ideal_width), to_steps(area / ideal_width)
+    width_for_height, height_for_width = to_steps(height * aspect), to_steps(width / aspect) if width else 0
+    if 0 in (width, height, width_for_height, height_for_width):
+        raise ValueError("is too narrow for any bucket of this resolution")
+    if abs(width / height_for_width - aspect) < abs(width_for_height / height - aspect):
+        return width, int(width / aspect + 0.5)
+    return int(height * aspect + 0.5), height

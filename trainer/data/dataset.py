@@ -1,0 +1,204 @@
+"""What is trained in which order: every epoch an exact pass, every draw a pure function of the seed."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from trainer.config import TrainConfig
+from trainer.data.captions import caption_variant, caption_varies, plain_caption
+from trainer.data.config import DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
+from trainer.data.epochs import Group, hold_out, make_groups
+from trainer.data.images import Size
+from trainer.data.samples import Picture, Sample, scan_dataset
+from trainer.faults import Fault, Faults, raise_if_any
+from trainer.rng import python_random
+
+__all__ = [
+    "BucketCount",
+    "Draw",
+    "Picture",
+    "Sample",
+    "Schedule",
+    "TrainingData",
+    "load_dataset",
+    "plan_schedule",
+]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One look at a sample: the repeat-th of an epoch (both from 0), with its caption, mirrored or not."""
+
+    sample: Sample
+    epoch: int
+    repeat: int
+    caption: str
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run in optimizer steps. batches_per_step: of one full accumulation group over all processes."""
+
+    batches_per_step: int
+    steps_per_epoch: int
+    total_steps: int
+    num_epochs: int
+
+
+@dataclass(frozen=True)
+class BucketCount:
+    """One shape of one dataset: its pictures, and its draws and batches in each epoch."""
+
+    dataset_index: int
+    bucket: Size
+    pictures: int
+    draws: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The samples of a run. Everything about an epoch is a pure function of the seed and its number."""
+
+    config: DatasetConfig
+    samples: tuple[Sample, ...]
+    validation: tuple[Sample, ...]
+    seed: int
+    schedule: Schedule
+
+    def batches(self, epoch: int) -> list[tuple[Draw, ...]]:
+        """All batches of an epoch (counted from 0), in order, each of one dataset and one shape.
+
+        Each training picture is in them exactly num_repeats times. The list is as long in every
+        epoch; several processes share it by taking turns.
+        """
+        batches = [batch for group in self._groups for batch in self._group_batches(group, epoch)]
+        python_random(self.seed, "batch order", epoch).shuffle(batches)
+        first_step = epoch * self.schedule.steps_per_epoch
+        return [
+            tuple(self._draw(*item, epoch, first_step + index // self.schedule.batches_per_step) for item in batch)
+            for index, batch in enumerate(batches)
+        ]
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in each epoch, over all processes."""
+        return sum(group.num_batches for group in self._groups)
+
+    def buckets(self) -> list[BucketCount]:
+        """What each shape holds, for the plan and the metadata."""
+        return [
+            BucketCount(
+                group.dataset_index,
+                group.bucket,
+                len(group.train) + len(group.reg),
+                group.num_draws,
+                group.num_batches,
+            )
+            for group in self._groups
+        ]
+
+    def validation_draws(self) -> tuple[Draw, ...]:
+        """The held-out pictures; the training pictures where none are held out. Never mirrored or varied."""
+        samples = self.validation or tuple(sample for sample in self.samples if not sample.is_reg)
+        return tuple(
+            Draw(sample, 0, 0, plain_caption(sample.subset, sample.lines, self.seed, sample.key), False)
+            for sample in samples
+        )
+
+    def views(self) -> list[tuple[Sample, bool]]:
+        """Every (sample, flip) of which latents are needed."""
+        mirrored = [(sample, True) for sample in self.samples if sample.subset.flip_aug]
+        return [(sample, False) for sample in (*self.samples, *self.validation)] + mirrored
+
+    def captions_used(self, epochs: int) -> list[str]:
+        """Every caption that a run of so many epochs and its validation see, each once, in a fixed order."""
+        captions = dict.fromkeys(draw.caption for draw in self.validation_draws())
+        for sample in self.samples:
+            if not caption_varies(sample.subset):
+                captions[plain_caption(sample.subset, sample.lines, self.seed, sample.key)] = None
+        if any(caption_varies(sample.subset) for sample in self.samples):
+            for epoch in range(epochs):
+                captions |= dict.fromkeys(draw.caption for batch in self.batches(epoch) for draw in batch)
+        return list(captions)
+
+    def tag_frequency(self) -> dict[str, dict[str, int]]:
+        """How often each tag is in the captions, by folder: kohya's count, lower case, split at commas."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for sample in (*self.samples, *self.validation):
+            tags = (tag.strip().lower() for tag in sample.lines[0].split(","))
+            counts[sample.subset.image_dir.name].update(tag for tag in tags if tag)
+        return {folder: dict(tags) for folder, tags in counts.items()}
+
+    def manifest(self) -> dict[str, str]:
+        """All that decides the order and content of batches, by name: equal manifests train alike."""
+        sections = {f"dataset {index}": _settings(section) for index, section in enumerate(self.config.sections)}
+        subsets = {
+            f"dataset {index} subset {number}": _settings(subset)
+            for index, section in enumerate(self.config.sections)
+            for number, subset in enumerate(section.subsets)
+        }
+        pictures = {
+            f"picture {sample.key}": f"{sample.picture.sha256} {part} {' | '.join(sample.lines)}"
+            for part, samples in (("train", self.samples), ("validation", self.validation))
+            for sample in samples
+        }
+        return {**sections, **subsets, **pictures}
+
+    @cached_property
+    def _groups(self) -> list[Group]:
+        return make_groups(self.samples, self.config)
+
+    def _group_batches(self, group: Group, epoch: int) -> Iterator[list[tuple[Sample, int]]]:
+        repeats: Counter[str] = Counter()
+        items = []
+        for sample in group.epoch(epoch):
+            items.append((sample, repeats[sample.key]))
+            repeats[sample.key] += 1
+        python_random(self.seed, "order", epoch, group.dataset_index, *group.bucket).shuffle(items)
+        return (items[at : at + group.batch_size] for at in range(0, len(items), group.batch_size))
+
+    def _draw(self, sample: Sample, repeat: int, epoch: int, step: int) -> Draw:
+        total = self.schedule.total_steps
+        caption = caption_variant(sample.subset, sample.lines, self.seed, epoch, sample.key, repeat, step, total)
+        coin = python_random(self.seed, "flip", epoch, repeat, sample.key).random()
+        return Draw(sample, epoch, repeat, caption, sample.subset.flip_aug and coin < 0.5)
+
+
+def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingData, list[Fault]]:
+    """Read the dataset file, decode every picture, read every caption; returns the data and warnings.
+
+    Raises `Faults` with everything that is wrong, in the file and in the folders, at once.
+    """
+    if config.dataset_config is None:
+        raise Faults([Fault("--dataset_config", "is missing", "name the TOML file that lists your pictures")])
+    dataset_config, faults = read_dataset_config(config.dataset_config, config)
+    scan = scan_dataset(dataset_config, config)
+    raise_if_any([*faults, *scan.faults])
+    samples, validation, warnings = hold_out(scan.samples, dataset_config, config.seed)
+    num_batches = sum(group.num_batches for group in make_groups(samples, dataset_config))
+    schedule = plan_schedule(config, num_batches, num_processes)
+    data = TrainingData(dataset_config, tuple(samples), tuple(validation), config.seed, schedule)
+    return data, [*scan.warnings, *warnings]
+
+
+def steps_per_epoch(num_batches: int, num_processes: int, gradient_accumulation_steps: int) -> int:
+    """kohya's arithmetic: optimizer steps in one epoch, a last partial group included."""
+    return math.ceil(math.ceil(num_batches / num_processes) / gradient_accumulation_steps)
+
+
+def plan_schedule(config: TrainConfig, num_batches: int, num_processes: int = 1) -> Schedule:
+    """How long the run is: max_train_epochs wins over max_train_steps, as in kohya's trainer."""
+    accumulation = config.gradient_accumulation_steps
+    per_epoch = steps_per_epoch(num_batches, num_processes, accumulation)
+    total = config.max_train_epochs * per_epoch if config.max_train_epochs else config.max_train_steps
+    return Schedule(num_processes * accumulation, per_epoch, total, math.ceil(total / per_epoch))
+
+
+def _settings(table: DatasetSection | SubsetConfig) -> str:
+    """A table as one line, without where it stands and where its pictures lie."""
+    skipped = ("where", "subsets", "image_dir")
+    return " ".join(f"{name}={value!r}" for name, value in asdict(table).items() if name not in skipped)

@@ -1,0 +1,135 @@
+"""Which samples an epoch consists of: who is held out, who shares a shape, whose turn it is."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import TypeVar
+
+from trainer.data.config import DatasetConfig
+from trainer.data.images import Size
+from trainer.data.samples import Sample
+from trainer.faults import Fault, raise_if_any
+from trainer.rng import derive_seed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one dataset that share a shape, batch_size of them to a batch.
+
+    num_reg: how many draws of regularisation samples each epoch has, the same in every epoch.
+    """
+
+    dataset_index: int
+    bucket: Size
+    batch_size: int
+    train: tuple[Sample, ...]
+    reg: tuple[Sample, ...]
+    num_reg: int
+
+    @property
+    def num_draws(self) -> int:
+        return sum(sample.num_repeats for sample in self.train) + self.num_reg
+
+    @property
+    def num_batches(self) -> int:
+        return math.ceil(self.num_draws / self.batch_size)
+
+    def epoch(self, epoch: int) -> list[Sample]:
+        """Each training sample num_repeats times; of the regularisation samples, those whose turn it is."""
+        return expand(self.train) + take_turns(expand(self.reg), self.num_reg, epoch)
+
+
+def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> list[Group]:
+    """Samples by dataset and shape.
+
+    A dataset's regularisation draws are as many as its training draws, as in kohya's trainer; they
+    are shared out among the shapes by their number of regularisation pictures.
+    """
+    groups: list[Group] = []
+    for index, section in enumerate(dataset_config.sections):
+        shapes: dict[Size, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            if sample.dataset_index == index:
+                shapes[sample.bucket].append(sample)
+        train = {shape: tuple(s for s in found if not s.is_reg) for shape, found in shapes.items()}
+        reg = {shape: tuple(s for s in found if s.is_reg) for shape, found in shapes.items()}
+        num_train = sum(len(expand(found)) for found in train.values())
+        shares = share_out(num_train, {shape: len(expand(found)) for shape, found in reg.items() if found})
+        groups += [
+            Group(index, shape, section.batch_size, train[shape], reg[shape], shares.get(shape, 0))
+            for shape in sorted(shapes)
+        ]
+    return groups
+
+
+def expand(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample num_repeats times, all of them once before any comes again."""
+    most = max((sample.num_repeats for sample in samples), default=0)
+    return [sample for repeat in range(most) for sample in samples if repeat < sample.num_repeats]
+
+
+def take_turns(queue: Sequence[T], count: int, epoch: int) -> list[T]:
+    """The next `count` of an endless queue, each epoch going on where the former one ended."""
+    if not queue:
+        return []
+    start = epoch * count
+    return [queue[position % len(queue)] for position in range(start, start + count)]
+
+
+def share_out(total: int, weights: dict[Size, int]) -> dict[Size, int]:
+    """`total` in whole parts by weight, the largest remainders rounded up; no part 0 if that can be."""
+    if not weights:
+        return {}
+    least = 1 if total >= len(weights) else 0
+    rest, weight = total - least * len(weights), sum(weights.values())
+    exact = {shape: rest * part / weight for shape, part in weights.items()}
+    shares = {shape: least + math.floor(part) for shape, part in exact.items()}
+    by_remainder = sorted(exact, key=lambda shape: (math.floor(exact[shape]) - exact[shape], shape))
+    for shape in islice(by_remainder, total - sum(shares.values())):
+        shares[shape] += 1
+    return shares
+
+
+def hold_out(
+    samples: Sequence[Sample], dataset_config: DatasetConfig, seed: int
+) -> tuple[list[Sample], list[Sample], list[Fault]]:
+    """(train, validation, warnings) by each dataset's validation_split.
+
+    Whole pictures are held out: whatever has the content of a held-out picture, in any dataset, is
+    never trained. Raises `Faults` where nothing would be left to train on.
+    """
+    by_subset: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if not sample.is_reg:
+            by_subset[sample.subset.where].append(sample)
+    held: set[str] = set()
+    warnings = []
+    for members in by_subset.values():
+        section = dataset_config.sections[members[0].dataset_index]
+        if section.validation_split == 0:
+            continue
+        chosen = _choose(members, section.validation_split, section.validation_seed, seed)
+        held |= {sample.picture.sha256 for sample in chosen}
+        if not chosen:
+            what = f"validation_split {section.validation_split} holds out none of {len(members)} pictures"
+            warnings.append(Fault(members[0].subset.where, what, "raise it, or add pictures"))
+    train = [sample for sample in samples if sample.picture.sha256 not in held]
+    validation = [sample for sample in samples if sample.picture.sha256 in held and not sample.is_reg]
+    trained = {sample.subset.where for sample in train}
+    raise_if_any(
+        Fault(where, "validation leaves none of its pictures to train on", "lower validation_split")
+        for where in by_subset.keys() - trained
+    )
+    return train, validation, warnings
+
+
+def _choose(members: Sequence[Sample], split: float, validation_seed: int | None, seed: int) -> list[Sample]:
+    """kohya's shuffle and cut: with the same validation_seed the same pictures are trained."""
+    order = list(members)
+    Random(derive_seed(seed, "validation split") if validation_seed is None else validation_seed).shuffle(order)
+    return order[math.ceil(len(order) * (1 - split)) :]
