@@ -1,0 +1,1 @@
+"""The four model files: their names, their weights, their modules, one forward pass."""

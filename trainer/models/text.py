@@ -1,0 +1,114 @@
+"""Captions to the two texts that FLUX.1 is conditioned on: T5's hidden states and CLIP's pooled output."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5EncoderModel,
+    T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
+)
+
+from trainer.config import TrainConfig
+from trainer.faults import Fault, Faults
+
+CLIP_LENGTH = 77
+CLIP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # as in the FLUX.1-dev repository
+CLIP_FILES, T5_FILES = ("vocab.json", "merges.txt"), ("tokenizer.json",)
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """CLIP's and T5's tokenizer, and a hex SHA-256 of the files that they were made from."""
+
+    clip: Any
+    t5: Any
+    fingerprint: str
+
+
+def load_tokenizers(folder: Path) -> Tokenizers:
+    """Load both from `folder`/tokenizer and `folder`/tokenizer_2, from disk alone.
+
+    Raises `Faults` naming the files that are missing or cannot be read.
+    """
+    if faults := _missing_files(folder):
+        raise Faults(faults)
+    return Tokenizers(
+        clip=_load(CLIPTokenizer, folder / CLIP_FOLDER),
+        t5=_load(T5TokenizerFast, folder / T5_FOLDER),
+        fingerprint=_fingerprint(folder),
+    )
+
+
+def find_tokenizer_dir(config: TrainConfig) -> Path | None:
+    """--tokenizer_dir if given, else the first folder at or beside clip_l's that holds both tokenizers."""
+    if config.tokenizer_dir is not None:
+        return config.tokenizer_dir
+    if config.clip_l is None:
+        return None
+    beside = config.clip_l.parent
+    candidates = (beside / "tokenizers", beside.parent / "tokenizers", beside)
+    return next((folder for folder in candidates if not _missing_files(folder)), None)
+
+
+def clip_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
+    """Token ids [n, 77] int64, padded and cut."""
+    return _tokenize(tokenizer, captions, CLIP_LENGTH).input_ids
+
+
+def cut_captions(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[str]:
+    """Those captions that have more tokens than `max_length`, the end of which is therefore not read."""
+    lengths = (len(ids) for ids in tokenizer(list(captions)).input_ids) if captions else ()
+    return [caption for caption, length in zip(captions, lengths, strict=False) if length > max_length]
+
+
+@torch.no_grad()
+def encode_clip(model: CLIPTextModel, tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
+    """CLIP's pooled output [n, width] in float32, as diffusers' FluxPipeline makes it."""
+    return model(clip_ids(tokenizer, captions).to(model.device)).pooler_output.float()
+
+
+@torch.no_grad()
+def encode_t5(
+    model: T5EncoderModel, tokenizer: Any, captions: Sequence[str], max_length: int, masked: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T5's hidden states [n, max_length, width] in the model's dtype, and the mask of real tokens.
+
+    The mask is [n, max_length] bool. masked: whether padding is kept out of T5's attention too
+    (`--apply_t5_attn_mask`); FLUX.1 was trained without.
+    """
+    tokens = _tokenize(tokenizer, captions, max_length)
+    mask = tokens.attention_mask.to(model.device)
+    hidden = model(tokens.input_ids.to(model.device), attention_mask=mask if masked else None)[0]
+    return hidden, mask.bool()
+
+
+def _tokenize(tokenizer: Any, captions: Sequence[str], length: int) -> Any:
+    return tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the library raises many kinds for a damaged file
+        raise Faults([Fault(str(folder), f"cannot be read as a tokenizer: {error}", "download it again")]) from error
+
+
+def _missing_files(folder: Path) -> list[Fault]:
+    wanted = [folder / CLIP_FOLDER / name for name in CLIP_FILES] + [folder / T5_FOLDER / name for name in T5_FILES]
+    hint = "give --tokenizer_dir, a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
+    return [Fault(str(path), "there is no such file", hint) for path in wanted if not path.is_file()]
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for part in (CLIP_FOLDER, T5_FOLDER):
+        for path in sorted((folder / part).iterdir()):
+            digest.update(f"{part}/{path.name}".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

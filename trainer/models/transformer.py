@@ -1,0 +1,114 @@
+"""One forward pass of diffusers' FLUX transformer, spelled out for training.
+
+It is `FluxTransformer2DModel.forward` with three differences: timestep and guidance stay in float32
+until they are embedded (the original rounds them to bfloat16, a spacing of 4 in 1000), the rotary
+table is made once per shape, and checkpointing can be chosen block by block.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+RotaryTable = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the prompt gives the transformer.
+
+    txt: T5 hidden states [B, L, D]; pooled: CLIP's pooled output [B, P]; txt_mask: [B, L], True
+    where a token may be attended to, or None for all of them.
+    """
+
+    txt: torch.Tensor
+    pooled: torch.Tensor
+    txt_mask: torch.Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Conditioning":
+        mask = None if self.txt_mask is None else self.txt_mask.to(device)
+        return Conditioning(self.txt.to(device, dtype), self.pooled.to(device, dtype), mask)
+
+
+def pack_latents(latents: torch.Tensor) -> torch.Tensor:
+    """[B, C, H, W] to tokens [B, H/2 * W/2, C * 4], each a 2x2 patch."""
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The inverse of `pack_latents`; height and width are those of the latents."""
+    batch, _, features = tokens.shape
+    patches = tokens.view(batch, height // 2, width // 2, features // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, features // 4, height, width)
+
+
+def rotary_table(
+    transformer: FluxTransformer2DModel, height: int, width: int, txt_length: int, device: torch.device
+) -> RotaryTable:
+    """Cosines and sines for text tokens at (0, 0, 0) and image tokens at (0, row, column), in float32.
+
+    height and width are those of the latents, so twice the number of rows and columns of tokens.
+    """
+    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+    ids = torch.cat([img_ids.new_zeros(txt_length, 3), img_ids])
+    cosines, sines = transformer.pos_embed(ids)  # on the host, in float64: the same on every device
+    return cosines.float().to(device), sines.float().to(device)
+
+
+def predict_velocity(
+    transformer: FluxTransformer2DModel,
+    noisy: torch.Tensor,
+    sigmas: torch.Tensor,
+    conditioning: Conditioning,
+    guidance: float,
+    rotary: RotaryTable,
+    checkpointed: bool = False,
+) -> torch.Tensor:
+    """The velocity at x_sigma.
+
+    noisy: [B, C, H, W] in the compute dtype; sigmas: [B], float32; guidance: the value that FLUX.1-dev
+    embeds (not used by schnell). Returns [B, C, H, W].
+    """
+    height, width = noisy.shape[-2:]
+    img = transformer.x_embedder(pack_latents(noisy))
+    txt = transformer.context_embedder(conditioning.txt)
+    temb = _time_embedding(transformer, sigmas, guidance, conditioning.pooled)
+    attention = _attention_arguments(conditioning.txt_mask, img.shape[1])
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        txt, img = _run_block(block, img, txt, temb, rotary, attention, checkpointed)
+    tokens = transformer.proj_out(transformer.norm_out(img, temb))
+    return unpack_latents(tokens, height, width)
+
+
+def _time_embedding(
+    transformer: FluxTransformer2DModel, sigmas: torch.Tensor, guidance: float, pooled: torch.Tensor
+) -> torch.Tensor:
+    if not transformer.config.guidance_embeds:
+        return transformer.time_text_embed(sigmas * 1000, pooled)
+    return transformer.time_text_embed(sigmas * 1000, torch.full_like(sigmas, guidance * 1000), pooled)
+
+
+def _attention_arguments(txt_mask: torch.Tensor | None, num_img_tokens: int) -> dict[str, torch.Tensor] | None:
+    if txt_mask is None:
+        return None
+    img_mask = txt_mask.new_ones(txt_mask.shape[0], num_img_tokens)
+    return {"attention_mask": torch.cat([txt_mask, img_mask], dim=1)[:, None, None, :]}
+
+
+def _run_block(
+    block: nn.Module,
+    img: torch.Tensor,
+    txt: torch.Tensor,
+    temb: torch.Tensor,
+    rotary: RotaryTable,
+    attention: dict[str, torch.Tensor] | None,
+    checkpointed: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if checkpointed and torch.is_grad_enabled():
+        return checkpoint(block, img, txt, temb, rotary, attention, use_reentrant=False)  # type: ignore
+    return block(img, txt, temb, rotary, attention)

@@ -1,0 +1,303 @@
+"""Safetensors files read by their headers, and their tensors streamed to a device.
+
+Nothing is mapped into memory and nothing is held twice: a tensor goes through two small staging
+buffers to where it is needed, so a 24 GB file costs the host some ten megabytes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+STAGING_BYTES = 32 << 20
+FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES = 256, 4096
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
+# What quantised files carry beside their weights and what training does not need: scales of
+# activations, and notes that say how the weights were quantised.
+IGNORED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file; begin and end are bytes from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself, tensors in the order of their bytes."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    num_bytes: int
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; raises KeyError."""
+        return self.tensors[name].shape
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file, and that the file has all of its bytes.
+
+    Raises ValueError saying what the file is instead, and OSError.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(512)
+        _refuse_other_formats(start, size)
+        length = int.from_bytes(start[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("not a safetensors file: it does not begin with a header's length")
+        if 8 + length > size:
+            raise ValueError(f"truncated: the header alone has {8 + length:,} bytes, the file has {size:,}")
+        file.seek(8)
+        text = file.read(length)
+    tensors, metadata = _parse_header(text)
+    end = max((info.end for info in tensors.values()), default=8 + length)
+    if end > size:
+        raise ValueError(f"truncated: {end - size:,} of {end:,} bytes are missing")
+    if end < size:
+        raise ValueError(f"damaged: {size - end:,} bytes too many at the end")
+    return Header(path, tensors, metadata, size)
+
+
+def fingerprint(path: Path) -> str:
+    """A hex SHA-256 over a file's size, its header and 256 evenly spaced samples of its data.
+
+    Tells apart any two files that training could make; takes milliseconds for 24 GB.
+    """
+    header = read_header(path)
+    begin = min((info.begin for info in header.tensors.values()), default=header.num_bytes)
+    digest = hashlib.sha256(str(header.num_bytes).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(begin))
+        span = header.num_bytes - begin
+        for sample in range(FINGERPRINT_SAMPLES):
+            file.seek(begin + span * sample // FINGERPRINT_SAMPLES)
+            digest.update(file.read(FINGERPRINT_SAMPLE_BYTES))
+        file.seek(max(begin, header.num_bytes - FINGERPRINT_SAMPLE_BYTES))
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def weight_names(header: Header) -> list[str]:
+    """The names of a file's weights in the order of their bytes, without scales and notes."""
+    return [name for name in header.tensors if not name.endswith(SCALE_SUFFIXES + IGNORED_SUFFIXES)]
+
+
+def stream_tensors(
+    path: Path,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    names: Sequence[str] | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor on the device) for each weight, or for `names`, in the order of the file.
+
+    A thread reads ahead into two staging buffers, pinned when the device is a GPU, while the copies
+    of what was read before are under way. dtype: what floating point weights are cast to; None keeps
+    them, and makes bfloat16 of fp8. fp8 e4m3 weights are multiplied by their scale if there is one.
+    On a device that shares the host's memory, pages already read are given back to the system.
+    Raises ValueError for a file that changed underneath.
+    """
+    header, device = read_header(path), torch.device(device)
+    wanted = weight_names(header) if names is None else names
+    infos = sorted((header.tensors[name] for name in wanted), key=lambda info: info.begin)
+    scales = _read_scales(header)
+    with _StagedReader(path, infos, device) as reader:
+        for info in infos:
+            raw = reader.next_tensor(info)
+            yield info.name, _decode(raw, info, scales.get(info.name), dtype)
+
+
+def _refuse_other_formats(start: bytes, size: int) -> None:
+    known = (
+        (size == 0, "an empty file"),
+        (start.startswith(b"version https://git-lfs"), "a git-lfs pointer, not the file it points to"),
+        (start.startswith(b"GGUF"), "a GGUF file"),
+        (start.startswith(b"PK\x03\x04"), "a zip, such as torch.save writes (pickle); it is not opened"),
+        (start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")), "a pickle; it is not opened"),
+        (start.lstrip()[:1] == b"<", "a web page (HTML or XML), such as a download server's error"),
+        (start.lstrip()[:1] in (b"{", b"["), "JSON text, such as a download server's error"),
+        (size < 10, f"only {size} bytes long"),
+    )
+    for found, what in known:
+        if found and not _looks_like_safetensors(start):
+            raise ValueError(what)
+
+
+def _looks_like_safetensors(start: bytes) -> bool:
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
+
+
+def _parse_header(text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    try:
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", None) or {}
+        first = 8 + len(text)
+        infos = [
+            TensorInfo(name, entry["dtype"], tuple(entry["shape"]), *(first + o for o in entry["data_offsets"]))
+            for name, entry in entries.items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a safetensors file: its header cannot be read ({error})") from None
+    infos.sort(key=lambda info: info.begin)
+    expected = first
+    for info in infos:
+        known = DTYPES.get(info.dtype)
+        if info.begin != expected or (known and info.end - info.begin != math.prod(info.shape) * known.itemsize):
+            raise ValueError(f"damaged: the header's offsets of {info.name} do not fit")
+        expected = info.end
+    return {info.name: info for info in infos}, metadata
+
+
+def _read_scales(header: Header) -> dict[str, torch.Tensor]:
+    scales = {}
+    with header.path.open("rb") as file:
+        for name, info in header.tensors.items():
+            if name.endswith(SCALE_SUFFIXES):
+                file.seek(info.begin)
+                raw = torch.frombuffer(bytearray(file.read(info.end - info.begin)), dtype=DTYPES[info.dtype])
+                scales[name.rpartition(".")[0] + ".weight"] = raw.float().reshape(info.shape)
+    return scales
+
+
+def _decode(raw: torch.Tensor, info: TensorInfo, scale: torch.Tensor | None, dtype: torch.dtype | None) -> torch.Tensor:
+    tensor = raw.view(DTYPES[info.dtype]).reshape(info.shape)
+    if not tensor.is_floating_point():
+        return tensor
+    if info.dtype == "F8_E4M3":
+        dtype = dtype or torch.bfloat16
+    if scale is None:
+        return tensor if dtype is None else tensor.to(dtype)
+    rows = (-1,) + (1,) * (tensor.ndim - 1)
+    factor = scale.reshape(rows) if scale.numel() > 1 else scale.reshape(())
+    return (tensor.float() * factor.to(tensor.device)).to(dtype or torch.float32)
+
+
+@dataclass
+class _Staging:
+    """One buffer of host memory, and the copy out of it that has to end before it is filled again."""
+
+    buffer: torch.Tensor
+    copied: torch.cuda.Event | None = None
+    count: int = 0
+
+
+@dataclass
+class _StagedReader:
+    """Fills tensors on a device from a file, reading on a thread of its own."""
+
+    path: Path
+    infos: Sequence[TensorInfo]
+    device: torch.device
+    _free: "queue.Queue[_Staging | None]" = field(default_factory=queue.Queue)
+    _full: "queue.Queue[_Staging | Exception]" = field(default_factory=queue.Queue)
+
+    def __enter__(self) -> "_StagedReader":
+        pinned = self.device.type == "cuda"
+        for _ in range(2):
+            self._free.put(_Staging(torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=pinned)))
+        self._thread = threading.Thread(target=self._read_all, name="weights", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)  # ends the thread where it waits, also when the consumer stops early
+        self._thread.join()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def next_tensor(self, info: TensorInfo) -> torch.Tensor:
+        """The tensor's bytes, [n] uint8 on the device."""
+        raw = torch.empty(info.end - info.begin, dtype=torch.uint8, device=self.device)
+        filled = 0
+        while filled < len(raw):
+            staging = self._full.get()
+            if isinstance(staging, Exception):
+                raise staging
+            part = staging.buffer[: staging.count]
+            raw[filled : filled + staging.count].copy_(part, non_blocking=True)
+            if self.device.type == "cuda":
+                copied = torch.cuda.Event()
+                copied.record(torch.cuda.current_stream(self.device))
+                staging.copied = copied
+            filled += staging.count
+            self._free.put(staging)
+        return raw
+
+    def _read_all(self) -> None:
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                for info in self.infos:
+                    if not self._read_one(file, info):
+                        return
+        except Exception as error:
+            self._full.put(error)
+
+    def _read_one(self, file: BinaryIO, info: TensorInfo) -> bool:
+        file.seek(info.begin)
+        position = info.begin
+        while position < info.end:
+            staging = self._free.get()
+            if staging is None:
+                return False
+            if staging.copied is not None:
+                staging.copied.synchronize()
+            staging.count = min(len(staging.buffer), info.end - position)
+            _read_exactly(file, staging.buffer[: staging.count].numpy().data)
+            position += staging.count
+            _give_pages_back(file, self.device, position)
+            self._full.put(staging)
+        return True
+
+
+def _read_exactly(file: BinaryIO, target: memoryview) -> None:
+    filled = 0
+    while filled < len(target):
+        count = file.readinto(target[filled:])  # type: ignore[attr-defined]
+        if not count:
+            raise ValueError(f"{file.name}: became shorter while it was read")
+        filled += count
+
+
+def _give_pages_back(file: BinaryIO, device: torch.device, end: int) -> None:
+    """Drop what was read, up to `end`, from the system's cache where it competes with the device's memory."""
+    if shares_host_memory(device) and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, end, os.POSIX_FADV_DONTNEED)
+
+
+def shares_host_memory(device: torch.device) -> bool:
+    """Whether the device is a GPU without memory of its own, such as a DGX Spark's."""
+    if device.type != "cuda":
+        return False
+    return bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
