@@ -1,0 +1,1 @@
+"""The exact training state on disk."""
