@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.unit.test_lora_convert import CLIP, change, module, small_lora
+from trainer.faults import Faults
+from trainer.lora.convert import write_lora
+from trainer.lora.file import LoraFile, save_lora
+from trainer.lora.info import block_norms, change_norm, describe, render
+
+DATASETS = [
+    {"subsets": [{"class_tokens": "tjtoy toy", "image_dir": "toy", "img_count": 6, "num_repeats": 1}]},
+    {"subsets": [{"class_tokens": "tjtoy toy", "image_dir": "toy", "img_count": 6, "num_repeats": 1}]},
+    {"subsets": [{"class_tokens": "gpu", "image_dir": "g", "img_count": 7, "num_repeats": 2, "is_reg": True}]},
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    lora = small_lora()
+    lora.metadata.update(
+        {
+            "ss_epoch": "3",
+            "ss_sd_model_name": "flux1-dev.safetensors",
+            "ss_datasets": json.dumps(DATASETS),
+            "modelspec.architecture": "flux-1-dev/lora",
+            "my_note": "x",
+        }
+    )
+    write_lora(tmp_path / "a.safetensors", lora, "diffusers", torch.bfloat16)
+    return tmp_path / "a.safetensors"
+
+
+def test_the_norm_of_a_product_is_found_without_forming_it():
+    one = module(3, 20, 30, alpha=1.5)
+    assert change_norm(one) == pytest.approx(change(one).norm().item(), rel=1e-5)
+
+
+def test_block_norms_join_the_modules_of_a_block():
+    lora = small_lora(alpha=0.7)
+    norms = block_norms(lora)
+    single = [change(m) for name, m in lora.modules.items() if "single_transformer_blocks.0" in name]
+    expected = sum(each.square().sum() for each in single).sqrt().item()
+    assert norms["single_transformer_blocks.0"] == pytest.approx(expected, rel=1e-5)
+    assert list(norms) == [
+        "transformer_blocks.0",
+        "single_transformer_blocks.0",
+        "text_encoder.text_model.encoder.layers.0",
+    ]
+
+
+def test_a_description_says_what_the_file_is(file: Path):
+    info = json.loads(json.dumps(describe(file)))
+    assert info["concepts"] == [
+        {"trigger": "tjtoy toy", "folder": "toy", "is_reg": False, "pictures": 6, "num_repeats": 1},
+        {"trigger": "gpu", "folder": "g", "is_reg": True, "pictures": 7, "num_repeats": 2},
+    ]
+    assert info["modules"] == {"double block": 7, "single block": 4, "CLIP": 1}
+    assert (info["ranks"], info["scales"], info["dtypes"]) == ([2], [1.0], ["bfloat16"])
+    assert (info["steps"], info["epoch"]) == (9, 3)
+    assert info["other_metadata"] == ["my_note"]
+    assert info["bytes"] == file.stat().st_size
+
+
+def test_the_text_has_it_too(file: Path):
+    text = render(describe(file))
+    for words in ("flux-1-dev/lora", "tjtoy toy  (6 pictures x 1)", "regularisation gpu", "my_note"):
+        assert words in text
+    assert "transformer_blocks.0" in text
+    assert "None" not in text
+
+
+def test_a_file_without_metadata_is_described_by_its_tensors(tmp_path: Path):
+    one = module(2, 8, 8)
+    save_file({f"{CLIP}.lora_A.weight": one.down, f"{CLIP}.lora_B.weight": one.up}, tmp_path / "a")
+    info = describe(tmp_path / "a")
+    assert info["concepts"] == []
+    assert info["modules"] == {"CLIP": 1}
+    assert "rank" in render(info)
+
+
+def test_a_number_that_is_not_finite_is_said(tmp_path: Path):
+    one = module(2, 8, 8)
+    one.up[0, 0] = torch.nan
+    tensors = {f"{CLIP}.lora_A.weight": one.down, f"{CLIP}.lora_B.weight": one.up}
+    save_lora(tmp_path / "a", tensors, {CLIP: 2.0}, {})
+    info = describe(tmp_path / "a")
+    assert info["not_finite"] == [CLIP]
+    json.dumps(info, allow_nan=False)
+    assert "NOT FINITE" in render(info)
+
+
+def test_a_file_that_is_no_lora_is_refused(tmp_path: Path):
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(3, 1)}, tmp_path / "a")
+    with pytest.raises(Faults, match="not understood"):
+        describe(tmp_path / "a")
+    write_lora(tmp_path / "b", LoraFile({}, {}), "diffusers", torch.float32)
+    with pytest.raises(Faults, match="holds no LoRA"):
+        describe(tmp_path / "b")

@@ -1,0 +1,129 @@
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.dataset_files import draw_folder, write_toml
+from trainer.config import TrainConfig
+from trainer.data.dataset import TrainingData, load_dataset
+from trainer.lora.metadata import build_metadata
+
+TOML = """
+[[datasets]]
+resolution = 64
+[[datasets.subsets]]
+image_dir = "{folder}/toy"
+class_tokens = "tjtoy toy"
+[[datasets.subsets]]
+image_dir = "{folder}/gpu"
+class_tokens = "sparkgpu gpu, gold"
+num_repeats = 2
+[[datasets.subsets]]
+image_dir = "{folder}/other"
+class_tokens = "gpu"
+is_reg = true
+"""
+
+
+@dataclass(frozen=True)
+class At:
+    step: int = 7
+    epoch: int = 2
+    session_id: int = 99
+    started_at: float = 1_700_000_000.5
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainConfig, TrainingData]:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000100")
+    folder = tmp_path / "secret-home"
+    for name, count, shade in (("toy", 2, 0), ("gpu", 3, 50), ("other", 1, 100)):
+        draw_folder(folder / name, [(64, 64)] * count, shade)
+    config = write_toml(folder, TOML)
+    config = replace(
+        config,
+        pretrained_model_name_or_path=folder / "flux1-dev.safetensors",
+        optimizer_type="Prodigy",
+        optimizer_args=("d_coef=2", "weight_decay=0.01"),
+        network_args=("train_blocks=single",),
+        max_train_epochs=3,
+    )
+    data, _ = load_dataset(config)
+    return config, data
+
+
+def metadata_of(run: tuple[TrainConfig, TrainingData], **changes) -> dict[str, str]:
+    config, data = run
+    return build_metadata(replace(config, **changes), data, At(), At(), "name-000002")
+
+
+def test_every_value_is_text_and_kohyas_keys_are_there(run):
+    metadata = metadata_of(run)
+    assert all(isinstance(value, str) for value in metadata.values())
+    expected = {
+        "ss_steps": "7",
+        "ss_epoch": "2",
+        "ss_num_epochs": "3",
+        "ss_num_train_images": "8",
+        "ss_num_reg_images": "1",
+        "ss_network_dim": "16",
+        "ss_network_alpha": "16",
+        "ss_network_module": "networks.lora_flux",
+        "ss_network_args": '{"train_blocks": "single"}',
+        "ss_optimizer": "Prodigy(d_coef=2,weight_decay=0.01)",
+        "ss_base_model_version": "flux1",
+        "ss_sd_model_name": "flux1-dev.safetensors",
+        "ss_session_id": "99",
+        "ss_training_started_at": "1700000000.5",
+        "ss_training_finished_at": "1700000100.0",
+        "ss_unet_lr": "None",
+        "ss_seed": "42",
+    }
+    assert {key: metadata[key] for key in expected} == expected
+
+
+def test_modelspec_names_base_title_and_triggers(run):
+    metadata = metadata_of(run, metadata_author="Ada")
+    assert metadata["modelspec.architecture"] == "flux-1-dev/lora"
+    assert metadata["modelspec.title"] == "name-000002"
+    assert metadata["modelspec.trigger_phrase"] == "tjtoy toy, sparkgpu gpu, gold"
+    assert metadata["modelspec.resolution"] == "64x64"
+    assert metadata["modelspec.date"] == "2023-11-14T22:15:00+00:00"
+    assert metadata["modelspec.author"] == "Ada"
+    assert "modelspec.license" not in metadata
+    assert "modelspec.timestep_range" not in metadata
+    assert metadata_of(run, max_timestep=800)["modelspec.timestep_range"] == "0,800"
+    config, data = run
+    schnell = build_metadata(config, data, At(), At(), "x", is_schnell=True)
+    assert schnell["modelspec.architecture"] == "flux-1-schnell/lora"
+
+
+def test_datasets_tags_and_concepts_are_those_of_the_pictures(run):
+    metadata = metadata_of(run)
+    tags = json.loads(metadata["ss_tag_frequency"])
+    assert tags["gpu"] == {"sparkgpu gpu": 3, "gold": 3}
+    (dataset,) = json.loads(metadata["ss_datasets"])
+    assert dataset["resolution"] == [64, 64]
+    found = [(s["image_dir"], s["img_count"], s["num_repeats"], s["class_tokens"]) for s in dataset["subsets"]]
+    assert found == [("toy", 2, 1, "tjtoy toy"), ("gpu", 3, 2, "sparkgpu gpu, gold"), ("other", 1, 1, "gpu")]
+    assert json.loads(metadata["ss_dataset_dirs"])["gpu"] == {"n_repeats": 2, "img_count": 3}
+    ours = json.loads(metadata["flux_dreambooth"])
+    assert [concept["pictures"] for concept in ours["concepts"]] == [2, 3, 1]
+    assert ours["config"]["optimizer_args"] == ["d_coef=2", "weight_decay=0.01"]
+
+
+def test_no_folder_of_the_users_machine_is_told(run, tmp_path: Path):
+    text = json.dumps(metadata_of(run, sample_prompts=tmp_path / "prompts.txt", resume=tmp_path / "state"))
+    assert "secret-home" not in text
+    assert str(tmp_path) not in text
+    assert "prompts.txt" in text
+
+
+def test_no_metadata_leaves_what_a_loader_needs_and_no_concepts(run):
+    metadata = metadata_of(run, no_metadata=True)
+    assert "tjtoy" not in json.dumps(metadata)
+    assert metadata["ss_network_dim"] == "16"
+    assert metadata["ss_base_model_version"] == "flux1"
+    assert metadata["modelspec.architecture"] == "flux-1-dev/lora"
+    assert not [key for key in metadata if key in ("ss_datasets", "ss_seed", "flux_dreambooth")]

@@ -1,0 +1,185 @@
+"""Low-rank adapters on the linear layers of the transformer's blocks and of CLIP's layers.
+
+peft places them; the down projection is ours, so that weights may stay in float32 while the product
+runs in the layer's own precision, and so that kohya's three dropouts apply to the hidden values.
+"""
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from trainer.rng import torch_generator
+
+ADAPTER = "default"
+BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+CLIP_LAYERS = ("encoder.layers.", "text_model.encoder.layers.")
+CLIP_LEVEL = "text_model."  # in every file; in the module tree only before transformers 5
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """kohya's three probabilities; they apply where a module is in training mode.
+
+    network: of each hidden value; rank: of each rank for a whole sample; module: of a whole layer's
+    adapter for one forward pass. The first two scale up what is left, the last does not.
+    """
+
+    network: float = 0.0
+    rank: float = 0.0
+    module: float = 0.0
+
+
+NO_DROPOUTS = Dropouts()
+
+
+class AdapterLinear(nn.Linear):
+    """A linear layer without bias that computes in the precision of its input."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+class DownLinear(AdapterLinear):
+    """The down projection with dropouts on what it gives."""
+
+    def __init__(self, in_features: int, rank: int, dropouts: Dropouts, **factory):
+        super().__init__(in_features, rank, bias=False, **factory)
+        self.dropouts = dropouts
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        hidden = super().forward(input)
+        return drop(hidden, self.dropouts) if self.training else hidden
+
+
+def drop(hidden: torch.Tensor, dropouts: Dropouts) -> torch.Tensor:
+    """Dropouts on hidden values [B, r] or [B, L, r], drawn on their device without host synchronisation."""
+    if dropouts.network:
+        hidden = F.dropout(hidden, dropouts.network)
+    if dropouts.rank:
+        shape = (hidden.shape[0], *[1] * (hidden.ndim - 2), hidden.shape[-1])
+        kept = torch.rand(shape, device=hidden.device) >= dropouts.rank
+        hidden = hidden * (kept / (1 - dropouts.rank)).to(hidden.dtype)
+    if dropouts.module:
+        kept = torch.rand((), device=hidden.device) >= dropouts.module
+        hidden = hidden * kept.to(hidden.dtype)
+    return hidden
+
+
+def linear_modules(model: nn.Module) -> list[str]:
+    """The names of the linear layers that may be adapted, in the model's own order.
+
+    Of a FLUX transformer: all of the double and single blocks, modulation included (494 for
+    FLUX.1-dev). Of CLIP: attention and MLP of each layer (72 for CLIP-L).
+    """
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in found if name.startswith(BLOCKS + CLIP_LAYERS)]
+
+
+def add_lora(
+    model: nn.Module,
+    ranks: Mapping[str, int],
+    alpha: float | None,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    dropouts: Dropouts = NO_DROPOUTS,
+) -> None:
+    """Adapt the named linear layers in place and freeze all the rest.
+
+    ranks: module name as `linear_modules` gives it -> rank; 0 leaves the layer as it is. alpha: one
+    number for all layers, each scaled by alpha / its rank as kohya does; None or 0 means the rank,
+    a scale of 1. Down is Kaiming-uniform, a pure function of seed and name; up is zero.
+    """
+    ranks = {name: rank for name, rank in ranks.items() if rank > 0}
+    assert ranks, "nothing to adapt"
+    model.requires_grad_(False)
+    inject_adapter_in_model(_peft_config(ranks, alpha), model, ADAPTER, low_cpu_mem_usage=True)
+    layers = dict(_adapted_layers(model))
+    assert layers.keys() == ranks.keys(), layers.keys() ^ ranks.keys()
+    for name, layer in layers.items():
+        _fill_layer(layer, seed, file_module(model, name), dtype, dropouts)
+
+
+def _peft_config(ranks: Mapping[str, int], alpha: float | None) -> LoraConfig:
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {_escaped(name): rank for name, rank in ranks.items() if rank != usual}  # regular expressions
+    return LoraConfig(
+        r=usual,
+        lora_alpha=alpha or usual,  # type: ignore  (peft accepts a float)
+        rank_pattern=others,
+        alpha_pattern={} if alpha else dict(others),
+        target_modules="|".join(_escaped(name) for name in ranks),
+    )
+
+
+def _escaped(name: str) -> str:
+    return name.replace(".", r"\.")
+
+
+def _fill_layer(layer: LoraLayer, seed: int, name: str, dtype: torch.dtype, dropouts: Dropouts) -> None:
+    base = cast(nn.Linear, layer.get_base_layer())
+    rank, device = layer.r[ADAPTER], base.weight.device
+    down = DownLinear(base.in_features, rank, dropouts, device="meta")
+    up = AdapterLinear(rank, base.out_features, bias=False, device="meta")
+    bound = 1 / math.sqrt(base.in_features)  # Kaiming uniform with a = sqrt(5), as torch's and kohya's linear
+    weight = torch.empty(rank, base.in_features)
+    weight.uniform_(-bound, bound, generator=torch_generator(seed, "lora", name))
+    down.weight = nn.Parameter(weight.to(device, dtype))
+    up.weight = nn.Parameter(torch.zeros(base.out_features, rank, device=device, dtype=dtype))
+    layer.lora_A[ADAPTER], layer.lora_B[ADAPTER] = down, up
+    layer.cast_input_dtype_enabled = False  # our linears do it the other way round
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def file_module(model: nn.Module, name: str) -> str:
+    """A module's name in the LoRA file, for a transformer or a CLIP text model."""
+    if name.startswith(BLOCKS):
+        return f"transformer.{name}"
+    assert name.startswith(CLIP_LAYERS), f"{name} of {type(model).__name__}"
+    return f"text_encoder.{CLIP_LEVEL}{name.removeprefix(CLIP_LEVEL)}"
+
+
+def adapter_parameters(transformer: nn.Module, text_encoder: nn.Module | None = None) -> dict[str, nn.Parameter]:
+    """The trained parameters by their names in the file, in the models' order, down before up."""
+    return {
+        f"{name}.{key}.weight": getattr(layer, key)[ADAPTER].weight
+        for name, layer in _named_layers(transformer, text_encoder)
+        for key in ("lora_A", "lora_B")
+    }
+
+
+def adapter_alphas(transformer: nn.Module, text_encoder: nn.Module | None = None) -> dict[str, float]:
+    """Each adapted module's alpha by its name in the file; its scale is alpha / rank."""
+    return {name: layer.scaling[ADAPTER] * layer.r[ADAPTER] for name, layer in _named_layers(transformer, text_encoder)}
+
+
+def _named_layers(transformer: nn.Module, text_encoder: nn.Module | None) -> Iterator[tuple[str, LoraLayer]]:
+    for model in (transformer, text_encoder):
+        if model is not None:
+            yield from ((file_module(model, name), layer) for name, layer in _adapted_layers(model))
+
+
+@contextlib.contextmanager
+def disabled_adapter(*models: nn.Module) -> Iterator[None]:
+    """Within it the models predict what they did before they were adapted."""
+    layers = [layer for model in models for _, layer in _adapted_layers(model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
