@@ -1,0 +1,34 @@
+"""`python -m trainer <verb>`: train, check, sample, info, convert. Each verb imports only what it needs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from trainer.faults import Faults
+
+VERBS = {
+    "train": "train a LoRA (checks everything first)",
+    "check": "find everything that is wrong with settings, pictures and model files, and print the plan",
+    "sample": "draw pictures with the base model and LoRA files",
+    "info": "say what a LoRA file holds",
+    "convert": "turn a LoRA into kohya's layout and back, resize it, merge several",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb. Returns the exit status: 0, 1 for faults, 2 for no such verb, 130 and 143 after a signal."""
+    verb, *rest = argv or ["--help"]
+    if verb not in VERBS:
+        lines = [f"  {name:<9}{text}" for name, text in VERBS.items()]
+        print("\n".join(["usage: python -m trainer <verb> …", *lines, "", "python -m trainer <verb> --help says more"]))
+        return 0 if verb in ("--help", "-h") else 2
+    try:
+        return importlib.import_module(f"trainer.verbs.{verb}").run(rest)
+    except Faults as found:
+        count = len(found.faults)
+        print(f"{count} thing{'s' * (count > 1)} to mend:\n{found}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""What a run says while it goes: a progress line, JSON lines, and trackers (TensorBoard, wandb)."""
+
+import importlib.util
+import json
+import logging
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from trainer.checkpoints import run_dir
+from trainer.config import TrainConfig, to_dict
+from trainer.faults import Fault, Faults
+
+log = logging.getLogger(__name__)
+
+
+def tracker_arguments(config: TrainConfig) -> dict[str, Any]:
+    """What `Accelerator` needs to know of --log_with and --logging_dir."""
+    names = {"all": ["tensorboard", "wandb"], "none": []}.get(config.log_with, [config.log_with])
+    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+        raise Faults([Fault("--log_with", "wandb is not installed", "pip install wandb, or leave --log_with out")])
+    return {"log_with": names or None, "project_dir": config.logging_dir or run_dir(config) / "tensorboard"}
+
+
+def _start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
+    settings = {key: value for key, value in to_dict(config).items() if isinstance(value, int | float | str | bool)}
+    wandb = {"name": config.wandb_run_name or config.output_name}
+    accelerator.init_trackers(config.output_name, config=settings, init_kwargs={"wandb": wandb})
+
+
+class RunLog:
+    """Writes `runs/NAME/log.jsonl`, the trackers' files and the console; only the main process does."""
+
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, run_dir: Path, total_steps: int, step: int
+    ) -> None:
+        self.active = accelerator.is_main_process
+        self.accelerator = accelerator
+        self.every = config.log_every
+        self.recent: deque[float] = deque(maxlen=100)
+        _start_trackers(config, accelerator)
+        if not self.active:
+            return
+        self.file = (run_dir / "log.jsonl").open("a", encoding="utf-8")
+        on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total_steps, initial=step, unit="step", disable=not on_terminal, dynamic_ncols=True)
+        self.plain = not on_terminal
+        self.redirect = logging_redirect_tqdm()
+        self.redirect.__enter__()
+
+    def step(self, step: int, values: dict[str, float], done: int = 1) -> None:
+        """One optimizer step: its loss and what else was measured."""
+        if not self.active:
+            return
+        self.recent.append(values["loss"])
+        average = sum(self.recent) / len(self.recent)
+        self.bar.update(done)
+        self.bar.set_postfix_str(_postfix(average, values))
+        if step % self.every == 0 or step == self.bar.total:
+            self._write("step", step, {**values, "loss_average": average})
+            self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=step)
+        if self.plain and (step % max(self.every, 10) == 0 or step == self.bar.total):
+            log.info("step %d/%d  %s", step, self.bar.total, _postfix(average, values))
+
+    def event(self, kind: str, step: int, **values: Any) -> None:
+        """Something that happens now and then: a checkpoint, a sample, a validation, the end."""
+        if not self.active:
+            return
+        self._write(kind, step, values)
+        numbers = {f"{kind}/{key}": v for key, v in values.items() if isinstance(v, float)}
+        if numbers:
+            self.accelerator.log(numbers, step=step)
+        log.info("%s at step %d: %s", kind, step, ", ".join(f"{key} {_short(v)}" for key, v in values.items()))
+
+    def close(self) -> None:
+        """Finish the progress line and the files."""
+        if self.active:
+            self.bar.close()
+            self.redirect.__exit__(None, None, None)
+            self.file.close()
+        self.accelerator.end_training()
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        record = {"kind": kind, "time": round(time.time(), 3), "step": step, **values}
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+
+def _postfix(average: float, values: dict[str, float]) -> str:
+    parts = [f"epoch {values['epoch']:.0f}", f"loss {average:.4f}", f"{values['seconds_per_picture']:.2f} s/picture"]
+    if "peak_gib" in values:
+        parts.append(f"{values['peak_gib']:.1f} GiB")
+    return ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,129 @@
+"""One optimizer step: the gradient of a group of micro-batches, summed over processes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from diffusers import FluxTransformer2DModel
+from torch import nn
+
+from trainer.batches import Batch
+from trainer.config import TrainConfig
+from trainer.flow import add_noise, loss_weights, sample_losses, velocity_target
+from trainer.lora.adapter import adapter_alphas, adapter_parameters, disabled_adapter
+from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
+from trainer.rng import derive_seed
+
+REDUCE_ELEMENTS = 64 << 20  # gradients travel between processes in pieces of this many numbers
+
+
+@dataclass
+class AdaptedModel:
+    """The frozen transformer with its adapter, CLIP too when it is trained, and what they were told to do."""
+
+    config: TrainConfig
+    transformer: FluxTransformer2DModel
+    text_encoder: nn.Module | None = None
+    process_index: int = 0
+
+    def __post_init__(self) -> None:
+        self.parameters: dict[str, nn.Parameter] = adapter_parameters(self.transformer, self.text_encoder)
+        self.alphas: dict[str, float] = adapter_alphas(self.transformer, self.text_encoder)
+        self.device = self.transformer.device
+        self.dtype = self.transformer.x_embedder.weight.dtype
+        self._rotary: dict[tuple[int, int, int], RotaryTable] = {}
+
+    def train(self, mode: bool = True) -> None:
+        """Switch the dropouts of the adapters on or off."""
+        self.transformer.train(mode)
+        if self.text_encoder is not None:
+            self.text_encoder.train(mode)
+
+    def rotary(self, height: int, width: int, txt_length: int) -> RotaryTable:
+        """The rotary table of a latent shape, made once."""
+        shape = (height, width, txt_length)
+        if shape not in self._rotary:
+            self._rotary[shape] = rotary_table(self.transformer, *shape, self.device)
+        return self._rotary[shape]
+
+    def conditioning(
+        self,
+        txt: torch.Tensor,
+        pooled: torch.Tensor,
+        txt_mask: torch.Tensor | None,
+        clip_ids: torch.Tensor | None,
+    ) -> Conditioning:
+        """Text on the device in the compute dtype; where CLIP is trained it reads clip_ids [B, 77] afresh."""
+        if self.text_encoder is not None:
+            assert clip_ids is not None
+            pooled = self.text_encoder(clip_ids.to(self.device)).pooler_output
+        return Conditioning(txt, pooled, txt_mask).to(self.device, self.dtype)
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """The unweighted loss of each sample, [B], float32, with its graph."""
+        config = self.config
+        noisy = add_noise(batch.latents, batch.noise, batch.sigmas).to(self.dtype)
+        conditioning = self.conditioning(batch.txt, batch.pooled, batch.txt_mask, batch.clip_ids)
+        rotary = self.rotary(*noisy.shape[-2:], batch.txt.shape[1])
+
+        def predict(checkpointed: bool = config.gradient_checkpointing) -> torch.Tensor:
+            return predict_velocity(
+                self.transformer, noisy, batch.sigmas, conditioning, config.guidance_scale, rotary, checkpointed
+            )
+
+        target = velocity_target(batch.latents, batch.noise)
+        if batch.preserve is not None:
+            with torch.no_grad(), disabled_adapter(self.transformer):
+                target = torch.where(batch.preserve.view(-1, 1, 1, 1) > 0, predict(False).float(), target)
+        return sample_losses(predict(), target, batch.sigmas, config)
+
+
+def accumulate_gradients(
+    model: AdaptedModel, batches: Iterable[Batch], num_batches: int, num_pictures: int, step: int
+) -> torch.Tensor:
+    """Run this process's share of a group; gradients add up in `.grad`.
+
+    num_batches: how many of `batches` belong to the group; num_pictures: pictures in the whole group,
+    those of other processes included, so that each picture weighs the same and a smaller last group
+    is divided by its true size. Returns this process's share of the group's mean loss, a scalar on the
+    device.
+    """
+    total = torch.zeros((), device=model.device)
+    for index, batch in enumerate(islice(batches, num_batches)):
+        batch = batch.to(model.device)
+        torch.manual_seed(derive_seed(model.config.seed, "dropout", step, index, model.process_index))
+        weights = batch.weights * loss_weights(batch.sigmas, model.config.weighting_scheme)
+        loss = (model.losses(batch) * weights).sum() / num_pictures
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor, accelerator: Accelerator) -> None:
+    """Add up gradients and loss over the processes, in place; a process without a batch adds zeros."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    dist.all_reduce(loss)
+    for piece in _pieces(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in piece])
+        dist.all_reduce(flat)
+        for gradient, values in zip(piece, flat.split([g.numel() for g in piece]), strict=True):
+            gradient.copy_(values.view_as(gradient))
+
+
+def _pieces(gradients: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    piece: list[torch.Tensor] = []
+    for gradient in gradients:
+        if piece and sum(g.numel() for g in piece) + gradient.numel() > REDUCE_ELEMENTS:
+            yield piece
+            piece = []
+        piece.append(gradient)
+    yield piece

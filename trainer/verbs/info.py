@@ -1,0 +1,20 @@
+"""`python -m trainer info FILE`: what a LoRA file holds."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.lora.info import describe, render
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print a description of each file, as text or as JSON lines."""
+    parser = argparse.ArgumentParser("python -m trainer info", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="LoRA file of any common layout")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each file")
+    arguments = parser.parse_args(argv)
+    for file in arguments.files:
+        found = describe(file)
+        print(json.dumps(found, ensure_ascii=False) if arguments.json else render(found))
+    return 0
