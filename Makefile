@@ -1,14 +1,14 @@
 # make test     install into .venv, then run every test that this machine can run
 # make check    formatting, lint and types
 # make docs     write docs/kohya.md from the program's own tables
-# make random   small model files with random weights in models/random, to try the program without a download
+# make try      a training of a minute on the pictures of flux_data, with a tiny random FLUX: no GPU, no download
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup test check format docs random
+.PHONY: setup test check format docs try
 
 setup: $(READY)
 
@@ -24,7 +24,7 @@ test: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -33,5 +33,8 @@ format: setup
 docs: setup
 	$(BIN)/python tools/kohya_docs.py
 
-random: setup
+try: setup models/random
+	$(BIN)/python -m trainer train --config_file flux_data/try.toml
+
+models/random: | setup
 	$(BIN)/python benchmarks/random_flux.py --size tiny --out models/random
