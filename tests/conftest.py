@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from benchmarks.random_flux import ModelFiles, write_model_files  # noqa: E402 (after the environment)
+from benchmarks.random_flux import ModelFiles, write_model_files
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

@@ -1,6 +1,6 @@
 """From draws to tensors: what one forward and backward pass needs, prepared ahead on a thread."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -37,31 +37,34 @@ class Batch:
     preserve: torch.Tensor | None
     draws: tuple[Draw, ...]
 
+    def pinned(self) -> "Batch":
+        """The batch in host memory from which a GPU copies without the host waiting."""
+        return self._each(torch.Tensor.pin_memory)
+
     def to(self, device: torch.device) -> "Batch":
-        """The batch on the device, copied without waiting where the host memory is pinned."""
-        if device.type == "cpu":
-            return self
-        moved = {
-            field.name: value.pin_memory().to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        """The batch on the device."""
+        return self if device.type == "cpu" else self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes batches as a pure function of the run's seed and the draws."""
+    """Makes batches as a pure function of the run's seed and the draws. pin: for a GPU, see `Batch.pinned`."""
 
     config: TrainConfig
     encoded: Encoded
     tokenizers: Tokenizers
+    pin: bool = False
 
     def __call__(self, draws: tuple[Draw, ...]) -> Batch:
         """The batch of one micro-step."""
         rows = [self._row(draw) for draw in draws]
         latents, noise, sigmas = (torch.stack(column) for column in zip(*rows, strict=True))
-        return self._batch(draws, latents, noise, sigmas)
+        batch = self._batch(draws, latents, noise, sigmas)
+        return batch.pinned() if self.pin else batch
 
     def at_quantiles(self, draw: Draw, quantiles: torch.Tensor) -> Batch:
         """One picture at fixed quantiles of the timestep distribution, its noise fixed too: for validation."""

@@ -8,6 +8,7 @@ or another encoder therefore has another key, and equal captions share one entry
 import gc
 import hashlib
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,10 +18,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
-from tqdm import tqdm
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, T5EncoderModel
 
 from trainer.config import TrainConfig
 from trainer.data.dataset import Sample, TrainingData
@@ -30,6 +29,7 @@ from trainer.files import write_safetensors
 from trainer.models.load import load_autoencoder, load_clip, load_t5
 from trainer.models.text import Tokenizers, encode_clip, encode_t5
 from trainer.models.weights import fingerprint
+from trainer.runtime import progress
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +46,36 @@ class TensorCache:
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
+    def has(self, key: str) -> bool:
+        """Whether there is an entry; only `read` finds out whether it is whole."""
+        return self.path(key).exists()
+
     def read(self, key: str) -> Tensors | None:
         """The entry, or None if there is none; a damaged entry is reported and treated as none."""
         path = self.path(key)
         if not path.exists():
             return None
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                entry, noted = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            damage = "" if noted.get("crc32") == _checksum(entry) else "its checksum is another"
         except (SafetensorError, OSError) as error:
-            log.warning("cache entry %s is damaged (%s); it is made again", path, error)
+            entry, damage = None, str(error)
+        if damage:
+            log.warning("cache entry %s is damaged (%s); it is made again", path, damage)
             return None
+        return entry
 
     def write(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        write_safetensors(self.path(key), tensors)
+        write_safetensors(self.path(key), tensors, {"crc32": _checksum(tensors)})
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    sum_so_far = 0
+    for name, tensor in sorted(tensors.items()):
+        numbers = tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data
+        sum_so_far = zlib.crc32(numbers, zlib.crc32(name.encode(), sum_so_far))
+    return f"{sum_so_far:08x}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ class CacheKeys:
     t5: str
     t5_length: int
     masked: bool
+    t5_dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, config: TrainConfig, tokenizers: Tokenizers, t5_length: int) -> "CacheKeys":
@@ -80,6 +98,7 @@ class CacheKeys:
             t5=fingerprint(config.t5xxl) + tokenizers.fingerprint,
             t5_length=t5_length,
             masked=config.apply_t5_attn_mask,
+            t5_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
         )
 
     def latents(self, sample: Sample, flip: bool) -> str:
@@ -90,7 +109,7 @@ class CacheKeys:
         return _digest("clip", self.clip, caption)
 
     def t5_text(self, caption: str) -> str:
-        return _digest("t5", self.t5, self.t5_length, self.masked, caption)
+        return _digest("t5", self.t5, self.t5_dtype, self.t5_length, self.masked, caption)
 
 
 def _digest(*parts: object) -> str:
@@ -147,17 +166,16 @@ def fill_cache(
     """
     assert config.ae and config.clip_l and config.t5xxl
     device = accelerator.device
-    t5_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     captions = list(dict.fromkeys(captions))
     views = {keys.latents(sample, flip): (sample, flip) for sample, flip in data.views()}
 
     def encode_view(vae: AutoencoderKL, view: tuple[Sample, bool]) -> Tensors:
         return encode_picture(vae, *view)
 
-    def encode_pooled(clip: nn.Module, caption: str) -> Tensors:
+    def encode_pooled(clip: CLIPTextModel, caption: str) -> Tensors:
         return {"pooled": encode_clip(clip, tokenizers.clip, [caption])[0]}
 
-    def encode_long(t5: nn.Module, caption: str) -> Tensors:
+    def encode_long(t5: T5EncoderModel, caption: str) -> Tensors:
         txt, mask = encode_t5(t5, tokenizers.t5, [caption], keys.t5_length, keys.masked)
         return {"txt": txt[0], "mask": mask[0]}
 
@@ -172,7 +190,7 @@ def fill_cache(
     fill(
         "T5 text",
         {keys.t5_text(caption): caption for caption in captions},
-        partial(load_t5, config.t5xxl, device, t5_dtype),
+        partial(load_t5, config.t5xxl, device, keys.t5_dtype),
         encode_long,
     )
 
@@ -208,7 +226,7 @@ def _fill(
     if share:
         model = load()
         with torch.inference_mode():
-            for key in tqdm(share, desc=f"encode {what}", disable=not accelerator.is_main_process):
+            for key in progress(share, f"encode {what}", quiet=not accelerator.is_main_process):
                 cache.write(key, encode(model, wanted[key]))
         del model
         free_memory(accelerator.device)

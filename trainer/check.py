@@ -1,23 +1,29 @@
 """Everything that can be known before a weight is read: all faults at once, or the plan of the run."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.cache import CacheKeys, TensorCache, missing_entries
-from trainer.checkpoints import is_due, position_after, run_dir
+from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig
-from trainer.data.dataset import Schedule, load_dataset
+from trainer.data.dataset import TrainingData, load_dataset
+from trainer.disk import Growth, Share, shortage, write_faults
 from trainer.faults import Fault, Faults, raise_if_any
-from trainer.files import free_bytes
-from trainer.lora.adapter import linear_modules
-from trainer.lora.network_args import layer_ranks, parse_network_args
+from trainer.lora.adapter import file_module, linear_modules
+from trainer.lora.file import LoraFile, load_lora_shapes, misfits, ranks_from
+from trainer.lora.network_args import NetworkArgs, layer_ranks, parse_network_args
 from trainer.models.files import check_model_file
 from trainer.models.load import plan_clip, plan_transformer
-from trainer.models.text import find_tokenizer_dir, load_tokenizers
-from trainer.models.weights import read_header
-from trainer.optim.build import lr_scheduler_faults, optimizer_faults, optimizer_notices
+from trainer.models.text import Tokenizers, find_tokenizer_dir, load_tokenizers
+from trainer.models.transformer import takes_guidance
+from trainer.models.weights import fingerprint, read_header
+from trainer.notices import plan_notices
+from trainer.optim.build import lr_scheduler_faults, optimizer_faults, rate_faults
 from trainer.plan import AdapterPlan, Plan
+from trainer.resume import Saved, read_saved, resume_faults
 from trainer.sample import SamplePrompt, load_sample_prompts
 
 T = TypeVar("T")
@@ -29,114 +35,211 @@ MODEL_FILES = (
 )
 
 
+@dataclass
+class Findings:
+    """The faults of all parts of the check, so that one part's do not hide another's."""
+
+    faults: list[Fault] = field(default_factory=list)
+
+    def gather(self, part: Callable[..., T], *arguments: Any) -> T | None:
+        """What a part returns; None, and its faults kept, where it raises them."""
+        try:
+            return part(*arguments)
+        except Faults as found:
+            self.faults += found.faults
+        except OSError as error:
+            self.faults.append(Fault(str(error.filename or part.__name__), f"cannot be read: {error.strerror}"))
+        return None
+
+
 def make_plan(config: TrainConfig, num_processes: int = 1) -> Plan:
     """Decode every picture, read every header, add everything up.
 
     Raises `Faults` with all that is wrong, so that one look at it mends it all.
     """
-    faults: list[Fault] = []
-
-    def gather(part: Callable[..., T], *arguments: Any) -> T | None:
-        try:
-            return part(*arguments)
-        except Faults as found:
-            faults.extend(found.faults)
-            return None
-
-    faults += _model_faults(config)
-    models_are_whole = not faults
-    tokenizer_dir = gather(_tokenizer_dir, config)
-    prompts = gather(_sample_prompts, config)
-    faults += optimizer_faults(config)
-    found = gather(load_dataset, config, num_processes)
-    if found:
-        faults += lr_scheduler_faults(config, found[0].schedule.total_steps)
-    adapter = gather(plan_adapter, config) if models_are_whole else None
-    if faults:
-        raise Faults(faults)
-    assert found and adapter and tokenizer_dir and prompts is not None
-    plan = _assemble(config, num_processes, *found, adapter, tokenizer_dir, prompts)
-    if shortage := _disk_faults(plan):
-        raise Faults(shortage)
-    return plan
+    found = Findings(_model_faults(config))
+    models_are_whole = not found.faults
+    tokenizers = found.gather(_tokenizers, config)
+    prompts = found.gather(_sample_prompts, config)
+    start = found.gather(_start, config)
+    saved = found.gather(read_saved, config)
+    network = found.gather(parse_network_args, config.network_args)
+    found.faults += _optimizer_faults(config, network) + write_faults(_written_folders(config))
+    data, warnings = found.gather(load_dataset, config, num_processes) or (None, [])
+    if data:
+        found.faults += lr_scheduler_faults(config, data.schedule.total_steps)
+    adapter, keys, models = None, None, None
+    if models_are_whole and network:
+        adapter = found.gather(plan_adapter, config, network, start)
+    if adapter and tokenizers:
+        keys = CacheKeys.of(config, tokenizers[1], _t5_length(config, adapter))
+        models = model_fingerprints(config, keys)
+    if saved:
+        found.faults += resume_faults(saved, config, data, models, num_processes)
+    raise_if_any(found.faults)
+    assert data and adapter and keys and models and tokenizers and prompts is not None
+    plan = _assemble(config, num_processes, data, adapter, keys, models, tokenizers, prompts, saved)
+    raise_if_any(_disk_faults(plan))
+    return replace(plan, warnings=(*warnings, *plan_notices(plan, tokenizers[1]), *_stop_notices(plan)))
 
 
 def check_models(config: TrainConfig) -> Path:
     """Check the four model files and the tokenizers alone; returns the tokenizers' folder. Raises `Faults`."""
-    raise_if_any(
-        fault for flag, role in MODEL_FILES for fault in check_model_file(getattr(config, flag), role, f"--{flag}")
-    )
-    return _tokenizer_dir(config)
+    raise_if_any(_model_faults(config))
+    return _tokenizers(config)[0]
 
 
-def _tokenizer_dir(config: TrainConfig) -> Path:
+def _model_faults(config: TrainConfig) -> list[Fault]:
+    checked = (check_model_file(getattr(config, flag), role, f"--{flag}") for flag, role in MODEL_FILES)
+    return [fault for found in checked for fault in found]
+
+
+def _tokenizers(config: TrainConfig) -> tuple[Path, Tokenizers]:
     folder = find_tokenizer_dir(config)
     if folder is None:
         hint = "give a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
         raise Faults([Fault("--tokenizer_dir", "not given, and no tokenizers beside --clip_l", hint)])
-    load_tokenizers(folder)
-    return folder
+    return folder, load_tokenizers(folder)
 
 
 def _sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
     return tuple(load_sample_prompts(config.sample_prompts)) if config.sample_prompts else ()
 
 
-def plan_adapter(config: TrainConfig) -> AdapterPlan:
-    """Which layers get which rank, and how many numbers are trained. Raises `Faults`."""
+def _start(config: TrainConfig) -> LoraFile | None:
+    return load_lora_shapes(config.network_weights) if config.network_weights else None
+
+
+def _optimizer_faults(config: TrainConfig, network: NetworkArgs | None) -> list[Fault]:
+    rates = (network or NetworkArgs()).learning_rates(config.transformer_lr, config.text_encoder_lr)
+    return optimizer_faults(config) + rate_faults(config, rates.values())
+
+
+def _written_folders(config: TrainConfig) -> list[tuple[str, Path]]:
+    folders = [("--output_dir", config.output_dir), ("--run_dir", run_dir(config))]
+    if cache_dir := _cache_dir(config):
+        folders.append(("--cache_dir", cache_dir))
+    return folders
+
+
+def _cache_dir(config: TrainConfig) -> Path | None:
+    if config.cache_dir or not config.dataset_config:
+        return config.cache_dir
+    return config.dataset_config.parent / ".cache"
+
+
+def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | None = None) -> AdapterPlan:
+    """Which layers get which rank, and how many numbers are trained.
+
+    start: the file of --network_weights. Raises `Faults` where it does not fit.
+    """
     assert config.pretrained_model_name_or_path and config.clip_l
-    network = parse_network_args(config.network_args)
-    planned = plan_transformer(read_header(config.pretrained_model_name_or_path))
-    modules = linear_modules(planned.module)
-    ranks = layer_ranks(modules, config.network_dim, network)
-    clip_ranks: dict[str, int] = {}
-    num_parameters = _count(planned.module, ranks)
-    if config.text_encoder_lr > 0:
-        clip = plan_clip(read_header(config.clip_l), eos_token_id=0).module
-        clip_ranks = dict.fromkeys(linear_modules(clip), config.network_dim)
-        num_parameters += _count(clip, clip_ranks)
-    guidance = planned.module.config.guidance_embeds
-    return AdapterPlan(network, ranks, clip_ranks, num_parameters, is_schnell=not guidance)
+    transformer = plan_transformer(read_header(config.pretrained_model_name_or_path)).module
+    clip = plan_clip(read_header(config.clip_l), eos_token_id=0).module if config.text_encoder_lr > 0 else None
+    from_file = start if config.dim_from_weights else None
+    if from_file:
+        raise_if_any(_overridden_layers(network))
+        ranks, clip_ranks = _ranks_of(from_file, transformer), _ranks_of(from_file, clip) if clip else {}
+    else:
+        ranks = layer_ranks(linear_modules(transformer), config.network_dim, network)
+        clip_ranks = dict.fromkeys(linear_modules(clip), config.network_dim) if clip else {}
+    shapes = _adapter_shapes(transformer, ranks) | (_adapter_shapes(clip, clip_ranks) if clip else {})
+    if start:
+        where = f"--network_weights={config.network_weights}"
+        raise_if_any(_nothing_to_train(config, ranks, clip_ranks, where) or misfits(start, shapes, where))
+    return AdapterPlan(
+        network=network,
+        ranks=ranks,
+        clip_ranks=clip_ranks,
+        alpha=None if from_file else config.network_alpha,
+        num_parameters=sum(map(math.prod, shapes.values())),
+        is_schnell=not takes_guidance(transformer),
+    )
 
 
-def _count(module: Any, ranks: dict[str, int]) -> int:
-    layers = ((module.get_submodule(name), rank) for name, rank in ranks.items())
-    return sum(rank * (layer.in_features + layer.out_features) for layer, rank in layers)
+def _overridden_layers(network: NetworkArgs) -> list[Fault]:
+    if not (names := network.chosen_ranks):
+        return []
+    what = f"{', '.join(names)}: layers and ranks are those of the file with --dim_from_weights"
+    return [Fault("--network_args", what, "leave one of the two out")]
+
+
+def _ranks_of(lora: LoraFile, model: Any) -> dict[str, int]:
+    return {name: rank for name, rank in ranks_from(lora, model).items() if rank}
+
+
+def _nothing_to_train(config: TrainConfig, ranks: dict, clip_ranks: dict, where: str) -> list[Fault]:
+    faults = []
+    if not ranks:
+        faults.append(Fault(where, "holds no layer of the transformer's blocks", "leave --dim_from_weights out"))
+    if config.text_encoder_lr > 0 and not clip_ranks:
+        hint = "--text_encoder_lr 0 trains none of CLIP-L"
+        faults.append(Fault(where, "holds no layer of CLIP-L, from which --dim_from_weights takes the rank", hint))
+    return faults
+
+
+def _adapter_shapes(model: Any, ranks: dict[str, int]) -> dict[str, tuple[int, int]]:
+    shapes = {}
+    for name, rank in ranks.items():
+        layer, full_name = model.get_submodule(name), file_module(model, name)
+        shapes[f"{full_name}.lora_A.weight"] = rank, layer.in_features
+        shapes[f"{full_name}.lora_B.weight"] = layer.out_features, rank
+    return shapes
+
+
+def _t5_length(config: TrainConfig, adapter: AdapterPlan) -> int:
+    return config.t5xxl_max_token_length or (256 if adapter.is_schnell else 512)
+
+
+def model_fingerprints(config: TrainConfig, keys: CacheKeys) -> dict[str, str]:
+    """What tells each model file from others, by its flag."""
+    assert config.pretrained_model_name_or_path
+    transformer = fingerprint(config.pretrained_model_name_or_path)
+    return {
+        "pretrained_model_name_or_path": transformer,
+        "ae": keys.autoencoder,
+        "clip_l": keys.clip,
+        "t5xxl": keys.t5,
+    }
 
 
 def _assemble(
     config: TrainConfig,
     num_processes: int,
-    data: Any,
-    warnings: Sequence[Fault],
+    data: TrainingData,
     adapter: AdapterPlan,
-    tokenizer_dir: Path,
+    keys: CacheKeys,
+    models: dict[str, str],
+    tokenizers: tuple[Path, Tokenizers],
     prompts: tuple[SamplePrompt, ...],
+    saved: Saved | None,
 ) -> Plan:
-    assert config.dataset_config
-    t5_length = config.t5xxl_max_token_length or (256 if adapter.is_schnell else 512)
     captions = dict.fromkeys(data.captions_used(data.schedule.num_epochs))
     captions |= dict.fromkeys(text for prompt in prompts for text in prompt.texts())
-    cache_dir = config.cache_dir or config.dataset_config.parent / ".cache"
-    keys, cache = CacheKeys.of(config, load_tokenizers(tokenizer_dir), t5_length), TensorCache(cache_dir)
+    cache_dir = _cache_dir(config)
+    assert cache_dir
+    cache = TensorCache(cache_dir)
     wanted_latents = [keys.latents(sample, flip) for sample, flip in data.views()]
     wanted_text = [keys.t5_text(caption) for caption in captions]
+    if config.dim_from_weights:
+        config = replace(config, network_dim=adapter.usual_rank, network_alpha=None)
     return Plan(
         config=config,
         data=data,
         schedule=data.schedule,
         world_size=num_processes,
-        warnings=(*warnings, *(Fault("settings", notice) for notice in optimizer_notices(config))),
+        warnings=(),
         adapter=adapter,
-        tokenizer_dir=tokenizer_dir,
+        tokenizer_dir=tokenizers[0],
         cache_dir=cache_dir,
         keys=keys,
+        models=models,
+        start_step=saved.step if saved else 0,
         t5_width=_t5_width(config),
         captions=tuple(captions),
         sample_prompts=prompts,
         missing_latents=len(missing_entries(cache, wanted_latents)),
         missing_texts=len(missing_entries(cache, wanted_text)),
-        checkpoints=_checkpoints(config, data.schedule),
     )
 
 
@@ -145,32 +248,23 @@ def _t5_width(config: TrainConfig) -> int:
     return read_header(config.t5xxl).shape("shared.weight")[1]
 
 
-def _checkpoints(config: TrainConfig, schedule: Schedule) -> int:
-    every = config.save_every_n_epochs, config.save_every_n_steps
-    due = (position_after(schedule, step) for step in range(1, schedule.total_steps))
-    return 1 + sum(is_due(position, *every) for position in due)
-
-
 def _disk_faults(plan: Plan) -> list[Fault]:
     """Caches, LoRA files and states against the free space of the disks that they go to, together."""
-    needed: dict[int, tuple[int, int, list[str]]] = {}
-    for folder, size, what in (
-        (plan.cache_dir, plan.missing_cache_bytes, "cache"),
-        (plan.config.output_dir, plan.lora_bytes_kept, "LoRA files"),
-        (run_dir(plan.config), plan.state_bytes_kept, "states"),
-    ):
-        disk = _existing(folder).stat().st_dev
-        free, total, parts = needed.get(disk, (free_bytes(folder), 0, []))
-        needed[disk] = (free, total + size, [*parts, f"{what} in {folder}: {size / 1e9:.2f} GB"])
     hint = "free some, move --output_dir or --run_dir, or keep fewer with --save_last_n_epochs"
+    return [Fault("disk", line, hint) for line in shortage(_shares(plan, moment) for moment in plan.growth)]
+
+
+def _stop_notices(plan: Plan) -> list[Fault]:
+    """A run that is stopped writes a LoRA and a state out of turn."""
+    last = max(plan.growth, key=sum)
+    more = Growth(last.loras + plan.lora_bytes, last.states + plan.state_bytes)
+    hint = "free some, or a run that is stopped near its end cannot be resumed from there"
+    return [Fault("disk", f"if the run is stopped, {line}", hint) for line in shortage([_shares(plan, more)])]
+
+
+def _shares(plan: Plan, moment: Growth) -> list[Share]:
     return [
-        Fault("disk", f"{total / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free ({'; '.join(parts)})", hint)
-        for free, total, parts in needed.values()
-        if total > free
+        Share(plan.cache_dir, "cache", plan.missing_cache_bytes),
+        Share(plan.config.output_dir, "LoRA files", moment.loras),
+        Share(run_dir(plan.config), "states", moment.states),
     ]
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path

@@ -24,7 +24,7 @@ class Control:
     def __init__(self, run_dir: Path, stop: StopRequest, accelerator: Accelerator) -> None:
         self.run_dir, self.stop, self.accelerator = run_dir, stop, accelerator
         self.agreed = Wish()
-        self.readback = Readback(self._agree)
+        self.readback = Readback(accelerator.device, self._agree)
 
     def poll(self) -> Wish:
         """This step's wish, the same in every process.
@@ -35,7 +35,9 @@ class Control:
         own = Wish(self._touched("save"), self._touched("stop") or bool(self.stop))
         if self.accelerator.num_processes == 1:
             return own
-        flags = torch.tensor(own, dtype=torch.float32, device=self.accelerator.device)
+        flags = torch.empty(2, device=self.accelerator.device)
+        for flag, wished in zip(flags, own, strict=True):
+            flag.fill_(wished)  # a copy from the host would wait for the device
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         self.readback.push(0, {"save": flags[0], "stop": flags[1]})
         agreed, self.agreed = self.agreed, Wish()

@@ -1,7 +1,15 @@
 """What a user has to mend, collected so that all of it is said at once."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")  # a Hugging Face token
+
+
+def redact(text: str) -> str:
+    """The text without access tokens, for whatever is printed or logged."""
+    return SECRET.sub("[secret]", text)
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Fault:
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}"
-        return f"{text}\n    -> {self.hint}" if self.hint else text
+        return redact(f"{text}\n    -> {self.hint}" if self.hint else text)
 
 
 class Faults(ValueError):

@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 FULL_DISK_ERRORS = (OSError, SafetensorError)  # safetensors reports a full disk as its own error
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place.
 
     The file is flushed to disk before the move and the folder after it, so that a kill or a full
-    disk at any moment leaves either the old file or the new one. The mode follows the umask.
+    disk at any moment leaves either the old file or the new one. The mode is 0644, so that a program
+    of another user (ComfyUI in a container) can read it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -28,9 +29,12 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o644)
         os.replace(temporary, path)
         _flush(path.parent)
+    except FULL_DISK_ERRORS as error:
+        error.add_note(f"while writing {path}")
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,9 +52,27 @@ def write_json(path: Path, value: object) -> None:
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically; tensors may live on any device."""
+    """Write a safetensors file atomically; tensors may live on any device. The same content gives the same bytes."""
     on_host = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    atomic_write(path, lambda target: save_file(on_host, target, metadata=dict(metadata or {})))
+
+    def write(target: Path) -> None:
+        save_file(on_host, target, metadata=dict(metadata or {}))
+        _sort_metadata(target)
+
+    atomic_write(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order within the header, which safetensors writes in a random one."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+            assert len(text) == length
+            file.seek(8)
+            file.write(text)
 
 
 def sha256_file(path: Path) -> str:
@@ -61,9 +83,25 @@ def sha256_file(path: Path) -> str:
 
 def free_bytes(path: Path) -> int:
     """Free space of the disk that holds `path`, which need not exist yet."""
-    while not path.exists():
+    return shutil.disk_usage(nearest_existing(path)).free
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the first of the folders above it that is there and can be looked at."""
+    while out_of_reach(path) or not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
+
+
+def out_of_reach(path: Path) -> str | None:
+    """Why the system does not let us look at a path, as "Permission denied"; None where it does or nothing is there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _flush(path: Path) -> None:
@@ -72,9 +110,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -6,10 +6,11 @@ import logging
 import sys
 import time
 from collections import deque
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -18,19 +19,23 @@ from trainer.config import TrainConfig, to_dict
 from trainer.faults import Fault, Faults
 
 log = logging.getLogger(__name__)
+PATIENCE = timedelta(hours=6)  # while the main process saves or draws pictures, the others wait
+PLAIN_EVERY = 10  # steps between two lines where the output is no terminal
 
 
-def tracker_arguments(config: TrainConfig) -> dict[str, Any]:
-    """What `Accelerator` needs to know of --log_with and --logging_dir."""
+def accelerator_arguments(config: TrainConfig) -> dict[str, Any]:
+    """What `Accelerator` needs to know: --log_with, --logging_dir, and how long processes wait for each other."""
     names = {"all": ["tensorboard", "wandb"], "none": []}.get(config.log_with, [config.log_with])
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
         raise Faults([Fault("--log_with", "wandb is not installed", "pip install wandb, or leave --log_with out")])
-    return {"log_with": names or None, "project_dir": config.logging_dir or run_dir(config) / "tensorboard"}
+    waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+    project_dir = config.logging_dir or run_dir(config) / "tensorboard"
+    return {"log_with": names or None, "project_dir": project_dir, "kwargs_handlers": [waiting]}
 
 
 def _start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
     settings = {key: value for key, value in to_dict(config).items() if isinstance(value, int | float | str | bool)}
-    wandb = {"name": config.wandb_run_name or config.output_name}
+    wandb = {"name": config.wandb_run_name or config.output_name, "dir": run_dir(config)}
     accelerator.init_trackers(config.output_name, config=settings, init_kwargs={"wandb": wandb})
 
 
@@ -44,10 +49,15 @@ class RunLog:
         self.accelerator = accelerator
         self.every = config.log_every
         self.recent: deque[float] = deque(maxlen=100)
+        self.durations: deque[float] = deque(maxlen=20)
+        self.first = step + 1
         _start_trackers(config, accelerator)
         if not self.active:
             return
-        self.file = (run_dir / "log.jsonl").open("a", encoding="utf-8")
+        file = run_dir / "log.jsonl"
+        if step == 0:
+            _move_aside(file)
+        self.file = file.open("a", encoding="utf-8")
         on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total_steps, initial=step, unit="step", disable=not on_terminal, dynamic_ncols=True)
         self.plain = not on_terminal
@@ -59,14 +69,16 @@ class RunLog:
         if not self.active:
             return
         self.recent.append(values["loss"])
+        self.durations.append(values["seconds"])
         average = sum(self.recent) / len(self.recent)
         self.bar.update(done)
         self.bar.set_postfix_str(_postfix(average, values))
         if step % self.every == 0 or step == self.bar.total:
             self._write("step", step, {**values, "loss_average": average})
             self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=step)
-        if self.plain and (step % max(self.every, 10) == 0 or step == self.bar.total):
-            log.info("step %d/%d  %s", step, self.bar.total, _postfix(average, values))
+        if self.plain and (step % max(self.every, PLAIN_EVERY) == 0 or step in (self.first, self.bar.total)):
+            left = (self.bar.total - step) * sum(self.durations) / len(self.durations)
+            log.info("step %d/%d  %s, %s left", step, self.bar.total, _postfix(average, values), _duration(left))
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """Something that happens now and then: a checkpoint, a sample, a validation, the end."""
@@ -97,6 +109,17 @@ def _postfix(average: float, values: dict[str, float]) -> str:
     if "peak_gib" in values:
         parts.append(f"{values['peak_gib']:.1f} GiB")
     return ", ".join(parts)
+
+
+def _move_aside(file: Path) -> None:
+    """A new run of an old name starts its own log; the old one stays, under the time of its last line."""
+    if file.exists():
+        written = datetime.fromtimestamp(file.stat().st_mtime)
+        file.rename(file.with_name(f"log-{written:%Y%m%d-%H%M%S}.jsonl"))
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _short(value: Any) -> str:

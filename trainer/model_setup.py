@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from trainer.config import TrainConfig
 from trainer.lora.adapter import Dropouts, add_lora
-from trainer.lora.file import copy_into, load_lora, ranks_from
+from trainer.lora.file import copy_into, load_lora
 from trainer.models.load import load_clip, load_transformer
 from trainer.models.text import Tokenizers
 from trainer.plan import Plan
@@ -21,14 +21,13 @@ def load_adapted_model(
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     start = load_lora(config.network_weights) if config.network_weights else None
     transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
-    ranks = ranks_from(start, transformer) if start and config.dim_from_weights else plan.adapter.ranks
     adapt = {
-        "alpha": None if start and config.dim_from_weights else config.network_alpha,
+        "alpha": plan.adapter.alpha,
         "seed": config.seed,
         "dtype": torch.bfloat16 if config.full_bf16 else torch.float32,
         "dropouts": Dropouts(config.network_dropout or 0.0, network.rank_dropout, network.module_dropout),
     }
-    add_lora(transformer, ranks, **adapt)
+    add_lora(transformer, plan.adapter.ranks, **adapt)
     text_encoder = None
     if config.text_encoder_lr > 0:
         text_encoder = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
@@ -43,14 +42,9 @@ def load_adapted_model(
 
 def parameter_groups(config: TrainConfig, model: AdaptedModel, plan: Plan) -> list[dict]:
     """The optimizer's groups: by learning rate, up projections apart where LoRA+ multiplies theirs."""
-    network = plan.adapter.network
+    rates = plan.adapter.network.learning_rates(config.transformer_lr, config.text_encoder_lr)
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in model.parameters.items():
-        if name.startswith("text_encoder."):
-            rate, ratio = config.text_encoder_lr, network.loraplus_text_encoder_lr_ratio
-        else:
-            rate, ratio = config.transformer_lr, network.loraplus_unet_lr_ratio
-        if ".lora_B." in name and ratio:
-            rate *= ratio
+        rate = rates[name.split(".")[0], "lora_B" if ".lora_B." in name else "lora_A"]
         groups.setdefault(rate, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]

@@ -1,35 +1,64 @@
 """A checked run in numbers: what will be trained, in how many steps, and what it will write."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from trainer.cache import CacheKeys
 from trainer.config import TrainConfig
 from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
+from trainer.disk import Growth, due_steps, growth
 from trainer.faults import Fault
 from trainer.lora.network_args import NetworkArgs
 from trainer.sample import SamplePrompt
 
 SAVE_BYTES = {"bf16": 2, "fp16": 2, "float": 4}
-OPTIMIZER_TENSORS = {"prodigy": 4, "lion": 1, "adafactor": 0.1, "adamw8bit": 0.5}  # per parameter; AdamW has 2
+# what an optimizer keeps of each parameter: tensors of the parameter's own precision, and bytes beside them
+OPTIMIZER_TENSORS = {
+    "adamw": (2, 0),
+    "lion": (1, 0),
+    "prodigy": (0.5, 12),  # where a parameter started, for those that did not start at zero
+    "adafactor": (0, 1),  # rows and columns only
+    "adamw8bit": (0, 2.1),
+    "pagedadamw8bit": (0, 2.1),
+    "pagedadamw": (0, 8),
+    "pagedadamw32bit": (0, 8),
+    "lion8bit": (0, 1.1),
+    "pagedlion8bit": (0, 1.1),
+}
+UNKNOWN_OPTIMIZER = (2, 0)
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """ranks, clip_ranks: module name -> rank; num_parameters: numbers to train, both models together."""
+    """ranks, clip_ranks: module name -> rank; alpha: None for the rank of each layer.
+
+    num_parameters: numbers to train, both models together.
+    """
 
     network: NetworkArgs
     ranks: dict[str, int]
     clip_ranks: dict[str, int]
+    alpha: float | None
     num_parameters: int
     is_schnell: bool
+
+    @property
+    def usual_rank(self) -> int:
+        """The rank that most layers of the transformer have."""
+        return Counter(self.ranks.values()).most_common(1)[0][0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. Made by `trainer.check.make_plan`, after everything was found in order."""
+    """What a run will do. Made by `trainer.check.make_plan`, after everything was found in order.
+
+    config: the settings, network_dim and network_alpha as --dim_from_weights has found them. models:
+    what tells each model file from others, by its flag. start_step: steps done by the resumed state.
+    """
 
     config: TrainConfig
     data: TrainingData
@@ -40,12 +69,13 @@ class Plan:
     tokenizer_dir: Path
     cache_dir: Path
     keys: CacheKeys
+    models: dict[str, str]
+    start_step: int
     t5_width: int
     captions: tuple[str, ...]
     sample_prompts: tuple[SamplePrompt, ...]
     missing_latents: int
     missing_texts: int
-    checkpoints: int
     _epochs: dict[int, list[tuple[Draw, ...]]] = field(default_factory=dict)
 
     def group(self, step: int) -> Sequence[tuple[Draw, ...]]:
@@ -64,26 +94,32 @@ class Plan:
         return self.adapter.num_parameters * SAVE_BYTES[self.config.save_precision]
 
     @property
-    def lora_bytes_kept(self) -> int:
-        """All LoRA files that stay, and one more while it is being written."""
-        kept = self.checkpoints
-        if self.config.save_last_n_epochs and not self.config.save_every_n_steps:
-            kept = min(kept, self.config.save_last_n_epochs + 1)
-        return self.lora_bytes * (kept + 1)
+    def state_bytes(self) -> int:
+        """One state: the adapter in its own precision, its optimizer's tensors, its average in float32."""
+        tensors, more = OPTIMIZER_TENSORS.get(self.config.optimizer_type.lower(), UNKNOWN_OPTIMIZER)
+        precision = 2 if self.config.full_bf16 else 4
+        each = precision * (1 + tensors) + more + 4 * bool(self.config.ema_decay)
+        return int(self.adapter.num_parameters * each)
 
     @property
-    def state_bytes(self) -> int:
-        """One state: the adapter in its own precision, its optimizer's tensors, its average."""
-        tensors = 1 + OPTIMIZER_TENSORS.get(self.config.optimizer_type.lower(), 2) + bool(self.config.ema_decay)
-        return int(self.adapter.num_parameters * 4 * tensors)
+    def checkpoints(self) -> int:
+        """How many LoRA files the run still writes."""
+        return len(due_steps(self.config, self.schedule, self.start_step))
+
+    @cached_property
+    def growth(self) -> tuple[Growth, ...]:
+        """What LoRA files and states take at each save, beyond what they took when this was first asked."""
+        return growth(self.config, self.schedule, self.start_step, self.lora_bytes, self.state_bytes)
+
+    @property
+    def lora_bytes_kept(self) -> int:
+        """The most that LoRA files grow by, the one that is being written included."""
+        return max(moment.loras for moment in self.growth)
 
     @property
     def state_bytes_kept(self) -> int:
-        """All states that stay; room for one even where none is asked for, for a run that is stopped."""
-        kept = self.checkpoints if self.config.save_state else 1
-        if self.config.save_last_n_epochs_state or self.config.save_last_n_epochs:
-            kept = min(kept, (self.config.save_last_n_epochs_state or self.config.save_last_n_epochs or 0) + 1)
-        return self.state_bytes * kept
+        """The most that states grow by, the one that is being written included."""
+        return max(moment.states for moment in self.growth)
 
     @property
     def missing_cache_bytes(self) -> int:
@@ -123,11 +159,12 @@ class Plan:
 
     def _file_lines(self) -> list[str]:
         layers = len(self.adapter.ranks) + len(self.adapter.clip_ranks)
+        about = "" if self.config.optimizer_type.lower() in OPTIMIZER_TENSORS else "about "
         return [
             f"LoRA of rank {_ranks_in_words(self.adapter)} on {layers} layers:"
             f" {self.adapter.num_parameters / 1e6:.1f} M parameters, {self.lora_bytes / GB:.3f} GB a file",
             f"{self.checkpoints} checkpoints into {self.config.output_dir}:"
-            f" {self.checkpoints * self.lora_bytes / GB:.3f} GB; a state is {self.state_bytes / GB:.3f} GB",
+            f" {self.checkpoints * self.lora_bytes / GB:.3f} GB; a state is {about}{self.state_bytes / GB:.3f} GB",
             f"{self.missing_latents} latents and {self.missing_texts} captions to encode:"
             f" {self.missing_cache_bytes / GB:.3f} GB into {self.cache_dir}",
         ]

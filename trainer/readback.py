@@ -1,10 +1,43 @@
 """Numbers from the device to the host without making either wait for the other."""
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 Numbers = dict[str, float]
+
+
+class Moment:
+    """A point in the device's own time, which is later than the host's by all the work in hand."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.host_time = time.perf_counter()
+        self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self.event:
+            self.event.record()
+
+    def wait(self) -> None:
+        """Until the device has come to it."""
+        if self.event:
+            self.event.synchronize()
+
+    def seconds_since(self, earlier: "Moment") -> float:
+        """Between two moments that the device has come to."""
+        if self.event and earlier.event:
+            return earlier.event.elapsed_time(self.event) / 1000
+        return self.host_time - earlier.host_time
+
+
+@dataclass(frozen=True)
+class _Sent:
+    step: int
+    names: tuple[str, ...]
+    numbers: torch.Tensor
+    known: Numbers
+    start: Moment
+    end: Moment
 
 
 class Readback:
@@ -14,23 +47,28 @@ class Readback:
     hand, and the host runs at most one step ahead. On the CPU numbers arrive at once.
     """
 
-    def __init__(self, deliver: Callable[[int, Numbers], None]) -> None:
-        self.deliver = deliver
-        self.waiting: list[tuple[int, list[str], torch.Tensor, torch.cuda.Event | None, Numbers]] = []
+    def __init__(self, device: torch.device, deliver: Callable[[int, Numbers], None]) -> None:
+        self.device, self.deliver = device, deliver
+        self.waiting: list[_Sent] = []
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """The next step's time counts from here: call it after anything else that took time."""
+        self.start = Moment(self.device)
 
     def push(self, step: int, values: Mapping[str, torch.Tensor], known: Mapping[str, float] | None = None) -> None:
         """Start copying scalars from the device, and deliver the step before.
 
-        known: numbers of this step that the host has already; delivered with the rest.
+        known: numbers of this step that the host has already. They are delivered with the values and
+        with `seconds`, what the step took on the device.
         """
         numbers = torch.stack([value.detach().float() for value in values.values()])
-        event = None
         if numbers.is_cuda:
             numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self.waiting.append((step, list(values), numbers, event, dict(known or {})))
-        while len(self.waiting) > (1 if event else 0):
+        end = Moment(self.device)
+        self.waiting.append(_Sent(step, tuple(values), numbers, dict(known or {}), self.start, end))
+        self.start = end
+        while len(self.waiting) > (1 if end.event else 0):
             self._deliver_oldest()
 
     def flush(self) -> None:
@@ -39,7 +77,7 @@ class Readback:
             self._deliver_oldest()
 
     def _deliver_oldest(self) -> None:
-        step, names, numbers, event, known = self.waiting.pop(0)
-        if event is not None:
-            event.synchronize()
-        self.deliver(step, dict(zip(names, numbers.tolist(), strict=True)) | known)
+        sent = self.waiting.pop(0)
+        sent.end.wait()
+        seconds = {"seconds": sent.end.seconds_since(sent.start)}
+        self.deliver(sent.step, dict(zip(sent.names, sent.numbers.tolist(), strict=True)) | sent.known | seconds)

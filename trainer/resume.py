@@ -1,5 +1,6 @@
 """Where a run stands, what a state remembers of it, and whether a state still fits."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,18 @@ from typing import Any
 from trainer.checkpoints import latest_state
 from trainer.clock import now
 from trainer.config import TrainConfig, config_differences, to_dict
-from trainer.faults import Fault, Faults
+from trainer.data.dataset import TrainingData
+from trainer.faults import Fault, Faults, raise_if_any
 from trainer.plan import Plan
 from trainer.rng import derive_seed
-from trainer.state.save import State, load_state
+from trainer.state.save import State, load_state, read_progress
+
+MODEL_NAMES = {
+    "pretrained_model_name_or_path": "the transformer file",
+    "ae": "the autoencoder file",
+    "clip_l": "the CLIP-L file or its tokenizer",
+    "t5xxl": "the T5 file or its tokenizer",
+}
 
 
 @dataclass
@@ -32,34 +41,85 @@ class Progress:
 
     def record(self, config: TrainConfig, plan: Plan) -> dict[str, Any]:
         """All that a state remembers beside tensors, as plain JSON."""
-        return {**asdict(self), "config": to_dict(config), "data": plan.data.manifest(), "world_size": plan.world_size}
+        return {
+            **asdict(self),
+            "config": to_dict(config),
+            "data": plan.data.manifest(),
+            "models": plan.models,
+            "world_size": plan.world_size,
+        }
 
 
-def find_state(config: TrainConfig, plan: Plan) -> tuple[State, Progress]:
-    """The state that --resume names, or the newest one of the run's folder that it names.
+RECORDED = {*(field.name for field in fields(Progress)), "config", "data", "models", "world_size"}
 
-    Raises `Faults` when it is not there, is damaged, or belongs to other settings or pictures and
-    --resume_anyway is not given.
+
+@dataclass(frozen=True)
+class Saved:
+    """A state as its manifest describes it; what it recorded is as `Progress.record` gave it."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.record["step"]
+
+
+def read_saved(config: TrainConfig) -> Saved | None:
+    """What is known of the state that --resume names, or of the newest in the run's folder that it names.
+
+    None without --resume. Raises `Faults` when it is not there or its manifest is damaged; tensors are not read.
     """
-    assert config.resume
+    if config.resume is None:
+        return None
     folder = latest_state(config.resume)
     if folder is None:
         raise Faults([Fault(f"--resume={config.resume}", "there is no state", "give a folder runs/NAME/state-…")])
-    state = load_state(folder)
+    record = read_progress(folder)
+    if missing := RECORDED - record.keys():
+        what = f"not a state of a training run: it does not say {', '.join(sorted(missing))}"
+        raise Faults([Fault(str(folder), what, "choose another state with --resume, or start anew without it")])
+    return Saved(folder, record)
+
+
+def resume_faults(
+    saved: Saved, config: TrainConfig, data: TrainingData | None, models: Mapping[str, str] | None, world_size: int
+) -> list[Fault]:
+    """Why the saved run cannot be gone on with. data and models: None where they could not be read."""
+    faults = []
     if not config.resume_anyway:
-        _refuse_differences(folder, state.progress, config, plan)
-    progress = Progress(**{field.name: state.progress[field.name] for field in fields(Progress)})
-    if progress.step >= plan.schedule.total_steps:
-        hint = "raise --max_train_epochs or --max_train_steps and add --resume_anyway"
-        raise Faults([Fault(str(folder), f"this run is done: step {progress.step} was its last", hint)])
-    return state, progress
-
-
-def _refuse_differences(folder: Path, saved: dict[str, Any], config: TrainConfig, plan: Plan) -> None:
-    found = config_differences(saved["config"], to_dict(config))
-    found += config_differences(saved["data"], plan.data.manifest())
-    if saved["world_size"] != plan.world_size:
-        found.append(f"it ran in {saved['world_size']} processes, now there are {plan.world_size}")
-    if found:
         hint = "go back to what it was, or add --resume_anyway to go on with the new"
-        raise Faults([Fault(str(folder), f"saved by a different run: {difference}", hint) for difference in found])
+        found = _differences(saved.record, config, data, models, world_size)
+        faults += [Fault(str(saved.folder), f"saved by a different run: {difference}", hint) for difference in found]
+    if data and saved.step >= data.schedule.total_steps:
+        hint = "raise --max_train_epochs or --max_train_steps and add --resume_anyway"
+        faults.append(Fault(str(saved.folder), f"this run is done: step {saved.step} was its last", hint))
+    return faults
+
+
+def _differences(
+    record: dict[str, Any],
+    config: TrainConfig,
+    data: TrainingData | None,
+    models: Mapping[str, str] | None,
+    world_size: int,
+) -> list[str]:
+    found = config_differences(record["config"], to_dict(config))
+    if data:
+        found += config_differences(record["data"], data.manifest())
+    for flag, name in MODEL_NAMES.items():
+        if models and models[flag] != record["models"].get(flag):
+            found.append(f"{name} is another one")
+    if record["world_size"] != world_size:
+        found.append(f"it ran in {record['world_size']} processes, now there are {world_size}")
+    return found
+
+
+def find_state(config: TrainConfig, plan: Plan) -> tuple[State, Progress]:
+    """The state that --resume names, checked byte by byte. Raises `Faults` as `read_saved` and `resume_faults` do."""
+    saved = read_saved(config)
+    assert saved
+    raise_if_any(resume_faults(saved, config, plan.data, plan.models, plan.world_size))
+    state = load_state(saved.folder)
+    return state, Progress(**{field.name: state.progress[field.name] for field in fields(Progress)})

@@ -1,8 +1,7 @@
 """One run and all that it holds: made from a plan, before the first step."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from trainer.optim.ema import Ema
 from trainer.optim.prodigy import Prodigy
 from trainer.plan import Plan
 from trainer.resume import Progress, find_state
+from trainer.runtime import phase
 from trainer.state.save import restore
 from trainer.step import AdaptedModel
 
@@ -44,7 +44,6 @@ class Run:
     control: Control
     log: RunLog
     last_checkpoint: Path | None = None
-    clock: float = field(default_factory=time.perf_counter)
 
     def own_share(self, step: int) -> Sequence[tuple[Draw, ...]]:
         """The batches of a step's group that this process sees."""
@@ -61,30 +60,35 @@ class Run:
 
 def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: Control) -> Run:
     """Encode what the cache lacks, load the model, build the optimizer, restore a state."""
-    found = find_state(config, plan) if config.resume else None
-    tokenizers = load_tokenizers(plan.tokenizer_dir)
-    cache = TensorCache(plan.cache_dir)
-    fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
-    model = load_adapted_model(config, plan, tokenizers, accelerator)
+    found = None
+    if config.resume:
+        with phase("state read and checked"):
+            found = find_state(config, plan)
+    tokenizers, cache = load_tokenizers(plan.tokenizer_dir), TensorCache(plan.cache_dir)
+    with phase("latents and text in the cache"):
+        fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
+    with phase("transformer loaded and adapted"):
+        model = load_adapted_model(config, plan, tokenizers, accelerator)
     optimizer = build_optimizer(config, parameter_groups(config, model, plan))
     scheduler = build_lr_scheduler(config, optimizer, plan.schedule.total_steps)
     ema = Ema(model.parameters, config.ema_decay) if config.ema_decay else None
     progress = Progress.new(config)
     if found:
         state, progress = found
-        restore(
-            state,
-            parameters=model.parameters,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            ema=ema,
-            keep_settings=config.resume_anyway,
-        )
+        with phase(f"{state.folder} restored"):
+            restore(
+                state,
+                parameters=model.parameters,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                ema=ema,
+                keep_settings=config.resume_anyway,
+            )
     return Run(
         config=config,
         accelerator=accelerator,
         plan=plan,
-        maker=BatchMaker(config, Encoded(cache, plan.keys), tokenizers),
+        maker=BatchMaker(config, Encoded(cache, plan.keys), tokenizers, pin=accelerator.device.type == "cuda"),
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,

@@ -3,19 +3,22 @@
 import fcntl
 import logging
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
-from trainer.faults import Fault, Faults
+from trainer.faults import Fault, Faults, redact
 
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class StopRequest:
@@ -47,22 +50,38 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        name = signal.Signals(number).name
-        print(f"\n{name}: finishing this step, then saving. Once more ends at once.", file=sys.stderr, flush=True)
+        _announce(f"{signal.Signals(number).name}: finishing this step, then saving. Once more ends at once.")
 
 
-class _Redact(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg = SECRET.sub("[secret]", record.getMessage())
-        record.args = ()
-        return True
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends the program as Ctrl-C does, with status 143: files are closed, and it is said."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        _announce("SIGTERM: stopped before the training began. What was cached is whole.")
+        sys.exit(128 + signal.SIGTERM)
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _announce(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
+        print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))  # tracebacks too
 
 
 def set_up_logging(is_main_process: bool = True) -> None:
     """Plain lines on stderr; other processes than the main one only warn. Tokens never appear."""
     handler = logging.StreamHandler()
-    handler.addFilter(_Redact())
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Redacting("%(message)s"))
     logging.basicConfig(level=logging.INFO if is_main_process else logging.WARNING, handlers=[handler], force=True)
     for name in ("httpx", "accelerate", "diffusers", "transformers", "torch"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -73,6 +92,25 @@ def set_up_determinism() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+def progress(items: Sequence[T], what: str, quiet: bool = False) -> Iterator[T]:
+    """The items, with a bar on a terminal and a line for each tenth elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, disable=quiet)
+        return
+    for count, item in enumerate(items, 1):
+        yield item
+        if not quiet and count * 10 // len(items) > (count - 1) * 10 // len(items):
+            log.info("%s: %d of %d", what, count, len(items))
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Say how long a part of the preparation took."""
+    start = time.perf_counter()
+    yield
+    log.info("%s: %.1f s", name, time.perf_counter() - start)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Pictures from the model in hand: kohya's prompt files, an Euler sampler, PNG files that say how they were made."""
 
 import json
+import math
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from trainer.batches import unscale_latents
 from trainer.faults import Fault, Faults, raise_if_any
-from trainer.files import atomic_write
+from trainer.files import atomic_write, out_of_reach
 from trainer.flow import euler_sigmas
-from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
+from trainer.models.transformer import Conditioning, predict_velocity, rotary_table, takes_guidance
 
 LINE_OPTIONS = {"w": "width", "h": "height", "d": "seed", "s": "steps", "g": "guidance", "l": "cfg", "n": "negative"}
 KOHYA_KEYS = {
@@ -26,6 +28,8 @@ KOHYA_KEYS = {
     "scale": "cfg",
     "negative_prompt": "negative",
 }
+LEAST = {"width": 16, "height": 16, "steps": 1, "seed": 0}
+MOST = {"seed": 2**63 - 1}
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,16 @@ def load_sample_prompts(path: Path) -> list[SamplePrompt]:
 
     Raises `Faults` naming each line that cannot be used.
     """
+    if why := out_of_reach(path):
+        raise Faults([Fault(f"--sample_prompts={path}", f"cannot be looked at: {why}")])
     if not path.is_file():
         raise Faults([Fault(f"--sample_prompts={path}", "no such file")])
     try:
         entries = _entries(path)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise Faults([Fault(str(path), f"cannot be read: {error}")]) from None
     faults: list[Fault] = []
-    prompts = [prompt for where, values in entries if (prompt := _prompt(where, values, faults))]
+    prompts = [prompt for where, values in entries if (prompt := read_prompt(where, values, faults))]
     if not entries:
         faults.append(Fault(str(path), "holds no prompt"))
     raise_if_any(faults)
@@ -73,6 +79,8 @@ def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
         return [(f"{path}: subset {i}", {**shared, **subset}) for i, subset in enumerate(table["subset"], 1)]
     if path.suffix == ".json":
         items = json.loads(text)
+        if not isinstance(items, list) or not all(isinstance(item, str | dict) for item in items):
+            raise ValueError("it is not a list of prompts, each a line or an object")
         return [(f"{path}: entry {i}", parse_line(e) if isinstance(e, str) else e) for i, e in enumerate(items, 1)]
     lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1)]
     return [(f"{path}: line {i}", parse_line(line)) for i, line in lines if line and not line.startswith("#")]
@@ -80,7 +88,7 @@ def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def parse_line(line: str) -> dict[str, Any]:
     """kohya's prompt line to the fields of `SamplePrompt`; an unknown option keeps its letters as its name."""
-    prompt, *options = re.split(r"\s--(?=[A-Za-z]+\s)", line)
+    prompt, *options = re.split(r"(?:^|\s)--(?=[A-Za-z]+\s)", line)
     values: dict[str, Any] = {"prompt": prompt.strip()}
     for option in options:
         letters, value = option.split(maxsplit=1)
@@ -88,19 +96,31 @@ def parse_line(line: str) -> dict[str, Any]:
     return values
 
 
-def _prompt(where: str, values: dict[str, Any], faults: list[Fault]) -> SamplePrompt | None:
+def read_prompt(where: str, values: Mapping[str, Any], faults: list[Fault]) -> SamplePrompt | None:
+    """One prompt from texts or numbers by name, ours or kohya's; else None, with the reasons added to `faults`."""
     types = {field.name: field.type for field in fields(SamplePrompt)}
     values = {KOHYA_KEYS.get(key, key): value for key, value in values.items()}
+    if not values.get("prompt"):
+        faults.append(Fault(where, "holds no prompt"))
+        return None
     found = [Fault(where, f"unknown option {key}") for key in values if key not in types]
     converted: dict[str, Any] = {}
     for key in values.keys() & types.keys():
         convert = str if types[key] is str else float if types[key] is float else int
         try:
             converted[key] = convert(values[key])
-        except (TypeError, ValueError):
-            found.append(Fault(where, f"{key} is not a number: {values[key]!r}"))
+            if convert is float and not math.isfinite(converted[key]):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            found.append(Fault(where, f"{key} is not a number: {values.get(key)!r}"))
+    for key, least in LEAST.items():
+        if converted.get(key, least) < least:
+            found.append(Fault(where, f"{key} {converted[key]} is below {least}"))
+    for key, most in MOST.items():
+        if converted.get(key, most) > most:
+            found.append(Fault(where, f"{key} {converted[key]} is above {most}"))
     for side in ("width", "height"):
-        if isinstance(converted.get(side, 16), int) and converted.get(side, 16) % 16:
+        if converted.get(side, 16) % 16:
             found.append(Fault(where, f"{side} {converted[side]} is not divisible by 16"))
     faults += found
     return None if found else SamplePrompt(**converted)
@@ -121,11 +141,11 @@ def sample_latents(
     """
     device, dtype = transformer.device, transformer.x_embedder.weight.dtype
     height, width = prompt.height // 8, prompt.width // 8
-    channels = transformer.config.in_channels // 4
+    channels = transformer.x_embedder.in_features // 4
     noise = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
     latents = noise.to(device)
     rotary = rotary_table(transformer, height, width, positive.txt.shape[1], device)
-    sigmas = euler_sigmas(prompt.steps, height * width // 4, shifted=transformer.config.guidance_embeds).to(device)
+    sigmas = euler_sigmas(prompt.steps, height * width // 4, shifted=takes_guidance(transformer)).to(device)
 
     def velocity(conditioning: Conditioning, sigma: torch.Tensor) -> torch.Tensor:
         noisy = latents.to(dtype)

@@ -13,7 +13,7 @@ from torch import nn
 from trainer.batches import Batch
 from trainer.config import TrainConfig
 from trainer.flow import add_noise, loss_weights, sample_losses, velocity_target
-from trainer.lora.adapter import adapter_alphas, adapter_parameters, disabled_adapter
+from trainer.lora.adapter import DownLinear, adapter_alphas, adapter_parameters, disabled_adapter
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
 from trainer.rng import derive_seed
 
@@ -37,10 +37,11 @@ class AdaptedModel:
         self._rotary: dict[tuple[int, int, int], RotaryTable] = {}
 
     def train(self, mode: bool = True) -> None:
-        """Switch the dropouts of the adapters on or off."""
-        self.transformer.train(mode)
-        if self.text_encoder is not None:
-            self.text_encoder.train(mode)
+        """Switch the dropouts of the adapters on or off; compiled blocks stay valid, as the base stays as loaded."""
+        models = [model for model in (self.transformer, self.text_encoder) if model is not None]
+        for module in (module for model in models for module in model.modules()):
+            if isinstance(module, DownLinear):
+                module.train(mode)
 
     def rotary(self, height: int, width: int, txt_length: int) -> RotaryTable:
         """The rotary table of a latent shape, made once."""
@@ -67,18 +68,22 @@ class AdaptedModel:
         config = self.config
         noisy = add_noise(batch.latents, batch.noise, batch.sigmas).to(self.dtype)
         conditioning = self.conditioning(batch.txt, batch.pooled, batch.txt_mask, batch.clip_ids)
-        rotary = self.rotary(*noisy.shape[-2:], batch.txt.shape[1])
+        base = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
+        height, width = noisy.shape[-2:]
+        rotary = self.rotary(height, width, batch.txt.shape[1])
 
-        def predict(checkpointed: bool = config.gradient_checkpointing) -> torch.Tensor:
+        def predict(text: Conditioning, checkpointed: bool) -> torch.Tensor:
             return predict_velocity(
-                self.transformer, noisy, batch.sigmas, conditioning, config.guidance_scale, rotary, checkpointed
+                self.transformer, noisy, batch.sigmas, text, config.guidance_scale, rotary, checkpointed
             )
 
         target = velocity_target(batch.latents, batch.noise)
-        if batch.preserve is not None:
+        if batch.preserve is not None:  # the base model's own prediction: neither its nor CLIP's adapter
             with torch.no_grad(), disabled_adapter(self.transformer):
-                target = torch.where(batch.preserve.view(-1, 1, 1, 1) > 0, predict(False).float(), target)
-        return sample_losses(predict(), target, batch.sigmas, config)
+                own = predict(base, checkpointed=False).float()
+            target = torch.where(batch.preserve.view(-1, 1, 1, 1) > 0, own, target)
+        prediction = predict(conditioning, config.gradient_checkpointing)
+        return sample_losses(prediction, target, batch.sigmas, config)
 
 
 def accumulate_gradients(

@@ -9,15 +9,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer.batches import prefetch
 from trainer.check import make_plan
-from trainer.checkpoints import is_due, position_after, run_dir, state_path
+from trainer.checkpoints import position_after, remove_leftovers, run_dir, state_path
 from trainer.config import TrainConfig, to_toml
 from trainer.control import Control
 from trainer.files import write_text
 from trainer.readback import Readback
 from trainer.run import Run, prepare
-from trainer.runtime import StopRequest, run_lock, set_up_determinism
+from trainer.runtime import StopRequest, ended_by_sigterm, run_lock, set_up_determinism
 from trainer.step import AdaptedModel, accumulate_gradients, sum_over_processes
-from trainer.watch import after_step, make_samples, save, validate
+from trainer.watch import after_step, due_tasks, make_samples
 
 log = logging.getLogger(__name__)
 
@@ -32,34 +32,37 @@ def train(config: TrainConfig, accelerator: Accelerator) -> int:
         set_up_determinism()
     plan = make_plan(config, accelerator.num_processes)
     log.info("%s", plan.summary())
-    with ExitStack() as stack:
+    with ended_by_sigterm(), ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(run_lock(run_dir(config)))
             write_text(run_dir(config) / "config.toml", to_toml(config))
-        stop = stack.enter_context(StopRequest().listening())
+            remove_leftovers(config)
+        stop = StopRequest()
         run = prepare(config, accelerator, plan, Control(run_dir(config), stop, accelerator))
         stack.callback(run.log.close)
-        finished = loop(run)
-    if not finished:
-        log.info("To go on, repeat the command with --resume=%s", state_path(config, run.progress.step))
+        with stop.listening():
+            finished = loop(run)
+    if finished:
+        return 0
+    log.info("To go on, repeat the command with --resume=%s", state_path(config, run.progress.step))
     return stop.exit_code
 
 
 def loop(run: Run) -> bool:
     """Steps until the end (True) or until asked to stop (False), with a checkpoint at either."""
     config, model, schedule = run.config, run.model, run.plan.schedule
-    readback = Readback(lambda step, numbers: after_step(run, step, numbers))
-    steps = range(run.progress.step + 1, schedule.total_steps + 1)
-    batches = prefetch(run.maker, (draws for step in steps for draws in run.own_share(step)))
     if config.sample_at_first and run.progress.step == 0:
         make_samples(run)
+    readback = Readback(model.device, lambda step, numbers: after_step(run, step, numbers))
+    steps = range(run.progress.step + 1, schedule.total_steps + 1)
+    batches = prefetch(run.maker, (draws for step in steps for draws in run.own_share(step)))
 
     for step in steps:
         # the gradient of the group: every picture weighs the same, whichever process saw it
         loss = accumulate_gradients(model, batches, len(run.own_share(step)), run.num_pictures(step), step)
         sum_over_processes(model.parameters.values(), loss, run.accelerator)
         norm = clip_gradients(model, config.max_grad_norm)
-        learning_rate = run.scheduler.get_last_lr()[0]
+        rate = float(run.scheduler.get_last_lr()[0])
 
         run.optimizer.step()
         run.scheduler.step()
@@ -67,22 +70,16 @@ def loop(run: Run) -> bool:
         if run.ema is not None:
             run.ema.update(step - 1)
         run.progress.step = step
-        readback.push(step, {"loss": loss, "gradient_norm": norm, **run.step_size()}, {"learning_rate": learning_rate})
+        readback.push(step, {"loss": loss, "gradient_norm": norm, **run.step_size()}, {"learning_rate": rate})
 
-        # once in a while; what is saved and shown has been found finite
+        # once in a while, and never before the step's numbers have been found finite
         position, wish = position_after(schedule, step), run.control.poll()
-        stopping = wish.stop and not position.ends_run
-        due = is_due(position, config.save_every_n_epochs, config.save_every_n_steps)
-        if due or wish.save or stopping or position.ends_run:
+        if tasks := due_tasks(run, position, wish):
             readback.flush()
-            save(run, position, with_state=wish.save or stopping)
-        if is_due(position, config.validate_every_n_epochs, config.validate_every_n_steps):
-            readback.flush()
-            validate(run)
-        if is_due(position, config.sample_every_n_epochs, config.sample_every_n_steps):
-            readback.flush()
-            make_samples(run)
-        if stopping:
+            for task in tasks:
+                task()
+            readback.start_clock()
+        if wish.stop and not position.ends_run:
             return False
     return True
 

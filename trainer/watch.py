@@ -2,20 +2,24 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 
 from trainer.cache import free_memory
 from trainer.checkpoints import (
     Position,
+    is_due,
     lora_path,
     position_after,
     remove_outdated,
     run_dir,
     state_path,
 )
+from trainer.control import Wish
+from trainer.data.dataset import Draw
 from trainer.faults import Fault, Faults
 from trainer.lora.file import save_lora
 from trainer.lora.metadata import build_metadata
@@ -36,13 +40,11 @@ def after_step(run: Run, step: int, numbers: Numbers) -> None:
     """Take note of a step whose numbers have arrived. Raises `Faults` when loss or gradient is not finite."""
     if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
         raise Faults([_not_finite(run, step, numbers)])
-    now = time.perf_counter()
-    numbers["seconds_per_picture"] = (now - run.clock) / run.num_pictures(step)
+    run.progress.seconds += numbers["seconds"]
+    numbers["seconds_per_picture"] = numbers["seconds"] / run.num_pictures(step)
     numbers["epoch"] = position_after(run.plan.schedule, step).epoch
     if run.model.device.type == "cuda":
         numbers["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    run.progress.seconds += now - run.clock
-    run.clock = now
     run.log.step(step, numbers)
 
 
@@ -54,15 +56,31 @@ def _not_finite(run: Run, step: int, numbers: Numbers) -> Fault:
     return Fault(f"step {step}", what, kept + "a lower --learning_rate is the usual remedy")
 
 
+def due_tasks(run: Run, position: Position, wish: Wish) -> list[Callable[[], None]]:
+    """What is to be done at the end of this step: by the schedule, at the end of the run, or because it was asked."""
+    config = run.config
+    stopping = wish.stop and not position.ends_run
+    saves = is_due(position, config.save_every_n_epochs, config.save_every_n_steps)
+    tasks = []
+    if saves or wish.save or stopping or position.ends_run:
+        tasks.append(partial(save, run, position, with_state=wish.save or stopping))
+    if is_due(position, config.validate_every_n_epochs, config.validate_every_n_steps):
+        tasks.append(partial(validate, run))
+    if is_due(position, config.sample_every_n_epochs, config.sample_every_n_steps):
+        tasks.append(partial(make_samples, run))
+    return tasks
+
+
 def save(run: Run, position: Position, with_state: bool) -> None:
     """Write the LoRA of this position, a state where one is due or asked for, and drop outdated ones."""
     config, accelerator = run.config, run.accelerator
-    with_state |= config.save_state_on_train_end if position.ends_run else config.save_state
+    with_state |= config.save_state or (position.ends_run and config.save_state_on_train_end)
     if accelerator.is_main_process:
         start = time.perf_counter()
         path = lora_path(config, position)
         tensors = run.ema.averages if run.ema else run.model.parameters
-        metadata = build_metadata(config, run.plan.data, run.progress, position, path.stem, run.plan.adapter.is_schnell)
+        plan = run.plan
+        metadata = build_metadata(plan.config, plan.data, run.progress, position, path.stem, plan.adapter.is_schnell)
         left_out = save_lora(path, tensors, run.model.alphas, metadata, SAVE_DTYPES[config.save_precision])
         run.last_checkpoint = path
         if with_state:
@@ -77,7 +95,6 @@ def save(run: Run, position: Position, with_state: bool) -> None:
             facts["removed"] = ", ".join(path.name for path in removed)
         run.log.event("checkpoint", position.step, **facts)
     accelerator.wait_for_everyone()
-    run.clock = time.perf_counter()
 
 
 def _save_state(run: Run, step: int) -> None:
@@ -95,20 +112,27 @@ def _save_state(run: Run, step: int) -> None:
 def _as_saved(run: Run) -> Iterator[None]:
     """The adapter as it would be saved: its average where there is one, no dropout, nothing compiled anew."""
     run.model.train(False)
-    with run.ema.swapped() if run.ema else nullcontext(), torch.compiler.set_stance("force_eager"):
-        yield
-    run.model.train(True)
-    run.clock = time.perf_counter()
+    try:
+        with run.ema.swapped() if run.ema else nullcontext(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        run.model.train(True)
 
 
 def validate(run: Run) -> None:
     """The loss at fixed timesteps and noise, over held-out pictures or, without any, the training ones."""
-    draws = run.plan.data.validation_draws()[: run.config.max_validation_steps]
     if run.accelerator.is_main_process:
+        draws = _evenly(run.plan.data.validation_draws(), run.config.max_validation_steps)
         with _as_saved(run):
             losses = validation_loss(draws, run.maker, lambda batch: run.model.losses(batch.to(run.model.device)))
         run.log.event("validation", run.progress.step, **losses)
     run.accelerator.wait_for_everyone()
+
+
+def _evenly(draws: Sequence[Draw], most: int | None) -> list[Draw]:
+    """At most so many, from all concepts alike."""
+    count = min(len(draws), most or len(draws))
+    return [draws[index * len(draws) // count] for index in range(count)]
 
 
 def make_samples(run: Run) -> None:
@@ -122,7 +146,6 @@ def make_samples(run: Run) -> None:
             _save_sample(run, index, prompt, decode_picture(vae, sampled))
         del vae
         free_memory(run.model.device)
-        run.clock = time.perf_counter()
     run.accelerator.wait_for_everyone()
 
 

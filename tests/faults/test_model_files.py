@@ -91,13 +91,15 @@ def test_other_shapes_tell_other_models(tmp_path):
     assert "CLIP-G" in the_fault(stored(clip_g, tmp_path), "clip_l", "--clip_l")
 
 
-def test_fp8_is_for_the_transformer_alone(files, tmp_path):
+def test_fp8_is_for_the_two_large_files_alone(files, tmp_path):
     def cast(path, dtype):
         return stored({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, tmp_path)
 
     assert check_model_file(cast(files.transformer, torch.float8_e4m3fn), "flux", "--any") == []
     assert "fp8 (e5m2)" in the_fault(cast(files.transformer, torch.float8_e5m2))
-    assert "fp8 (e4m3)" in the_fault(cast(files.t5xxl, torch.float8_e4m3fn), "t5", "--t5xxl")
+    assert check_model_file(cast(files.t5xxl, torch.float8_e4m3fn), "t5", "--any") == []
+    assert "fp8 (e4m3)" in the_fault(cast(files.clip_l, torch.float8_e4m3fn), "clip_l", "--clip_l")
+    assert "fp8 (e4m3)" in the_fault(cast(files.ae, torch.float8_e4m3fn), "autoencoder", "--ae")
 
 
 def test_truncated_downloads_and_web_pages(files, tmp_path):

@@ -32,9 +32,15 @@ def test_the_defaults_obey():
         ("--dim_from_weights", "--dim_from_weights"),
         ("--min_timestep=500 --max_timestep=500", "--min_timestep"),
         ("--min_bucket_reso=2048", "--min_bucket_reso"),
-        ("--optimizer_type=prodigy --learning_rate=1 --text_encoder_lr=0.5", "--text_encoder_lr"),
         ("--network_train_unet_only --text_encoder_lr=1e-5", "--network_train_unet_only"),
         ("--output_name=a/b", "--output_name"),
+        ("--output_name=.", "--output_name"),
+        ("--output_name=..", "--output_name"),
+        ("--output_name=.hidden", "--output_name"),
+        ("--output_name=a\x07", "--output_name"),
+        ("--output_name=a\\b", "--output_name"),
+        (f"--seed={2**63}", "--seed"),
+        ("--seed=-1", "--seed"),
     ],
 )
 def test_contradictions(flags, where):
@@ -60,3 +66,13 @@ def test_a_setting_without_effect_is_told(flags):
     _, notices = parse_config(flags.split())
     assert len(notices) == 1
     assert notices[0].startswith(flags[2:].partition("=")[0] + ": no effect in this run")
+
+
+@pytest.mark.parametrize("name", ["a\nb", " ", "", "a\x85"])
+def test_a_name_is_one_line_of_text(name):
+    assert fault_places(f"--output_name={name}") == ["--output_name"]
+
+
+@pytest.mark.parametrize("name", ["tj toy v1.2", "玩具", "a.b", "-x"])
+def test_a_name_may_be_most_things(name):
+    assert parse_config([f"--output_name={name}", f"--seed={2**63 - 1}"])[0].output_name == name

@@ -225,3 +225,52 @@ def test_wrong_arguments_are_all_named(tmp_path: Path):
     with pytest.raises(Faults) as caught:
         convert([], tmp_path / "o", layout="xlabs", rank=0, energy=1.5)
     assert len(caught.value.faults) == 4
+
+
+@pytest.mark.parametrize("text", ["None", "{", "null", "3"])
+def test_metadata_that_is_no_json_is_no_hindrance(tmp_path: Path, text):
+    odd, good = small_lora(), small_lora(seed=1)
+    odd.metadata.update({"ss_datasets": text, "ss_tag_frequency": text, "flux_dreambooth": text})
+    good.metadata.update({"ss_datasets": '[{"a": 1}]', "ss_tag_frequency": '{"toy": {"x": 2}}'})
+    for name, lora in {"odd": odd, "good": good}.items():
+        write_lora(tmp_path / name, lora, "diffusers", torch.float32)
+    convert([Source(tmp_path / "odd"), Source(tmp_path / "good")], tmp_path / "both", rank=1)
+    metadata = load_lora(tmp_path / "both").metadata
+    assert json.loads(metadata["ss_datasets"]) == [{"a": 1}]
+    assert json.loads(metadata["ss_tag_frequency"]) == {"toy": {"x": 2}}
+    convert([Source(tmp_path / "odd", 0.5)], tmp_path / "half", layout="kohya")
+    assert load_lora(tmp_path / "half").metadata["ss_datasets"] == text
+
+
+def test_our_settings_do_not_claim_the_former_rank():
+    lora = small_lora(rank=2)
+    config = {"network_dim": 2, "network_alpha": None, "seed": 5}
+    lora.metadata["flux_dreambooth"] = json.dumps({"version": "1", "config": config})
+    once, _ = resize(lora, rank=1)
+    ours = json.loads(once.metadata["flux_dreambooth"])
+    assert ours["config"] == {"seed": 5} and once.metadata["ss_network_dim"] == "1"
+    trained = {"trained_network_dim": 2, "trained_network_alpha": None}
+    assert ours["converted"] == {"network_dim": 1, "network_alpha": 1, **trained}
+    again = json.loads(merge([("a", once, 1.0), ("b", lora, 1.0)]).metadata["flux_dreambooth"])
+    assert again["converted"] == {"network_dim": 3, "network_alpha": 3, **trained}
+
+
+@pytest.mark.parametrize("output", ["file/a.safetensors", "file/deeper/a.safetensors", "folder", "x" * 300])
+def test_an_output_that_cannot_be_written_is_a_fault(tmp_path: Path, output):
+    write_lora(tmp_path / "a", small_lora(), "diffusers", torch.float32)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Faults, match="cannot be written") as found:
+        convert([Source(tmp_path / "a")], tmp_path / output)
+    assert found.value.faults[0].where == f"--output={tmp_path / output}"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_full_disk_is_a_fault(tmp_path: Path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    write_lora(tmp_path / "a", small_lora(), "diffusers", torch.float32)
+    monkeypatch.setattr("trainer.lora.convert.write_tensors", fail)
+    with pytest.raises(Faults, match="No space left"):
+        convert([Source(tmp_path / "a")], tmp_path / "b")

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tests.unit.test_lora_convert import CLIP, change, module, small_lora
 from trainer.faults import Faults
 from trainer.lora.convert import write_lora
-from trainer.lora.file import LoraFile, save_lora
+from trainer.lora.file import LoraFile
 from trainer.lora.info import block_norms, change_norm, describe, render
 
 DATASETS = [
@@ -85,8 +85,7 @@ def test_a_file_without_metadata_is_described_by_its_tensors(tmp_path: Path):
 def test_a_number_that_is_not_finite_is_said(tmp_path: Path):
     one = module(2, 8, 8)
     one.up[0, 0] = torch.nan
-    tensors = {f"{CLIP}.lora_A.weight": one.down, f"{CLIP}.lora_B.weight": one.up}
-    save_lora(tmp_path / "a", tensors, {CLIP: 2.0}, {})
+    write_lora(tmp_path / "a", LoraFile({CLIP: one}, {}), "diffusers", torch.float32)
     info = describe(tmp_path / "a")
     assert info["not_finite"] == [CLIP]
     json.dumps(info, allow_nan=False)
@@ -100,3 +99,23 @@ def test_a_file_that_is_no_lora_is_refused(tmp_path: Path):
     write_lora(tmp_path / "b", LoraFile({}, {}), "diffusers", torch.float32)
     with pytest.raises(Faults, match="holds no LoRA"):
         describe(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "text", ["None", "", "{", "{}", "[1]", '[{"subsets": null}]', '[{"subsets": [1]}]', "[" * 100_000]
+)
+def test_metadata_of_others_may_be_no_json(tmp_path: Path, text):
+    one = module(2, 8, 8)
+    metadata = {"ss_datasets": text, "ss_tag_frequency": text, "lora_adapter_metadata": text}
+    tensors = {f"{CLIP}.lora_A.weight": one.down, f"{CLIP}.lora_B.weight": one.up}
+    save_file(tensors, tmp_path / "a", metadata=metadata)
+    info = describe(tmp_path / "a")
+    assert info["concepts"] == [] and render(info)
+
+
+def test_concepts_of_an_odd_type_are_shown(tmp_path: Path):
+    one = module(2, 8, 8)
+    datasets = json.dumps([{"subsets": [{"class_tokens": ["a", "b"], "image_dir": None}]}])
+    tensors = {f"{CLIP}.lora_A.weight": one.down, f"{CLIP}.lora_B.weight": one.up}
+    save_file(tensors, tmp_path / "a", metadata={"ss_datasets": datasets})
+    assert [concept["trigger"] for concept in describe(tmp_path / "a")["concepts"]] == [["a", "b"]]

@@ -1,12 +1,15 @@
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.dataset_files import draw_folder, write_toml
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset
+from trainer.lora.file import load_lora, save_lora
 from trainer.lora.metadata import build_metadata
 
 TOML = """
@@ -127,3 +130,27 @@ def test_no_metadata_leaves_what_a_loader_needs_and_no_concepts(run):
     assert metadata["ss_base_model_version"] == "flux1"
     assert metadata["modelspec.architecture"] == "flux-1-dev/lora"
     assert not [key for key in metadata if key in ("ss_datasets", "ss_seed", "flux_dreambooth")]
+
+
+def test_alpha_is_what_the_file_holds_and_the_setting_is_ours(run, tmp_path: Path):
+    metadata = metadata_of(run, network_alpha=4.0)
+    assert metadata["ss_network_alpha"] == "16"
+    assert json.loads(metadata["flux_dreambooth"])["config"]["network_alpha"] == 4.0
+    ranks = {"transformer.transformer_blocks.0.attn.to_q": 2, "transformer.transformer_blocks.0.attn.to_k": 2}
+    for last, told in ((2, "2"), (3, "Dynamic")):
+        ranks |= {"transformer.transformer_blocks.0.attn.to_k": last}
+        tensors = {f"{name}.lora_A.weight": torch.ones(rank, 8) for name, rank in ranks.items()}
+        tensors |= {f"{name}.lora_B.weight": torch.ones(8, rank) for name, rank in ranks.items()}
+        save_lora(tmp_path / "a", tensors, dict.fromkeys(ranks, 1.0), metadata)
+        written = load_lora(tmp_path / "a").metadata
+        assert (written["ss_network_dim"], written["ss_network_alpha"]) == (told, told)
+
+
+def test_the_base_model_is_known_by_kohyas_short_hash(run):
+    config, _ = run
+    assert "ss_sd_model_hash" not in metadata_of(run)
+    content = bytes(range(256)) * 8192
+    config.pretrained_model_name_or_path.write_bytes(content)
+    expected = hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    assert metadata_of(run)["ss_sd_model_hash"] == expected
+    assert "ss_sd_model_hash" not in metadata_of(run, no_metadata=True)

@@ -10,7 +10,7 @@ from transformers.optimization import get_cosine_with_hard_restarts_schedule_wit
 from trainer.config import TrainConfig
 from trainer.faults import Faults
 from trainer.optim import foreach
-from trainer.optim.build import build_lr_scheduler, build_optimizer, lr_scheduler_faults, optimizer_faults
+from trainer.optim.build import build_lr_scheduler, build_optimizer, lr_scheduler_faults, optimizer_faults, rate_faults
 from trainer.optim.build import optimizer_notices as notices
 from trainer.optim.lion import Lion
 from trainer.optim.prodigy import Prodigy
@@ -127,7 +127,8 @@ def test_faults_say_what_to_do():
     assert "use --learning_rate" in faults_of(optimizer_args=("lr=1",))
     assert "install the package that has nothing_here" in faults_of(optimizer_type="nothing_here.Adam")
     assert "relative_step" in faults_of(optimizer_type="Adafactor", optimizer_args=("relative_step=True",))
-    assert "one step size" in faults_of(optimizer_type="Prodigy", learning_rate=1.0, text_encoder_lr=0.5)
+    (fault,) = rate_faults(TrainConfig(optimizer_type="Prodigy"), [1.0, 0.5])
+    assert "one step size" in fault.what
     assert "schedule-free" in faults_of(optimizer_type="schedulefree.AdamWScheduleFree")
     with pytest.raises(Faults, match="Invalid beta"):
         build_optimizer(TrainConfig(optimizer_args=("betas=2.0,0.9",)), [{"params": parameters()}])
@@ -226,3 +227,22 @@ def test_schedules(settings, expected):
 def test_schedule_faults(settings, words):
     (fault,) = lr_scheduler_faults(TrainConfig(**settings), 100)
     assert words in str(fault)
+
+
+@pytest.mark.parametrize(("flag", "rates"), [("--learning_rate", {}), ("--unet_lr", {"learning_rate": 1e-4})])
+def test_the_rate_that_counts_is_the_transformers(flag, rates):
+    def config(rate, **settings):
+        return TrainConfig(**({**rates, "unet_lr": rate} if rates else {"learning_rate": rate}), **settings)
+
+    assert notices(config(1.0))[0].startswith(flag) and not notices(config(1e-4))
+    assert flag in notices(config(1e-4, optimizer_type="Prodigy"))[0]
+    assert not notices(config(1.0, optimizer_type="Prodigy"))
+    (fault,) = lr_scheduler_faults(config(1e-8, lr_scheduler="polynomial"), 100)
+    assert fault.where == flag
+
+
+def test_polynomial_starts_at_the_transformers_rate():
+    config = TrainConfig(learning_rate=1e-8, unet_lr=1e-3, lr_scheduler="polynomial")
+    assert not lr_scheduler_faults(config, 100)
+    optimizer = build_optimizer(config, [{"params": parameters(), "lr": config.transformer_lr}])
+    assert build_lr_scheduler(config, optimizer, 100).get_last_lr() == [1e-3]

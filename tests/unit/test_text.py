@@ -1,5 +1,6 @@
 """Tokenizers found and loaded from disk alone."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from benchmarks.random_flux import write_clip_tokenizer, write_t5_tokenizer
 from trainer.faults import Faults
-from trainer.models.text import clip_ids, cut_captions, find_tokenizer_dir, load_tokenizers
+from trainer.models.text import CLIP_LENGTH, clip_ids, cut_captions, find_tokenizer_dir, load_tokenizers
 
 
 def write_both(folder):
@@ -63,3 +64,14 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
     assert load_tokenizers(again).fingerprint == first
     (again / "tokenizer" / "merges.txt").write_text("#version: 0.3\n")
     assert load_tokenizers(again).fingerprint != first
+
+
+def test_looking_for_long_captions_warns_of_nothing(tokenizers, caplog, capfd):
+    logging.getLogger("transformers").propagate = True
+    tokenizers.t5.model_max_length = 20
+    assert cut_captions(tokenizers.t5, ["y" * 40], 20) and cut_captions(tokenizers.clip, ["y" * 100], CLIP_LENGTH)
+    assert "longer than" not in caplog.text + capfd.readouterr().err
+
+
+def test_clip_reads_77_tokens_with_begin_and_end(tokenizers):
+    assert cut_captions(tokenizers.clip, ["y" * 75, "y" * 76], CLIP_LENGTH) == ["y" * 76]

@@ -74,3 +74,27 @@ def test_text_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     assert read_toml(write(tmp_path, b"\xef\xbb\xbfa = 1")).values == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'hf_token = "SECRET',
+        "wandb_api_key = SECRET",
+        "password: SECRET",
+        '"api-key" = = "SECRET"',
+        'login = { token = "SECRET", ',
+        "key = SECRET",
+        "note = = hf_SECRETSECRET",
+    ],
+)
+def test_a_secret_is_not_echoed(tmp_path: Path, line: str) -> None:
+    with pytest.raises(Faults) as caught:
+        read_toml(write(tmp_path, f"a = 1\n{line}\n"))
+    text = str(caught.value)
+    assert "SECRET" not in text and "[secret]" in text and line[:3] in text
+
+
+def test_tokens_that_are_no_secret_are_echoed(tmp_path: Path) -> None:
+    with pytest.raises(Faults, match="class_tokens = tjtoy"):
+        read_toml(write(tmp_path, "class_tokens = tjtoy\n"))

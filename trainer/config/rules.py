@@ -1,5 +1,6 @@
 """What settings say about one another: contradictions are faults, settings without effect are told."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 
 from trainer.config.settings import TrainConfig
@@ -20,7 +21,19 @@ NEEDS = (
     ("resume_anyway", "resume"),
 )
 
+FILE_NAME = re.compile(r"(?![.\s])[^/\\\x00-\x1f\x7f-\x9f]+")  # no folder, not hidden, on one line
 _HUBER = ("huber", "smooth_l1")
+
+
+def _draws(c: TrainConfig) -> bool:
+    return bool(c.sample_every_n_epochs or c.sample_every_n_steps or c.sample_at_first)
+
+
+def _validates(c: TrainConfig) -> bool:
+    return bool(c.validate_every_n_epochs or c.validate_every_n_steps)
+
+
+_WITH_VALIDATION = "acts with validate_every_n_epochs or validate_every_n_steps"
 # setting, when it acts, and what to say where it does not
 EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ("huber_schedule", lambda c: c.loss_type in _HUBER, "acts with loss_type huber or smooth_l1"),
@@ -42,6 +55,12 @@ EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ("lr_scheduler_power", lambda c: c.lr_scheduler == "polynomial", "acts with lr_scheduler polynomial"),
     ("lr_scheduler_min_lr_ratio", lambda c: c.lr_scheduler in ("cosine_with_min_lr", "warmup_stable_decay"),
      "acts with lr_scheduler cosine_with_min_lr or warmup_stable_decay"),
+    ("sample_prompts", _draws, "acts with sample_every_n_epochs, sample_every_n_steps or sample_at_first"),
+    ("validation_seed", _validates, _WITH_VALIDATION),
+    ("max_validation_steps", _validates, _WITH_VALIDATION),
+    ("network_dim", lambda c: not c.dim_from_weights, "acts without dim_from_weights, which takes the file's ranks"),
+    ("network_alpha", lambda c: not c.dim_from_weights, "acts without dim_from_weights, which sets it to the rank"),
+    ("training_comment", lambda c: not c.no_metadata, "acts without no_metadata"),
     ("lr_scheduler_timescale", lambda c: c.lr_scheduler == "inverse_sqrt",
      "acts with lr_scheduler inverse_sqrt"),
 )  # fmt: skip
@@ -67,7 +86,14 @@ def without_effect(config: TrainConfig) -> list[str]:
         f"{name}: no effect in this run; it {condition}"
         for name, acts, condition in EFFECTIVE
         if getattr(config, name) != getattr(default, name) and not acts(config)
-    ] + _density_notice(config)
+    ] + [*_density_notice(config), *_held_out_notice(config)]
+
+
+def _held_out_notice(config: TrainConfig) -> list[str]:
+    if config.validation_split and not _validates(config):
+        what = "validation_split: keeps pictures out of training, and no validation looks at them"
+        return [f"{what}; it {_WITH_VALIDATION}"]
+    return []
 
 
 def _density_notice(config: TrainConfig) -> list[str]:
@@ -94,21 +120,9 @@ def _pairs(config: TrainConfig) -> list[tuple[str, bool, str, str]]:
             "lower one or raise the other",
         ),
         (
-            "text_encoder_lr",
-            _unequal_rates(config),
-            f"Prodigy finds one step size for all and cannot have {config.text_encoder_lr} for CLIP-L"
-            f" beside {config.transformer_lr} for the transformer",
-            "give both the same learning rate, or 0 for CLIP-L",
-        ),
-        (
             "output_name",
-            not config.output_name or "/" in config.output_name or "\\" in config.output_name,
+            not FILE_NAME.fullmatch(config.output_name),
             f"{config.output_name!r} is not a file name",
-            "give a name without folders; folders go into output_dir",
+            "give a plain name: no folders (they go into output_dir), no dot in front, no control characters",
         ),
     ]
-
-
-def _unequal_rates(config: TrainConfig) -> bool:
-    both = config.text_encoder_lr > 0 and config.text_encoder_lr != config.transformer_lr
-    return both and config.optimizer_type.lower() == "prodigy"

@@ -160,7 +160,9 @@ class TrainConfig:
     network_args: tuple[str, ...] = _network(
         (), "key=value …: which layers, with which rank", "see the table of network_args"
     )
-    network_dropout: float | None = _network(None, "dropout of the LoRA's input", least=0, most=0.99)
+    network_dropout: float | None = _network(
+        None, "dropout of the LoRA's hidden values, between down and up", least=0, most=0.99
+    )
     network_weights: Path | None = _network(None, "LoRA file to start from", "any common LoRA layout")
     dim_from_weights: bool = _network(False, "take the ranks from network_weights")
 
@@ -214,7 +216,7 @@ class TrainConfig:
         None, "keep a moving average of the LoRA, e.g. 0.999, and save that", OURS, above=0, most=0.99999
     )
 
-    seed: int = _training(42, "seed of every random draw", "default 42, not random; recorded", least=0)
+    seed: int = _training(42, "seed of every random draw", "default 42, not random; recorded", least=0, most=2**63 - 1)
     mixed_precision: Literal["no", "bf16"] = _training(
         "bf16", "precision of the computation; no = float32", "default bf16; fp16 is refused"
     )
@@ -242,7 +244,7 @@ class TrainConfig:
     )
     logit_mean: float = _loss(0.0, "mean of logit_normal")
     logit_std: float = _loss(1.0, "width of logit_normal", above=0)
-    mode_scale: float = _loss(1.29, "scale of mode")
+    mode_scale: float = _loss(1.29, "scale of mode", least=-1, most=1.75)
     loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = _loss("l2", "loss")
     huber_schedule: Literal["constant", "exponential"] = _loss(
         "constant", "how huber_c moves with the timestep", "default constant; snr is refused"

@@ -12,6 +12,8 @@ KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 DOTTED = rf"{KEY}(?:\s*\.\s*{KEY})*"
 HEADER = re.compile(rf"^\s*(\[\[?)\s*({DOTTED})\s*\]\]?\s*(?:#.*)?$")
 ASSIGNMENT = re.compile(rf"^\s*({DOTTED})\s*=")
+# a key that looks like that of a secret, and all that follows it on its line
+SECRET_KEY = re.compile(r"((?<![A-Za-z0-9])(?:[\w-]*[_-])?(?:token|(?:api)?key|secret|password)\b)(.+)", re.IGNORECASE)
 POSITION = re.compile(r"\s*\(at line (\d+), column (\d+)\)$")
 
 KeyPath = tuple[str | int, ...]
@@ -63,7 +65,7 @@ def _syntax_fault(path: Path, text: str, message: str) -> Fault:
     else:  # "(at end of document)"
         line, column = len(lines), len(lines[-1]) + 1
     reason = message.rsplit(" (at ", 1)[0]
-    shown = lines[line - 1].strip() if line <= len(lines) else ""
+    shown = SECRET_KEY.sub(r"\1 [secret]", lines[line - 1].strip()) if line <= len(lines) else ""
     return Fault(f"{path}:{line}:{column}", f"not valid TOML: {reason}", f"the line is: {shown}" if shown else "")
 
 

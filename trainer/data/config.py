@@ -21,6 +21,7 @@ from trainer.data.keys import (
     check_value,
 )
 from trainer.faults import Fault, Faults, raise_if_any
+from trainer.files import out_of_reach
 
 PIXELS_PER_TOKEN = 16  # the autoencoder's 8 times the transformer's 2x2 patches
 
@@ -139,6 +140,9 @@ def _are_tables(value: Any) -> bool:
 
 SUBSET_KEYS = {field.name for field in fields(SubsetConfig)}
 SECTION_KEYS = {field.name for field in fields(DatasetSection)}
+BUCKET_KEYS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
+TAG_KEYS = ("keep_tokens", "token_warmup_min")
+DEFAULT = TrainConfig()
 
 
 class _Reader:
@@ -148,11 +152,14 @@ class _Reader:
         self.file = file
         self.faults: list[Fault] = []
         self.notices: dict[Fault, None] = {}  # ordered, each once
+        self.idle: dict[str, str] = {}  # key -> why it changes nothing somewhere
+        self.acting: set[str] = set()  # keys that change something elsewhere
         self.flags = self._flags(config)
 
     def read(self) -> tuple[DatasetConfig, list[Fault]]:
         general = self._table(GENERAL, "general")
         sections = tuple(self._section(index, general) for index in range(len(self.file.values["datasets"])))
+        self._notice_idle_flags()
         config = DatasetConfig(path=self.file.path, sections=sections, notices=tuple(self.notices))
         return config, self.faults
 
@@ -197,7 +204,7 @@ class _Reader:
         chosen = {name: value for name, value in {**self.flags, **keys}.items() if name in SECTION_KEYS}
         chosen["resolution"] = _as_size(chosen.get("resolution", 1024))
         section = DatasetSection(**{**chosen, "where": self.file.where(*place), "subsets": subsets})
-        self._notice_idle(_idle_bucket_keys(section), keys, place)
+        self._notice_idle(BUCKET_KEYS, _idle_bucket_keys(section), keys, place)
         if section.enable_bucket and not section.bucket_no_upscale:
             section = self._round_outward(section)
         self.faults += _bucket_faults(section)
@@ -220,20 +227,28 @@ class _Reader:
             chosen["resize_interpolation"] = ALIASES.get(name, name)
         attributes = keys.get("custom_attributes", {})
         subset = SubsetConfig(**{**chosen, **attributes, "where": where})
-        if not (subset.shuffle_caption or subset.token_warmup_step or subset.caption_tag_dropout_rate):
-            why = "without shuffle_caption, caption_tag_dropout_rate or token_warmup_step"
-            self._notice_idle({"keep_tokens": why}, {**inherited, **own}, place)
+        self._notice_idle(TAG_KEYS, _idle_tag_keys(subset), {**inherited, **own}, place)
         return subset
 
     def _folder(self, image_dir: str) -> Path:
         here, beside = Path(image_dir), self.file.path.parent / image_dir
-        return beside if not here.is_dir() and beside.is_dir() else here
+        return beside if not _may_be_folder(here) and _may_be_folder(beside) else here
 
-    def _notice_idle(self, idle: dict[str, str], keys: dict[str, Any], place: tuple[str | int, ...]) -> None:
-        """Tell of keys that the file sets to something but that change nothing."""
+    def _notice_idle(
+        self, names: tuple[str, ...], idle: dict[str, str], keys: dict[str, Any], place: tuple[str | int, ...]
+    ) -> None:
+        """Of these keys, tell of those that the file sets to something but that change nothing here."""
+        self.idle |= idle
+        self.acting |= set(names) - idle.keys() - keys.keys()
         for name, why in idle.items():
             if keys.get(name):
                 self.notices[Fault(self._origin(name, place), f"{name} changes nothing {why}")] = None
+
+    def _notice_idle_flags(self) -> None:
+        """Tell of flags that were changed from their default but change nothing in any dataset."""
+        for name, why in self.idle.items():
+            if name not in self.acting and self.flags.get(name) != getattr(DEFAULT, FLAGS.get(name, name)):
+                self.notices[Fault(f"--{FLAGS.get(name, name)}", f"changes nothing {why}")] = None
 
     def _origin(self, name: str, place: tuple[str | int, ...]) -> str:
         for table in (place, place[:2], ("general",)):
@@ -253,6 +268,11 @@ class _Reader:
                 what = f"{name} {given} is used as {value}, a multiple of bucket_reso_steps ({steps})"
                 self.notices[Fault(section.where, what)] = None
         return replace(section, **rounded)
+
+
+def _may_be_folder(path: Path) -> bool:
+    """True also where we may not look; the scan of the folder says so then."""
+    return bool(out_of_reach(path)) or path.is_dir()
 
 
 def _parse_resolution(text: str) -> int | list[int] | str:
@@ -280,11 +300,19 @@ def _repeated_folders(subsets: tuple[SubsetConfig, ...]) -> Iterator[Fault]:
 
 def _idle_bucket_keys(section: DatasetSection) -> dict[str, str]:
     if not section.enable_bucket:
-        names = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale")
-        return dict.fromkeys(names, "without enable_bucket")
+        return dict.fromkeys(BUCKET_KEYS, "without enable_bucket")
     if section.bucket_no_upscale:
         return dict.fromkeys(("min_bucket_reso", "max_bucket_reso"), "with bucket_no_upscale")
     return {}
+
+
+def _idle_tag_keys(subset: SubsetConfig) -> dict[str, str]:
+    idle = {}
+    if not (subset.shuffle_caption or subset.token_warmup_step or subset.caption_tag_dropout_rate):
+        idle["keep_tokens"] = "without shuffle_caption, caption_tag_dropout_rate or token_warmup_step"
+    if not subset.token_warmup_step:
+        idle["token_warmup_min"] = "without token_warmup_step"
+    return idle
 
 
 def _bucket_faults(section: DatasetSection) -> Iterator[Fault]:

@@ -13,6 +13,7 @@ from trainer.data.buckets import place, section_buckets
 from trainer.data.config import DatasetConfig, DatasetSection, SubsetConfig
 from trainer.data.images import EXTENSIONS, Size, default_interpolation, read_picture
 from trainer.faults import Fault
+from trainer.files import out_of_reach
 
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
 FAR_SMALLER = 1.5  # a picture enlarged more than this loses visibly
@@ -29,6 +30,7 @@ class Picture:
 
     @property
     def size(self) -> Size:
+        """Width and height in pixels."""
         return self.width, self.height
 
 
@@ -149,6 +151,9 @@ def picture_paths(folder: Path) -> list[Path]:
 
 def _folder_fault(subset: SubsetConfig) -> Fault | None:
     folder = subset.image_dir
+    if why := out_of_reach(folder):
+        hint = "let this user enter the folders above it"
+        return Fault(subset.where, f"image_dir {folder} cannot be looked at: {why}", hint)
     if not folder.exists():
         return Fault(subset.where, f"image_dir {folder} does not exist", "paths start at the current folder")
     if not folder.is_dir():
@@ -156,9 +161,9 @@ def _folder_fault(subset: SubsetConfig) -> Fault | None:
     try:
         if picture_paths(folder):
             return None
+        below = sum(len(picture_paths(child)) for child in folder.iterdir() if child.is_dir())
     except OSError as error:
         return Fault(subset.where, f"image_dir {folder} cannot be read: {error.strerror}")
-    below = sum(len(picture_paths(child)) for child in folder.iterdir() if child.is_dir())
     hint = f"{below} lie in folders below, which are not read" if below else f"known are {' '.join(EXTENSIONS)}"
     return Fault(subset.where, f"image_dir {folder} holds no pictures (concept {subset.concept})", hint)
 
@@ -205,7 +210,11 @@ def _read_captions(scan: Scan, subset: SubsetConfig, paths: Sequence[Path]) -> d
 
 def _caption_files(subset: SubsetConfig, path: Path) -> list[Path]:
     endings = (subset.caption_extension,) if subset.caption_extension else CAPTION_EXTENSIONS
-    return [file for ending in endings if (file := path.with_suffix(ending)).is_file()]
+    return [file for ending in endings if _may_be_file(file := path.with_suffix(ending))]
+
+
+def _may_be_file(path: Path) -> bool:
+    return bool(out_of_reach(path)) or path.is_file()  # where we may not look, reading it says so
 
 
 def _caption_lines(files: Sequence[Path]) -> tuple[str, ...] | Fault:

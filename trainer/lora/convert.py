@@ -4,13 +4,15 @@ All of it works on the two factors; the full weight change is never formed.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from trainer.faults import Fault, raise_if_any
+from trainer.faults import Fault, Faults, raise_if_any
+from trainer.files import FULL_DISK_ERRORS
 from trainer.lora.file import (
     LoraFile,
     LoraModule,
@@ -19,6 +21,7 @@ from trainer.lora.file import (
     with_unit_scale,
     write_tensors,
 )
+from trainer.lora.metadata import json_value, with_new_ranks
 from trainer.lora.names import kohya_clip_name
 from trainer.models.layout import SWAPPED_HALVES, bfl_module, diffusers_modules, kohya_name
 
@@ -48,7 +51,7 @@ def convert(
     dtype: of the new file, the first source's when None; device: where SVDs are computed. Returns
     lines that say what was done; raises Faults.
     """
-    raise_if_any(_argument_faults(sources, layout, rank, energy))
+    raise_if_any(_argument_faults(sources, layout, rank, energy) + _output_faults(output))
     loras = [load_lora(source.path) for source in sources]
     dtype = dtype or next(iter(loras[0].modules.values())).down.dtype
     lines = [f"{source.path}: {describe_ranks(lora)}" for source, lora in zip(sources, loras, strict=True)]
@@ -59,7 +62,10 @@ def convert(
     if rank or energy:
         lora, kept = resize(lora, rank, energy, device)
         lines.append(f"resized: {describe_ranks(lora)}, {kept:.2%} of the squared norm kept")
-    write_lora(output, lora, layout, dtype)
+    try:
+        write_lora(output, lora, layout, dtype)
+    except FULL_DISK_ERRORS as error:
+        raise Faults([_unwritable(output, error)]) from error
     return [*lines, f"{output}: {layout} layout, {output.stat().st_size / 1e9:.3f} GB"]
 
 
@@ -74,7 +80,26 @@ def _argument_faults(sources: Sequence[Source], layout: str, rank: int | None, e
     return faults
 
 
+def _output_faults(output: Path) -> list[Fault]:
+    """What is known to be in the way before minutes of SVD."""
+    try:
+        folder = next(folder for folder in output.parents if folder.exists())
+        if output.is_dir():
+            return [_unwritable(output, "it is a folder")]
+    except OSError as error:
+        return [_unwritable(output, error)]
+    if not folder.is_dir():
+        return [_unwritable(output, f"{folder} is a file, not a folder")]
+    return [] if os.access(folder, os.W_OK | os.X_OK) else [_unwritable(output, f"{folder} is closed to you")]
+
+
+def _unwritable(output: Path, why: object) -> Fault:
+    hint = "name a file, *.safetensors, in a folder that you may write to"
+    return Fault(f"--output={output}", f"cannot be written: {why}", hint)
+
+
 def describe_ranks(lora: LoraFile) -> str:
+    """Like "494 modules, rank 16"; the lowest and the highest rank where they differ."""
     ranks = sorted({module.rank for module in lora.modules.values()})
     text = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
     return f"{len(lora.modules)} modules, rank {text}"
@@ -212,17 +237,14 @@ def _merged_metadata(
     phrases = [m["modelspec.trigger_phrase"] for m in all_metadata if "modelspec.trigger_phrase" in m]
     if phrases:
         metadata["modelspec.trigger_phrase"] = ", ".join(dict.fromkeys(phrases))
-    frequencies = [json.loads(m["ss_tag_frequency"]) for m in all_metadata if "ss_tag_frequency" in m]
-    if frequencies:
+    frequencies = [json_value(m.get("ss_tag_frequency"), dict) or {} for m in all_metadata]
+    if any(frequencies):
         metadata["ss_tag_frequency"] = json.dumps({k: v for one in frequencies for k, v in one.items()})
-    datasets = [one for m in all_metadata for one in json.loads(m.get("ss_datasets", "[]"))]
+    datasets = [one for m in all_metadata for one in json_value(m.get("ss_datasets"), list) or []]
     if datasets:
         metadata["ss_datasets"] = json.dumps(datasets)
     return _with_rank(metadata, modules)
 
 
 def _with_rank(metadata: Mapping[str, str], modules: Mapping[str, LoraModule]) -> dict[str, str]:
-    ranks = {module.rank for module in modules.values()}
-    rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"  # kohya's word for differing ranks
-    known = {key: rank for key in ("ss_network_dim", "ss_network_alpha") if key in metadata}
-    return dict(metadata) | known
+    return with_new_ranks(metadata, [module.rank for module in modules.values()])

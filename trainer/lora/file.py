@@ -6,9 +6,10 @@ Names in the program and in our files are those of diffusers and PEFT:
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,13 +19,17 @@ from torch import nn
 from trainer.faults import Fault, Faults, raise_if_any
 from trainer.files import write_safetensors
 from trainer.lora.adapter import file_module, linear_modules
+from trainer.lora.metadata import json_value, with_ranks
 from trainer.lora.names import Target, layout_of, resolve, split_key
 from trainer.models.layout import SWAPPED_HALVES, fused_parts
-from trainer.models.weights import read_header
+from trainer.models.weights import Header, read_header
 
 MAX_HEADER_BYTES = 1 << 20  # ComfyUI does not show the metadata of a larger one
 FIRST_TO_GO = ("ss_tag_frequency", "ss_datasets", "flux_dreambooth", "ss_dataset_dirs")
 LEFT_OUT = "flux_dreambooth_left_out"
+WHOLE_FILE = "give a LoRA file, *.safetensors, that is wholly downloaded"
+ADAPTABLE = ("transformer.transformer_blocks.", "transformer.single_transformer_blocks.", "text_encoder.")
+FROM_FILE = "--dim_from_weights takes layers and ranks from the file"
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,12 @@ class LoraModule:
 
     @property
     def rank(self) -> int:
+        """The number of rows of down."""
         return self.down.shape[0]
 
     @property
     def scale(self) -> float:
+        """What the product of up and down is multiplied by."""
         return self.alpha / self.rank
 
 
@@ -62,14 +69,19 @@ def save_lora(
 ) -> tuple[str, ...]:
     """Write what `adapter_parameters` and `adapter_alphas` give, atomically.
 
-    Returns the metadata keys that were left out to keep the header under 1 MiB.
+    Returns the metadata keys that were left out to keep the header under 1 MiB. Raises `Faults`, and
+    leaves the file that may be there, when a number is not finite.
     """
     modules = {
         name: LoraModule(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], alpha)
         for name, alpha in alphas.items()
     }
     assert len(tensors) == 2 * len(modules)
-    return write_tensors(path, diffusers_tensors(modules, dtype), metadata)
+    stored = diffusers_tensors(modules, dtype)
+    if broken := [name for name, tensor in stored.items() if not bool(tensor.isfinite().all())]:
+        what = f"not written: {len(broken)} of {len(stored)} tensors hold numbers that are not finite, as {broken[0]}"
+        raise Faults([Fault(str(path), what, "lower --learning_rate; fp16 has a smaller range than bf16")])
+    return write_tensors(path, stored, with_ranks(metadata, [module.rank for module in modules.values()]))
 
 
 def diffusers_tensors(modules: Mapping[str, LoraModule], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -132,15 +144,27 @@ def load_lora(path: Path) -> LoraFile:
     product. Raises Faults for a file that cannot be read or holds anything but plain LoRA of FLUX.1's
     linear layers or CLIP-L's.
     """
-    tensors, metadata = _read(path)
+    return _understood(path, *_read(path))
+
+
+def load_lora_shapes(path: Path) -> LoraFile:
+    """As `load_lora`, from the header alone: tensors have a shape and no numbers, and alpha is the rank."""
+    header = _header(path)
+    tensors = {name: torch.empty(info.shape, device="meta") for name, info in header.tensors.items()}
+    return _understood(path, tensors, header.metadata)
+
+
+def _understood(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> LoraFile:
     found, unknown = _by_module(tensors)
     raise_if_any([*_unknown_faults(path, unknown), *_shape_faults(path, found)])
-    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    settings = json_value(metadata.get("lora_adapter_metadata"), dict) or {}
     modules: dict[str, LoraModule] = {}
     for name, roles in found.items():
         target = resolve(name)
         assert target
-        alpha = roles["alpha"].item() if "alpha" in roles else _header_alpha(settings, target.modules[0])
+        alpha = _header_alpha(settings, target.modules[0])
+        if "alpha" in roles:
+            alpha = None if roles["alpha"].is_meta else roles["alpha"].item()
         module = LoraModule(roles["down"], roles["up"], float(alpha or len(roles["down"])))
         try:
             modules |= _split(target, module)
@@ -150,12 +174,19 @@ def load_lora(path: Path) -> LoraFile:
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    header = _header(path)
     try:
-        header = read_header(path)
         return load_file(path), header.metadata
-    except (OSError, ValueError, SafetensorError) as error:
-        hint = "give a LoRA file, *.safetensors, that is wholly downloaded"
-        raise Faults([Fault(str(path), f"cannot be read: {error}", hint)]) from error
+    except (OSError, SafetensorError) as error:
+        raise Faults([Fault(str(path), f"cannot be read: {error}", WHOLE_FILE)]) from error
+
+
+def _header(path: Path) -> Header:
+    try:
+        return read_header(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Faults([Fault(str(path), f"cannot be read: {reason}", WHOLE_FILE)]) from error
 
 
 def _by_module(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
@@ -189,11 +220,12 @@ def _shape_faults(path: Path, found: Mapping[str, Mapping[str, torch.Tensor]]) -
             yield Fault(str(path), f"{name}: {shapes} do not fit together")
 
 
-def _header_alpha(settings: Mapping, module: str) -> float | None:
+def _header_alpha(settings: Mapping[str, Any], module: str) -> float | None:
     """The alpha that diffusers keeps in the header only, or None."""
     model, _, rest = module.partition(".")
-    own = settings.get(f"{model}.alpha_pattern") or {}
-    return own.get(rest, settings.get(f"{model}.lora_alpha"))
+    own = settings.get(f"{model}.alpha_pattern")
+    alpha = own[rest] if isinstance(own, dict) and rest in own else settings.get(f"{model}.lora_alpha")
+    return alpha if isinstance(alpha, int | float) else None
 
 
 def _split(target: Target, module: LoraModule) -> dict[str, LoraModule]:
@@ -221,23 +253,63 @@ def copy_into(lora: LoraFile, parameters: Mapping[str, nn.Parameter], alphas: Ma
     The weight change stays the file's, whatever alpha is here. Raises Faults, and changes nothing, when
     the modules or ranks differ; where: the flag or file to name in them.
     """
-    raise_if_any(_mismatches(lora, parameters, alphas, where))
+    raise_if_any(misfits(lora, {name: parameter.shape for name, parameter in parameters.items()}, where))
     for name, alpha in alphas.items():
         module, down = lora.modules[name], parameters[f"{name}.lora_A.weight"]
         down.data.copy_(module.down)
         parameters[f"{name}.lora_B.weight"].data.copy_(module.up.float() * (module.scale * len(down) / alpha))
 
 
-def _mismatches(
-    lora: LoraFile, parameters: Mapping[str, nn.Parameter], alphas: Mapping[str, float], where: str
-) -> Iterator[Fault]:
-    hint = "--dim_from_weights takes modules and ranks from the file"
-    for name in sorted(lora.modules.keys() ^ alphas.keys()):
-        has, lacks = ("the file", "this run") if name in lora.modules else ("this run", "the file")
-        yield Fault(where, f"{name} is adapted in {has} but not in {lacks}", hint)
-    for name in sorted(lora.modules.keys() & alphas.keys()):
-        for key, theirs in (("lora_A", lora.modules[name].down), ("lora_B", lora.modules[name].up)):
-            ours = parameters[f"{name}.{key}.weight"]
-            if theirs.shape != ours.shape:
-                what = f"{name}.{key} is {list(theirs.shape)} in the file and {list(ours.shape)} in this run"
-                yield Fault(where, what, hint)
+def misfits(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[Fault]:
+    """Why a file cannot start a run of adapter tensors with these names and shapes: one fault of each kind."""
+    ours = {name.rsplit(".lora_", 1)[0] for name in shapes}
+    faults = []
+    for here, there, names in (
+        ("the file", "this run", lora.modules.keys() - ours),
+        ("this run", "the file", ours - lora.modules.keys()),
+    ):
+        if names:
+            faults.append(
+                Fault(where, f"{_first_of(names)} adapted in {here} but not in {there}", _layers_hint(names, here))
+            )
+    both = [name for name in sorted(lora.modules) if name in ours]
+    ranks = {name: (lora.modules[name].rank, shapes[f"{name}.lora_A.weight"][0]) for name in both}
+    if other := {name: pair for name, pair in ranks.items() if pair[0] != pair[1]}:
+        theirs, mine = (_numbers(pair[side] for pair in other.values()) for side in (0, 1))
+        what = f"{_first_of(other)} of rank {theirs} in the file and {mine} in this run"
+        faults.append(Fault(where, what, FROM_FILE))
+    widths = {
+        name: (file, run)
+        for name in both
+        if (file := _widths(lora.modules[name].down.shape, lora.modules[name].up.shape))
+        != (run := _widths(shapes[f"{name}.lora_A.weight"], shapes[f"{name}.lora_B.weight"]))
+    }
+    if widths:
+        (file, run), *_ = widths.values()
+        what = f"{_first_of(widths)} of another size: {file} in the file and {run} in this run"
+        faults.append(Fault(where, what, "the file belongs to another base model"))
+    return faults
+
+
+def _layers_hint(names: Iterable[str], adapted_in: str) -> str:
+    if not all(name.startswith(ADAPTABLE) for name in names):
+        return "only layers of the blocks are trained here"
+    if all(name.startswith("text_encoder.") for name in names):
+        return (
+            "--text_encoder_lr above 0 trains CLIP-L's LoRA"
+            if adapted_in == "the file"
+            else "--text_encoder_lr 0 trains none of CLIP-L"
+        )
+    return FROM_FILE
+
+
+def _first_of(names: Collection[str]) -> str:
+    return f"{min(names)} and {len(names) - 1} more are" if len(names) > 1 else f"{min(names)} is"
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def _widths(down: tuple[int, ...], up: tuple[int, ...]) -> str:
+    return f"{down[1]} to {up[0]}"

@@ -1,6 +1,5 @@
 """What a LoRA file is, as data and as text."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from trainer.lora.file import LoraFile, LoraModule, load_lora
+from trainer.lora.metadata import json_value
 
 KNOWN_PREFIXES = ("ss_", "sshs_", "modelspec.", "flux_dreambooth", "lora_adapter_metadata", "format")
 
@@ -125,17 +125,23 @@ def _module_counts(lora: LoraFile) -> dict[str, int]:
 def _concepts(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
     """Concepts from ss_datasets, which kohya's files have too; a folder in several datasets once."""
     found: dict[tuple, dict[str, Any]] = {}
-    for dataset in json.loads(metadata.get("ss_datasets", "[]")):
-        for subset in dataset.get("subsets", []):
-            concept = {
-                "trigger": subset.get("class_tokens"),
-                "folder": subset.get("image_dir"),
-                "is_reg": bool(subset.get("is_reg")),
-                "pictures": subset.get("img_count"),
-                "num_repeats": subset.get("num_repeats"),
-            }
-            found.setdefault((concept["trigger"], concept["folder"], concept["is_reg"]), concept)
+    for subset in _subsets(metadata):
+        concept = {
+            "trigger": subset.get("class_tokens"),
+            "folder": subset.get("image_dir"),
+            "is_reg": bool(subset.get("is_reg")),
+            "pictures": subset.get("img_count"),
+            "num_repeats": subset.get("num_repeats"),
+        }
+        found.setdefault((str(concept["trigger"]), str(concept["folder"]), concept["is_reg"]), concept)
     return list(found.values())
+
+
+def _subsets(metadata: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for dataset in json_value(metadata.get("ss_datasets"), list) or []:
+        subsets = dataset.get("subsets") if isinstance(dataset, dict) else None
+        if isinstance(subsets, list):
+            yield from (subset for subset in subsets if isinstance(subset, dict))
 
 
 def _is_finite(module: LoraModule) -> bool:

@@ -4,12 +4,13 @@ LoRA managers and ComfyUI read the first two. Only keys whose kohya meaning is t
 Folders and files appear by name, never with their path on the user's machine.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from trainer import __version__
 from trainer.clock import now
@@ -19,6 +20,7 @@ from trainer.data.dataset import TrainingData
 from trainer.data.samples import Sample
 
 OURS = "flux_dreambooth"  # the key that holds concepts and settings as JSON
+OF_ONE_START = ("resume", "resume_anyway")  # a resumed run's file is bitwise that of one that never stopped
 # fmt: off
 SAME_NAME = (  # settings that kohya writes as ss_<name>
     "learning_rate", "unet_lr", "text_encoder_lr", "gradient_checkpointing", "gradient_accumulation_steps",
@@ -36,6 +38,7 @@ SUBSET_KEYS = (
     "resize_interpolation",
 )
 # fmt: on
+RANKS = ("network_dim", "network_alpha")
 WITHOUT_TRAINING = (
     "ss_v2",
     "ss_base_model_version",
@@ -43,7 +46,10 @@ WITHOUT_TRAINING = (
 )  # what --no_metadata leaves, and modelspec
 
 
-class Progress(Protocol):
+T = TypeVar("T")
+
+
+class Session(Protocol):
     """What is read of a run's progress: a number of its own, and the Unix time of its first start."""
 
     @property
@@ -52,7 +58,7 @@ class Progress(Protocol):
     def started_at(self) -> float: ...
 
 
-class Position(Protocol):
+class Moment(Protocol):
     """Where the run stands: optimizer steps and epochs, counted from 1."""
 
     @property
@@ -64,8 +70,8 @@ class Position(Protocol):
 def build_metadata(
     config: TrainConfig,
     data: TrainingData,
-    progress: Progress,
-    position: Position,
+    progress: Session,
+    position: Moment,
     title: str,
     is_schnell: bool = False,
 ) -> dict[str, str]:
@@ -85,7 +91,7 @@ def build_metadata(
 
 
 def _training_keys(
-    config: TrainConfig, data: TrainingData, progress: Progress, position: Position, finished_at: float
+    config: TrainConfig, data: TrainingData, progress: Session, position: Moment, finished_at: float
 ) -> dict[str, str]:
     same = {f"ss_{name}": getattr(config, name) for name in SAME_NAME}
     base = config.pretrained_model_name_or_path
@@ -104,7 +110,7 @@ def _training_keys(
             "ss_max_train_steps": data.schedule.total_steps,
             "ss_steps": position.step,
             "ss_epoch": position.epoch,
-            "ss_network_alpha": config.network_alpha or config.network_dim,
+            "ss_network_alpha": config.network_dim,  # a file has alpha = rank; the setting is in OURS
             "ss_network_args": json.dumps(dict(arg.split("=", 1) for arg in config.network_args)),
             "ss_optimizer": _call(config.optimizer_type, config.optimizer_args),
             "ss_v2": False,
@@ -114,7 +120,15 @@ def _training_keys(
             "ss_sd_model_name": base.name if base else None,
             "ss_vae_name": config.ae.name if config.ae else None,
         }
+        | ({"ss_sd_model_hash": short_hash(base)} if base and base.is_file() else {})
     )
+
+
+def short_hash(path: Path) -> str:
+    """kohya's and AUTOMATIC1111's legacy model hash: of 64 KiB at 1 MiB into the file, 8 hex digits."""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
 
 def _draws(samples: Iterable[Sample], is_reg: bool) -> int:
@@ -212,9 +226,45 @@ def _our_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
         }
         for subset in data.config.subsets
     ]
-    settings = {field.name: _public(getattr(config, field.name)) for field in fields(config)}
+    names = (field.name for field in fields(config) if field.name not in OF_ONE_START)
+    settings = {name: _public(getattr(config, name)) for name in names}
     return {"version": __version__, "concepts": concepts, "config": settings}
 
 
 def _public(value: Any) -> Any:
     return value.name if isinstance(value, Path) else value
+
+
+def json_value(text: str | None, kind: type[T]) -> T | None:
+    """The JSON of a metadata value if it is of this kind; None for "None" and whatever else others write."""
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, kind) else None
+
+
+def with_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[str, str]:
+    """kohya's keys for rank and alpha, where they are there, as they are in a file of these ranks."""
+    rank = str(_common(ranks))
+    return dict(metadata) | {f"ss_{name}": rank for name in RANKS if f"ss_{name}" in metadata}
+
+
+def with_new_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[str, str]:
+    """`with_ranks` of a file made from others; the ranks of the training are kept as such in our JSON."""
+    rank = _common(ranks)
+    changed = with_ranks(metadata, ranks)
+    ours = json_value(metadata.get(OURS), dict)
+    if ours is not None:
+        config, before = ours.get("config"), ours.get("converted")
+        trained = {name: config.pop(name) for name in RANKS if name in config} if isinstance(config, dict) else {}
+        now = dict.fromkeys(RANKS, rank) | {f"trained_{name}": value for name, value in trained.items()}
+        ours["converted"] = (before if isinstance(before, dict) else {}) | now
+        changed[OURS] = json.dumps(ours, ensure_ascii=False)
+    return changed
+
+
+def _common(ranks: Collection[int]) -> int | str:
+    """The one rank, or kohya's word for differing ones."""
+    found = set(ranks)
+    return found.pop() if len(found) == 1 else "Dynamic"

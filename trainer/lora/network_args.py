@@ -54,6 +54,28 @@ class NetworkArgs:
     loraplus_unet_lr_ratio: float | None = None
     loraplus_text_encoder_lr_ratio: float | None = None
 
+    @property
+    def chosen_ranks(self) -> list[str]:
+        """The keys that say which layers are adapted or with which rank, as far as they were given."""
+        given = {
+            "train_blocks": self.train_blocks != "all",
+            **{f"{each}_dim": True for each in self.type_ranks},
+            "train_double_block_indices": self.double_blocks is not None,
+            "train_single_block_indices": self.single_blocks is not None,
+            "network_reg_dims": bool(self.reg_dims),
+        }
+        return [name for name, is_given in given.items() if is_given]
+
+    def learning_rates(self, transformer: float, text_encoder: float) -> dict[tuple[str, str], float]:
+        """The rate of each (model, matrix), LoRA+ applied, from those of the two models; 0 for one not trained."""
+        of_up = self.loraplus_unet_lr_ratio, self.loraplus_text_encoder_lr_ratio
+        return {
+            ("transformer", "lora_A"): transformer,
+            ("transformer", "lora_B"): transformer * (of_up[0] or 1),
+            ("text_encoder", "lora_A"): text_encoder,
+            ("text_encoder", "lora_B"): text_encoder * (of_up[1] or 1),
+        }
+
 
 def parse_network_args(words: Sequence[str]) -> NetworkArgs:
     """Settings of `key=value` words. Raises Faults that name every bad one."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.faults import Fault, Faults
+from trainer.files import out_of_reach
 from trainer.models.layout import strip_prefix
 from trainer.models.load import (
     Plan,
@@ -18,6 +19,7 @@ from trainer.models.load import (
 from trainer.models.weights import Header, read_header, weight_names
 
 FULL_PRECISION = ("F32", "F16", "BF16")
+OR_FP8 = (*FULL_PRECISION, "F8_E4M3")
 LATENT_CHANNELS = 16  # channels of FLUX.1's latents; Stable Diffusion's have 4
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -39,7 +41,7 @@ ROLES: Mapping[str, Role] = {
         "the FLUX.1 transformer",
         "flux1-dev.safetensors from black-forest-labs/FLUX.1-dev",
         plan_transformer,
-        (*FULL_PRECISION, "F8_E4M3"),
+        OR_FP8,
     ),
     "autoencoder": Role("FLUX.1's autoencoder", "ae.safetensors from black-forest-labs/FLUX.1-dev", plan_autoencoder),
     "clip_l": Role(
@@ -47,7 +49,12 @@ ROLES: Mapping[str, Role] = {
         "clip_l.safetensors from comfyanonymous/flux_text_encoders",
         lambda header: plan_clip(header, eos_token_id=0),
     ),
-    "t5": Role("the T5-XXL encoder", "t5xxl_fp16.safetensors from comfyanonymous/flux_text_encoders", plan_t5),
+    "t5": Role(
+        "the T5-XXL encoder",
+        "t5xxl_fp16.safetensors from comfyanonymous/flux_text_encoders",
+        plan_t5,
+        OR_FP8,
+    ),
 }
 
 
@@ -69,6 +76,8 @@ def check_model_file(path: Path | None, role: str, flag: str) -> list[Fault]:
     if path is None:
         return [Fault(flag, "not given", hint)]
     where = f"{flag}={path}"
+    if why := out_of_reach(path):
+        return [Fault(where, f"cannot be looked at: {why}", "let this user enter the folders above it")]
     if path.is_dir():
         kind = "a diffusers folder" if _is_diffusers_folder(path) else "a folder"
         return [Fault(where, f"is {kind}, not a single file", hint)]
@@ -76,7 +85,9 @@ def check_model_file(path: Path | None, role: str, flag: str) -> list[Fault]:
         return [Fault(where, "there is no such file", hint)]
     try:
         header = read_header(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return [Fault(where, f"cannot be read: {error.strerror}", "let this user read it")]
+    except ValueError as error:
         return [Fault(where, f"cannot be used: {error}", hint)]
     found = identify(header)
     if found != role:

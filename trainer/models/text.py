@@ -16,6 +16,7 @@ from transformers import (
 
 from trainer.config import TrainConfig
 from trainer.faults import Fault, Faults
+from trainer.files import out_of_reach
 
 CLIP_LENGTH = 77
 CLIP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # as in the FLUX.1-dev repository
@@ -62,8 +63,12 @@ def clip_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
 
 
 def cut_captions(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[str]:
-    """Those captions that have more tokens than `max_length`, the end of which is therefore not read."""
-    lengths = (len(ids) for ids in tokenizer(list(captions)).input_ids) if captions else ()
+    """Those captions that have more tokens than `max_length`, the end of which is therefore not read.
+
+    For either tokenizer: T5 with the length in use, CLIP with `CLIP_LENGTH`.
+    """
+    # verbose: transformers would warn of indexing errors, which cutting rules out
+    lengths = (len(ids) for ids in tokenizer(list(captions), verbose=False).input_ids) if captions else ()
     return [caption for caption, length in zip(captions, lengths, strict=False) if length > max_length]
 
 
@@ -102,7 +107,9 @@ def _load(kind: Any, folder: Path) -> Any:
 def _missing_files(folder: Path) -> list[Fault]:
     wanted = [folder / CLIP_FOLDER / name for name in CLIP_FILES] + [folder / T5_FOLDER / name for name in T5_FILES]
     hint = "give --tokenizer_dir, a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
-    return [Fault(str(path), "there is no such file", hint) for path in wanted if not path.is_file()]
+    unseen = {path: f"cannot be looked at: {why}" for path in wanted if (why := out_of_reach(path))}
+    missing = {path: "there is no such file" for path in wanted if path not in unseen and not path.is_file()}
+    return [Fault(str(path), what, hint) for path, what in {**unseen, **missing}.items()]
 
 
 def _fingerprint(folder: Path) -> str:

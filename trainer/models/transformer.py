@@ -32,6 +32,11 @@ class Conditioning:
         return Conditioning(self.txt.to(device, dtype), self.pooled.to(device, dtype), mask)
 
 
+def takes_guidance(transformer: nn.Module) -> bool:
+    """Whether a transformer embeds a guidance value: FLUX.1-dev's does, FLUX.1-schnell's does not."""
+    return hasattr(transformer.time_text_embed, "guidance_embedder")
+
+
 def pack_latents(latents: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] to tokens [B, H/2 * W/2, C * 4], each a 2x2 patch."""
     batch, channels, height, width = latents.shape
@@ -79,16 +84,26 @@ def predict_velocity(
     txt = transformer.context_embedder(conditioning.txt)
     temb = _time_embedding(transformer, sigmas, guidance, conditioning.pooled)
     attention = _attention_arguments(conditioning.txt_mask, img.shape[1])
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    for block in transformer.transformer_blocks:
+        txt, img = _run_block(block, img, txt, temb, rotary, attention, checkpointed)
+    txt, img = _as_one(txt, img)
+    for block in transformer.single_transformer_blocks:
         txt, img = _run_block(block, img, txt, temb, rotary, attention, checkpointed)
     tokens = transformer.proj_out(transformer.norm_out(img, temb))
     return unpack_latents(tokens, height, width)
 
 
+def _as_one(txt: torch.Tensor, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text and image as the two parts of one tensor, as single blocks return them: else the first block's
+    inputs have strides of their own, and it is compiled a second time."""
+    joined = torch.cat([txt, img], dim=1)
+    return joined[:, : txt.shape[1]], joined[:, txt.shape[1] :]
+
+
 def _time_embedding(
     transformer: FluxTransformer2DModel, sigmas: torch.Tensor, guidance: float, pooled: torch.Tensor
 ) -> torch.Tensor:
-    if not transformer.config.guidance_embeds:
+    if not takes_guidance(transformer):
         return transformer.time_text_embed(sigmas * 1000, pooled)
     return transformer.time_text_embed(sigmas * 1000, torch.full_like(sigmas, guidance * 1000), pooled)
 

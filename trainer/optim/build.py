@@ -4,7 +4,7 @@ import ast
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -49,10 +49,10 @@ def build_optimizer(config: TrainConfig, groups: Groups) -> Optimizer:
     """
     raise_if_any(optimizer_faults(config))
     cls = _optimizer_class(config.optimizer_type)
-    groups = [{"lr": config.learning_rate, **group} for group in groups]
-    raise_if_any(_rate_faults(config, [group["lr"] for group in groups]))
+    groups = [{"lr": config.transformer_lr, **group} for group in groups]
+    raise_if_any(rate_faults(config, [group["lr"] for group in groups]))
     try:
-        return cls(groups, lr=config.learning_rate, **_merged_args(config))
+        return cls(groups, lr=config.transformer_lr, **_merged_args(config))
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise Faults([Fault("--optimizer_args", f"{config.optimizer_type} refuses them: {error}")]) from error
 
@@ -64,7 +64,6 @@ def optimizer_faults(config: TrainConfig) -> list[Fault]:
     except Faults as found:
         return list(found.faults)
     given, faults = _parse_args(config.optimizer_args)
-    faults += _rate_faults(config, [config.transformer_lr, config.text_encoder_lr])
     accepted = _accepted_args(cls)
     for name in given:
         if accepted is not None and name not in accepted:
@@ -78,10 +77,11 @@ def optimizer_faults(config: TrainConfig) -> list[Fault]:
 
 def optimizer_notices(config: TrainConfig) -> list[str]:
     """Settings that are allowed and seldom meant."""
-    if _lower(config) == "prodigy" and config.learning_rate < 0.1:
-        return [f"Prodigy finds the step size: --learning_rate is usually 1, not {config.learning_rate}"]
-    if _lower(config) != "prodigy" and config.learning_rate >= 0.1:
-        return [f"--learning_rate {config.learning_rate} is very high for {config.optimizer_type}; 1e-4 is usual"]
+    flag, rate = _transformer_rate(config)
+    if _lower(config) == "prodigy" and rate < 0.1:
+        return [f"Prodigy finds the step size: {flag} is usually 1, not {rate}"]
+    if _lower(config) != "prodigy" and rate >= 0.1:
+        return [f"{flag} {rate} is very high for {config.optimizer_type}; 1e-4 is usual"]
     return []
 
 
@@ -133,12 +133,18 @@ def lr_scheduler_faults(config: TrainConfig, total_steps: int) -> list[Fault]:
         faults.append(Fault("--lr_decay_steps", "warmup_stable_decay needs them", "--lr_decay_steps 0.2 is usual"))
     if name != "warmup_stable_decay" and decay:
         faults.append(Fault("--lr_decay_steps", f"{name} has none", "--lr_scheduler warmup_stable_decay"))
-    if name == "polynomial" and config.learning_rate <= 1e-7:
-        faults.append(Fault("--learning_rate", "polynomial ends at 1e-7 and must start above it"))
+    flag, rate = _transformer_rate(config)
+    if name == "polynomial" and rate <= 1e-7:
+        faults.append(Fault(flag, "polynomial ends at 1e-7 and must start above it"))
     return faults
 
 
-def _rate_faults(config: TrainConfig, rates: list[float]) -> list[Fault]:
+def _transformer_rate(config: TrainConfig) -> tuple[str, float]:
+    return "--learning_rate" if config.unet_lr is None else "--unet_lr", config.transformer_lr
+
+
+def rate_faults(config: TrainConfig, rates: Iterable[float]) -> list[Fault]:
+    """What is wrong with the learning rates of all that is trained (0: not trained), for this optimizer."""
     different = sorted({*rates} - {0.0})
     if _lower(config) != "prodigy" or len(different) < 2:
         return []

@@ -110,6 +110,11 @@ def load_state(folder: Path) -> State:
     return State(folder, decode(manifest["progress"], {}), manifest)
 
 
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The progress that a state was saved with, its tensors unread. Raises Faults when its manifest is damaged."""
+    return decode(_read_manifest(folder)["progress"], {})
+
+
 @torch.no_grad()
 def restore(
     state: State,

@@ -1,10 +1,13 @@
 """`python -m trainer sample --prompt "…" [--lora FILE[:WEIGHT]] …`: pictures outside training.
 
-The flags that name model files are those of train.
+The flags that name model files are those of train. A config_file of a training may be given too: what
+it says of other things is left alone, while a flag that does nothing here is refused.
 """
 
 import argparse
-from collections.abc import Sequence
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +18,8 @@ from torch import nn
 from trainer.cache import free_memory
 from trainer.check import check_models
 from trainer.config import TrainConfig, parse_config
-from trainer.faults import Fault, Faults
+from trainer.config.words import CONFIG_FILE, read_flags
+from trainer.faults import Fault, Faults, raise_if_any
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora
 from trainer.lora.convert import merge
 from trainer.lora.file import LoraFile, copy_into, load_lora, ranks_from
@@ -23,10 +27,32 @@ from trainer.models.load import is_schnell, load_autoencoder, load_clip, load_t5
 from trainer.models.text import Tokenizers, clip_ids, encode_t5, load_tokenizers
 from trainer.models.transformer import Conditioning
 from trainer.runtime import set_up_logging
-from trainer.sample import SamplePrompt, decode_picture, load_sample_prompts, sample_latents, save_picture
+from trainer.sample import (
+    MOST,
+    SamplePrompt,
+    decode_picture,
+    load_sample_prompts,
+    read_prompt,
+    sample_latents,
+    save_picture,
+)
 from trainer.verbs.convert import parse_source
 
+log = logging.getLogger(__name__)
 DEFAULTS = SamplePrompt("", width=1024, height=1024, steps=28)
+OF_PROMPT = ("width", "height", "steps", "guidance", "cfg", "negative")
+OF_TRAIN = (
+    "pretrained_model_name_or_path",
+    "clip_l",
+    "t5xxl",
+    "ae",
+    "tokenizer_dir",
+    "t5xxl_max_token_length",
+    "apply_t5_attn_mask",
+    "mixed_precision",
+    "sample_prompts",
+    CONFIG_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +67,11 @@ class Request:
 
 def run(argv: Sequence[str]) -> int:
     """Draw each prompt and print its file. Raises `Faults`."""
-    request, config = _parse(argv)
-    tokenizers = load_tokenizers(check_models(config))
+    request, config, notices = parse(argv)
     set_up_logging()
+    for notice in notices:
+        log.info("%s", notice)
+    tokenizers = load_tokenizers(check_models(config))
     device = Accelerator(mixed_precision="no").device
     dtype = torch.float32 if device.type == "cpu" or config.mixed_precision == "no" else torch.bfloat16
     texts = _encode(config, request, tokenizers, device, dtype)
@@ -58,31 +86,71 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> tuple[Request, TrainConfig]:
-    parser = argparse.ArgumentParser("python -m trainer sample", description=__doc__)
+def parse(argv: Sequence[str]) -> tuple[Request, TrainConfig, tuple[str, ...]]:
+    """The request, where models are, and what to tell once. Raises `Faults`."""
+    given, rest = _parser().parse_known_args(argv)
+    written = read_flags(rest)
+    faults = _foreign_flags(written.settings)
+    refused = {fault.where for fault in faults}
+    config, listed = TrainConfig(), []
+    try:
+        config, _ = parse_config(rest)  # its notices are of training
+        listed = load_sample_prompts(config.sample_prompts) if config.sample_prompts else []
+    except Faults as found:
+        faults += [fault for fault in found.faults if fault.where not in refused]
+    prompts = _seeded([*_own_prompts(given, faults), *listed], given.seed, faults)
+    if not prompts and not faults:
+        faults.append(Fault("--prompt", "not given", 'say what to draw, --prompt "tjtoy toy on a desk"'))
+    raise_if_any(faults)
+    sources = [parse_source(text) for text in given.lora]
+    loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
+    request = Request(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output)
+    return request, config, tuple(written.notices)
+
+
+def _parser() -> argparse.ArgumentParser:
+    epilog = f"Flags of train that act here: {', '.join(f'--{name}' for name in OF_TRAIN)}."
+    parser = argparse.ArgumentParser("python -m trainer sample", description=__doc__, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="several add up")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
-    for name in ("width", "height", "steps", "guidance", "cfg"):
-        value = getattr(DEFAULTS, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help="%(default)s")
-    parser.add_argument("--negative", default="", help="negative prompt; acts with --cfg above 1")
-    given, rest = parser.parse_known_args(argv)
-    config, _ = parse_config(rest)
-    own = [
-        SamplePrompt(text, given.negative, given.width, given.height, None, given.steps, given.guidance, given.cfg)
-        for text in given.prompt
-    ]
-    listed = load_sample_prompts(config.sample_prompts) if config.sample_prompts else []
-    if not own + listed:
-        raise Faults([Fault("--prompt", "not given", 'say what to draw, --prompt "tjtoy toy on a desk"')])
-    if given.width % 16 or given.height % 16:
-        raise Faults([Fault("--width, --height", "not divisible by 16")])
-    prompts = [p if p.seed is not None else replace(p, seed=given.seed + i) for i, p in enumerate(own + listed)]
-    sources = [parse_source(text) for text in given.lora]
-    loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
-    return Request(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output), config
+    for name in OF_PROMPT:
+        about = getattr(DEFAULTS, name) or "negative prompt; acts with --cfg above 1"
+        parser.add_argument(f"--{name}", help=str(about))
+    return parser
+
+
+def _foreign_flags(names: Iterable[str]) -> list[Fault]:
+    """Flags that are read by train alone, or by nobody."""
+    known = [*OF_TRAIN, "prompt", "lora", "output", "seed", *OF_PROMPT]
+    faults = []
+    for name in sorted({*names} - {*OF_TRAIN}):
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "leave it out; sample --help lists what acts"
+        faults.append(Fault(f"--{name}", "is not read by sample", hint))
+    return faults
+
+
+def _own_prompts(given: argparse.Namespace, faults: list[Fault]) -> list[SamplePrompt]:
+    """Those of --prompt, under the rules of a prompt file."""
+    options = {name: value for name in OF_PROMPT if (value := getattr(given, name)) is not None}
+    usual = {name: getattr(DEFAULTS, name) for name in OF_PROMPT}
+    if options and not given.prompt:
+        hint = "give it in the file, for each prompt"
+        faults += [Fault(f"--{name}", "acts on --prompt, which is not given", hint) for name in options]
+    found: list[Fault] = []
+    read = [read_prompt("--prompt", {**usual, **options, "prompt": text}, found) for text in given.prompt]
+    faults += dict.fromkeys(found)
+    return [prompt for prompt in read if prompt]
+
+
+def _seeded(prompts: Sequence[SamplePrompt], seed: int, faults: list[Fault]) -> list[SamplePrompt]:
+    """Give those without a seed the first seed plus their place."""
+    most = MOST["seed"] - len(prompts)
+    if not 0 <= seed <= most:
+        faults.append(Fault("--seed", f"{seed} is not from 0 to {most}"))
+    return [p if p.seed is not None else replace(p, seed=seed + i) for i, p in enumerate(prompts)]
 
 
 def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from accelerate import Accelerator
 
-from trainer.config import config_help, parse_config
-from trainer.log import tracker_arguments
+from trainer.config import parse_config
+from trainer.log import accelerator_arguments
 from trainer.runtime import set_up_logging
 from trainer.train import train
 
@@ -15,11 +15,8 @@ log = logging.getLogger(__name__)
 
 def run(argv: Sequence[str]) -> int:
     """Train; see `trainer.train.train`."""
-    if "--help" in argv or "-h" in argv:
-        print(config_help())
-        return 0
     config, notices = parse_config(argv)
-    accelerator = Accelerator(mixed_precision="no", **tracker_arguments(config))
+    accelerator = Accelerator(mixed_precision="no", **accelerator_arguments(config))
     set_up_logging(accelerator.is_main_process)
     for notice in notices:
         log.info("%s", notice)

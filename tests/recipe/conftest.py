@@ -1,0 +1,20 @@
+"""The recipe tests train a very small FLUX for a few steps and look at what a user would get."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from benchmarks.random_flux import ModelFiles
+from tests.recipe_files import Workshop, make_workshop
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> Iterator[Workshop]:
+    """Model files, five pictures, a data.toml, and the same date in every file that is written."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices wait longer for each other than they compute
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+        yield make_workshop(tmp_path_factory.mktemp("workshop"), tiny_flux)
+    torch.set_num_threads(threads)

@@ -1,0 +1,124 @@
+"""Runs that are told to save or to stop, by files and by signals, and runs that are killed."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.recipe_files import Finished, Workshop, finish, started, touching
+
+LONG = {"max_train_steps": 400, "gradient_accumulation_steps": 3}
+PATIENCE = 90
+
+
+def wait_for(seen: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait until it is seen; fail when the process ends first or it takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not seen():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+def steps_done(folder: Path) -> int:
+    path = folder / "log.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return text.count('"kind": "step"')
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workshop, number, status):
+    place = f"signal {int(number)}"
+    run = Finished(workshop.config(place, **LONG))
+    with started(workshop.command(place, **LONG)) as process:
+        wait_for(lambda: steps_done(run.folder) >= 2, process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == status, output
+
+    step = run.log("step")[-1]["step"]
+    assert run.loras() == [f"tj-step{step:08d}.safetensors"]
+    assert run.tensors(f"tj-step{step:08d}")
+    (line,) = [line for line in output.splitlines() if "--resume=" in line]
+    resume = Path(line.partition("--resume=")[2])
+    assert resume == run.state(step)
+
+    with touching("stop", step + 1):
+        again = workshop.train(place, **LONG, resume=resume)
+    assert [line["step"] for line in again.log("step")] == list(range(1, step + 2))
+
+
+def test_a_second_signal_ends_at_once(workshop):
+    """A step takes seconds here; the signals come early in the second one."""
+    slow = {
+        "max_train_steps": 3,
+        "gradient_accumulation_steps": 100,
+        "dataset_config": workshop.dataset(REPEATED, "many.toml"),
+    }
+    run = Finished(workshop.config("twice", **slow))
+    with started(workshop.command("twice", **slow)) as process:
+        wait_for(lambda: steps_done(run.folder) == 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        said = []
+        while not said or "Once more ends at once" not in said[-1]:
+            said.append(process.stdout.readline())
+            assert said[-1], "".join(said)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == -signal.SIGTERM
+    assert steps_done(run.folder) == 1
+    assert not run.config.output_dir.exists()
+
+
+REPEATED = """
+[[datasets]]
+resolution = 64
+[[datasets.subsets]]
+image_dir = "{folder}/toy"
+class_tokens = "tjtoy toy"
+num_repeats = 100
+"""
+
+
+def test_save_writes_a_lora_and_a_state_and_goes_on(workshop):
+    with touching("save", 2):
+        run = workshop.train("save", max_train_steps=4)
+    assert run.loras() == ["tj-step00000002.safetensors", "tj.safetensors"]
+    assert run.state(2).is_dir() and not run.state(4).exists()
+    assert not (run.folder / "save").exists()
+    assert len(run.log("step")) == 4
+
+
+def test_killed_within_a_step_and_resumed_is_bitwise_the_straight_run(workshop: Workshop):
+    """kill -9 comes when a state is there and the next step's gradients are half added up."""
+    settings = {
+        "max_train_steps": 6,
+        "gradient_accumulation_steps": 12,  # a step of half a second and more
+        "dataset_config": workshop.dataset(REPEATED, "many.toml"),
+        "optimizer_type": "Prodigy",
+        "learning_rate": 1.0,
+        "ema_decay": 0.9,
+        "network_dropout": 0.1,
+        "save_every_n_steps": 2,
+        "save_state": True,
+        "save_state_on_train_end": True,
+    }
+    killed = Finished(workshop.config("killed", **settings))
+    with started(workshop.command("killed", **settings)) as process:
+        wait_for(lambda: steps_done(killed.folder) >= 3, process)
+        time.sleep(0.1)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert killed.state(2).is_dir() and not killed.state(4).exists()
+
+    finish(workshop.command("killed", **settings, resume=killed.folder))
+    straight = workshop.train("not killed", **settings)
+    assert straight.lora().read_bytes() == killed.lora().read_bytes()
+    for part in ("adapter", "optimizer", "ema"):
+        name = f"{part}-00000.safetensors"
+        assert (straight.state(6) / name).read_bytes() == (killed.state(6) / name).read_bytes()

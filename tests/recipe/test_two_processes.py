@@ -1,0 +1,40 @@
+"""Two processes that share each step's batches learn what one learns with twice the accumulation."""
+
+import sys
+
+import pytest
+
+from tests.recipe_files import Finished, finish, largest_difference
+
+TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer")
+REPEATED = """
+[[datasets]]
+resolution = 64
+[[datasets.subsets]]
+image_dir = "{folder}/toy"
+class_tokens = "tjtoy toy"
+flip_aug = true
+num_repeats = REPEATS
+"""
+
+
+@pytest.mark.parametrize(("repeats", "batches"), [(1, 5), (2, 10)], ids=["odd", "even"])
+def test_two_processes_equal_one_with_twice_the_accumulation(workshop, repeats, batches):
+    """Of five batches in steps of four, one process has no part in the last one."""
+    data = workshop.dataset(REPEATED.replace("REPEATS", str(repeats)), f"repeats-{repeats}.toml")
+    settings = {"max_train_epochs": 3, "save_precision": "float", "dataset_config": data, "ema_decay": 0.9}
+    one = workshop.train(f"one {repeats}", **settings, gradient_accumulation_steps=4)
+    assert one.metadata()["ss_num_batches_per_epoch"] == str(batches)
+
+    place = f"two {repeats}"
+    two = Finished(workshop.config(place, **settings))
+    two.folder.mkdir(parents=True)
+    (two.folder / "save").touch()  # seen by the first process, agreed on by both
+    command = workshop.command(place, *TWO, **settings, gradient_accumulation_steps=2)
+    finish(command, seconds=60)
+
+    assert two.loras() == ["tj-step00000001.safetensors", "tj.safetensors"]
+    assert largest_difference(two.tensors(), one.tensors()) < 1e-4
+    for key in ("loss", "gradient_norm"):
+        logged = [[line[key] for line in run.log("step")] for run in (two, one)]
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4)

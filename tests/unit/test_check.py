@@ -1,0 +1,244 @@
+"""What is known before a weight is read: all faults in one report, and a plan whose numbers are true."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import trainer.disk
+from benchmarks.random_flux import ModelFiles
+from tests.dataset_files import draw_folder
+from tests.recipe_files import Workshop, make_workshop
+from trainer.cache import TensorCache, fill_cache
+from trainer.check import make_plan
+from trainer.faults import Faults
+from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
+from trainer.lora.file import save_lora
+from trainer.lora.network_args import layer_ranks, parse_network_args
+from trainer.models.load import load_clip, load_transformer
+from trainer.models.text import load_tokenizers
+
+DATASET = """
+[[datasets]]
+resolution = 64
+batch_size = 2
+[[datasets.subsets]]
+image_dir = "{folder}/toy"
+class_tokens = "tjtoy toy"
+num_repeats = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> Workshop:
+    made = make_workshop(tmp_path_factory.mktemp("check"), tiny_flux, pictures=5)
+    made.dataset(DATASET)
+    return made
+
+
+def report(config) -> list[str]:
+    with pytest.raises(Faults) as found:
+        make_plan(config)
+    return [str(fault) for fault in found.value.faults]
+
+
+def has(faults: list[str], *words: str) -> bool:
+    return any(all(word in fault for word in words) for fault in faults)
+
+
+def test_faults_of_all_kinds_are_in_one_report(workshop, tmp_path):
+    page = tmp_path / "flux1-dev.safetensors"
+    page.write_text("<html><title>401</title></html>")
+    pictures = draw_folder(tmp_path / "pictures" / "toy", [(64, 64)] * 2)
+    (pictures / "01.png").write_bytes((pictures / "01.png").read_bytes()[:-60])
+    (tmp_path / "data.toml").write_text(
+        DATASET.replace("{folder}", str(pictures.parent)) + "num_repeat = 2\n"
+        f'[[datasets.subsets]]\nimage_dir = "{tmp_path}/absent"\nclass_tokens = "x"\n'
+    )
+    (tmp_path / "prompts.txt").write_text("fine\nbad --w 100\n")
+    faults = report(
+        workshop.config(
+            "all",
+            pretrained_model_name_or_path=page,
+            clip_l=workshop.models.t5xxl,
+            ae=tmp_path / "nothing.safetensors",
+            tokenizer_dir=tmp_path,
+            dataset_config=tmp_path / "data.toml",
+            sample_prompts=tmp_path / "prompts.txt",
+            sample_every_n_steps=1,
+            optimizer_args=["bogus=1"],
+            network_args=["nonsense=1"],
+        )
+    )
+    assert has(faults, str(page), "web page")
+    assert has(faults, "--clip_l", "is the T5-XXL encoder")
+    assert has(faults, "--ae", "no such file")
+    assert has(faults, str(tmp_path / "tokenizer" / "vocab.json"))
+    assert has(faults, "data.toml", "num_repeat", "num_repeats")
+    assert has(faults, str(tmp_path / "absent"))
+    assert has(faults, str(pictures / "01.png"))
+    assert has(faults, "prompts.txt: line 2", "not divisible by 16")
+    assert has(faults, "--optimizer_args", "bogus")
+    assert has(faults, "--network_args", "nonsense")
+    assert len(faults) == len(set(faults)) >= 10
+
+
+def test_bad_toml_stands_beside_a_wrong_model(workshop, tmp_path):
+    (tmp_path / "data.toml").write_text("[general]\nresolution = = 64\n")
+    faults = report(workshop.config("toml", dataset_config=tmp_path / "data.toml", ae=workshop.models.clip_l))
+    assert has(faults, "data.toml", "2") and has(faults, "--ae", "CLIP-L") and len(faults) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"network_args": ["nonsense=1"]}, ("--network_args", "nonsense")),
+        ({"network_args": ["single_dim=x"]}, ("--network_args", "single_dim")),
+        ({"optimizer_type": "Adamw9"}, ("--optimizer_type", "adamw")),
+        ({"tokenizer_dir": None}, ("--tokenizer_dir",)),
+        ({"sample_prompts": "absent.txt", "sample_at_first": True}, ("--sample_prompts", "no such file")),
+        ({"dataset_config": None}, ("--dataset_config",)),
+    ],
+)
+def test_single_faults_name_their_flag(workshop, tmp_path, settings, words):
+    if "tokenizer_dir" in settings:  # not even beside the other files
+        settings = settings | {"clip_l": shutil.copy(workshop.models.clip_l, tmp_path / "clip_l.safetensors")}
+    (fault,) = report(workshop.config("single", **settings))
+    assert all(word in fault for word in words)
+
+
+def test_nothing_is_written_and_no_weight_is_read(workshop, monkeypatch):
+    monkeypatch.setattr("trainer.models.load.stream_tensors", lambda *_, **__: pytest.fail("weights were read"))
+    before = sorted(workshop.folder.rglob("*"))
+    plan = make_plan(workshop.config("dry"))
+    assert sorted(workshop.folder.rglob("*")) == before
+    assert plan.missing_latents == 5 and plan.missing_texts == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "per_epoch", "total", "epochs"),
+    [
+        # 5 pictures, 3 repeats, 2 a batch: 8 batches
+        ({"max_train_epochs": 4}, 1, 8, 32, 4),
+        ({"max_train_epochs": 4, "gradient_accumulation_steps": 3}, 1, 3, 12, 4),
+        ({"max_train_epochs": 4, "gradient_accumulation_steps": 4}, 1, 2, 8, 4),
+        ({"max_train_steps": 20, "gradient_accumulation_steps": 3}, 1, 3, 20, 7),
+        ({"max_train_epochs": 2, "gradient_accumulation_steps": 2}, 3, 2, 4, 2),
+    ],
+)
+def test_steps_are_kohyas_arithmetic(workshop, settings, processes, per_epoch, total, epochs):
+    plan = make_plan(workshop.config("steps", **settings), processes)
+    schedule = plan.schedule
+    assert (schedule.steps_per_epoch, schedule.total_steps, schedule.num_epochs) == (per_epoch, total, epochs)
+    accumulation = settings.get("gradient_accumulation_steps", 1)
+    assert per_epoch == math.ceil(math.ceil(plan.data.num_batches / processes) / accumulation)
+
+
+def test_groups_share_an_epoch_out_without_rest_or_repetition(workshop):
+    plan = make_plan(workshop.config("groups", max_train_epochs=3, gradient_accumulation_steps=3))
+    for epoch in (2, 0, 1):
+        steps = range(3 * epoch + 1, 3 * epoch + 4)
+        groups = [plan.group(step) for step in steps]
+        assert [len(group) for group in groups] == [3, 3, 2]
+        drawn = sorted((d.sample.key, d.repeat) for group in groups for batch in group for d in batch)
+        assert drawn == sorted((s.key, repeat) for s in plan.data.samples for repeat in range(3))
+        assert {d.epoch for group in groups for batch in group for d in batch} == {epoch}
+
+
+def adapter(config) -> tuple[dict, dict[str, float]]:
+    """The trained tensors of a run and their alphas, made without a plan."""
+    transformer = load_transformer(config.pretrained_model_name_or_path, "cpu", torch.float32)
+    network = parse_network_args(config.network_args)
+    add_lora(transformer, layer_ranks(linear_modules(transformer), config.network_dim, network), None, seed=0)
+    clip = None
+    if config.text_encoder_lr > 0:
+        clip = load_clip(config.clip_l, "cpu", torch.float32, eos_token_id=2)
+        add_lora(clip, dict.fromkeys(linear_modules(clip), config.network_dim), None, seed=0)
+    return adapter_parameters(transformer, clip), adapter_alphas(transformer, clip)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network_dim": 128},
+        {"network_dim": 256, "save_precision": "float"},
+        {"network_dim": 128, "text_encoder_lr": 1e-4},
+        {"network_dim": 192, "network_args": ["train_blocks=single", "single_mod_dim=0"]},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_sizes_of_files_are_those_planned(workshop, tmp_path, settings):
+    config = workshop.config("sizes", **settings)
+    plan = make_plan(config)
+    parameters, alphas = adapter(config)
+    assert plan.adapter.num_parameters == sum(parameter.numel() for parameter in parameters.values())
+    dtype = {"bf16": torch.bfloat16, "float": torch.float32}[config.save_precision]
+    save_lora(tmp_path / "lora.safetensors", parameters, alphas, {}, dtype)
+    assert (tmp_path / "lora.safetensors").stat().st_size == pytest.approx(plan.lora_bytes, rel=0.01)
+
+
+def test_checkpoints_are_counted_as_they_will_be_saved(workshop):
+    assert make_plan(workshop.config("n", max_train_epochs=4)).checkpoints == 1
+    assert make_plan(workshop.config("n", max_train_epochs=4, save_every_n_epochs=1)).checkpoints == 4
+    assert make_plan(workshop.config("n", max_train_epochs=4, save_every_n_epochs=3)).checkpoints == 2
+    both = {"max_train_steps": 20, "save_every_n_steps": 6, "save_every_n_epochs": 2}  # at 6, 12, 16, 18 and 20
+    assert make_plan(workshop.config("n", **both)).checkpoints == 5
+
+
+def test_a_full_disk_is_known_before_it_is_full(workshop, monkeypatch):
+    config = workshop.config("disk", max_train_epochs=4, save_every_n_epochs=1, save_state=True, network_dim=64)
+    plan = make_plan(config)
+    needed = plan.lora_bytes_kept + plan.state_bytes_kept + plan.missing_cache_bytes
+    monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: needed - 1)
+    (fault,) = report(config)
+    assert fault.startswith("disk: ") and str(config.output_dir) in fault and str(plan.cache_dir) in fault
+    assert "are free" in fault and "--save_last_n_epochs" in fault
+    monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: needed)
+    make_plan(config)
+
+
+def test_keeping_fewer_needs_less_disk(workshop):
+    every = {"max_train_epochs": 9, "save_every_n_epochs": 1, "save_state": True}
+    all_kept, two_kept = (
+        make_plan(workshop.config("keep", **every, **more)) for more in ({}, {"save_last_n_epochs": 2})
+    )
+    assert all_kept.lora_bytes_kept == 9 * all_kept.lora_bytes and two_kept.lora_bytes_kept == 3 * two_kept.lora_bytes
+    assert two_kept.state_bytes_kept < all_kept.state_bytes_kept
+
+
+def test_cache_bytes_are_those_that_encoding_adds(workshop, tmp_path):
+    config = workshop.config("cache", cache_dir=tmp_path / "cache")
+    plan = make_plan(config)
+    tokenizers = load_tokenizers(plan.tokenizer_dir)
+    cache = TensorCache(plan.cache_dir)
+    fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, Accelerator(cpu=True))
+    written = sum(path.stat().st_size for path in Path(cache.folder).rglob("*.safetensors"))
+    assert plan.missing_cache_bytes <= written < plan.missing_cache_bytes * 1.2
+    after = make_plan(config)
+    assert (after.missing_latents, after.missing_texts, after.missing_cache_bytes) == (0, 0, 0)
+
+
+def test_the_plan_in_words(workshop):
+    text = make_plan(workshop.config("words", max_train_epochs=4, save_every_n_epochs=2)).summary()
+    for words in (
+        "5 pictures x 3, 'tjtoy toy'",
+        "64 x 64: 5 pictures, 15 draws, 8 batches",
+        "8 batches an epoch / 1 a step = 8 steps an epoch, 32 steps in 4 epochs",
+        "LoRA of rank 4 on",
+        "2 checkpoints into",
+        "5 latents and 1 captions to encode",
+    ):
+        assert words in text
+
+
+def test_captions_that_one_encoder_does_not_read_to_the_end_are_told(workshop):
+    text = (workshop.folder / "data.toml").read_text().replace("tjtoy toy", "y" * 80)
+    long = workshop.dataset(text, "long.toml")
+    told = {}
+    for length in (64, 512):
+        plan = make_plan(workshop.config("long", dataset_config=long, t5xxl_max_token_length=length))
+        told[length] = [fault.what.split()[0] for fault in plan.warnings if "reads only the first" in fault.what]
+    assert told == {64: ["T5", "CLIP"], 512: ["CLIP"]}

@@ -1,0 +1,79 @@
+"""What `python -m trainer sample` accepts; nothing is drawn here."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.faults import Faults
+from trainer.verbs.sample import OF_TRAIN, parse
+
+
+def faults_of(*argv: str) -> dict[str, str]:
+    with pytest.raises(Faults) as found:
+        parse(argv)
+    assert len(found.value.faults) == len({fault.where + fault.what for fault in found.value.faults})
+    return {fault.where: f"{fault.what} {fault.hint}" for fault in found.value.faults}
+
+
+def test_prompts_have_one_size_and_one_seed_after_another():
+    request, _, notices = parse(["--prompt", "a", "--prompt", "b", "--seed=7", "--width=64", "--cfg", "2"])
+    assert [(p.prompt, p.seed, p.width, p.height, p.steps, p.cfg) for p in request.prompts] == [
+        ("a", 7, 64, 1024, 28, 2.0),
+        ("b", 8, 64, 1024, 28, 2.0),
+    ]
+    assert notices == ()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--width=0", "width 0 is below 16"),
+        ("--height=100", "height 100 is not divisible by 16"),
+        ("--steps=0", "steps 0 is below 1"),
+        ("--steps=many", "steps is not a number: 'many'"),
+        ("--guidance=nan", "guidance is not a number: 'nan'"),
+        ("--cfg=x", "cfg is not a number: 'x'"),
+    ],
+)
+def test_options_obey_the_rules_of_a_prompt_file(option, words):
+    assert faults_of("--prompt=a", "--prompt=b", option)["--prompt"].startswith(words)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**64])
+def test_seeds_are_within_64_bits(seed):
+    assert "is not from 0 to" in faults_of("--prompt=a", f"--seed={seed}")["--seed"]
+
+
+def test_flags_that_do_nothing_here_are_refused_all_at_once():
+    found = faults_of("--prompt=a", "--learning_rate=1", "--sdpa", "--withd=64", "--lr_scheduler", "no such", "--ae=")
+    assert found.keys() == {"--learning_rate", "--sdpa", "--withd", "--lr_scheduler", "--ae"}
+    assert "did you mean --width?" in found["--withd"]
+    assert all("not read by sample" in found[flag] for flag in found if flag != "--ae")
+
+
+def test_flags_of_train_that_act_here_are_taken(tmp_path: Path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one --d 3\ntwo\n")
+    config = tmp_path / "run.toml"
+    config.write_text('learning_rate = 1e-3\noutput_name = "x"\nclip_l = "c"\nsdpa = true\n')
+    values = {"t5xxl_max_token_length": "64", "mixed_precision": "no", "sample_prompts": str(prompts)}
+    values |= {"apply_t5_attn_mask": "true", "config_file": str(config)}
+    words = [f"--{name}={values.get(name, name)}" for name in OF_TRAIN if name != "clip_l"]
+    request, resolved, notices = parse([*words, "--mixed_precision=bf16"])
+    assert (resolved.clip_l, resolved.ae, resolved.t5xxl_max_token_length) == (Path("c"), Path("ae"), 64)
+    assert [(p.prompt, p.seed, p.width) for p in request.prompts] == [("one", 3, 512), ("two", 1, 512)]
+    assert notices == ("--mixed_precision: given more than once; the last one counts",)
+
+
+def test_a_size_without_a_prompt_is_not_swallowed(tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("one\n")
+    assert faults_of(f"--sample_prompts={tmp_path / 'prompts.txt'}", "--width=64").keys() == {"--width"}
+    assert faults_of().keys() == {"--prompt"}
+
+
+def test_help_says_which_flags_of_train_act(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "config_file of a training may be given" in text
+    assert all(f"--{name}" in text for name in OF_TRAIN)
