@@ -3,9 +3,11 @@
 import torch
 from accelerate import Accelerator
 
+from trainer.batches import num_img_tokens
 from trainer.config import TrainConfig
 from trainer.lora.adapter import Dropouts, add_lora
 from trainer.lora.file import copy_into, load_lora
+from trainer.models.attention import ensure_right_attention, give_dense_gradients
 from trainer.models.load import load_clip, load_transformer
 from trainer.models.text import Tokenizers
 from trainer.plan import Plan
@@ -21,6 +23,8 @@ def load_adapted_model(
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     start = load_lora(config.network_weights) if config.network_weights else None
     transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
+    give_dense_gradients(transformer)
+    ensure_right_attention(transformer, plan.keys.t5_length, map(num_img_tokens, plan.data.samples))
     adapt = {
         "alpha": plan.adapter.alpha,
         "seed": config.seed,

@@ -68,7 +68,6 @@ class AdaptedModel:
         config = self.config
         noisy = add_noise(batch.latents, batch.noise, batch.sigmas).to(self.dtype)
         conditioning = self.conditioning(batch.txt, batch.pooled, batch.txt_mask, batch.clip_ids)
-        base = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
         height, width = noisy.shape[-2:]
         rotary = self.rotary(height, width, batch.txt.shape[1])
 
@@ -80,6 +79,7 @@ class AdaptedModel:
         target = velocity_target(batch.latents, batch.noise)
         if batch.preserve is not None:  # the base model's own prediction: neither its nor CLIP's adapter
             with torch.no_grad(), disabled_adapter(self.transformer):
+                base = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
                 own = predict(base, checkpointed=False).float()
             target = torch.where(batch.preserve.view(-1, 1, 1, 1) > 0, own, target)
         prediction = predict(conditioning, config.gradient_checkpointing)
