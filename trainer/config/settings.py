@@ -126,7 +126,12 @@ class TrainConfig:
     save_model_as: Literal["safetensors"] = _output("safetensors", "format of the LoRA file", "safetensors only")
     save_precision: Literal["float", "fp16", "bf16"] = _output("bf16", "precision of the LoRA file", "default bf16")
     save_every_n_epochs: int | None = _output(None, "save a LoRA file every n epochs", least=1)
-    save_every_n_steps: int | None = _output(None, "save a LoRA file every n steps", least=1)
+    save_every_n_steps: int | None = _output(
+        None,
+        "save a LoRA file every n steps",
+        "a step that ends an epoch which is saved too gives one file, with the name of the epoch",
+        least=1,
+    )
     save_last_n_epochs: int | None = _output(None, "of the files saved by epoch keep the last n", least=1)
     save_last_n_steps: int | None = _output(None, "of the files saved by step keep those of the last n steps", least=1)
     save_last_n_epochs_state: int | None = _output(None, "save_last_n_epochs for states", least=1)
