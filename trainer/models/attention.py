@@ -33,7 +33,8 @@ class _DenseGradient(torch.autograd.Function):
 def give_dense_gradients(transformer: FluxTransformer2DModel) -> None:
     """Let the attention of every single block receive a dense gradient; forward is as it was."""
     for block in transformer.single_transformer_blocks:
-        block.attn.register_forward_hook(lambda _module, _inputs, output: _DenseGradient.apply(output))
+        attention: nn.Module = block.get_submodule("attn")
+        attention.register_forward_hook(lambda _module, _inputs, output: _DenseGradient.apply(output))
 
 
 def ensure_right_attention(transformer: FluxTransformer2DModel, txt_length: int, img_lengths: Iterable[int]) -> None:
