@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
+from trainer.check import make_plan
 from trainer.config import TrainConfig, parse_config
+from trainer.faults import Faults
 from trainer.log import RunLog, accelerator_arguments
 from trainer.train import train
 
@@ -136,6 +138,18 @@ def make_workshop(folder: Path, models: ModelFiles, pictures: int = 5) -> Worksh
     workshop = Workshop(folder, models)
     workshop.dataset()
     return workshop
+
+
+def check_report(config: TrainConfig, processes: int = 1) -> list[str]:
+    """The faults that a check finds, as the user reads them."""
+    with pytest.raises(Faults) as found:
+        make_plan(config, processes)
+    return [str(fault) for fault in found.value.faults]
+
+
+def has(faults: list[str], *words: str) -> bool:
+    """Whether one fault has all the words."""
+    return any(all(word in fault for word in words) for fault in faults)
 
 
 def _words(name: str, value: Any) -> list[str]:

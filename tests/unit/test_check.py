@@ -11,10 +11,9 @@ from accelerate import Accelerator
 import trainer.disk
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
-from tests.recipe_files import Workshop, make_workshop
+from tests.recipe_files import Workshop, check_report, has, make_workshop
 from trainer.cache import TensorCache, fill_cache
 from trainer.check import make_plan
-from trainer.faults import Faults
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import save_lora
 from trainer.lora.network_args import layer_ranks, parse_network_args
@@ -39,16 +38,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) ->
     return made
 
 
-def report(config) -> list[str]:
-    with pytest.raises(Faults) as found:
-        make_plan(config)
-    return [str(fault) for fault in found.value.faults]
-
-
-def has(faults: list[str], *words: str) -> bool:
-    return any(all(word in fault for word in words) for fault in faults)
-
-
 def test_faults_of_all_kinds_are_in_one_report(workshop, tmp_path):
     page = tmp_path / "flux1-dev.safetensors"
     page.write_text("<html><title>401</title></html>")
@@ -59,7 +48,7 @@ def test_faults_of_all_kinds_are_in_one_report(workshop, tmp_path):
         f'[[datasets.subsets]]\nimage_dir = "{tmp_path}/absent"\nclass_tokens = "x"\n'
     )
     (tmp_path / "prompts.txt").write_text("fine\nbad --w 100\n")
-    faults = report(
+    faults = check_report(
         workshop.config(
             "all",
             pretrained_model_name_or_path=page,
@@ -88,7 +77,7 @@ def test_faults_of_all_kinds_are_in_one_report(workshop, tmp_path):
 
 def test_bad_toml_stands_beside_a_wrong_model(workshop, tmp_path):
     (tmp_path / "data.toml").write_text("[general]\nresolution = = 64\n")
-    faults = report(workshop.config("toml", dataset_config=tmp_path / "data.toml", ae=workshop.models.clip_l))
+    faults = check_report(workshop.config("toml", dataset_config=tmp_path / "data.toml", ae=workshop.models.clip_l))
     assert has(faults, "data.toml", "2") and has(faults, "--ae", "CLIP-L") and len(faults) == 2
 
 
@@ -106,7 +95,7 @@ def test_bad_toml_stands_beside_a_wrong_model(workshop, tmp_path):
 def test_single_faults_name_their_flag(workshop, tmp_path, settings, words):
     if "tokenizer_dir" in settings:  # not even beside the other files
         settings = settings | {"clip_l": shutil.copy(workshop.models.clip_l, tmp_path / "clip_l.safetensors")}
-    (fault,) = report(workshop.config("single", **settings))
+    (fault,) = check_report(workshop.config("single", **settings))
     assert all(word in fault for word in words)
 
 
@@ -193,7 +182,7 @@ def test_a_full_disk_is_known_before_it_is_full(workshop, monkeypatch):
     plan = make_plan(config)
     needed = plan.lora_bytes_kept + plan.state_bytes_kept + plan.missing_cache_bytes
     monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: needed - 1)
-    (fault,) = report(config)
+    (fault,) = check_report(config)
     assert fault.startswith("disk: ") and str(config.output_dir) in fault and str(plan.cache_dir) in fault
     assert "are free" in fault and "--save_last_n_epochs" in fault
     monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: needed)

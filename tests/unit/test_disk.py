@@ -8,44 +8,23 @@ import pytest
 
 import trainer.disk
 from benchmarks.random_flux import ModelFiles
-from tests.recipe_files import Workshop, make_workshop
+from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_workshop
 from trainer.check import make_plan
 from trainer.checkpoints import is_due, lora_path, position_after, remove_outdated, run_dir, state_path
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
 from trainer.disk import Growth, growth
-from trainer.faults import Faults
-
-DATASET = """
-[[datasets]]
-resolution = 64
-[[datasets.subsets]]
-image_dir = "{folder}/toy"
-class_tokens = "tjtoy toy"
-"""
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> Workshop:
-    made = make_workshop(tmp_path_factory.mktemp("disk"), tiny_flux, pictures=4)
-    made.dataset(DATASET)
-    return made
-
-
-def report(config: TrainConfig, processes: int = 1) -> list[str]:
-    with pytest.raises(Faults) as found:
-        make_plan(config, processes)
-    return [str(fault) for fault in found.value.faults]
-
-
-def has(faults: list[str], *words: str) -> bool:
-    return any(all(word in fault for word in words) for fault in faults)
+    return make_workshop(tmp_path_factory.mktemp("disk"), tiny_flux, pictures=4)
 
 
 @pytest.mark.parametrize("flag", ["output_dir", "run_dir", "cache_dir"])
 def test_a_file_in_the_way_of_a_folder(workshop, tmp_path, flag):
     (tmp_path / "file").touch()
-    (fault,) = report(workshop.config("way", **{flag: tmp_path / "file" / "below"}))
+    (fault,) = check_report(workshop.config("way", **{flag: tmp_path / "file" / "below"}))
     assert fault.startswith(f"--{flag}=") and f"{tmp_path / 'file'} is not a folder" in fault
 
 
@@ -53,7 +32,7 @@ def test_a_file_in_the_way_of_a_folder(workshop, tmp_path, flag):
 def test_a_folder_that_may_not_be_written_into(workshop, tmp_path, monkeypatch, flag):
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **more: path != tmp_path and allowed(path, mode, **more))
-    (fault,) = report(workshop.config("closed", **{flag: tmp_path / "new" / "below"}))
+    (fault,) = check_report(workshop.config("closed", **{flag: tmp_path / "new" / "below"}))
     assert fault.startswith(f"--{flag}=") and f"{tmp_path} may not be written into" in fault
 
 
@@ -72,7 +51,7 @@ def close(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 
 def test_files_out_of_reach_are_faults_together(workshop, tmp_path, close):
-    (tmp_path / "data.toml").write_text(DATASET.replace("{folder}", str(tmp_path / "closed")))
+    (tmp_path / "data.toml").write_text(ONE_FOLDER.replace("{folder}", str(tmp_path / "closed")))
     close(tmp_path / "closed")
     settings = {
         "ae": tmp_path / "closed" / "ae.safetensors",
@@ -82,16 +61,16 @@ def test_files_out_of_reach_are_faults_together(workshop, tmp_path, close):
         "sample_at_first": True,
         "resume": tmp_path / "closed" / "state",
     }
-    faults = report(workshop.config("reach", **settings))
+    faults = check_report(workshop.config("reach", **settings))
     for words in ("--ae", "vocab.json", "image_dir", "--sample_prompts", "closed/state"):
         assert has(faults, words, "Permission denied"), words
 
 
 def test_a_picture_folder_out_of_reach_hides_no_other_fault(workshop, tmp_path, close):
-    text = DATASET + '[[datasets.subsets]]\nimage_dir = "absent"\nclass_tokens = "x"\n'
+    text = ONE_FOLDER + '[[datasets.subsets]]\nimage_dir = "absent"\nclass_tokens = "x"\n'
     (tmp_path / "data.toml").write_text(text.replace("{folder}", str(tmp_path / "closed")))
     close(tmp_path / "closed")
-    faults = report(workshop.config("hide", dataset_config=tmp_path / "data.toml"))
+    faults = check_report(workshop.config("hide", dataset_config=tmp_path / "data.toml"))
     assert has(faults, "toy cannot be looked at") and has(faults, "absent does not exist") and len(faults) == 2
 
 
@@ -160,7 +139,7 @@ def test_room_for_what_is_kept_is_enough(workshop, monkeypatch):
     monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes)
     assert has([str(warning) for warning in make_plan(config).warnings], "if the run is stopped")
     monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes - 1)
-    (fault,) = report(config)
+    (fault,) = check_report(config)
     assert fault.startswith("disk: ")
 
 

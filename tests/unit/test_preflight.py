@@ -8,12 +8,11 @@ import torch
 
 from benchmarks.random_flux import ModelFiles, write_model_files
 from tests.dataset_files import draw
-from tests.recipe_files import Workshop, make_workshop
+from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_workshop
 from tests.small_run import Run
 from trainer.check import make_plan
 from trainer.checkpoints import position_after
-from trainer.config import TrainConfig, parse_config
-from trainer.faults import Faults
+from trainer.config import parse_config
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, load_lora_shapes, save_lora
 from trainer.lora.metadata import build_metadata
@@ -22,30 +21,10 @@ from trainer.plan import Plan
 from trainer.resume import Progress, find_state
 from trainer.state.save import save_state
 
-DATASET = """
-[[datasets]]
-resolution = 64
-[[datasets.subsets]]
-image_dir = "{folder}/toy"
-class_tokens = "tjtoy toy"
-"""
-
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> Workshop:
-    made = make_workshop(tmp_path_factory.mktemp("preflight"), tiny_flux, pictures=4)
-    made.dataset(DATASET)
-    return made
-
-
-def report(config: TrainConfig, processes: int = 1) -> list[str]:
-    with pytest.raises(Faults) as found:
-        make_plan(config, processes)
-    return [str(fault) for fault in found.value.faults]
-
-
-def has(faults: list[str], *words: str) -> bool:
-    return any(all(word in fault for word in words) for fault in faults)
+    return make_workshop(tmp_path_factory.mktemp("preflight"), tiny_flux, pictures=4)
 
 
 # --- a LoRA to start from
@@ -82,7 +61,7 @@ def test_shapes_are_those_of_the_file(lora_of):
 
 def test_another_rank_is_one_fault_beside_all_others(workshop, lora_of, tmp_path):
     resume = tmp_path / "nothing"
-    faults = report(
+    faults = check_report(
         workshop.config("rank", network_weights=lora_of("eight", 8), optimizer_args=["bogus=1"], resume=resume)
     )
     assert has(faults, "--network_weights=", "more are of rank 8 in the file and 4 in this run", "--dim_from_weights")
@@ -91,19 +70,19 @@ def test_another_rank_is_one_fault_beside_all_others(workshop, lora_of, tmp_path
 
 def test_other_layers_are_one_fault(workshop, lora_of):
     path = lora_of("single", {"single_transformer_blocks.0.attn.to_q": 4, "single_transformer_blocks.0.attn.to_k": 4})
-    (fault,) = report(workshop.config("layers", network_weights=path))
+    (fault,) = check_report(workshop.config("layers", network_weights=path))
     assert "more are adapted in this run but not in the file" in fault
 
 
 def test_clip_in_the_file_alone_names_its_learning_rate(workshop, lora_of):
-    (fault,) = report(workshop.config("clip", network_weights=lora_of("clip", 4, clip_rank=4)))
+    (fault,) = check_report(workshop.config("clip", network_weights=lora_of("clip", 4, clip_rank=4)))
     assert "adapted in the file but not in this run" in fault and "--text_encoder_lr" in fault
 
 
 def test_a_file_that_is_no_lora_is_told_beside_other_faults(workshop, tmp_path):
     (tmp_path / "page.safetensors").write_text("<html>")
     settings = {"network_weights": tmp_path / "page.safetensors", "ae": workshop.models.clip_l}
-    faults = report(workshop.config("page", **settings))
+    faults = check_report(workshop.config("page", **settings))
     assert has(faults, "page.safetensors", "cannot be read") and has(faults, "--ae") and len(faults) == 2
 
 
@@ -122,9 +101,9 @@ def test_what_the_file_overrides_is_told_or_refused(workshop, lora_of):
     settings = {"network_weights": lora_of("six", 6), "dim_from_weights": True}
     _, notices = parse_config(workshop.argv("over", **settings, network_dim=9, network_alpha=2))
     assert [notice.partition(":")[0] for notice in notices] == ["network_dim", "network_alpha"]
-    (fault,) = report(workshop.config("over", **settings, network_args=["single_dim=2", "rank_dropout=0.1"]))
+    (fault,) = check_report(workshop.config("over", **settings, network_args=["single_dim=2", "rank_dropout=0.1"]))
     assert fault.startswith("--network_args: single_dim: ") and "--dim_from_weights" in fault
-    (fault,) = report(workshop.config("over", **settings, text_encoder_lr=1e-4))
+    (fault,) = check_report(workshop.config("over", **settings, text_encoder_lr=1e-4))
     assert "no layer of CLIP-L" in fault
 
 
@@ -154,23 +133,23 @@ def test_a_state_that_fits_is_planned_from(workshop, state):
 
 def test_differences_are_told_with_all_other_faults(workshop, state):
     settings = {"learning_rate": 2e-3, "ae": workshop.models.clip_l, "max_train_steps": 4}
-    faults = report(workshop.config("resumed", **settings, resume=state(max_train_steps=4)), processes=2)
+    faults = check_report(workshop.config("resumed", **settings, resume=state(max_train_steps=4)), processes=2)
     assert has(faults, "learning_rate: 0.001 before, 0.002 now", "--resume_anyway")
     assert has(faults, "1 processes, now there are 2") and has(faults, "--ae")
 
 
 def test_a_finished_run_is_told(workshop, state):
-    (fault,) = report(workshop.config("resumed", max_train_steps=2, resume=state(max_train_steps=2)))
+    (fault,) = check_report(workshop.config("resumed", max_train_steps=2, resume=state(max_train_steps=2)))
     assert "this run is done: step 2 was its last" in fault
 
 
 def test_a_damaged_manifest_is_told_before_anything_is_loaded(workshop, state):
     folder = state(max_train_steps=4)
     (folder / "state.json").write_text("{")
-    (fault,) = report(workshop.config("resumed", max_train_steps=4, resume=folder))
+    (fault,) = check_report(workshop.config("resumed", max_train_steps=4, resume=folder))
     assert "damaged" in fault
     (folder / "state.json").write_text('{"format": "flux-dreambooth-state-1", "progress": {"dict": []}}')
-    assert has(report(workshop.config("resumed", max_train_steps=4, resume=folder)), str(folder))
+    assert has(check_report(workshop.config("resumed", max_train_steps=4, resume=folder)), str(folder))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +165,7 @@ def test_a_swapped_model_is_refused_and_can_be_accepted(workshop, state, tmp_pat
     others = write_model_files(tmp_path / "others", "tiny", seed=1)
     other = {"pretrained_model_name_or_path": others.transformer}.get(flag) or getattr(others, flag)
     settings = {"max_train_steps": 4, "resume": state(max_train_steps=4), flag: other}
-    (fault,) = report(workshop.config("resumed", **settings))
+    (fault,) = check_report(workshop.config("resumed", **settings))
     assert words in fault and "--resume_anyway" in fault
     config = workshop.config("resumed", **settings, resume_anyway=True)
     assert find_state(config, make_plan(config))[1].step == 2
@@ -205,7 +184,7 @@ def test_a_swapped_model_is_refused_and_can_be_accepted(workshop, state, tmp_pat
 )
 def test_prodigys_one_step_size_is_checked_early_and_once(workshop, settings, words):
     prodigy = {"optimizer_type": "Prodigy", "learning_rate": 1.0}
-    (fault,) = report(workshop.config("prodigy", **prodigy, **settings))
+    (fault,) = check_report(workshop.config("prodigy", **prodigy, **settings))
     assert "one step size" in fault and words in fault
     make_plan(workshop.config("prodigy", **prodigy, text_encoder_lr=1.0))
 
@@ -255,8 +234,8 @@ def test_flags_of_the_data_without_effect_are_warned_of(workshop, flag, value, w
 
 
 def test_a_flag_that_acts_in_one_dataset_is_not_warned_of(workshop):
-    second = DATASET.replace("resolution = 64", "resolution = 64\nenable_bucket = true")
-    data = workshop.dataset(DATASET + second, "two.toml")
+    second = ONE_FOLDER.replace("resolution = 64", "resolution = 64\nenable_bucket = true")
+    data = workshop.dataset(ONE_FOLDER + second, "two.toml")
     assert "--min_bucket_reso" not in warned(make_plan(workshop.config("two", dataset_config=data, min_bucket_reso=64)))
 
 
@@ -264,14 +243,14 @@ def test_settings_of_regularisation_need_a_folder_of_it(workshop):
     settings = {"prior_loss_weight": 0.5, "diff_output_preservation": True}
     flags = {f"--{name}" for name in settings}
     assert flags <= warned(make_plan(workshop.config("reg", **settings)))
-    text = DATASET + '[[datasets.subsets]]\nimage_dir = "{folder}/reg"\nclass_tokens = "toy"\nis_reg = true\n'
+    text = ONE_FOLDER + '[[datasets.subsets]]\nimage_dir = "{folder}/reg"\nclass_tokens = "toy"\nis_reg = true\n'
     data = workshop.dataset(text, "reg.toml")
     draw(workshop.folder / "reg" / "r.png", shade=200)
     assert not flags & warned(make_plan(workshop.config("reg", dataset_config=data, **settings)))
 
 
 def test_pictures_held_out_by_the_file_for_nothing_are_warned_of(workshop):
-    text = DATASET.replace("resolution = 64", "resolution = 64\nvalidation_split = 0.5")
+    text = ONE_FOLDER.replace("resolution = 64", "resolution = 64\nvalidation_split = 0.5")
     data = workshop.dataset(text, "split.toml")
     assert "validation_split" in warned(make_plan(workshop.config("split", dataset_config=data)))
     config = workshop.config("split", dataset_config=data, validate_every_n_epochs=1)
