@@ -44,6 +44,7 @@ class TensorCache:
     folder: Path
 
     def path(self, key: str) -> Path:
+        """Where an entry is, or would be."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
@@ -67,6 +68,7 @@ class TensorCache:
         return entry
 
     def write(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put an entry in place, whole or not at all."""
         write_safetensors(self.path(key), tensors, {"crc32": _checksum(tensors)})
 
 

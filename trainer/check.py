@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.cache import CacheKeys, TensorCache, missing_entries
+from trainer.cache import CacheKeys, TensorCache
 from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset
@@ -238,8 +238,8 @@ def _assemble(
         t5_width=_t5_width(config),
         captions=tuple(captions),
         sample_prompts=prompts,
-        missing_latents=len(missing_entries(cache, wanted_latents)),
-        missing_texts=len(missing_entries(cache, wanted_text)),
+        missing_latents=sum(not cache.has(key) for key in wanted_latents),
+        missing_texts=sum(not cache.has(key) for key in wanted_text),
     )
 
 
