@@ -15,6 +15,7 @@ from trainer.config import TrainConfig
 from trainer.flow import add_noise, loss_weights, sample_losses, velocity_target
 from trainer.lora.adapter import DownLinear, adapter_alphas, adapter_parameters, disabled_adapter
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
+from trainer.optim.foreach import chunks
 from trainer.rng import derive_seed
 
 REDUCE_ELEMENTS = 64 << 20  # gradients travel between processes in pieces of this many numbers
@@ -117,18 +118,8 @@ def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor, a
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     dist.all_reduce(loss)
-    for piece in _pieces(gradients):
+    for piece in chunks(gradients, lambda gradient: gradient.dtype, REDUCE_ELEMENTS):
         flat = torch.cat([gradient.flatten() for gradient in piece])
         dist.all_reduce(flat)
         for gradient, values in zip(piece, flat.split([g.numel() for g in piece]), strict=True):
             gradient.copy_(values.view_as(gradient))
-
-
-def _pieces(gradients: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
-    piece: list[torch.Tensor] = []
-    for gradient in gradients:
-        if piece and sum(g.numel() for g in piece) + gradient.numel() > REDUCE_ELEMENTS:
-            yield piece
-            piece = []
-        piece.append(gradient)
-    yield piece

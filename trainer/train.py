@@ -13,6 +13,7 @@ from trainer.checkpoints import position_after, remove_leftovers, run_dir, state
 from trainer.config import TrainConfig, to_toml
 from trainer.control import Control
 from trainer.files import write_text
+from trainer.optim.foreach import gradients, with_gradient
 from trainer.readback import Readback
 from trainer.run import Run, prepare
 from trainer.runtime import StopRequest, ended_by_sigterm, run_lock, set_up_determinism
@@ -86,8 +87,8 @@ def loop(run: Run) -> bool:
 
 def clip_gradients(model: AdaptedModel, max_norm: float) -> torch.Tensor:
     """Scale the gradients to at most max_norm (0: leave them); returns their norm, a scalar on the device."""
-    parameters = [parameter for parameter in model.parameters.values() if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    parameters = with_gradient(model.parameters.values())
+    norm = get_total_norm(gradients(parameters))
     if max_norm > 0:
         clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

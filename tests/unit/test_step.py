@@ -13,7 +13,8 @@ from trainer.batches import Batch
 from trainer.config import TrainConfig
 from trainer.lora.adapter import Dropouts, add_lora, linear_modules
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
-from trainer.step import AdaptedModel, _pieces, accumulate_gradients, sum_over_processes
+from trainer.optim.foreach import chunks
+from trainer.step import AdaptedModel, accumulate_gradients, sum_over_processes
 
 CONFIG = TrainConfig(guidance_scale=1.0, loss_type="l2")
 
@@ -179,8 +180,7 @@ def test_one_process_has_nothing_to_sum():
     assert parameter.grad is None and float(loss) == 3
 
 
-def test_gradients_travel_in_pieces_that_lose_nothing(monkeypatch):
-    monkeypatch.setattr("trainer.step.REDUCE_ELEMENTS", 10)
+def test_gradients_travel_in_pieces_that_lose_nothing():
     gradients = [torch.ones(size) for size in (4, 6, 1, 25, 3, 3)]
-    pieces = list(_pieces(gradients))
+    pieces = list(chunks(gradients, lambda gradient: gradient.dtype, limit=10))
     assert [[len(g) for g in piece] for piece in pieces] == [[4, 6], [1], [25], [3, 3]]
