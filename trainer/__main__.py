@@ -1,12 +1,12 @@
 """`python -m trainer <verb>`: train, check, sample, info, convert. Each verb imports only what it needs."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from trainer.faults import Faults
 from trainer.files import FULL_DISK_ERRORS
+from trainer.runtime import announce
 
 VERBS = {
     "train": "train a LoRA (checks everything first)",
@@ -28,20 +28,15 @@ def main(argv: Sequence[str]) -> int:
         return importlib.import_module(f"trainer.verbs.{verb}").run(rest)
     except Faults as found:
         count = len(found.faults)
-        _say(f"{count} thing{'s' * (count > 1)} to mend:\n{found}")
+        announce(f"{count} thing{'s' * (count > 1)} to mend:\n{found}")
         return 1
     except FULL_DISK_ERRORS as error:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        _say(f"The system refused: {error}{where}\nFiles that were there before are whole.")
+        announce(f"The system refused: {error}{where}\nFiles that were there before are whole.")
         return 1
     except KeyboardInterrupt:
-        _say("\nStopped. What was cached or saved is whole.")
+        announce("\nStopped. What was cached or saved is whole.")
         return 130
-
-
-def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
-        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

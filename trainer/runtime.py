@@ -50,7 +50,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        _announce(f"{signal.Signals(number).name}: finishing this step, then saving. Once more ends at once.")
+        announce(f"\n{signal.Signals(number).name}: finishing this step, then saving. Once more ends at once.")
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def ended_by_sigterm() -> Iterator[None]:
     """Within it SIGTERM ends the program as Ctrl-C does, with status 143: files are closed, and it is said."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        _announce("SIGTERM: stopped before the training began. What was cached is whole.")
+        announce("\nSIGTERM: stopped before the training began. What was cached is whole.")
         sys.exit(128 + signal.SIGTERM)
 
     former = signal.signal(signal.SIGTERM, end)
@@ -68,9 +68,10 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def _announce(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
-        print(f"\n{text}", file=sys.stderr, flush=True)
+def announce(text: str) -> None:
+    """Print to stderr, of several processes in one."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 class _Redacting(logging.Formatter):
