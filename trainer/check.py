@@ -72,7 +72,7 @@ def make_plan(config: TrainConfig, num_processes: int = 1) -> Plan:
     if models_are_whole and network:
         adapter = found.gather(plan_adapter, config, network, start)
     if adapter and tokenizers:
-        keys = CacheKeys.of(config, tokenizers[1], _t5_length(config, adapter))
+        keys = CacheKeys.of(config, tokenizers, _t5_length(config, adapter))
         models = model_fingerprints(config, keys)
     if saved:
         found.faults += resume_faults(saved, config, data, models, num_processes)
@@ -80,13 +80,13 @@ def make_plan(config: TrainConfig, num_processes: int = 1) -> Plan:
     assert data and adapter and keys and models and tokenizers and prompts is not None
     plan = _assemble(config, num_processes, data, adapter, keys, models, tokenizers, prompts, saved)
     raise_if_any(_disk_faults(plan))
-    return replace(plan, warnings=(*warnings, *plan_notices(plan, tokenizers[1]), *_stop_notices(plan)))
+    return replace(plan, warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan)))
 
 
-def check_models(config: TrainConfig) -> Path:
-    """Check the four model files and the tokenizers alone; returns the tokenizers' folder. Raises `Faults`."""
+def check_models(config: TrainConfig) -> Tokenizers:
+    """Check the four model files alone, and load the tokenizers. Raises `Faults`."""
     raise_if_any(_model_faults(config))
-    return _tokenizers(config)[0]
+    return _tokenizers(config)
 
 
 def _model_faults(config: TrainConfig) -> list[Fault]:
@@ -94,12 +94,12 @@ def _model_faults(config: TrainConfig) -> list[Fault]:
     return [fault for found in checked for fault in found]
 
 
-def _tokenizers(config: TrainConfig) -> tuple[Path, Tokenizers]:
+def _tokenizers(config: TrainConfig) -> Tokenizers:
     folder = find_tokenizer_dir(config)
     if folder is None:
         hint = "give a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
         raise Faults([Fault("--tokenizer_dir", "not given, and no tokenizers beside --clip_l", hint)])
-    return folder, load_tokenizers(folder)
+    return load_tokenizers(folder)
 
 
 def _sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
@@ -210,7 +210,7 @@ def _assemble(
     adapter: AdapterPlan,
     keys: CacheKeys,
     models: dict[str, str],
-    tokenizers: tuple[Path, Tokenizers],
+    tokenizers: Tokenizers,
     prompts: tuple[SamplePrompt, ...],
     saved: Saved | None,
 ) -> Plan:
@@ -230,7 +230,7 @@ def _assemble(
         world_size=num_processes,
         warnings=(),
         adapter=adapter,
-        tokenizer_dir=tokenizers[0],
+        tokenizers=tokenizers,
         cache_dir=cache_dir,
         keys=keys,
         models=models,

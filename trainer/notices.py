@@ -5,26 +5,26 @@ from collections.abc import Iterator
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
 from trainer.faults import Fault
-from trainer.models.text import CLIP_LENGTH, Tokenizers, cut_captions
+from trainer.models.text import CLIP_LENGTH, cut_captions
 from trainer.optim.build import optimizer_notices
 from trainer.plan import AdapterPlan, Plan
 
 
-def plan_notices(plan: Plan, tokenizers: Tokenizers) -> list[Fault]:
+def plan_notices(plan: Plan) -> list[Fault]:
     """All that is worth a warning."""
     config = plan.config
     return [
         *(Fault("settings", notice) for notice in optimizer_notices(config)),
-        *_cut_captions(plan, tokenizers),
+        *_cut_captions(plan),
         *_idle_with_data(config, plan.data),
         *_idle_with_model(config, plan.adapter),
     ]
 
 
-def _cut_captions(plan: Plan, tokenizers: Tokenizers) -> Iterator[Fault]:
+def _cut_captions(plan: Plan) -> Iterator[Fault]:
     for reader, tokenizer, length, hint in (
-        ("T5", tokenizers.t5, plan.keys.t5_length, "shorten it, or raise --t5xxl_max_token_length"),
-        ("CLIP", tokenizers.clip, CLIP_LENGTH, "put what matters most first; T5 reads on"),
+        ("T5", plan.tokenizers.t5, plan.keys.t5_length, "shorten it, or raise --t5xxl_max_token_length"),
+        ("CLIP", plan.tokenizers.clip, CLIP_LENGTH, "put what matters most first; T5 reads on"),
     ):
         for caption in cut_captions(tokenizer, plan.captions, length):
             yield Fault(f"{caption[:60]!r}…", f"{reader} reads only the first {length} tokens of this caption", hint)

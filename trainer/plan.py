@@ -12,6 +12,7 @@ from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
 from trainer.disk import Growth, due_steps, growth
 from trainer.faults import Fault
 from trainer.lora.network_args import NetworkArgs
+from trainer.models.text import Tokenizers
 from trainer.sample import SamplePrompt
 
 SAVE_BYTES = {"bf16": 2, "fp16": 2, "float": 4}
@@ -66,7 +67,7 @@ class Plan:
     world_size: int
     warnings: tuple[Fault, ...]
     adapter: AdapterPlan
-    tokenizer_dir: Path
+    tokenizers: Tokenizers
     cache_dir: Path
     keys: CacheKeys
     models: dict[str, str]

@@ -17,7 +17,6 @@ from trainer.control import Control
 from trainer.data.dataset import Draw
 from trainer.log import RunLog
 from trainer.model_setup import load_adapted_model, parameter_groups
-from trainer.models.text import load_tokenizers
 from trainer.optim.build import build_lr_scheduler, build_optimizer
 from trainer.optim.ema import Ema
 from trainer.optim.prodigy import Prodigy
@@ -64,7 +63,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: 
     if config.resume:
         with phase("state read and checked"):
             found = find_state(config, plan)
-    tokenizers, cache = load_tokenizers(plan.tokenizer_dir), TensorCache(plan.cache_dir)
+    tokenizers, cache = plan.tokenizers, TensorCache(plan.cache_dir)
     with phase("latents and text in the cache"):
         fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
     with phase("transformer loaded and adapted"):

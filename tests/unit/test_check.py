@@ -18,7 +18,6 @@ from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, l
 from trainer.lora.file import save_lora
 from trainer.lora.network_args import layer_ranks, parse_network_args
 from trainer.models.load import load_clip, load_transformer
-from trainer.models.text import load_tokenizers
 
 DATASET = """
 [[datasets]]
@@ -201,7 +200,7 @@ def test_keeping_fewer_needs_less_disk(workshop):
 def test_cache_bytes_are_those_that_encoding_adds(workshop, tmp_path):
     config = workshop.config("cache", cache_dir=tmp_path / "cache")
     plan = make_plan(config)
-    tokenizers = load_tokenizers(plan.tokenizer_dir)
+    tokenizers = plan.tokenizers
     cache = TensorCache(plan.cache_dir)
     fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, Accelerator(cpu=True))
     written = sum(path.stat().st_size for path in Path(cache.folder).rglob("*.safetensors"))

@@ -24,7 +24,7 @@ from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora
 from trainer.lora.convert import merge
 from trainer.lora.file import LoraFile, copy_into, load_lora, ranks_from
 from trainer.models.load import is_schnell, load_autoencoder, load_clip, load_t5, load_transformer
-from trainer.models.text import Tokenizers, clip_ids, encode_t5, load_tokenizers
+from trainer.models.text import Tokenizers, clip_ids, encode_t5
 from trainer.models.transformer import Conditioning
 from trainer.runtime import set_up_logging
 from trainer.sample import (
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     set_up_logging()
     for notice in notices:
         log.info("%s", notice)
-    tokenizers = load_tokenizers(check_models(config))
+    tokenizers = check_models(config)
     device = Accelerator(mixed_precision="no").device
     dtype = torch.float32 if device.type == "cpu" or config.mixed_precision == "no" else torch.bfloat16
     texts = _encode(config, request, tokenizers, device, dtype)
