@@ -1,0 +1,112 @@
+"""What the hub states about files, and their bytes."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+from trainer.faults import Fault, redact
+from trainer.hub.problems import NotTheHub, Problem, Problems, Status
+
+TOKEN = re.compile(r"[!-~]+")  # what an HTTP header can carry
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file as the hub states it. digest: hex SHA-256 of a large file (LFS), git's SHA-1 of a small one."""
+
+    repository: str
+    commit: str
+    path: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A hub and who we are to it. The token is never printed."""
+
+    endpoint: str
+    token: str | None = field(repr=False)
+
+    def listing(self, repository: str) -> Mapping[str, HubFile]:
+        """The files of a repository's main branch by path. Raises the library's errors and `NotTheHub`."""
+        api = HfApi(endpoint=self.endpoint, token=self._token_or_none())
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        try:
+            found = api.model_info(repository, files_metadata=True, timeout=timeout)
+            files = [HubFile(repository, str(found.sha), s.rfilename, *_stated(s)) for s in found.siblings or ()]
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            if isinstance(error, httpx2.HTTPError):
+                raise
+            raise NotTheHub(f"its list of {repository} is not one") from error
+        return {file.path: file for file in files}
+
+    def check_access(self, file: HubFile) -> None:
+        """Ask for a file's head: raises the library's errors where we may not read it, `NotTheHub` for a stranger."""
+        found = get_hf_file_metadata(self._url(file), token=self._token_or_none(), endpoint=self.endpoint)
+        if found.commit_hash is None:
+            raise NotTheHub("a page without the hub's headers")
+
+    @contextmanager
+    def bytes_of(self, file: HubFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """The file's bytes from `start`, or from 0 where the server does not know ranges: (first byte, chunks).
+
+        Raises the library's errors, and `NotTheHub` before the first byte if what comes is not this file.
+        """
+        headers = build_hf_headers(token=self._token_or_none())
+        headers |= {"accept-encoding": "identity"} | ({"range": f"bytes={start}-"} if start else {})
+        with http_stream_backoff(
+            "GET",
+            self._url(file),
+            headers=headers,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            retry_on_exceptions=(),  # `fetch` tries again, from where it was
+            retry_on_status_codes=(),
+        ) as response:
+            hf_raise_for_status(response)
+            yield _first_byte(response, start, file.size), response.iter_bytes()
+
+    def scrub(self, text: str) -> str:
+        """The text without the token."""
+        return redact(text.replace(self.token, "[secret]") if self.token else text)
+
+    def _token_or_none(self) -> str | bool:
+        return self.token or False
+
+    def _url(self, file: HubFile) -> str:
+        return hf_hub_url(file.repository, file.path, revision=file.commit, endpoint=self.endpoint)
+
+
+def connect() -> Hub:
+    """The hub of HF_ENDPOINT, with the token of HF_TOKEN or of the saved login. Raises `Problems`."""
+    token = get_token()
+    if token is not None and not TOKEN.fullmatch(token):
+        fault = Fault("HF_TOKEN", "holds characters that no token has", "copy it again, without spaces and quotes")
+        raise Problems([Problem(Status.TOKEN_WRONG, fault)])
+    return Hub(constants.ENDPOINT, token)
+
+
+def _stated(sibling: object) -> tuple[int, str]:
+    lfs = getattr(sibling, "lfs", None)
+    size, digest = (lfs.size, lfs.sha256) if lfs else (sibling.size, sibling.blob_id)  # type: ignore[attr-defined]
+    if not isinstance(size, int) or not isinstance(digest, str):
+        raise ValueError("neither size nor digest")
+    return size, digest
+
+
+def _first_byte(response: httpx2.Response, start: int, size: int) -> int:
+    if "html" in response.headers.get("content-type", ""):
+        raise NotTheHub("a web page instead of the file")
+    if response.status_code == 206:
+        if response.headers.get("content-range", "").replace(" ", "") != f"bytes{start}-{size - 1}/{size}":
+            raise NotTheHub("another range than the one asked for")
+        return start
+    length = response.headers.get("content-length")
+    if response.status_code != 200 or (length is None and start) or (length is not None and int(length) != size):
+        raise NotTheHub(f"{length} bytes with status {response.status_code} instead of {size:,} bytes")
+    return 0

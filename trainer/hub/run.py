@@ -1,0 +1,117 @@
+"""All files at once, in threads, with their progress."""
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trainer.hub.api import Hub
+from trainer.hub.fetch import fetch
+from trainer.hub.plan import Job
+from trainer.hub.problems import Problem, Problems, explain
+from trainer.hub.record import Record, save_record
+from trainer.runtime import announce
+
+AT_ONCE = 4
+LINE_EVERY_SECONDS = 15.0  # where there is no terminal to redraw
+
+
+def fetch_all(hub: Hub, jobs: Sequence[Job], models: Path, record: Record) -> Record:
+    """Fetch every job and return the record with them. Raises `Problems` with all that failed.
+
+    A failure does not end the others: what is whole is kept and recorded.
+    """
+    stop, problems = threading.Event(), []
+    meter = Meter(jobs)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        largest_first = sorted(jobs, key=lambda job: -job.file.size)
+        running = {pool.submit(fetch, hub, job, stop, meter.reporter(job)): job for job in largest_first}
+        try:
+            while running:
+                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job = running.pop(future)
+                    problems += _problem_of(future, hub, job)
+                    if not future.exception():
+                        record = record.with_whole(models, [(job.target, job.file)])
+                        save_record(models, record)
+                        meter.say(f"whole: {job.path}")
+                meter.show()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            meter.close()
+    if problems:
+        raise Problems(problems)
+    return record
+
+
+def _problem_of(future: Future[None], hub: Hub, job: Job) -> list[Problem]:
+    error = future.exception()
+    if error is None:
+        return []
+    if not isinstance(error, Exception):
+        raise error
+    return [explain(error, job.file.repository, hub.endpoint, hub.token is not None)]
+
+
+class Meter:
+    """Progress of each file and of all: bars on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self.sizes = {job.target: job.file.size for job in jobs}
+        self.there = {job.target: job.file.size - job.missing_bytes for job in jobs}
+        self.began, self.at_first = time.monotonic(), sum(self.there.values())
+        self.last_line = self.began
+        self.bars = [self._bar(name, size) for name, size in self.sizes.items()] if sys.stderr.isatty() else []
+        self.total = self._bar("in total", sum(self.sizes.values())) if self.bars else None
+
+    def reporter(self, job: Job):
+        """A function for the thread of one file to tell how many bytes are there."""
+
+        def report(count: int) -> None:
+            self.there[job.target] = count
+
+        return report
+
+    def show(self) -> None:
+        """Bring the display up to date."""
+        there = sum(self.there.values())
+        if self.total is not None:
+            for bar, count in zip([*self.bars, self.total], [*self.there.values(), there], strict=True):
+                bar.n = count
+                bar.refresh()
+        elif time.monotonic() - self.last_line >= LINE_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            announce(self.line())
+
+    def line(self) -> str:
+        """As "4.2 of 33.9 GB (12%), 110 MB/s: flux1-dev.safetensors 9%, …", files under way only."""
+        there, size = sum(self.there.values()), sum(self.sizes.values())
+        speed = (there - self.at_first) / max(time.monotonic() - self.began, 1e-3)
+        parts = [
+            f"{Path(name).name} {100 * count // self.sizes[name]}%"
+            for name, count in self.there.items()
+            if 0 < count < self.sizes[name]
+        ]
+        total = f"{there / 1e9:.1f} of {size / 1e9:.1f} GB ({100 * there // max(size, 1)}%), {speed / 1e6:.0f} MB/s"
+        return f"{total}: {', '.join(parts)}" if parts else total
+
+    def say(self, text: str) -> None:
+        """A line that does not disturb the bars."""
+        tqdm.write(text, file=sys.stderr) if self.bars else announce(text)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self.show()
+        for bar in [*self.bars, *([self.total] if self.total is not None else [])]:
+            bar.close()
+
+    def _bar(self, name: str, size: int) -> tqdm:
+        return tqdm(total=size, desc=Path(name).name, unit="B", unit_scale=True, initial=self.there.get(name, 0))
