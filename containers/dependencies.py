@@ -1,0 +1,83 @@
+"""What pip may and may not touch where torch came with the machine: a base image, or the project's environment.
+
+usage: dependencies.py constraints FILE…       pins for pip, those of what is kept first
+       dependencies.py requirements FILE…      what to install: pyproject.toml or requirements.txt
+       dependencies.py unchanged FILE          fails unless what that file says was kept is still the same
+"""
+
+import importlib
+import re
+import sys
+import tomllib
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+KEPT = "torch torchvision triton pytorch-triton numpy".split()  # numpy: torch is compiled against one of its versions
+SEPARATE = {"torchaudio"}  # installed by install.sh without its compiled part, which fits one torch only
+NOTE = "# kept: "
+
+
+def name_of(line: str) -> str:
+    """The normalized name at the start of a requirement; empty for comments and blank lines."""
+    found = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line.strip())
+    return re.sub(r"[-_.]+", "-", found.group()).lower() if found else ""
+
+
+def kept() -> dict[str, Distribution]:
+    """Those of KEPT that are installed."""
+    found = {}
+    for name in KEPT:
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def place(installed: Distribution) -> str:
+    """The folder that a distribution is installed in."""
+    return str(Path(str(installed.locate_file(""))).resolve())
+
+
+def constraints(files: list[Path]) -> list[str]:
+    """Lines for `pip --constraint`: what is installed wins over what the files say."""
+    installed = kept()
+    lines = [f"{NOTE}{name}=={found.version} in {place(found)}" for name, found in installed.items()]
+    lines += [f"{name}=={found.version}" for name, found in installed.items()]
+    for file in files:
+        lines += [line for line in file.read_text().splitlines() if name_of(line) and name_of(line) not in installed]
+    return lines
+
+
+def requirements(files: list[Path]) -> list[str]:
+    """Lines for `pip --requirement`, without what is kept."""
+    without = SEPARATE | kept().keys()
+    lines = []
+    for file in files:
+        text = file.read_text()
+        listed = tomllib.loads(text)["project"]["dependencies"] if file.suffix == ".toml" else text.splitlines()
+        lines += [line for line in listed if name_of(line) and name_of(line) not in without]
+    return lines
+
+
+def unchanged(file: Path) -> list[str]:
+    """The kept packages as they are now; exits with what was replaced. They are imported too."""
+    promised = [line.removeprefix(NOTE) for line in file.read_text().splitlines() if line.startswith(NOTE)]
+    now = [f"{name}=={found.version} in {place(found)}" for name, found in kept().items()]
+    if "torch" not in kept() or now != promised:
+        sys.exit(f"torch came with the base and must stay as it was.\nbefore: {promised}\nnow:    {now}")
+    for name in ("torch", "torchvision"):
+        if name in kept():
+            importlib.import_module(name)
+    return now
+
+
+def main(arguments: list[str]) -> None:
+    verbs = {"constraints": constraints, "requirements": requirements, "unchanged": lambda files: unchanged(files[0])}
+    if len(arguments) < 2 or arguments[0] not in verbs:
+        sys.exit(__doc__)
+    print("\n".join(verbs[arguments[0]]([Path(file) for file in arguments[1:]])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
