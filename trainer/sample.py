@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -126,7 +126,6 @@ def read_prompt(where: str, values: Mapping[str, Any], faults: list[Fault]) -> S
     return None if found else SamplePrompt(**converted)
 
 
-@torch.inference_mode()
 def sample_latents(
     transformer: FluxTransformer2DModel,
     prompt: SamplePrompt,
@@ -134,22 +133,39 @@ def sample_latents(
     positive: Conditioning,
     negative: Conditioning | None,
 ) -> torch.Tensor:
-    """Euler steps from noise to a picture's latents, [1, C, H/8, W/8], float32.
+    """Euler steps from noise to a picture's latents, [1, C, H/8, W/8], float32."""
+    return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative)
 
-    The noise is drawn as ComfyUI draws it, so the same seed starts from the same noise there.
-    schnell is sampled without the shift it was not trained with.
+
+def start_noise(transformer: FluxTransformer2DModel, prompt: SamplePrompt, seeds: Sequence[int]) -> torch.Tensor:
+    """One picture's noise for each seed, [B, C, H/8, W/8], drawn as ComfyUI draws it: the same there."""
+    shape = (1, transformer.x_embedder.in_features // 4, prompt.height // 8, prompt.width // 8)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.inference_mode()
+def denoise(
+    transformer: FluxTransformer2DModel,
+    noise: torch.Tensor,
+    prompt: SamplePrompt,
+    positive: Conditioning,
+    negative: Conditioning | None,
+) -> torch.Tensor:
+    """Euler steps from noise [B, C, H/8, W/8] to the latents of B pictures, float32.
+
+    prompt: says steps, guidance and cfg for all of them; conditionings are of B captions. schnell is
+    sampled without the shift it was not trained with.
     """
     device, dtype = transformer.device, transformer.x_embedder.weight.dtype
-    height, width = prompt.height // 8, prompt.width // 8
-    channels = transformer.x_embedder.in_features // 4
-    noise = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+    height, width = noise.shape[-2:]
     latents = noise.to(device)
     rotary = rotary_table(transformer, height, width, positive.txt.shape[1], device)
     sigmas = euler_sigmas(prompt.steps, height * width // 4, shifted=takes_guidance(transformer)).to(device)
 
     def velocity(conditioning: Conditioning, sigma: torch.Tensor) -> torch.Tensor:
+        sigma_of_each = sigma.expand(len(latents))
         noisy = latents.to(dtype)
-        return predict_velocity(transformer, noisy, sigma[None], conditioning, prompt.guidance, rotary).float()
+        return predict_velocity(transformer, noisy, sigma_of_each, conditioning, prompt.guidance, rotary).float()
 
     for sigma, following in pairwise(sigmas):
         v = velocity(positive, sigma)
@@ -160,11 +176,20 @@ def sample_latents(
 
 
 @torch.inference_mode()
+def decode_pixels(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Latents [B, C, H/8, W/8] of the transformer to pictures uint8 [B, 3, H, W] on the autoencoder's device."""
+    pixels = vae.decode(unscale_latents(latents).to(vae.device, vae.dtype)).sample  # type: ignore[union-attr]
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def decode_picture(vae: AutoencoderKL, latents: torch.Tensor) -> Image.Image:
     """Latents [1, C, H/8, W/8] of the transformer to an RGB picture."""
-    pixels = vae.decode(unscale_latents(latents).to(vae.device, vae.dtype)).sample[0]  # type: ignore[union-attr]
-    levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    return as_image(decode_pixels(vae, latents)[0])
+
+
+def as_image(picture: torch.Tensor) -> Image.Image:
+    """A picture uint8 [3, H, W] on any device as an RGB image."""
+    return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
 
 
 def save_picture(path: Path, picture: Image.Image, facts: dict[str, Any]) -> None:

@@ -70,14 +70,14 @@ def predict_velocity(
     noisy: torch.Tensor,
     sigmas: torch.Tensor,
     conditioning: Conditioning,
-    guidance: float,
+    guidance: float | torch.Tensor,
     rotary: RotaryTable,
     checkpointed: bool = False,
 ) -> torch.Tensor:
     """The velocity at x_sigma.
 
     noisy: [B, C, H, W] in the compute dtype; sigmas: [B], float32; guidance: the value that FLUX.1-dev
-    embeds (not used by schnell). Returns [B, C, H, W].
+    embeds (not used by schnell), one for all or float32 [B]. Returns [B, C, H, W].
     """
     height, width = noisy.shape[-2:]
     img = transformer.x_embedder(pack_latents(noisy))
@@ -101,11 +101,13 @@ def _as_one(txt: torch.Tensor, img: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 def _time_embedding(
-    transformer: FluxTransformer2DModel, sigmas: torch.Tensor, guidance: float, pooled: torch.Tensor
+    transformer: FluxTransformer2DModel, sigmas: torch.Tensor, guidance: float | torch.Tensor, pooled: torch.Tensor
 ) -> torch.Tensor:
     if not takes_guidance(transformer):
         return transformer.time_text_embed(sigmas * 1000, pooled)
-    return transformer.time_text_embed(sigmas * 1000, torch.full_like(sigmas, guidance * 1000), pooled)
+    scaled = guidance * 1000
+    values = scaled if isinstance(scaled, torch.Tensor) else torch.full_like(sigmas, scaled)
+    return transformer.time_text_embed(sigmas * 1000, values, pooled)
 
 
 def _attention_arguments(txt_mask: torch.Tensor | None, num_img_tokens: int) -> dict[str, torch.Tensor] | None:

@@ -74,7 +74,8 @@ def run(argv: Sequence[str]) -> int:
     tokenizers = check_models(config)
     device = Accelerator(mixed_precision="no").device
     dtype = torch.float32 if device.type == "cpu" or config.mixed_precision == "no" else torch.bfloat16
-    texts = _encode(config, request, tokenizers, device, dtype)
+    wanted = list(dict.fromkeys(text for prompt in request.prompts for text in prompt.texts()))
+    texts = encode_texts(config, request.lora, wanted, tokenizers, device, dtype)
     latents = _draw(config, request, texts, device, dtype)
     assert config.ae
     vae = load_autoencoder(config.ae, device, dtype)
@@ -164,13 +165,18 @@ def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str) -> None:
 
 
 @torch.inference_mode()
-def _encode(
-    config: TrainConfig, request: Request, tokenizers: Tokenizers, device: torch.device, dtype: torch.dtype
+def encode_texts(
+    config: TrainConfig,
+    lora: LoraFile | None,
+    texts: Sequence[str],
+    tokenizers: Tokenizers,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, Conditioning]:
+    """What each text gives the transformer, from the encoders with the LoRA's part of CLIP. Raises `Faults`."""
     assert config.pretrained_model_name_or_path and config.clip_l and config.t5xxl
-    texts = list(dict.fromkeys(text for prompt in request.prompts for text in prompt.texts()))
     clip = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
-    apply_lora(request.lora, clip, "text_encoder.")
+    apply_lora(lora, clip, "text_encoder.")
     pooled = [clip(clip_ids(tokenizers.clip, [text]).to(device)).pooler_output for text in texts]
     t5 = load_t5(config.t5xxl, device, dtype)
     length = config.t5xxl_max_token_length or (256 if is_schnell(config.pretrained_model_name_or_path) else 512)
