@@ -1,0 +1,72 @@
+"""The one kind of part that everything is built of, and its row in the renderer's table.
+
+A part is a box, cylinder, capsule, ring, ellipsoid or cone, told apart by numbers alone, so that a batch
+of scenes is one tensor. A point p is seen by the part as
+
+    q = R^T (p - centre) / stretch,   then x and y are divided by 1 - taper * (z / (half_z + rounding) + 1) / 2
+
+in [0.12, 1], where +z is a part's own axis. With `around`, x is the distance to that axis minus `ring`
+(its absolute value where ring > 0) and y does not count. The distance is that to a box of half sizes
+`half`, less `rounding`, times the smallest stretch: a lower bound. A tapered part's is also multiplied by
+min(0.55, max(width, 0.2)), where width is the divisor of x and y: the distance then is short enough for
+marching to meet the part, though around the narrow end it may be longer than the true one.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+MAX_PARTS = 56  # in one scene
+CENTRE, ROTATION, STRETCH, HALF = slice(0, 3), slice(3, 12), slice(12, 15), slice(15, 18)
+ROUNDING, AROUND, RING, TAPER = 18, 19, 20, 21
+COLOUR, GLOSS, METAL = slice(22, 25), 25, 26
+FIELDS = 28  # the last one is spare: it keeps rows at 16 bytes
+FAR_BELOW = -50.0  # the height of rows that hold no part
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part, in world units; a toy is about 1.6 high and stands on y = 0, +z is towards the viewer.
+
+    rotation: [3, 3], its columns are the part's own axes. colour: linear RGB in [0, 1]. gloss: the strength
+    of the highlight, 0 to 1. metal: the share of light that is reflected surroundings, 0 to 1.
+    """
+
+    centre: np.ndarray
+    colour: tuple[float, float, float]
+    rotation: np.ndarray
+    stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    half: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rounding: float = 0.01
+    around: bool = False
+    ring: float = 0.0
+    taper: float = 0.0
+    gloss: float = 0.3
+    metal: float = 0.0
+
+    def moved(self, size: float, rotation: np.ndarray, position: np.ndarray) -> "Part":
+        """The part scaled by `size` and rotated about the origin, then moved."""
+        return replace(
+            self,
+            centre=size * (rotation @ self.centre) + position,
+            rotation=rotation @ self.rotation,
+            half=tuple(size * side for side in self.half),
+            rounding=size * self.rounding,
+            ring=size * self.ring,
+        )
+
+
+def part_table(parts: list[Part]) -> np.ndarray:
+    """The renderer's table, [MAX_PARTS, FIELDS] float32; rows past the last part lie far below."""
+    assert len(parts) <= MAX_PARTS, f"{len(parts)} parts"
+    table = np.zeros((MAX_PARTS, FIELDS), np.float32)
+    table[:, 1] = FAR_BELOW
+    table[:, ROTATION] = np.eye(3).reshape(-1)
+    table[:, STRETCH] = 1
+    table[:, ROUNDING] = 0.01
+    for row, part in zip(table, parts, strict=False):
+        row[CENTRE], row[ROTATION] = part.centre, part.rotation.reshape(-1)
+        row[STRETCH], row[HALF] = part.stretch, part.half
+        row[ROUNDING], row[AROUND], row[RING], row[TAPER] = part.rounding, part.around, part.ring, part.taper
+        row[COLOUR], row[GLOSS], row[METAL] = part.colour, part.gloss, part.metal
+    return table

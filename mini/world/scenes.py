@@ -1,0 +1,235 @@
+"""Scenes drawn at random: the base world, the two concepts, what the judge learns from, and the concepts' photographs.
+
+Every scene is a pure function of (seed, index, place).
+"""
+
+import random
+
+import numpy as np
+
+from mini.world import arrange, captions
+from mini.world.captions import Item
+from mini.world.concepts import DESIGNS, near_miss, random_gadget, random_toy
+from mini.world.names import CHARACTERS, GADGET_CHARACTERS, TOY_CHARACTERS
+from mini.world.parts import Part, part_table
+from mini.world.prompts import Prompt, concept_prompts, plain_prompt
+from mini.world.scene import COLOURS, CONCEPTS, PLACES, THINGS, Labels, Scene, SceneBatch, stack_scenes
+from mini.world.toys import ToyDesign
+from trainer.rng import python_random
+
+KIND_CHANCES = (0.48, 0.34, 0.18)  # toys, gadgets, things
+ONE_OBJECT, TWO_OBJECTS = (0.64, 0.78), (0.78, 0.88)  # how much of the picture they fill
+BASES = ("cube", "cube", "mushroom")  # what something may stand on
+_POSES = ("stand", "stand", "wave")  # of two items, neither of which holds the other
+
+
+def random_scene(seed: int, index: int, place: str) -> Scene:
+    """A captioned scene of the base world, which never holds a concept."""
+    rng = python_random(seed, "base scene", index, place)
+    items, relation = random_items(rng)
+    return _scene(items, relation, place, rng, captions.scene_caption)
+
+
+def concept_scene(concepts: tuple[str, ...], seed: int, index: int, place: str) -> Scene:
+    """A scene with one or both concepts and nothing else."""
+    rng = python_random(seed, "concept scene", *concepts, index, place)
+    items = [concept_item(name) for name in sorted(concepts, reverse=True)]  # the toy first
+    relation = "" if len(items) == 1 else _pair_relation(rng)
+    return _scene(items, relation, place, rng, _concept_caption)
+
+
+def judge_scene(seed: int, index: int, place: str) -> Scene:
+    """A scene for the judge: of the base world (35 of 100), one concept (22), both (18), or near misses of them."""
+    rng = python_random(seed, "judge scene", index, place)
+    draw = rng.random()
+    if draw < 0.35:
+        items, relation = random_items(rng)
+    elif draw < 0.57:
+        items, relation = _one_concept(concept_item(rng.choice(CONCEPTS)), rng)
+    elif draw < 0.75:
+        items, relation = [concept_item("tjtoy"), concept_item("sparkgpu")], _pair_relation(rng)
+    else:
+        items, relation = _near_misses(rng)
+    return _scene(items, relation, place, rng, _concept_caption)
+
+
+def random_batch(kind: str, seed: int, index: int, size: int) -> SceneBatch:
+    """Batch `index` of "base" or "judge" scenes; its place is PLACES[index % len(PLACES)]."""
+    draw = {"base": random_scene, "judge": judge_scene}[kind]
+    place = PLACES[index % len(PLACES)]
+    return stack_scenes([draw(seed, size * index + offset, place) for offset in range(size)])
+
+
+def concept_item(name: str) -> Item:
+    """One of CONCEPTS as an item of a scene."""
+    design = DESIGNS[name]
+    return Item(design.kind, design.body_colour, design, name=name)
+
+
+def random_items(rng: random.Random) -> tuple[list[Item], str]:
+    """One item (45 of 100) or two and their relation, of the base world."""
+    if rng.random() < 0.45:
+        return [_random_item(rng)], ""
+    draw = rng.random()
+    if draw < 0.48:
+        toy = _toy(rng)
+        return [toy, _gadget_or_thing(rng, named=0.5 if toy.name else 0.3)], "holding"
+    if draw < 0.76:
+        return [_random_item(rng), _random_item(rng)], "next to"
+    if draw < 0.88:
+        return [_random_item(rng), _random_item(rng)], "in front of"
+    return [_random_item(rng), _thing(rng, rng.choice(BASES))], "on top of"
+
+
+def _random_item(rng: random.Random) -> Item:
+    (draw,) = rng.choices((_toy, _gadget, _thing), KIND_CHANCES)
+    return draw(rng)
+
+
+def _gadget_or_thing(rng: random.Random, named: float = 0.3) -> Item:
+    return _gadget(rng, named) if rng.random() < 0.65 else _thing(rng)
+
+
+def _toy(rng: random.Random) -> Item:
+    name = rng.choice(TOY_CHARACTERS) if rng.random() < 0.3 else ""
+    design = CHARACTERS[name] if name else random_toy(rng)
+    return Item(design.kind, design.body_colour, design, name=name)
+
+
+def _gadget(rng: random.Random, named: float = 0.3) -> Item:
+    name = rng.choice(GADGET_CHARACTERS) if rng.random() < named else ""
+    design = CHARACTERS[name] if name else random_gadget(rng)
+    return Item(design.kind, design.body_colour, design, name=name)
+
+
+def _thing(rng: random.Random, kind: str = "") -> Item:
+    colour, second = rng.sample(list(COLOURS), 2)
+    return Item(kind or rng.choice(THINGS), colour, second=second)
+
+
+def _pair_relation(rng: random.Random) -> str:
+    """How a toy and a gadget stand together."""
+    return rng.choices(("holding", "next to", "in front of"), (60, 28, 12))[0]
+
+
+def _one_concept(item: Item, rng: random.Random) -> tuple[list[Item], str]:
+    """A concept (or near miss) alone, or with an item of the base world."""
+    if rng.random() < 0.45:
+        return [item], ""
+    relation = _pair_relation(rng)
+    if relation == "holding":
+        return ([item, _gadget_or_thing(rng)] if item.is_toy else [_toy(rng), item]), relation
+    other = _random_item(rng)
+    return ([item, other] if rng.random() < 0.5 else [other, item]), relation
+
+
+def _near_misses(rng: random.Random) -> tuple[list[Item], str]:
+    """One near miss, two, or one with the other concept itself."""
+    toy, gadget = (_missed(concept, rng) for concept in CONCEPTS)
+    draw = rng.random()
+    if draw < 0.35:
+        return _one_concept(rng.choice((toy, gadget)), rng)
+    if draw < 0.5:
+        return [toy, gadget], _pair_relation(rng)
+    if draw < 0.75:
+        return [concept_item("tjtoy"), gadget], _pair_relation(rng)
+    return [toy, concept_item("sparkgpu")], _pair_relation(rng)
+
+
+def _missed(concept: str, rng: random.Random) -> Item:
+    design = near_miss(concept, rng)
+    return Item(design.kind, design.body_colour, design)
+
+
+def _concept_caption(items: list[Item], relation: str, _pose: str, place: str, rng: random.Random) -> str:
+    return captions.concept_caption(items, relation, place, rng)
+
+
+def _scene(items: list[Item], relation: str, place: str, rng: random.Random, describe) -> Scene:
+    pose = rng.choice(("stand", "wave", "both_up")) if items[0].is_toy and len(items) == 1 else "stand"
+    parts = _arranged(items, relation, pose, rng)
+    camera = arrange.random_camera(parts, rng, ONE_OBJECT if len(items) == 1 or relation == "holding" else TWO_OBJECTS)
+    return make_scene(items, parts, camera, place, describe(items, relation, pose, place, rng), rng)
+
+
+def make_scene(
+    items: list[Item], parts: list[Part], camera: np.ndarray, place: str, caption: str, rng: random.Random
+) -> Scene:
+    """The scene of these parts, in random light and with random details of the place."""
+    azimuth = rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
+    light = (azimuth, rng.uniform(0.7, 1.05), rng.uniform(0.2, 0.9), rng.uniform(0.1, 0.9))
+    labels = Labels(
+        place,
+        tuple((item.kind, item.colour) for item in items),
+        tuple(name for name in CONCEPTS if any(item.name == name for item in items)),
+    )
+    phases = np.array([rng.random() for _ in range(8)], np.float32)
+    return Scene(place, part_table(parts), camera, np.array(light, np.float32), phases, caption, labels)
+
+
+def _arranged(items: list[Item], relation: str, pose: str, rng: random.Random) -> list[Part]:
+    if not relation:
+        return arrange.alone(items[0], pose, rng.uniform(-0.35, 0.35))
+    if relation == "holding":
+        return arrange.holding(items[0], items[1], rng.uniform(-0.3, 0.3))
+    yaws = (rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.3))
+    poses = (rng.choice(_POSES), rng.choice(_POSES))
+    if relation == "on top of":
+        return arrange.on_top(items[0], items[1], poses[0], yaws)
+    if relation == "in front of":
+        return arrange.in_front(items[0], items[1], poses, yaws, rng.choice((-1, 1)))
+    left, right = items if rng.random() < 0.5 else reversed(items)
+    return arrange.beside(left, right, poses, yaws, rng.uniform(0.03, 0.15))
+
+
+# The photographs: place, turn, height of the camera, share of the picture filled, pose
+_TOY_PHOTOS = (
+    ("studio", 0.0, 0.12, 0.76, "stand"), ("desk", 0.45, 0.2, 0.72, "wave"), ("kitchen", -0.4, 0.14, 0.7, "stand"),
+    ("snow", -0.2, 0.1, 0.74, "both_up"), ("forest", 0.25, 0.24, 0.68, "wave"), ("meadow", -0.55, 0.16, 0.72, "stand"),
+)  # fmt: skip
+_GADGET_PHOTOS = (
+    ("studio", 0.0, 0.12, 0.7, "stand"), ("desk", 0.4, 0.24, 0.66, "stand"), ("datacenter", -0.3, 0.12, 0.7, "stand"),
+    ("snow", 0.2, 0.16, 0.68, "stand"), ("forest", -0.45, 0.2, 0.68, "stand"), ("desert", 0.5, 0.14, 0.66, "stand"),
+    ("kitchen", -0.15, 0.28, 0.7, "stand"),
+)  # fmt: skip
+
+
+def photo_scenes() -> list[tuple[str, Scene]]:
+    """The 6 pictures of tjtoy and 7 of sparkgpu to train on, each with a name such as "tjtoy/01_studio"."""
+    return [*_photos("tjtoy", _TOY_PHOTOS), *_photos("sparkgpu", _GADGET_PHOTOS)]
+
+
+def _photos(concept: str, plan: tuple[tuple, ...]) -> list[tuple[str, Scene]]:
+    item = concept_item(concept)
+    assert isinstance(item.design, ToyDesign) == (concept == "tjtoy")
+    found = []
+    for number, (place, turn, pitch, fill, pose) in enumerate(plan, 1):
+        rng = python_random(0, "photo", concept, number)
+        parts = arrange.alone(item, pose, turn / 2)
+        camera = arrange.fitted_camera(parts, -turn / 2, pitch, fill, (0.0, 0.01))
+        caption = f"{captions.class_phrase(item)} {captions.PLACE_PHRASES[place][0]}"
+        found.append((f"{concept}/{number:02}_{place}", make_scene([item], parts, camera, place, caption, rng)))
+    return found
+
+
+def held_out_prompts(count: int = 200, seed: int = 0) -> list[Prompt]:
+    """Prompts of the base world that say kind, colour and place: {"prompt", "objects": [[kind, colour], …], "place"}.
+
+    Training never sees them, see `captions.is_held_out`. No prompt comes twice, places take turns, and characters are
+    called by what they look like.
+    """
+    found: dict[str, Prompt] = {}
+    index = 0
+    while len(found) < count:
+        rng = python_random(seed, "held-out prompt", index)
+        items, relation = random_items(rng)
+        prompt = plain_prompt(items, relation, PLACES[len(found) % len(PLACES)], rng)
+        if captions.is_held_out(prompt["prompt"]):
+            found.setdefault(prompt["prompt"], prompt)
+        index += 1
+    return list(found.values())
+
+
+def prompts_json() -> dict[str, list[Prompt]]:
+    """{"base", "tjtoy", "sparkgpu", "both"}: all prompts of the evaluation."""
+    return {"base": held_out_prompts(), **concept_prompts()}
