@@ -1,0 +1,38 @@
+"""Scenes drawn as pictures."""
+
+import torch
+from torch import Tensor
+
+from mini.render.backgrounds import paint
+from mini.render.geometry import Geometry, Surface, geometry_of
+from mini.render.march import march
+from mini.render.shade import light_of, shade_planes, shade_solids, tone
+from mini.world.scene import SceneBatch
+
+
+@torch.no_grad()
+def render(batch: SceneBatch, size: int = 256, supersampling: int = 2, device: torch.device | str = "cpu") -> Tensor:
+    """Pictures, uint8 [B, 3, size, size] sRGB on `device`, a pure function of the batch.
+
+    A pixel is the mean of supersampling x supersampling rays for solids and shadows; backgrounds antialias
+    themselves. On CUDA the rays are marched by one fused kernel, with the same result up to rounding.
+    """
+    parts, settings, phases = (
+        torch.as_tensor(array, dtype=torch.float32).to(device) for array in (batch.parts, batch.light, batch.phases)
+    )
+    geometry = geometry_of(batch, device)
+    surface = _march(geometry, size * supersampling)
+    light = light_of(batch.place, settings)
+    backdrop = paint(batch.place, geometry, phases, size)
+    linear = shade_planes(backdrop.albedo, backdrop.glow, surface, geometry, light)
+    linear += shade_solids(parts, surface, geometry, light, size * size)
+    picture = (tone(linear) * 255 + 0.5).to(torch.uint8)
+    return picture.movedim(0, 1).unflatten(2, (size, size)).contiguous()
+
+
+def _march(geometry: Geometry, side: int) -> Surface:
+    if geometry.solids.is_cuda:
+        from mini.render.fused import march_fused  # needs Triton, which comes with CUDA
+
+        return march_fused(geometry, side)
+    return march(geometry, side)
