@@ -1,0 +1,100 @@
+"""`python -m mini STAGE --folder DIR`: make the embedded base model again, one stage at a time or all of them.
+
+    python -m mini all --folder work --size tiny
+    torchrun --nproc_per_node 2 -m mini transformer --folder work --minutes 9
+
+A stage reads what earlier ones left in the folder. One whose minutes are over stops cleanly, and the same
+command goes on from there.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mini.training.distributed import Budget, Distributed
+from mini.training.recipe import RECIPES, Recipe
+from trainer.faults import Faults
+from trainer.runtime import announce, phase, set_up_logging
+
+log = logging.getLogger(__name__)
+Stage = Callable[[Recipe, Path, Budget], None]
+
+# In their order. A module is imported when its stage begins, so that the processes that make scenes are there
+# before CUDA is. Each has `run_<stage>`.
+STAGES: Mapping[str, str] = {
+    "pictures": "pictures",
+    "photos": "photos",
+    "autoencoder": "autoencoder",
+    "latents": "latents",
+    "transformer": "transformer",
+    "guidance": "guidance",
+    "judge": "judge",
+    "export": "export",
+    "card": "card",
+}
+STEPS = ("autoencoder_steps", "transformer_steps", "guidance_steps", "judge_steps")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one stage or all. Exit status: 0, also where the minutes were over; 1 for faults, 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    set_up_logging(os.environ.get("RANK", "0") == "0")
+    names = list(STAGES) if arguments.stage == "all" else [arguments.stage]
+    try:
+        run_stages(names, recipe_of(arguments), arguments.folder, arguments.minutes)
+    except Faults as found:
+        announce(str(found))
+        return 1
+    except KeyboardInterrupt:
+        announce("\nStopped.")
+        return 130
+    if dist.is_initialized():  # not after a failure: the other processes would be waited for
+        dist.destroy_process_group()
+    return 0
+
+
+def run_stages(names: Sequence[str], recipe: Recipe, folder: Path, minutes: float | None = None) -> None:
+    """The stages in turn; each may take what its forerunners left of the minutes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    budget = Budget(minutes)
+    for name in names:
+        with phase(name):
+            load_stage(name)(recipe, folder, budget)
+        if name != names[-1] and Distributed.from_environment().any(budget.spent()):
+            log.info("the minutes are over after %s; the same command goes on from here", name)
+            return
+
+
+def load_stage(name: str) -> Stage:
+    """The function of a stage."""
+    return getattr(importlib.import_module(f"mini.training.{STAGES[name]}"), f"run_{name}")
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe of --size, with the numbers of steps that the command line names instead."""
+    given = {name: getattr(arguments, name) for name in STEPS if getattr(arguments, name) is not None}
+    return replace(RECIPES[arguments.size], **given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m mini", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=[*STAGES, "all"], help="in their order")
+    parser.add_argument("--folder", required=True, type=Path, help="where the stages keep their files")
+    parser.add_argument("--size", choices=RECIPES, default="full", help="%(default)s if not given")
+    parser.add_argument("--minutes", type=float, help="stop cleanly after so many; without end if not given")
+    for name in STEPS:
+        parser.add_argument(f"--{name}", type=int, metavar="N", help="instead of the recipe's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

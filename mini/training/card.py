@@ -1,0 +1,104 @@
+"""The stage that measures what was exported and writes its model card: all figures from files, none by hand."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mini.training.autoencoder_model import signal_to_noise, to_unit_range
+from mini.training.card_text import card_text
+from mini.training.distributed import Budget, Distributed
+from mini.training.export import AUTOENCODER, recipe_hash
+from mini.training.figures import file_figures, journal_figures, machine_figures
+from mini.training.pictures import read_pictures
+from mini.training.recipe import Recipe
+from mini.world.scene import PLACES
+from trainer.contact_sheet import Row, contact_sheet
+from trainer.evaluation import BASE, USUAL
+from trainer.files import atomic_write, write_json, write_text
+from trainer.models.load import load_autoencoder
+from trainer.sample import as_image
+from trainer.verbs.evaluate import Adapter, draw_column, load_evaluation, make_table
+
+SHEET, FIGURES, CARD = "contact_sheet.jpg", "figures.json", "README.md"
+SHEET_COLUMNS, SHEET_QUALITY = 6, 90
+PICTURES_AT_ONCE = 32
+
+
+def run_card(recipe: Recipe, folder: Path, _budget: Budget) -> None:
+    """Write README.md, contact_sheet.jpg and figures.json into `folder`/export, in the main process.
+
+    Raises `Faults` where the export is not complete.
+    """
+    distributed = Distributed.from_environment()
+    if distributed.is_main:
+        figures = measure(recipe, folder, distributed)
+        write_json(folder / "export" / FIGURES, figures)
+        write_text(folder / "export" / CARD, card_text(figures))
+    distributed.barrier()
+
+
+def measure(recipe: Recipe, folder: Path, distributed: Distributed) -> dict[str, Any]:
+    """Draw and score the held-out prompts, decode held-out renders, and gather what the stages have written down."""
+    export = folder / "export"
+    evaluation = load_evaluation(export, recipe.seed, recipe.card_prompts, "base", distributed.device)
+    start = time.monotonic()
+    pictures = draw_column(evaluation, Adapter(BASE))
+    seconds = time.monotonic() - start
+    prompts = [scene.prompt for scene in evaluation.prompts.base]
+    sheet = draw_sheet(prompts[: recipe.card_sheet], pictures[BASE])
+    atomic_write(export / SHEET, lambda target: sheet.save(target, format="JPEG", quality=SHEET_QUALITY))
+    return {
+        "recipe": asdict(recipe),
+        "recipe_sha256": recipe_hash(recipe),
+        "machine": machine_figures(folder, distributed),
+        "files": file_figures(export),
+        "stages": journal_figures(folder),
+        "judge": json.loads((folder / "judge.json").read_text(encoding="utf-8")),
+        "places": len(PLACES),
+        "sheet": SHEET,
+        "sampling": {
+            "prompts": len(prompts),
+            "steps": USUAL.steps,
+            "guidance": USUAL.guidance,
+            "seed": recipe.seed,
+            "seconds": round(seconds, 1),
+        },
+        "scores": make_table(evaluation, {BASE: pictures}).as_json(),
+        "autoencoder": reconstruction_figures(folder, export / AUTOENCODER, distributed.device),
+    }
+
+
+@torch.inference_mode()
+def reconstruction_figures(folder: Path, file: Path, device: torch.device) -> dict[str, float]:
+    """The exported autoencoder on all held-out renders, in float32: the mean and the lowest tenth of PSNR in dB."""
+    autoencoder = load_autoencoder(file, device, torch.float32)
+    pixels = read_pictures(folder, "held-out-base", Distributed(device=device)).pixels
+    found = []
+    for part in pixels.split(PICTURES_AT_ONCE):
+        pictures = to_unit_range(part)
+        latents = autoencoder.encode(pictures).latent_dist.mode()  # type: ignore[union-attr]
+        found.append(signal_to_noise(autoencoder.decode(latents).sample, pictures))  # type: ignore[union-attr]
+    psnr = torch.cat(found)
+    return {"pictures": len(psnr), "psnr": psnr.mean().item(), "psnr_lowest_tenth": psnr.quantile(0.1).item()}
+
+
+def draw_sheet(prompts: Sequence[str], pictures: torch.Tensor) -> Image.Image:
+    """Pictures with their prompts above them, `SHEET_COLUMNS` to a row; a row that is not full stays partly empty."""
+    rows = []
+    for start in range(0, len(prompts), SHEET_COLUMNS):
+        told = list(prompts[start : start + SHEET_COLUMNS])
+        drawn = [as_image(picture) for picture in pictures[start : start + len(told)]]
+        missing = SHEET_COLUMNS - len(told)
+        rows.append(contact_sheet([Row("", [*drawn, *[None] * missing])], [*told, *[""] * missing]))
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet

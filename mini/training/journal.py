@@ -1,0 +1,46 @@
+"""What a stage tells of its progress: JSON lines in a file, the same in short on the console."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from mini.training.distributed import Distributed
+from trainer.faults import Fault, Faults
+
+
+class Journal:
+    """Appends lines to `file` and measures the speed between them; only the main process writes.
+
+    The seconds of a line count from the start of this process's part of the stage.
+    """
+
+    def __init__(self, file: Path, distributed: Distributed):
+        self.file = file
+        self.distributed = distributed
+        self._start = self._last = time.monotonic()
+        self._step: int | None = None
+
+    def mark(self, step: int) -> None:
+        """Measure the speed from here on: the stage is about to take `step`."""
+        self._last, self._step = time.monotonic(), step
+
+    def write(self, step: int, pictures_per_step: int = 0, /, **numbers: float) -> None:
+        """One line after `step` steps, with the speed since the last mark where `pictures_per_step` is given.
+
+        Raises `Faults` where a number is not finite.
+        """
+        line: dict[str, float] = {"step": step, **numbers}
+        if pictures_per_step and self._step is not None:
+            rate = (step - self._step) / max(time.monotonic() - self._last, 1e-9)
+            line |= {"steps_per_second": round(rate, 2), "pictures_per_second": round(rate * pictures_per_step, 1)}
+        line["seconds"] = round(time.monotonic() - self._start, 1)
+        if self.distributed.is_main:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in line.items())
+        self.distributed.say(f"{self.file.stem}: {told}")
+        if not all(math.isfinite(value) for value in line.values()):
+            hint = "start the stage again from its last state; lower the learning rate if it happens again"
+            raise Faults([Fault(f"{self.file.stem}, step {step}", "a number is not finite", hint)])

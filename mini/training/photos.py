@@ -1,0 +1,70 @@
+"""The stage that draws what people look at: the two concepts' pictures to train on, and a sheet of the world."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mini.render.pictures import render
+from mini.training.distributed import Budget, Distributed
+from mini.training.recipe import Recipe
+from mini.world.scene import stack_scenes
+from mini.world.scenes import photo_scenes, random_batch
+
+JPEG_QUALITY = 95
+SHEET_COLUMNS = 8
+
+
+def run_photos(recipe: Recipe, folder: Path, budget: Budget) -> None:
+    """Write `folder`/photos and `folder`/world.jpg, in the main process; in minutes, never resumed."""
+    distributed = Distributed.from_environment()
+    if not distributed.is_main:
+        return
+    write_sheet(folder / "world.jpg", recipe, str(distributed.device))
+    files = write_photos(folder / "photos", recipe.photo_size, recipe.photo_supersampling, str(distributed.device))
+    distributed.say(f"{len(files)} photos in {budget.seconds():.0f} s")
+
+
+def write_photos(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
+    """Draw `photo_scenes` into a folder for each concept, every other one as PNG, the rest as JPEG; beside each picture
+    a text file that says what is on it."""
+    files = []
+    for index, (name, scene) in enumerate(photo_scenes()):
+        (concept,) = scene.labels.concepts
+        (pixels,) = render(stack_scenes([scene]), size, supersampling, device=device)
+        suffix = ".jpg" if index % 2 else ".png"
+        file = folder / concept / (Path(name).stem + suffix)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(pixels, file)
+        file.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
+        files.append(file)
+    return files
+
+
+def write_sheet(file: Path, recipe: Recipe, device: str = "cpu") -> None:
+    """Draw `recipe.sheet_pictures` scenes of the base world, of all places in turn, side by side."""
+    batches = [random_batch("base", recipe.seed, index, 1) for index in range(recipe.sheet_pictures)]
+    drawn = [render(batch, recipe.size, recipe.supersampling, device=device).cpu() for batch in batches]
+    save_picture(side_by_side(torch.cat(drawn), SHEET_COLUMNS), file)
+
+
+def side_by_side(pixels: Tensor, columns: int) -> Tensor:
+    """Pictures [n, 3, h, w] as one [3, rows * h, columns * w], row by row; what is missing in the last row is white."""
+    columns = min(columns, len(pixels))
+    rows = -(-len(pixels) // columns)
+    sheet = pixels.new_full((rows * columns, *pixels.shape[1:]), 255)
+    sheet[: len(pixels)] = pixels
+    _, channels, height, width = sheet.shape
+    grid = sheet.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
+
+
+def save_picture(pixels: Tensor, file: Path) -> None:
+    """Write uint8 [3, height, width] as the file's suffix says."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
+    if file.suffix == ".jpg":
+        image.save(file, quality=JPEG_QUALITY, subsampling=0)
+    else:
+        image.save(file, optimize=True)

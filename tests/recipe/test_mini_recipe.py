@@ -1,0 +1,134 @@
+"""Every stage that makes the embedded base model, at a tiny size on the CPU, and what comes out of it."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as processes
+from safetensors.torch import load_file
+
+from mini.__main__ import STAGES, main
+from mini.training.export import AUTOENCODER, CLIP, JUDGE, T5, TRANSFORMER, compare, export
+from mini.training.figures import stage_figures
+from mini.training.recipe import TINY
+from trainer.config import TrainConfig
+from trainer.faults import Faults
+from trainer.files import write_safetensors
+from trainer.models.files import check_model_file
+from trainer.models.text import find_tokenizer_dir
+from trainer.models.weights import read_header
+from trainer.verbs.sample import run as sample
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+ROLES = {TRANSFORMER: "flux", AUTOENCODER: "autoencoder", CLIP: "clip_l", T5: "t5"}
+FLAGS = {TRANSFORMER: "pretrained_model_name_or_path", AUTOENCODER: "ae", CLIP: "clip_l", T5: "t5xxl"}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages have run; the minutes of the first command are over at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny matrices wait longer for each other than they compute
+    folder = tmp_path_factory.mktemp("mini")
+    command = ["all", f"--folder={folder}", "--size=tiny", "--guidance_steps=3"]
+    assert main([*command, "--minutes=0"]) == 0
+    assert not (folder / "export").exists()
+    assert main(command) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_the_files_are_those_that_the_trainer_loads(work):
+    for name, role in ROLES.items():
+        assert check_model_file(work / "export" / name, role, name) == []
+        header = read_header(work / "export" / name)
+        assert {tensor.dtype for tensor in header.tensors.values()} == {"BF16"}
+        assert header.metadata["modelspec.license"] == "Apache-2.0" and header.metadata["recipe"] == "tiny"
+    config = TrainConfig(clip_l=work / "export" / CLIP)
+    assert find_tokenizer_dir(config) == work / "export" / "tokenizers"
+
+
+def test_a_picture_is_drawn_with_them(work, tmp_path):
+    files = [f"--{flag}={work / 'export' / name}" for name, flag in FLAGS.items()]
+    drawn = ["--width=64", "--height=64", "--steps=2", f"--output={tmp_path}", "--t5xxl_max_token_length=64"]
+    assert sample([*files, *drawn, "--prompt=a red bear toy on a beach"]) == 0
+    assert (tmp_path / "000-seed0.png").stat().st_size > 0
+
+
+def test_what_differs_from_the_trained_modules_is_found(work, tmp_path):
+    """The stage has compared once; a decoder that was changed afterwards is told."""
+    changed = tmp_path / "work"
+    shutil.copytree(work, changed)
+    assert max(compare(TINY, changed, work / "export", CPU).values()) < 0.05
+    tensors = load_file(changed / "autoencoder.safetensors")
+    tensors["decoder.conv_in.weight"] *= 2
+    write_safetensors(changed / "autoencoder.safetensors", tensors)
+    with pytest.raises(Faults, match="the decoder does not compute"):
+        compare(TINY, changed, work / "export", CPU)
+
+
+def test_numbers_that_are_not_finite_are_not_exported(work, tmp_path):
+    changed = tmp_path / "work"
+    shutil.copytree(work, changed, ignore=shutil.ignore_patterns("export", "pictures"))
+    tensors = load_file(changed / "guided.safetensors")
+    tensors["proj_out.bias"][0] = float("nan")
+    write_safetensors(changed / "guided.safetensors", tensors)
+    with pytest.raises(Faults, match="not finite"):
+        export(TINY, changed, changed / "export")
+
+
+def test_the_card_tells_what_the_stages_wrote_down(work):
+    figures = json.loads((work / "export" / "figures.json").read_text())
+    card = (work / "export" / "README.md").read_text()
+    assert figures["stages"]["transformer"]["steps"] == TINY.transformer_steps
+    assert figures["stages"]["guidance"]["steps"] == 3, "what was run, not what the recipe says"
+    assert f"{figures['autoencoder']['psnr']:.1f} dB" in card and figures["recipe_sha256"] in card
+    assert f"| right places | {figures['scores']['columns'][0]['scores']['places']:.1f} |" in card
+    assert f"`{JUDGE}`" in card and figures["files"][JUDGE]["bytes"] == (work / "export" / JUDGE).stat().st_size
+    assert (work / "export" / "contact_sheet.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def test_a_stage_without_its_forerunners_says_what_is_missing(tmp_path, capsys):
+    assert main(["export", f"--folder={tmp_path}", "--size=tiny"]) == 1
+    told = capsys.readouterr().err
+    assert "guided.safetensors" in told and "judge.safetensors" in told
+
+
+def test_two_processes_make_it_too(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    processes.start_processes(make_in_group, (port, tmp_path), nprocs=2, start_method="fork")
+    assert (tmp_path / "export" / "README.md").exists()
+    assert len(list((tmp_path / "pictures").glob("base-*.safetensors"))) == 2
+
+
+def make_in_group(rank: int, port: int, folder: Path) -> None:
+    """One of two processes as torchrun starts them, but forked: they import nothing anew."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    assert main(["all", f"--folder={folder}", "--size=tiny"]) == 0
+
+
+def test_seconds_of_a_stage_that_was_stopped_add_up():
+    lines = [
+        {"step": 5, "loss": 2.0, "seconds": 10.0, "pictures_per_second": 4.0},
+        {"step": 6, "held_out_loss": 1.5, "seconds": 12.0},
+        {"step": 9, "loss": 1.0, "seconds": 3.0, "pictures_per_second": 6.0},
+    ]
+    assert stage_figures(lines) == {
+        "loss": 1.0,
+        "held_out_loss": 1.5,
+        "pictures_per_second": 6.0,
+        "steps": 9,
+        "seconds": 15.0,
+    }
+
+
+def test_every_stage_is_in_the_command_line():
+    assert next(iter(STAGES)) == "pictures", "the scenes' processes have to start before CUDA does"
+    assert list(STAGES)[-2:] == ["export", "card"]
