@@ -1,0 +1,173 @@
+"""`python -m trainer demo`: teach both concepts to the embedded base model, draw before and after, and score it.
+
+The training is that of `python -m trainer train --config_file flux_data/demo.toml`; flags of train may be given
+too and win over the file. On a GPU it computes in bf16.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from trainer.check import make_plan
+from trainer.checkpoints import lora_path, position_after
+from trainer.config import TrainConfig, parse_config
+from trainer.contact_sheet import Row, contact_sheet
+from trainer.disk import due_steps, write_faults
+from trainer.evaluation import USUAL, PromptSets, Table
+from trainer.faults import Fault, raise_if_any
+from trainer.files import atomic_write, write_json
+from trainer.log import accelerator_arguments
+from trainer.lora.file import load_lora
+from trainer.models.weights import read_header
+from trainer.runtime import set_up_logging
+from trainer.sample import as_image, save_picture
+from trainer.train import train
+from trainer.verbs.evaluate import Adapter, Evaluation, draw_column, load_evaluation, make_table
+
+log = logging.getLogger(__name__)
+CONFIG, OUTPUT = Path("flux_data/demo.toml"), Path("output/demo")
+PROMPTS = ("tjtoy toy", "sparkgpu gpu", "tjtoy toy holding sparkgpu gpu in a datacenter")
+SHOWN = "shown"  # the name of the set of PROMPTS
+BASE, FINAL = "base", "final"
+SHEET_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A LoRA file that the demo's run writes, and what its column is called."""
+
+    name: str
+    path: Path
+
+
+def run(argv: Sequence[str]) -> int:
+    """Check, train, draw, score; prints the scores, all paths and the time. Raises `Faults`."""
+    start = time.perf_counter()
+    given, rest = _parser().parse_known_args(argv)
+    config, notices = parse_config([f"--config_file={given.config_file}", *rest])
+    accelerator = Accelerator(mixed_precision="no", **accelerator_arguments(config))
+    set_up_logging(accelerator.is_main_process)
+    for notice in notices:
+        log.info("%s", notice)
+    if accelerator.device.type == "cuda":
+        config = replace(config, mixed_precision="bf16")
+    checkpoints = planned_checkpoints(config, accelerator.num_processes)
+    raise_if_any([*_prompts_faults(given.prompts), *write_faults([("--output", given.output)])])
+    evaluation = evaluation_of(config, given.prompts, accelerator.device)
+    announce_replaced(checkpoints)
+    status = train(config, accelerator)
+    if status or not accelerator.is_main_process:
+        return status
+    trained = time.perf_counter()
+    pictures = draw_pictures(evaluation, checkpoints, given.output)
+    table = score(evaluation, checkpoints)
+    seconds = {"training": trained - start, "all": time.perf_counter() - start}
+    write_json(given.output / "scores.json", table.as_json() | {"seconds": seconds})
+    paths = [*(checkpoint.path for checkpoint in checkpoints), *pictures, given.output / "scores.json"]
+    print("\n".join(["", table.text(), "", *map(str, paths), "", _times(seconds)]))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m trainer demo", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config_file", type=Path, default=CONFIG, help="settings of the training (%(default)s)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of pictures and scores (%(default)s)")
+    parser.add_argument(
+        "--prompts", type=int, default=8, metavar="N", help="prompts to score a concept by (%(default)s)"
+    )
+    return parser
+
+
+def _prompts_faults(count: int) -> list[Fault]:
+    return [] if count > 0 else [Fault("--prompts", f"{count} prompts make no score", "1 or more")]
+
+
+def planned_checkpoints(config: TrainConfig, num_processes: int) -> list[Checkpoint]:
+    """The LoRA files that the run will write, the final one last. Raises `Faults` as the check does, and where a
+    file of such a name is there that no run of this name wrote."""
+    schedule = make_plan(config, num_processes).schedule
+    positions = [position_after(schedule, step) for step in due_steps(config, schedule, start_step=0)]
+    checkpoints = [
+        Checkpoint(FINAL if position.ends_run else f"epoch {position.epoch}", lora_path(config, position))
+        for position in positions
+    ]
+    hint = "move it away, or choose another --output_name"
+    raise_if_any(
+        Fault(str(checkpoint.path), "is in the way, and not from an earlier demo", hint)
+        for checkpoint in checkpoints
+        if checkpoint.path.exists() and not _is_of_run(checkpoint.path, config.output_name)
+    )
+    return checkpoints
+
+
+def _is_of_run(path: Path, output_name: str) -> bool:
+    try:
+        return read_header(path).metadata.get("ss_output_name") == output_name
+    except (ValueError, OSError):
+        return False
+
+
+def announce_replaced(checkpoints: Sequence[Checkpoint]) -> None:
+    """Say which files of an earlier demo the run will write anew."""
+    earlier = [checkpoint.path for checkpoint in checkpoints if checkpoint.path.exists()]
+    if earlier:
+        names = ", ".join(path.name for path in earlier)
+        log.info("An earlier demo left %s in %s; they are written anew.", names, earlier[0].parent)
+
+
+def evaluation_of(config: TrainConfig, prompts: int, device: torch.device) -> Evaluation:
+    """What scores the concepts: the judge and the prompts that stand beside the base model. Raises `Faults`."""
+    assert config.pretrained_model_name_or_path
+    return load_evaluation(config.pretrained_model_name_or_path.parent, config.seed, prompts, "concepts", device)
+
+
+def draw_pictures(evaluation: Evaluation, checkpoints: Sequence[Checkpoint], output: Path) -> list[Path]:
+    """PROMPTS by the base model and with every LoRA, from the same noise, one by one and on one sheet."""
+    shown = replace(evaluation, prompts=PromptSets(base=(), concepts={SHOWN: PROMPTS}, both=()))
+    columns = {BASE: draw_column(shown, Adapter(BASE))[SHOWN]}
+    for checkpoint in checkpoints:
+        columns[checkpoint.name] = draw_column(shown, _adapter(checkpoint))[SHOWN]
+    sheet = output / "contact_sheet.jpg"
+    _save_sheet(sheet, columns)
+    return [sheet, *_save_pictures(output, columns, evaluation.seed)]
+
+
+def score(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> Table:
+    """The concepts' scores of the base model and of the final LoRA."""
+    adapters = (Adapter(BASE), _adapter(checkpoints[-1]))
+    return make_table(evaluation, {adapter.name: draw_column(evaluation, adapter) for adapter in adapters})
+
+
+def _adapter(checkpoint: Checkpoint) -> Adapter:
+    return Adapter(checkpoint.name, load_lora(checkpoint.path))
+
+
+def _save_sheet(path: Path, columns: Mapping[str, torch.Tensor]) -> None:
+    rows = [
+        Row(prompt, [as_image(pictures[index]) for pictures in columns.values()])
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    note = f"{USUAL.steps} steps, guidance {USUAL.guidance:g}, the same noise across a row"
+    sheet = contact_sheet(rows, list(columns), "Before, on the way, after", note)
+    atomic_write(path, lambda target: sheet.save(target, format="JPEG", quality=SHEET_QUALITY))
+
+
+def _save_pictures(output: Path, columns: Mapping[str, torch.Tensor], seed: int) -> list[Path]:
+    paths = []
+    for index, prompt in enumerate(PROMPTS):
+        for name, pictures in columns.items():
+            path = output / f"{index + 1}-{name.replace(' ', '-')}.png"
+            facts = {"prompt": prompt, "seed": seed + index, "steps": USUAL.steps, "guidance": USUAL.guidance}
+            save_picture(path, as_image(pictures[index]), facts | {"lora": name})
+            paths.append(path)
+    return paths
+
+
+def _times(seconds: Mapping[str, float]) -> str:
+    return f"trained after {seconds['training']:.0f} s, all done after {seconds['all']:.0f} s"
