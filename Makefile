@@ -1,6 +1,8 @@
 # make test     install into .venv, then run every test that this machine can run
-# make check    formatting, lint and types
+# make check    formatting, lint and types; shell scripts and Dockerfiles too
+# make test-containers   build both images and run them; needs docker, podman or buildah
 # make docs     write docs/kohya.md from the program's own tables
+# make demo     a training of minutes with the embedded base model, pictures before and after: no GPU, no download
 # make try      a training of a minute on the pictures of flux_data, with a tiny random FLUX: no GPU, no download
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup test check format docs try
+.PHONY: setup test test-containers check format docs demo try
 
 setup: $(READY)
 
@@ -21,10 +23,14 @@ $(READY): pyproject.toml constraints.txt
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+test-containers: setup
+	FLUX_CONTAINERS=1 $(BIN)/python -m pytest -m container $(ARGS)
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/shell/test_linters.py
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -32,6 +38,9 @@ format: setup
 
 docs: setup
 	$(BIN)/python tools/kohya_docs.py
+
+demo: setup
+	$(BIN)/python -m trainer demo $(ARGS)
 
 try: setup models/random
 	$(BIN)/python -m trainer train --config_file flux_data/try.toml

@@ -1,4 +1,4 @@
-"""`python -m trainer <verb>`: train, check, sample, info, convert. Each verb imports only what it needs."""
+"""`python -m trainer <verb>`: train, check, sample, evaluate, demo, info, convert. Each imports only what it needs."""
 
 import importlib
 import sys
@@ -12,6 +12,9 @@ VERBS = {
     "train": "train a LoRA (checks everything first)",
     "check": "find everything that is wrong with settings, pictures and model files, and print the plan",
     "sample": "draw pictures with the base model and LoRA files",
+    "evaluate": "compare LoRA files with the embedded model, by a judge of its pictures",
+    "demo": "teach both concepts to the embedded model, draw and score before and after",
+    "download": "fetch the model files from the Hugging Face hub, and LoRA files",
     "info": "say what a LoRA file holds",
     "convert": "turn a LoRA into kohya's layout and back, resize it, merge several",
 }

@@ -13,8 +13,8 @@ from trainer.config import TrainConfig
 # in import order: a module imports only what stands before it, or its own package
 STATIONS = """
 faults rng files clock readback runtime config data models optim state lora
-flow cache batches checkpoints disk control log step sample validation plan resume notices check
-model_setup run watch train verbs __main__
+flow cache batches checkpoints disk hub control log step sample judge evaluation contact_sheet
+validation plan resume notices check model_setup run watch train verbs __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 FORBIDDEN = re.compile(
@@ -78,13 +78,13 @@ def test_nothing_imports_the_command_line():
                 assert station(module) == "verbs", f"{module} imports {imported}"
 
 
-def test_the_trainer_stands_without_tests_tools_and_benchmarks():
+def test_the_trainer_stands_without_tests_tools_benchmarks_and_the_small_world():
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"^\s*(from|import) (tests|tools|benchmarks)\b", text, re.MULTILINE), path
+        assert not re.search(r"^\s*(from|import) (tests|tools|benchmarks|mini)\b", text, re.MULTILINE), path
 
 
-@pytest.mark.parametrize("folder", ["trainer", "tests", "tools", "benchmarks"])
+@pytest.mark.parametrize("folder", ["trainer", "mini", "tests", "tools", "benchmarks", "custom_nodes"])
 def test_no_file_is_longer_than_a_person_reads(folder):
     long = {path.name: lines for path in (ROOT / folder).rglob("*.py") if (lines := count_lines(path)) > 350}
     assert not long
