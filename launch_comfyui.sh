@@ -93,7 +93,7 @@ one_of() {
 say_where() {
     [ -z "$dry_run$shell" ] || return 0
     workflow=base_flux
-    [ -z "$demo" ] || workflow=demo_flux
+    [ -z "$demo" ] || workflow=mini_base
     say "ComfyUI: http://127.0.0.1:$port/?template=$workflow&source=flux_dreambooth"
     [ "$address" = 127.0.0.1 ] ||
         say "Warning: whoever reaches $address:$port can use this ComfyUI and its files; there is no password."

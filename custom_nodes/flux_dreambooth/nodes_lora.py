@@ -1,0 +1,199 @@
+"""The nodes that load a LoRA and report on it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from . import lora_files, lora_loading, resize
+from .concepts import read_concepts
+from .layouts import Module
+from .report import Report, as_picture, as_text, block_norms, facts_of
+
+CATEGORY = "FLUX DreamBooth"
+STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
+
+
+class LoadFluxDreamBoothLoRA:
+    """Applies a LoRA of any FLUX.1 layout; reads it again whenever the file changes."""
+
+    DISPLAY_NAME = "Load FLUX DreamBooth LoRA"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Applies a FLUX.1 LoRA to the model and CLIP. Reads the file again when it changes on disk, says how many "
+        "keys were applied, and stops with a clear message when nothing, or only a part of it, fits."
+    )
+    SEARCH_ALIASES = ("lora loader", "dreambooth", "load lora")
+    RETURN_TYPES = ("MODEL", "CLIP", "STRING")
+    RETURN_NAMES = ("model", "clip", "applied")
+    OUTPUT_TOOLTIPS = ("The model with the LoRA.", "CLIP with the LoRA.", "What was applied, in words.")
+    FUNCTION = "load"
+
+    def __init__(self):
+        self._loaded: lora_loading.LoadedLora | None = None
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "FLUX.1-dev or -schnell."}),
+                "lora_name": (
+                    lora_files.lora_names(),
+                    {"tooltip": "A run's files stand together, the final one first."},
+                ),
+                "checkpoint": (
+                    list(lora_files.CHECKPOINTS),
+                    {"default": lora_files.THIS_FILE, "tooltip": "Newest: follows a run that is still training."},
+                ),
+                "strength_model": ("FLOAT", STRENGTH | {"tooltip": "How strongly the transformer is changed."}),
+                "strength_clip": ("FLOAT", STRENGTH | {"tooltip": "How strongly the text encoders are changed."}),
+            },
+            "optional": {
+                "clip": ("CLIP", {"tooltip": "Leave open to apply the LoRA to the model alone."}),
+                "allow_partial": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Apply what fits instead of stopping when only a part does."},
+                ),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str, checkpoint: str = lora_files.THIS_FILE, **_: Any) -> str:  # noqa: N802
+        """The file that is meant now, and its state; a constant's answer decides whether the node runs again."""
+        return state_of(lora_name, checkpoint)
+
+    def load(
+        self,
+        model: Any,
+        lora_name: str,
+        checkpoint: str,
+        strength_model: float,
+        strength_clip: float,
+        clip: Any = None,
+        allow_partial: bool = False,
+    ) -> dict[str, Any]:
+        path = lora_files.lora_path(lora_name, checkpoint)
+        self._loaded = fresh(self._loaded, path)
+        applied = lora_loading.apply(model, clip, self._loaded, strength_model, strength_clip, allow_partial)
+        logging.info(applied.summary)
+        return {"ui": {"text": [applied.summary]}, "result": (applied.model, applied.clip, applied.summary)}
+
+
+def state_of(lora_name: str, checkpoint: str = lora_files.THIS_FILE) -> str:
+    """What IS_CHANGED compares: the path that is meant and the file's signature."""
+    try:
+        path = lora_files.lora_path(lora_name, checkpoint)
+        return f"{path}:{lora_loading.signature(path)}"
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def fresh(loaded: lora_loading.LoadedLora | None, path: Path) -> lora_loading.LoadedLora:
+    """The file as it is now: what is in memory, if it is that. Raises ValueError."""
+    try:
+        if loaded and loaded.path == path and loaded.signature == lora_loading.signature(path):
+            return loaded
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
+    return lora_loading.load(path)
+
+
+class LoRAReport:
+    """What a LoRA file is: layout, rank, norms by block, training settings, concepts, and how it fits a model."""
+
+    DISPLAY_NAME = "LoRA Report"
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Shows a LoRA's layout, rank, concepts, settings and norm by block, and how it fits a model."
+    RETURN_TYPES = ("STRING", "IMAGE")
+    RETURN_NAMES = ("report", "plot")
+    FUNCTION = "report"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {"lora_name": (lora_files.lora_names(), {"tooltip": "The file to look into."})},
+            "optional": {
+                "model": ("MODEL", {"tooltip": "Connect to see which keys fit it."}),
+                "clip": ("CLIP", {"tooltip": "Connect to see which keys fit it."}),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:  # noqa: N802
+        return state_of(lora_name)
+
+    def report(self, lora_name: str, model: Any = None, clip: Any = None) -> dict[str, Any]:
+        lora = lora_loading.load(lora_files.lora_path(lora_name))
+        found = report_of(lora, _fit_lines(lora, model, clip))
+        text, plot = as_text(found), _as_image(as_picture(found))
+        return {"ui": {"text": [text], **_preview(plot)}, "result": (text, plot)}
+
+
+def report_of(lora: lora_loading.LoadedLora, fit: tuple[str, ...] = ()) -> Report:
+    """All that can be said of a loaded file; `fit`: lines on how it fits a model."""
+    modules = lora.survey.modules
+    plain = {
+        name: resize.Factors(
+            lora.tensors[module.keys["down"]].flatten(1), lora.tensors[module.keys["up"]].flatten(1), _scale(lora, name)
+        )
+        for name, module in modules.items()
+        if module.kind in ("LoRA", "DoRA") and {"down", "up"} <= module.keys.keys() and "mid" not in module.keys
+    }
+    norms = {name: resize.change_norm(layer) for name, layer in plain.items()}
+    kinds = [kind_of(module) for module in modules.values()]
+    return Report(
+        file=lora.path.name,
+        num_bytes=lora.path.stat().st_size,
+        layout=lora.survey.layout,
+        dtypes=tuple(sorted({str(layer.up.dtype).removeprefix("torch.") for layer in plain.values()})),
+        ranks=tuple(sorted({layer.rank for layer in plain.values()})),
+        scales=tuple(sorted({round(layer.scale, 6) for layer in plain.values()})),
+        kinds={kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        norms=block_norms(lora.survey, norms),
+        not_finite=tuple(name for name, norm in norms.items() if norm - norm != 0),
+        unknown=lora.survey.unknown,
+        facts=facts_of(lora.metadata),
+        concepts=tuple(read_concepts(lora.metadata)),
+        fit=fit,
+    )
+
+
+def kind_of(module: Module) -> str:
+    """What the report counts a module as: `transformer`, `CLIP`, `transformer (LoHa)` …"""
+    part = lora_loading.PARTS[module.target.part] if module.target else "unknown"
+    return part if module.kind == "LoRA" else f"{part} ({module.kind})"
+
+
+def _scale(lora: lora_loading.LoadedLora, name: str) -> float:
+    module = lora.survey.modules[name]
+    return float(lora.tensors[module.keys["alpha"]]) / module.rank if "alpha" in module.keys and module.rank else 1.0
+
+
+def _fit_lines(lora: lora_loading.LoadedLora, model: Any, clip: Any) -> tuple[str, ...]:
+    if model is None and clip is None:
+        return ()
+    found, total = lora_loading.match(lora, model, clip), len(lora.survey.modules)
+    if len(found.names) == total and not found.unmatched:
+        return (f"all {total} modules fit the connected model",)
+    lines = [f"{len(found.names)} of {total} modules match the connected model"]
+    lines += [f"{len(found.skipped)} are for a part that is not connected"] if found.skipped else []
+    lines += [f"{len(found.unmatched)} name nothing there: {', '.join(found.unmatched[:4])}"] if found.unmatched else []
+    lines += [f"{name} {why}" for name, why in list(found.misshapen.items())[:4]]
+    return tuple(lines)
+
+
+def _as_image(picture: Any) -> Any:
+    """ComfyUI's IMAGE, [1, height, width, 3] in 0..1, of a PIL picture."""
+    import numpy
+    import torch
+
+    return torch.from_numpy(numpy.asarray(picture).astype(numpy.float32) / 255.0)[None]
+
+
+def _preview(image: Any) -> dict[str, Any]:
+    import nodes
+
+    return nodes.PreviewImage().save_images(image, filename_prefix="lora_report")["ui"]
+
+
+NODES = (LoadFluxDreamBoothLoRA, LoRAReport)

@@ -1,0 +1,177 @@
+"""The nodes that write new LoRA files: smaller ones and sums."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from . import lora_files, lora_loading, resize
+from .nodes_lora import CATEGORY, state_of
+
+NO_LORA = "none"
+DTYPES = {"as the file": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+OVERWRITE = ("BOOLEAN", {"default": False, "tooltip": "Replace a file of this name."})
+
+
+class ResizeLoRA:
+    """Writes a LoRA of lower rank, each layer by SVD."""
+
+    DISPLAY_NAME = "Resize LoRA"
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Writes a smaller LoRA into models/loras: each layer's best approximation of the rank, metadata kept."
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("done",)
+    FUNCTION = "resize"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "lora_name": (lora_files.lora_names(),),
+                "rank": ("INT", {"default": 32, "min": 1, "max": 1024, "tooltip": "The largest rank to keep."}),
+                "energy": (
+                    "FLOAT",
+                    {
+                        "default": 1.0, "min": 0.01, "max": 1.0, "step": 0.001,
+                        "tooltip": "Below 1: keep only as many ranks as hold this share of each layer's squared norm.",
+                    },
+                ),
+                "new_name": ("STRING", {"default": "", "tooltip": "Below models/loras; empty: <name>-rank<rank>."}),
+                "dtype": (list(DTYPES),),
+                "overwrite": OVERWRITE,
+            }
+        }  # fmt: skip
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:  # noqa: N802
+        return state_of(lora_name)
+
+    def resize(
+        self, lora_name: str, rank: int, energy: float, new_name: str, dtype: str, overwrite: bool
+    ) -> dict[str, Any]:
+        import comfy.model_management
+        import comfy.utils
+
+        path = _new_path(new_name.strip() or f"{Path(lora_name).with_suffix('')}-rank{rank}", overwrite)
+        lora = lora_loading.load(lora_files.lora_path(lora_name))
+        layers = resize.factors(lora.tensors, lora.survey, lora.path.name)
+        bar = comfy.utils.ProgressBar(len(layers))
+        device = comfy.model_management.get_torch_device()
+        smaller, kept = resize.resize(
+            layers, rank, energy if energy < 1 else None, device, progress=lambda: _advance(bar)
+        )
+        before, after = _ranks(layers), _ranks(smaller)
+        note = {"modelspec.resized_from": f"{lora.path.name}, rank {before} to {after}, {kept:.2%} of the squared norm"}
+        metadata = resize.new_metadata(lora.metadata, [layer.rank for layer in smaller.values()], note)
+        tensors = resize.tensors_of(smaller, _dtype(dtype, layers), lora.survey)
+        text = f"rank {before} to {after}, {kept:.2%} of the squared norm kept"
+        return _written(path, tensors, metadata, overwrite, f"{lora.path.name}: {text}")
+
+
+class MergeLoRAs:
+    """Writes the weighted sum of up to four LoRAs."""
+
+    DISPLAY_NAME = "Merge LoRAs"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Writes the weighted sum of LoRAs of any layouts into models/loras, exact (ranks add up) or cut to a rank. "
+        "The concepts of all of them stay in the metadata."
+    )
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("done",)
+    FUNCTION = "merge"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        names, weight = lora_files.lora_names(), ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01})
+        optional: dict[str, Any] = {}
+        for number in (3, 4):
+            optional |= {f"lora_{number}": ([NO_LORA, *names],), f"weight_{number}": weight}
+        return {
+            "required": {
+                "lora_1": (names,),
+                "weight_1": weight,
+                "lora_2": (names,),
+                "weight_2": weight,
+                "rank": ("INT", {"default": 0, "min": 0, "max": 1024, "tooltip": "0: exact, the sum of the ranks."}),
+                "new_name": ("STRING", {"default": "merged", "tooltip": "Below models/loras."}),
+                "dtype": (list(DTYPES),),
+                "overwrite": OVERWRITE,
+            },
+            "optional": optional,
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> str:  # noqa: N802
+        names = [inputs.get(f"lora_{number}") or NO_LORA for number in range(1, 5)]
+        return "\n".join(state_of(name) for name in names if name != NO_LORA)
+
+    def merge(
+        self, lora_1: str, lora_2: str, rank: int, new_name: str, dtype: str, overwrite: bool, **more: Any
+    ) -> dict[str, Any]:
+        import comfy.model_management
+        import comfy.utils
+
+        path = _new_path(new_name, overwrite)
+        names = {1: lora_1, 2: lora_2, 3: more.get("lora_3") or NO_LORA, 4: more.get("lora_4") or NO_LORA}
+        weighted, sources, first = [], [], {}
+        for number, name in names.items():
+            if name == NO_LORA:
+                continue
+            lora, weight = lora_loading.load(lora_files.lora_path(name)), float(more.get(f"weight_{number}", 1.0))
+            layers = resize.factors(lora.tensors, lora.survey, lora.path.name)
+            first = first or layers
+            weighted.append((resize.canonical(layers, lora.survey, lora.path.name), weight))
+            sources.append((lora.path.stem, lora.metadata, weight))
+        merged = resize.merge(weighted)
+        text = f"merged {len(sources)} LoRAs, rank {_ranks(merged)}"
+        if rank:
+            bar = comfy.utils.ProgressBar(len(merged))
+            device = comfy.model_management.get_torch_device()
+            merged, kept = resize.resize(merged, rank, None, device, progress=lambda: _advance(bar))
+            text += f", cut to {_ranks(merged)} with {kept:.2%} of the squared norm kept"
+        metadata = resize.merged_metadata(sources, [layer.rank for layer in merged.values()])
+        return _written(path, resize.tensors_of(merged, _dtype(dtype, first)), metadata, overwrite, text)
+
+
+def _advance(bar: Any) -> None:
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    bar.update(1)
+
+
+def _new_path(name: str, overwrite: bool) -> Path:
+    import folder_paths
+
+    path = lora_files.output_path(name, Path(folder_paths.get_folder_paths("loras")[0]))
+    lora_files.refuse_existing(path, overwrite)  # before minutes of SVD
+    return path
+
+
+def _dtype(choice: str, layers: dict[str, resize.Factors]) -> Any:
+    import torch
+
+    name = DTYPES[choice]
+    return getattr(torch, name) if name else next(iter(layers.values())).down.dtype
+
+
+def _ranks(layers: dict[str, resize.Factors]) -> str:
+    ranks = sorted({layer.rank for layer in layers.values()})
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+
+
+def _written(
+    path: Path, tensors: dict[str, Any], metadata: dict[str, str], overwrite: bool, text: str
+) -> dict[str, Any]:
+    from safetensors.torch import save_file
+
+    metadata = {"format": "pt"} | metadata | {"sshs_model_hash": resize.tensors_hash(tensors)}
+    lora_files.write_file(path, lambda target: save_file(tensors, target, metadata=metadata), overwrite)
+    line = f"{text}; written to {path.name}, {path.stat().st_size / 1e6:,.1f} MB"
+    logging.info(line)
+    return {"ui": {"text": [line]}, "result": (line,)}
+
+
+NODES = (ResizeLoRA, MergeLoRAs)

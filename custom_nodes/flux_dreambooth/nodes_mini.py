@@ -1,0 +1,45 @@
+"""The node that loads the small FLUX which comes with the project, or another one."""
+
+from pathlib import Path
+from typing import Any
+
+from . import mini
+
+CATEGORY = "FLUX DreamBooth"
+
+
+class LoadMiniFlux:
+    """MODEL, CLIP and VAE of a small FLUX.1 from one folder of ComfyUI's models."""
+
+    DISPLAY_NAME = "Load mini FLUX"
+    DESCRIPTION = "A small FLUX.1 (transformer, text encoders, autoencoder) from one folder of models/, such as mini."
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    SEARCH_ALIASES = ("tiny flux", "demo model")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+        tooltip = "a folder of models/ with flux1*, ae*, clip_l*, t5*.safetensors and tokenizers/"
+        return {"required": {"folder": (mini.folders(_models()) or ["mini"], {"tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, folder: str) -> str:  # noqa: N802 (ComfyUI's name)
+        try:
+            return mini.find_files(_models() / folder).fingerprint
+        except OSError as error:
+            return str(error)
+
+    def load(self, folder: str) -> tuple[Any, Any, Any]:
+        import folder_paths
+
+        return mini.load(_models() / folder, folder_paths.get_folder_paths("embeddings"))
+
+
+def _models() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.models_dir)
+
+
+NODES = (LoadMiniFlux,)

@@ -1,0 +1,114 @@
+"""The node that draws with FLUX.1 as it was trained."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import mini, sampling
+from .nodes_prompt import lora_path, loras_before
+from .safetensors_header import read_header
+
+CATEGORY = "FLUX DreamBooth"
+LARGEST = 16384
+T5_TIP = "T5 tokens of the prompt, padding included; 0: as many as the LoRA was trained with"
+SCHEDULE_TIP = f"{sampling.AS_TRAINED!r} is the trainer's own; the others are ComfyUI's"
+
+
+def sampling_widgets(steps: int = 28) -> dict[str, Any]:
+    """The inputs that every node of ours has which draws."""
+    import comfy.samplers
+
+    schedules = [sampling.AS_TRAINED, *comfy.samplers.SCHEDULER_NAMES]
+    seed = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+    return {
+        "width": ("INT", {"default": 1024, "min": 16, "max": LARGEST, "step": 16}),
+        "height": ("INT", {"default": 1024, "min": 16, "max": LARGEST, "step": 16}),
+        "seed": ("INT", seed),
+        "steps": ("INT", {"default": steps, "min": 1, "max": 10000}),
+        "guidance": ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1}),
+        "sampler": (comfy.samplers.SAMPLER_NAMES, {"default": "euler"}),
+        "schedule": (schedules, {"default": sampling.AS_TRAINED, "tooltip": SCHEDULE_TIP}),
+        "t5_length": ("INT", {"default": 0, "min": 0, "max": sampling.LONGEST, "tooltip": T5_TIP}),
+    }
+
+
+def t5_length_of(model: Any, loras: Iterable[str]) -> int:
+    """What prompts were padded to in training, by the LoRAs of ComfyUI's list that act on a MODEL."""
+    metadata = [read_header(lora_path(name)).metadata for name in loras]
+    return sampling.trained_t5_length(metadata, model.get_attachment(mini.T5_LENGTH), sampling.is_schnell(model))
+
+
+class FluxSampleAsTrained:
+    """One node in place of nine: from MODEL, CLIP and a prompt to a LATENT, as FLUX.1 and its LoRA were trained."""
+
+    DISPLAY_NAME = "FLUX Sample (as trained)"
+    DESCRIPTION = (
+        "Encodes the prompt with the trained number of T5 tokens, shifts the schedule by the latent's own size, and "
+        "samples with guidance. Stands for ModelSamplingFlux, CLIPTextEncode, FluxGuidance, BasicGuider, "
+        "KSamplerSelect, BasicScheduler, RandomNoise, an empty latent and SamplerCustomAdvanced."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT", "STRING")
+    RETURN_NAMES = ("LATENT", "settings")
+    OUTPUT_TOOLTIPS = ("Goes to VAE Decode.", "The numbers that were used.")
+    SEARCH_ALIASES = ("flux sampler", "ksampler", "sampler custom advanced")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+        shift = {"min": 0.0, "max": 100.0, "step": 0.01, "advanced": True}
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "FLUX.1-dev or schnell, with its LoRAs"}),
+                "clip": ("CLIP", {"tooltip": "after the LoRA's loader"}),
+                "prompt": ("STRING", {"multiline": True, "dynamicPrompts": True}),
+                **sampling_widgets(),
+                "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
+            },
+            "optional": {
+                "latent": ("LATENT", {"tooltip": "to draw over; its size counts, not width and height"}),
+                "denoise": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01, "advanced": True}),
+                "base_shift": ("FLOAT", {"default": sampling.BASE_SHIFT, **shift}),
+                "max_shift": ("FLOAT", {"default": sampling.MAX_SHIFT, **shift}),
+            },
+            "hidden": {"graph": "PROMPT", "unique_id": "UNIQUE_ID"},
+        }
+
+    def sample(
+        self,
+        model: Any,
+        clip: Any,
+        prompt: str,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        guidance: float,
+        sampler: str,
+        schedule: str,
+        t5_length: int,
+        batch_size: int = 1,
+        latent: Mapping[str, Any] | None = None,
+        denoise: float = 1.0,
+        base_shift: float = sampling.BASE_SHIFT,
+        max_shift: float = sampling.MAX_SHIFT,
+        graph: Mapping[str, Any] | None = None,
+        unique_id: str | None = None,
+    ) -> tuple[dict[str, Any], str]:
+        sampling.refuse_other_models(model, clip)
+        settings = sampling.Settings(seed, steps, guidance, sampler, schedule, denoise, base_shift, max_shift)
+        length = t5_length or t5_length_of(model, _loras_in(graph or {}, str(unique_id)))
+        start = latent or sampling.empty_latent(model, width, height, batch_size)
+        positive = sampling.encode(clip, prompt, length, guidance)
+        shift = sampling.shift_for(model, start, settings)
+        told = "none" if shift is None else f"{shift:.4f}"
+        text = f"seed {seed}, {steps} steps, {sampler}, {schedule}, guidance {guidance:g}, shift {told}, T5 {length}"
+        return sampling.sample(model, positive, start, settings), text
+
+
+def _loras_in(graph: Mapping[str, Any], node_id: str) -> list[str]:
+    import folder_paths
+
+    return loras_before(graph, node_id, folder_paths.get_filename_list("loras"))
+
+
+NODES = (FluxSampleAsTrained,)

@@ -1,0 +1,128 @@
+"""What the browser asks of the node pack: GET reads runs, pictures and concepts; POST saves, stops and checks a prompt.
+
+Every answer is JSON (pictures apart); an error is {"error": a sentence} with a fitting status.
+A POST must say that it is JSON: another site's page cannot do that without being asked first.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from . import nodes_prompt
+from .concepts import Concept, build_prompt
+from .runs import NotNow, Runs, find_runs_dir
+
+MAX_BODY = 64 * 2**10
+MAX_LORAS = 16
+PREFIX = "/flux_dreambooth"
+
+
+def register(server: Any) -> None:
+    """Add the routes to ComfyUI's server; each is at /flux_dreambooth/… and at /api/flux_dreambooth/…."""
+    import folder_paths
+
+    runs = Runs(find_runs_dir(os.environ, Path(folder_paths.base_path), Path(__file__).parent))
+    add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"))
+
+
+def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
+    """routes: aiohttp's RouteTableDef. loras: gives the names of the LoRA files."""
+
+    @routes.get(PREFIX + "/runs")
+    @_answers
+    async def overview(_request: Any) -> Any:
+        return await asyncio.to_thread(runs.overview)
+
+    @routes.get(PREFIX + "/runs/{run}")
+    @_answers
+    async def details(request: Any) -> Any:
+        return await asyncio.to_thread(lambda: runs.details(request.match_info["run"], loras()))
+
+    @routes.get(PREFIX + "/runs/{run}/samples/{file}")
+    @_answers
+    async def sample(request: Any) -> Any:
+        where = request.match_info
+        return _picture(await asyncio.to_thread(runs.sample, where["run"], where["file"]))
+
+    @routes.post(PREFIX + "/runs/{run}/{wish}")
+    @_answers
+    async def ask(request: Any) -> Any:
+        await _body(request)
+        where = request.match_info
+        await asyncio.to_thread(runs.ask, where["run"], where["wish"])
+        return {"asked": where["wish"]}
+
+    @routes.get(PREFIX + "/concepts")
+    @_answers
+    async def concepts(request: Any) -> Any:
+        names = request.query.getall("lora", [])
+        return {"concepts": [_concept(concept) for concept in await _concepts_of(names)]}
+
+    @routes.post(PREFIX + "/prompt")  # reads only, but a prompt is too long for an address
+    @_answers
+    async def prompt(request: Any) -> Any:
+        body = await _body(request)
+        names, text = body.get("loras", []), body.get("text", "")
+        if not isinstance(text, str) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ValueError('The body must be {"loras": [names], "text": a prompt}.')
+        built = await asyncio.to_thread(build_prompt, text, await _concepts_of(names))
+        found = [{"state": found.state, "written": found.written, **_concept(found.concept)} for found in built.found]
+        return {"found": found, "unknown": built.unknown, "warnings": built.warnings}
+
+
+async def _concepts_of(names: list[str]) -> list[Concept]:
+    return await asyncio.to_thread(nodes_prompt.concepts_of, names[:MAX_LORAS])
+
+
+def _concept(concept: Concept) -> dict[str, Any]:
+    return {"name": concept.name, "trigger": concept.trigger, "pictures": concept.pictures}
+
+
+def _answers(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    """What a handler returns as JSON, what it raises as an error that the browser can show."""
+    from aiohttp import web
+
+    async def answer(request: Any) -> Any:
+        try:
+            result = await handler(request)
+        except LookupError as error:
+            return web.json_response({"error": str(error.args[0])}, status=404)
+        except NotNow as error:
+            return web.json_response({"error": str(error)}, status=409)
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except OSError as error:
+            return web.json_response({"error": error.strerror or "The file cannot be read."}, status=500)
+        if isinstance(result, web.StreamResponse):
+            return result
+        return web.json_response(result, headers={"Cache-Control": "no-store"})
+
+    return answer
+
+
+async def _body(request: Any) -> dict[str, Any]:
+    """The JSON object that was sent. Raises ValueError when it is none, or too large."""
+    if request.content_type != "application/json":
+        raise ValueError("Send JSON, with Content-Type: application/json.")
+    data = bytearray()
+    async for chunk in request.content.iter_chunked(2**14):
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise ValueError(f"The body is larger than {MAX_BODY:,} bytes.")
+    try:
+        body = json.loads(bytes(data) or b"{}")
+    except RecursionError:
+        body = None
+    if not isinstance(body, dict):
+        raise ValueError("The body must be a JSON object.")
+    return body
+
+
+def _picture(data: bytes) -> Any:
+    from aiohttp import web
+
+    headers = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
+    return web.Response(body=data, content_type="image/png", headers=headers)

@@ -1,0 +1,250 @@
+"""The trainer's runs/ folder as the browser may see it: read, never trusted; written only for `save` and `stop`.
+
+A name from a browser becomes a path only here, and only if it names something directly inside its folder
+that is no link. Raises LookupError (there is none), `NotNow`, and OSError.
+"""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from .training_log import (
+    Checkpoint,
+    Step,
+    TrainingLog,
+    count,
+    curve,
+    open_regular,
+    plain_name,
+    steps_per_epoch,
+)
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10: the length of a run stays unknown
+    tomllib = None
+
+State = Literal["preparing", "running", "quiet", "stopped", "finished"]
+LISTENING = ("preparing", "running", "quiet")  # states in which a run may still look for `save` and `stop`
+WISHES = ("save", "stop")
+MOST_RUNS = 100
+MOST_ENTRIES = 10_000  # looked at in one folder
+MAX_CONFIG = 256 * 2**10
+MAX_SAMPLE = 64 * 2**20
+MOST_SAMPLES = 120
+QUIET_AFTER = 90.0  # seconds without a line, or ten steps, whichever is longer
+GIVEN_UP_AFTER = 3600.0
+SHOWN = ("average", "learning_rate", "seconds_per_picture", "peak_gib")  # of the last step
+LAST_STEPS = 20  # that the remaining time is judged by
+_SAMPLE = re.compile(r"[^/\\\x00-\x1f]+-step(\d{8})-(\d{2,6})\.png")
+PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n",)
+
+
+class NotNow(Exception):
+    """What was asked for cannot be done as things are; the message says why."""
+
+
+def find_runs_dir(environment: Mapping[str, str], base: Path, pack: Path) -> Path:
+    """FLUX_RUNS_DIR, else runs/ in ComfyUI's base directory, else that of the repository the nodes lie in."""
+    if named := environment.get("FLUX_RUNS_DIR"):
+        return Path(named)
+    repository = pack.resolve().parents[1]
+    inside = [repository / "runs"] if (repository / "trainer").is_dir() else []
+    return next((folder for folder in (base / "runs", *inside) if folder.is_dir()), base / "runs")
+
+
+class Runs:
+    """All runs of a folder. Its methods may be called from several threads; each answers with plain JSON values."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._logs: dict[str, TrainingLog] = {}
+        self._lock = threading.Lock()
+
+    def overview(self) -> dict[str, Any]:
+        """Every run, the one with the latest news first. No folder is no error: there is no run yet."""
+        with self._lock:
+            folders = self._run_folders()
+            self._logs = {name: log for name, log in self._logs.items() if name in folders}
+            runs = [self._brief(folder) for folder in folders.values()]
+        runs.sort(key=lambda run: (run["age"], run["name"]))
+        return {"found": self.folder.is_dir(), "runs": runs[:MOST_RUNS]}
+
+    def details(self, name: str, loras: Iterable[str] = ()) -> dict[str, Any]:
+        """One run with curve, pictures and checkpoints. loras: ComfyUI's list, to find the files in."""
+        folder = self._run_folder(name)
+        with self._lock:
+            run, log = self._brief(folder), self._logs[name]
+            return run | {
+                "curve": curve(log.steps),
+                "validation": log.validation[-500:],
+                "checkpoints": _checkpoints(log.checkpoints.values(), loras),
+                "samples": _samples(folder / "samples", log.prompts),
+                "asked": [wish for wish in WISHES if (folder / wish).is_file()],
+                "broken_lines": log.num_broken,
+            }
+
+    def sample(self, name: str, file: str) -> bytes:
+        """One picture of samples/. Raises LookupError when it is none, or not a picture."""
+        folder = self._run_folder(name) / "samples"
+        if folder.is_symlink() or not _SAMPLE.fullmatch(file):
+            raise LookupError(f"There is no picture {file!r}.")
+        try:
+            with open_regular(folder / file) as opened:
+                data = opened.read(MAX_SAMPLE + 1)
+        except (OSError, ValueError):  # a name that no file system takes is a ValueError
+            raise LookupError(f"There is no picture {file!r}.") from None
+        if len(data) > MAX_SAMPLE or not data.startswith(PICTURE_STARTS):
+            raise LookupError(f"{file!r} is not a picture.")
+        return data
+
+    def ask(self, name: str, wish: str) -> None:
+        """Touch runs/NAME/save or runs/NAME/stop, which the trainer looks for after each step."""
+        folder = self._run_folder(name)
+        if wish not in WISHES:
+            raise LookupError(f"A run cannot be asked to {wish!r}.")
+        with self._lock:
+            state = self._brief(folder)["state"]
+        if state not in LISTENING:
+            raise NotNow(f"The run {name} is not going on; it would be asked at its next start.")
+        try:
+            _touch(folder / wish)
+        except PermissionError:
+            raise NotNow("The runs folder cannot be written to from here.") from None
+        except OSError as error:
+            raise NotNow(f"The runs folder cannot be written to from here: {error.strerror}.") from None
+
+    def _run_folders(self) -> dict[str, Path]:
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [entry.name for entry, _ in zip(entries, range(MOST_ENTRIES), strict=False)]
+        except OSError:
+            return {}
+        found = [folder for name in names if (folder := self._folder_of(name)) and _is_run(folder)]
+        found.sort(key=_last_news, reverse=True)
+        return {folder.name: folder for folder in found[:MOST_RUNS]}
+
+    def _folder_of(self, name: str) -> Path | None:
+        """The folder directly inside runs/ that has this name and is no link."""
+        if plain_name(name) is None:
+            return None
+        try:
+            folder = self.folder / name
+            return folder if folder.is_dir() and not folder.is_symlink() else None
+        except (OSError, ValueError):
+            return None
+
+    def _run_folder(self, name: str) -> Path:
+        folder = self._folder_of(name)
+        if folder is None or not _is_run(folder):
+            raise LookupError(f"There is no run {name!r}.")
+        return folder
+
+    def _brief(self, folder: Path) -> dict[str, Any]:
+        log = self._logs.setdefault(folder.name, TrainingLog())
+        try:
+            log.update(folder / "log.jsonl")
+        except OSError:  # no step has been made, or it cannot be read
+            log = self._logs[folder.name] = TrainingLog()
+        step = log.steps[-1] if log.steps else None
+        total, epochs = _length(_config(folder / "config.toml"), log.steps)
+        age = max(0.0, time.time() - _last_news(folder))
+        newest = max(log.checkpoints.values(), key=lambda checkpoint: checkpoint.step, default=None)
+        return {
+            "name": folder.name,
+            "state": _state(folder.name, log, age),
+            "age": round(age, 1),
+            "step": step.step if step else 0,
+            "total": total,
+            "epoch": step.epoch if step else None,
+            "epochs": epochs,
+            "seconds_left": _seconds_left(log.steps, total),
+            **{key: getattr(step, key, None) for key in SHOWN},
+            "newest_checkpoint": newest and {"file": newest.file, "step": newest.step},
+        }
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("log.jsonl", "config.toml"))
+
+
+def _last_news(folder: Path) -> float:
+    """The time at which the run last wrote something, in seconds since 1970."""
+    times = [(folder / name).lstat().st_mtime for name in ("log.jsonl", "config.toml") if (folder / name).is_file()]
+    return max(times, default=0.0)
+
+
+def _state(name: str, log: TrainingLog, age: float) -> State:
+    last = log.last
+    if isinstance(last, Checkpoint) and last.file == f"{name}.safetensors":
+        return "finished"
+    seconds = next((step.seconds for step in reversed(log.steps) if step.seconds), 0.0)
+    if age <= max(QUIET_AFTER, 10 * (seconds or 0.0)):
+        return "running" if last else "preparing"
+    if (isinstance(last, Checkpoint) and last.with_state) or age > GIVEN_UP_AFTER:
+        return "stopped"
+    return "quiet" if last else "preparing"
+
+
+def _config(file: Path) -> dict[str, Any]:
+    if tomllib is None:
+        return {}
+    try:
+        with open_regular(file) as opened:
+            sections = tomllib.loads(opened.read(MAX_CONFIG).decode())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    tables = [section for section in sections.values() if isinstance(section, dict)]
+    return {key: value for table in (sections, *tables) for key, value in table.items()}
+
+
+def _length(config: Mapping[str, Any], steps: list[Step]) -> tuple[int | None, int | None]:
+    """Steps and epochs of the whole run; max_train_epochs wins over max_train_steps."""
+    per_epoch, epochs = steps_per_epoch(steps), count(config.get("max_train_epochs"))
+    total = count(config.get("max_train_steps"))
+    if epochs:
+        return (epochs * per_epoch if per_epoch else None), epochs
+    return total or None, (-(-total // per_epoch) if total and per_epoch else None)
+
+
+def _seconds_left(steps: list[Step], total: int | None) -> float | None:
+    times = [step.seconds for step in steps[-LAST_STEPS:] if step.seconds]
+    if not total or not times:
+        return None
+    return max(0, total - steps[-1].step) * sum(times) / len(times)
+
+
+def _checkpoints(written: Iterable[Checkpoint], loras: Iterable[str]) -> list[dict[str, Any]]:
+    """Newest first. lora: the file's name in ComfyUI's list, None if it is not there."""
+    listed = {re.split(r"[\\/]", name)[-1]: name for name in sorted(loras, reverse=True)}
+    newest = sorted(written, key=lambda checkpoint: checkpoint.step, reverse=True)
+    return [
+        {"file": c.file, "step": c.step, "with_state": c.with_state, "lora": listed.get(c.file)} for c in newest[:200]
+    ]
+
+
+def _samples(folder: Path, prompts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Newest first; those of one step in the order of their prompts."""
+    if folder.is_symlink():
+        return []
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(MOST_ENTRIES), strict=False) if entry.is_file()]
+    except OSError:
+        return []
+    found = [match for name in names if (match := _SAMPLE.fullmatch(name))]
+    found.sort(key=lambda match: (-int(match[1]), int(match[2])))
+    return [{"file": m[0], "step": int(m[1]), "prompt": prompts.get(m[0], "")} for m in found[:MOST_SAMPLES]]
+
+
+def _touch(file: Path) -> None:
+    """Make an empty file; one that is there already says the same."""
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o644))
+    except FileExistsError:
+        if file.is_symlink() or not file.is_file():
+            raise

@@ -1,0 +1,91 @@
+// Loss and learning rate of a run as inline SVG.
+import { svg } from './elements.js'
+import { formatNumber, text } from './texts.js'
+
+const WIDTH = 340
+const LEFT = 44
+const RIGHT = 8
+const TOP = 8
+const BOTTOM = 24
+
+/** points: [step, loss, average, learning rate]; validation: [step, loss]; marks: steps of checkpoints. */
+export function lossChart(points, validation, marks, total, onHover) {
+  const height = 170
+  const known = points.filter(([, loss, average]) => loss !== null || average !== null)
+  if (known.length < 2) return null
+  const x = scale(0, Math.max(total ?? 0, known.at(-1)[0]), LEFT, WIDTH - RIGHT)
+  const [least, most] = range([...known.flatMap(([, , average]) => average ?? []), ...validation.map(([, loss]) => loss)],
+    known.flatMap(([, loss]) => loss ?? []))
+  const y = scale(least, most, height - BOTTOM, TOP)
+  const inside = (value) => y(Math.min(most, Math.max(least, value)))
+  const cursor = svg('line', { class: 'fdb-cursor', y1: TOP, y2: height - BOTTOM, visibility: 'hidden' })
+  const picture = svg('svg', { class: 'fdb-chart', viewBox: `0 0 ${WIDTH} ${height}`, role: 'img', 'aria-label': text('training.loss') },
+    ticks(least, most).map((value) => [
+      svg('line', { class: 'fdb-grid', x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
+      svg('text', { class: 'fdb-axis', x: LEFT - 5, y: y(value) + 4, 'text-anchor': 'end' }, formatNumber(value))
+    ]).flat(),
+    ticks(x.from, x.to).filter((value) => value > 0).map((value) =>
+      svg('text', { class: 'fdb-axis', x: Math.min(x(value), WIDTH - RIGHT - 14), y: height - 3, 'text-anchor': 'middle' }, formatNumber(value))),
+    marks.map((step) => svg('path', { class: 'fdb-mark', d: `M${x(step)} ${height - BOTTOM + 2} l-3.5 6 h7 z` },
+      svg('title', {}, `${text('training.checkpoint')} · ${formatNumber(step)}`))),
+    svg('path', { class: 'fdb-raw', d: path(known, (p) => x(p[0]), (p) => p[1], inside) }),
+    svg('path', { class: 'fdb-average', d: path(known, (p) => x(p[0]), (p) => p[2], inside) }),
+    validation.map(([step, loss]) => svg('circle', { class: 'fdb-validation', cx: x(step), cy: inside(loss), r: 2.6 },
+      svg('title', {}, `${text('training.validation')} · ${formatNumber(step)} · ${formatNumber(loss, 4)}`))),
+    cursor)
+  picture.addEventListener('pointermove', (event) => {
+    const box = picture.getBoundingClientRect()
+    const step = x.back((event.clientX - box.left) / box.width * WIDTH)
+    const point = known.reduce((best, each) => Math.abs(each[0] - step) < Math.abs(best[0] - step) ? each : best)
+    for (const end of ['x1', 'x2']) cursor.setAttribute(end, x(point[0]))
+    cursor.setAttribute('visibility', 'visible')
+    onHover(point)
+  })
+  picture.addEventListener('pointerleave', () => {
+    cursor.setAttribute('visibility', 'hidden')
+    onHover(null)
+  })
+  return picture
+}
+
+export function rateChart(points, total) {
+  const height = 34
+  const known = points.filter((point) => point[3] !== null)
+  if (known.length < 2) return null
+  const x = scale(0, Math.max(total ?? 0, known.at(-1)[0]), LEFT, WIDTH - RIGHT)
+  const most = Math.max(...known.map((point) => point[3])) || 1
+  const y = scale(0, most * 1.08, height - 4, 4)
+  return svg('svg', { class: 'fdb-chart', viewBox: `0 0 ${WIDTH} ${height}`, role: 'img', 'aria-label': text('training.rate') },
+    svg('line', { class: 'fdb-grid', x1: LEFT, x2: WIDTH - RIGHT, y1: height - 4, y2: height - 4 }),
+    svg('text', { class: 'fdb-axis', x: LEFT - 5, y: y(most) + 6, 'text-anchor': 'end' }, formatNumber(most, 2)),
+    svg('path', { class: 'fdb-rate', d: path(known, (p) => x(p[0]), (p) => p[3], y) }))
+}
+
+function scale(from, to, start, end) {
+  const span = to - from || 1
+  const map = (value) => +(start + (value - from) / span * (end - start)).toFixed(2)
+  return Object.assign(map, { from, to, back: (place) => from + (place - start) / (end - start) * span })
+}
+
+function path(points, across, value, up) {
+  const known = points.filter((point) => value(point) !== null)
+  return known.map((point, index) => `${index ? 'L' : 'M'}${across(point)} ${up(value(point))}`).join('')
+}
+
+/** All of the smooth values, and of the noisy ones all but the outliers. */
+function range(smooth, noisy) {
+  const sorted = noisy.toSorted((a, b) => a - b)
+  const at = (part) => sorted[Math.round(part * (sorted.length - 1))]
+  const values = [...smooth, ...(sorted.length ? [at(0.03), at(0.97)] : [])]
+  const [least, most] = [Math.min(...values), Math.max(...values)]
+  const margin = (most - least || Math.abs(most) || 1) * 0.06
+  return [least - margin, most + margin]
+}
+
+function ticks(least, most) {
+  const rough = (most - least) / 4
+  const power = 10 ** Math.floor(Math.log10(rough))
+  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power
+  const first = Math.ceil(least / step)
+  return Array.from({ length: Math.floor(most / step) - first + 1 }, (_, index) => +((first + index) * step).toPrecision(6))
+}

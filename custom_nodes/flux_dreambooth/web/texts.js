@@ -1,0 +1,42 @@
+// The texts of locales/*/main.json in the user's language, and numbers as that language writes them.
+import { app } from '../../scripts/app.js'
+import { api } from '../../scripts/api.js'
+
+const ROOT = 'fluxDreamBooth'
+let texts = {}
+
+export async function loadTexts() {
+  const answer = await api.fetchApi('/i18n')
+  texts = answer.ok ? await answer.json() : {}
+}
+
+export function language() {
+  return app.extensionManager?.setting?.get('Comfy.Locale') || navigator.language.split('-')[0] || 'en'
+}
+
+/** The text of a key such as 'training.left', with {name} replaced by values.name. */
+export function text(key, values = {}) {
+  const found = lookUp(language(), key) ?? lookUp('en', key) ?? key
+  return found.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
+}
+
+function lookUp(locale, key) {
+  const found = [ROOT, ...key.split('.')].reduce((level, part) => level?.[part], texts[locale])
+  return typeof found === 'string' ? found : undefined
+}
+
+export function formatNumber(value, digits = 3) {
+  if (value === null || value === undefined) return '–'
+  if (Number.isInteger(value)) return value.toLocaleString(language())
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(1).replace('e-', 'e−')
+  return value.toLocaleString(language(), { maximumSignificantDigits: digits })
+}
+
+export function formatDuration(seconds) {
+  if (seconds === null || seconds === undefined) return '–'
+  const minutes = Math.round(seconds / 60)
+  if (seconds < 60) return text('time.seconds', { n: Math.round(seconds) })
+  if (minutes < 60) return text('time.minutes', { n: minutes })
+  if (minutes < 48 * 60) return text('time.hours', { h: Math.floor(minutes / 60), m: minutes % 60 })
+  return text('time.days', { n: Math.round(minutes / 1440) })
+}

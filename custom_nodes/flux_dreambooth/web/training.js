@@ -1,0 +1,117 @@
+// The sidebar tab "Training", and the news of new checkpoints wherever the user is.
+import { app } from '../../scripts/app.js'
+import { addStyle } from './elements.js'
+import { putIntoGraph, refreshLists } from './graph.js'
+import { askRun, fetchRun, fetchRuns } from './server.js'
+import { formatNumber, loadTexts, text } from './texts.js'
+import { createPanel } from './training_panel.js'
+
+const WATCHING = 2000 // milliseconds between two looks while the tab is open
+const LISTENING = 6000 // and while it is closed
+const NOTIFY = 'FluxDreamBooth.NotifyCheckpoints'
+
+let panel = null
+let selected = null
+let timer = 0
+let known = null // the newest checkpoint of each run, by its name; null before the first look
+
+app.registerExtension({
+  name: 'FluxDreamBooth.Training',
+  settings: [{ id: NOTIFY, name: 'Tell of new checkpoints', type: 'boolean', defaultValue: true, category: ['FLUX DreamBooth', 'Training', 'NotifyCheckpoints'] }],
+  commands: [{ id: 'FluxDreamBooth.UseNewestCheckpoint', label: 'Put the newest checkpoint into the graph', icon: 'pi pi-bolt', function: useNewest }],
+  async setup() {
+    addStyle()
+    await loadTexts().catch(() => {})
+    app.extensionManager.registerSidebarTab({
+      id: 'fluxDreamBooth',
+      icon: 'pi pi-chart-line',
+      title: 'fluxDreamBooth.training.title',
+      tooltip: 'fluxDreamBooth.training.tooltip',
+      type: 'custom',
+      render: open,
+      destroy: () => { panel = null }
+    })
+    document.addEventListener('visibilitychange', look)
+    look()
+  }
+})
+
+function open(element) {
+  panel = createPanel({ select, ask, use })
+  element.style.height = '100%'
+  element.replaceChildren(panel.element)
+  look()
+}
+
+/** One look at the server now, the next one later; a page that nobody sees does not look. */
+async function look() {
+  clearTimeout(timer)
+  if (!document.hidden) {
+    await update().catch((error) => panel?.showError(error.message))
+    clearTimeout(timer)
+    timer = setTimeout(look, panel?.element.isConnected ? WATCHING : LISTENING)
+  }
+}
+
+async function update() {
+  const overview = await fetchRuns()
+  await tellNews(overview.runs)
+  if (!panel?.element.isConnected) return
+  if (!overview.runs.some(({ name }) => name === selected)) {
+    selected = (overview.runs.find(({ state }) => state === 'running') ?? overview.runs[0])?.name ?? null
+  }
+  const name = selected
+  const run = name === null ? null : await fetchRun(name)
+  panel.showRuns(overview, selected)
+  if (run && name === selected) panel.showRun(run)
+}
+
+async function tellNews(runs) {
+  const before = known
+  known = new Map(runs.map(({ name, newest_checkpoint: newest }) => [name, newest && `${newest.step} ${newest.file}`]))
+  const news = before ? runs.filter(({ name }) => known.get(name) && known.get(name) !== before.get(name)) : []
+  if (!news.length) return
+  await refreshLists()
+  if (app.extensionManager.setting.get(NOTIFY) === false) return
+  for (const { newest_checkpoint: { file, step } } of news) {
+    toast('success', text('training.landed'), `${file} · ${text('training.step', { step: formatNumber(step) })}`)
+  }
+}
+
+function select(name) {
+  selected = name
+  look()
+}
+
+async function ask(name, wish) {
+  if (wish === 'stop' && !await confirmStop(name)) return
+  await attempt(() => askRun(name, wish))
+  look()
+}
+
+const confirmStop = (name) => app.extensionManager.dialog.confirm({ title: text('stop.label'), message: text('stop.confirm', { name }) })
+
+async function use(lora) {
+  await attempt(async () => toast('info', await putIntoGraph(lora)))
+}
+
+async function useNewest() {
+  await attempt(async () => {
+    const [{ name } = {}] = (await fetchRuns()).runs
+    const newest = name && (await fetchRun(name)).checkpoints.find(({ lora }) => lora)
+    if (!newest) throw new Error(text('training.noCheckpoint'))
+    toast('info', await putIntoGraph(newest.lora))
+  })
+}
+
+async function attempt(act) {
+  try {
+    await act()
+  } catch (error) {
+    toast('error', text('training.failed'), error.message)
+  }
+}
+
+function toast(severity, summary, detail) {
+  app.extensionManager.toast.add({ severity, summary, detail, life: severity === 'error' ? 10000 : 5000 })
+}

@@ -1,0 +1,157 @@
+// What the sidebar tab shows: the runs, and one of them in detail.
+import { h, section } from './elements.js'
+import { lossChart, rateChart } from './chart.js'
+import { sampleUrl } from './server.js'
+import { formatDuration, formatNumber, text } from './texts.js'
+
+const LISTENING = ['preparing', 'running', 'quiet']
+
+/** actions: select(name), ask(name, wish), use(lora). Returns {element, showRuns, showRun, showError}. */
+export function createPanel(actions) {
+  const parts = ['runs', 'progress', 'buttons', 'curves', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
+  const [runs, progress, buttons, curves, samples, checkpoints] = parts
+  const notice = h('div', { class: 'fdb-notice', hidden: true })
+  const body = h('div', { class: 'fdb-body' }, notice, parts)
+  const element = h('div', { class: 'fdb-panel' }, h('header', { class: 'fdb-header' }, text('training.title')), body)
+  const draw = {
+    runs: section(runs, (list, selected) => list.length > 1 ? list.map((run) => runRow(run, selected, actions)) : []),
+    progress: section(progress, drawProgress),
+    curves: section(curves, drawCurves),
+    buttons: section(buttons, (name, state, asked) => drawButtons(name, state, asked, actions)),
+    samples: section(samples, drawSamples),
+    checkpoints: section(checkpoints, (run, list) => drawCheckpoints(run, list, actions))
+  }
+  const clear = () => parts.slice(1).forEach((part) => part.replaceChildren())
+
+  function showRuns({ runs: list }, selected) {
+    draw.runs(list.map(({ name, state, step, total }) => ({ name, state, step, total })), selected)
+    body.classList.toggle('fdb-none', list.length === 0)
+    notice.hidden = list.length > 0
+    if (list.length === 0) {
+      clear()
+      notice.replaceChildren(h('i', { class: 'pi pi-chart-line' }), h('p', {}, text('training.none')),
+        h('p', { class: 'fdb-small' }, text('training.how')))
+    }
+  }
+
+  function showRun(run) {
+    draw.progress(run.name, run.state, run.step, run.total, run.epoch, run.epochs, run.average, run.learning_rate,
+      run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
+    draw.curves(run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total)
+    draw.buttons(run.name, run.state, run.asked)
+    draw.samples(run.name, run.samples)
+    draw.checkpoints(run.name, run.checkpoints)
+  }
+
+  function showError(message) {
+    notice.hidden = false
+    notice.replaceChildren(h('i', { class: 'pi pi-exclamation-triangle' }), h('p', {}, text('training.unreachable')),
+      h('p', { class: 'fdb-small' }, message))
+  }
+  return { element, showRuns, showRun, showError }
+}
+
+const part = (step, total) => total ? Math.min(1, step / total) : 0
+const percent = (step, total) => total ? `${Math.floor(100 * part(step, total))} %` : ''
+
+function runRow({ name, state, step, total }, selected, actions) {
+  const properties = { class: 'fdb-run', type: 'button', 'aria-pressed': String(name === selected), onclick: () => actions.select(name) }
+  return h('button', properties, stateDot(state), h('span', { class: 'fdb-name' }, name),
+    h('span', { class: 'fdb-small' }, percent(step, total) || formatNumber(step)))
+}
+
+const stateDot = (state) => h('span', { class: `fdb-dot fdb-is-${state}`, title: text(`state.${state}`) })
+
+function drawProgress(name, state, step, total, epoch, epochs, average, rate, pace, memory, left, _minutes, broken) {
+  const shown = { style: `width:${100 * part(step, total)}%`, class: `fdb-fill fdb-is-${state}` }
+  const ofEpochs = epochs ? `${formatNumber(epoch)} / ${formatNumber(epochs)}` : formatNumber(epoch)
+  const facts = [
+    ['epoch', ofEpochs], ['loss', formatNumber(average, 3)], ['rate', formatNumber(rate, 2)],
+    ['pace', pace === null ? '–' : text('time.pace', { n: formatNumber(pace, 2) })],
+    memory === null ? null : ['memory', `${formatNumber(memory, 3)} GiB`]
+  ].filter(Boolean)
+  const going = state === 'running' && left !== null && step < total
+  return [
+    h('div', { class: 'fdb-line' }, h('span', { class: 'fdb-name fdb-strong' }, stateDot(state), name),
+      h('span', { class: 'fdb-state' }, text(`state.${state}`))),
+    h('div', { class: 'fdb-bar', role: 'progressbar', 'aria-valuenow': step, 'aria-valuemax': total }, h('div', shown)),
+    h('div', { class: 'fdb-line fdb-small' },
+      h('span', {}, total ? text('training.stepOf', { step: formatNumber(step), total: formatNumber(total) }) : text('training.step', { step: formatNumber(step) })),
+      h('span', {}, going ? text('training.left', { time: formatDuration(left) }) : percent(step, total))),
+    h('dl', { class: 'fdb-facts' }, facts.map(([key, value]) => h('div', {}, h('dt', {}, text(`training.${key}`)), h('dd', {}, value)))),
+    broken ? h('div', { class: 'fdb-small fdb-warning' }, text('training.broken', { n: formatNumber(broken) })) : null
+  ]
+}
+
+function drawCurves(points, validation, marks, total) {
+  const readout = h('span', { class: 'fdb-small' })
+  const show = (point) => {
+    readout.textContent = point
+      ? [text('training.step', { step: formatNumber(point[0]) }), formatNumber(point[2] ?? point[1], 4), formatNumber(point[3], 2)].join(' · ')
+      : ''
+  }
+  const chart = lossChart(points, validation, marks, total, show)
+  const rates = rateChart(points, total)
+  return [
+    chart && h('h3', {}, text('training.loss'), readout), chart,
+    chart && h('div', { class: 'fdb-legend' }, legend('average'), legend('raw'), validation.length > 0 && legend('validation'), marks.length > 0 && legend('mark')),
+    rates && h('h3', {}, text('training.rate')), rates
+  ]
+}
+
+const legend = (kind) => h('span', {}, h('i', { class: `fdb-key fdb-key-${kind}` }), text(`legend.${kind}`))
+
+function drawButtons(name, state, asked, actions) {
+  if (!LISTENING.includes(state)) return []
+  return ['save', 'stop'].map((wish) => {
+    const waits = asked.includes(wish)
+    const icon = waits ? 'pi-spin pi-spinner' : wish === 'save' ? 'pi-save' : 'pi-stop-circle'
+    return h('button', { class: `fdb-button fdb-${wish}`, type: 'button', disabled: waits, title: text(`${wish}.tip`), onclick: () => actions.ask(name, wish) },
+      h('i', { class: `pi ${icon}` }), text(waits ? `${wish}.asked` : `${wish}.label`))
+  })
+}
+
+function drawCheckpoints(run, list, actions) {
+  if (!list.length) return []
+  const row = ({ file, step, lora, with_state }) => h('li', { title: file },
+    h('span', { class: 'fdb-name' }, shortName(run, file), with_state && h('i', { class: 'pi pi-history', title: text('training.resumable') })),
+    h('span', { class: 'fdb-small' }, text('training.step', { step: formatNumber(step) })),
+    h('button', { class: 'fdb-button fdb-use', type: 'button', disabled: !lora, title: text(lora ? 'training.useTip' : 'training.gone'), onclick: () => actions.use(lora) },
+      text('training.use')))
+  return [h('h3', {}, text('training.checkpoints')), h('ul', { class: 'fdb-list' }, list.map(row))]
+}
+
+/** kohya's names: NAME-000025 after an epoch, NAME-step00000100, NAME at the end. */
+function shortName(run, file) {
+  const name = file.replace(/\.safetensors$/, '')
+  const rest = name.startsWith(run) ? name.slice(run.length) : null
+  if (rest === '') return text('training.final')
+  const epoch = rest?.match(/^-(\d{6})$/)
+  const step = rest?.match(/^-step(\d{8})$/)
+  if (epoch) return text('training.epochName', { n: formatNumber(+epoch[1]) })
+  return step ? text('training.step', { step: formatNumber(+step[1]) }) : name
+}
+
+function drawSamples(run, list) {
+  if (!list.length) return []
+  const steps = [...new Set(list.map(({ step }) => step))]
+  const grid = h('div', { class: 'fdb-pictures' })
+  const label = h('span', { class: 'fdb-small' })
+  const older = stepper('pi-chevron-left', 'training.older', () => show(at + 1))
+  const newer = stepper('pi-chevron-right', 'training.newer', () => show(at - 1))
+  let at = 0
+  function show(index) {
+    at = index
+    older.disabled = at === steps.length - 1
+    newer.disabled = at === 0
+    label.textContent = text('training.step', { step: formatNumber(steps[at]) })
+    grid.replaceChildren(...list.filter(({ step }) => step === steps[at]).map(({ file, prompt }) => {
+      const url = sampleUrl(run, file)
+      return h('a', { href: url, target: '_blank', rel: 'noopener', title: prompt || file }, h('img', { src: url, alt: prompt || file, loading: 'lazy' }), prompt && h('span', {}, prompt))
+    }))
+  }
+  show(0)
+  return [h('h3', {}, text('training.samples'), h('span', { class: 'fdb-stepper' }, older, label, newer)), grid]
+}
+
+const stepper = (icon, key, onclick) => h('button', { class: 'fdb-icon', type: 'button', title: text(key), onclick }, h('i', { class: `pi ${icon}` }))

@@ -1,0 +1,42 @@
+"""A real ComfyUI server, one for the session, and a maker of others."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer, prepare_base
+
+
+@pytest.fixture(scope="session")
+def comfyui_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI's base directory: models/mini, models/loras (empty), custom_nodes/flux_dreambooth, runs …"""
+    return prepare_base(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_base: Path) -> Iterator[ComfyServer]:
+    """A running server that the tests share: give files names of your own."""
+    if not COMFYUI:
+        pytest.skip(NO_COMFYUI)
+    with ComfyServer(comfyui_base) as server:
+        yield server
+
+
+@pytest.fixture
+def start_comfyui(tmp_path: Path) -> Iterator[Callable[..., ComfyServer]]:
+    """start_comfyui(*arguments, packs=(), environment=None): a server of a test's own, ended after it."""
+    started: list[ComfyServer] = []
+
+    def start(*arguments: str, packs: tuple[Path, ...] = (), environment: dict[str, str] | None = None) -> ComfyServer:
+        if not COMFYUI:
+            pytest.skip(NO_COMFYUI)
+        folder = tmp_path / f"comfyui-{len(started)}"
+        folder.mkdir()
+        server = ComfyServer(prepare_base(folder, *packs), *arguments, environment=environment)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.stop()

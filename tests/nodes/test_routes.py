@@ -1,0 +1,167 @@
+"""The node pack's routes on a real ComfyUI server: what the browser gets, and what a hostile one does not."""
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.nodes.run_writer import CONCEPTS, RunWriter, write_lora
+from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer, Refused
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI)]
+ROUTES = "/flux_dreambooth"
+HOSTILE = ("..", "../..", "../outside", "/etc/passwd", "link", "a\0b", "a\nb", ".hidden", "x" * 3000, "nobody")
+
+
+@pytest.fixture(scope="module")
+def run(comfyui: ComfyServer) -> RunWriter:
+    """A run in the server's runs/ folder, a checkpoint of it in models/loras, and a folder linked into runs/."""
+    writer = RunWriter(comfyui.folder / "runs", "routes", per_epoch=10)
+    writer.steps(10)
+    writer.samples("tjtoy toy")
+    writer.checkpoint(comfyui.loras)
+    RunWriter(comfyui.folder, "outside").steps(3)
+    (comfyui.folder / "runs/link").symlink_to(comfyui.folder / "outside")
+    return writer
+
+
+def send(server: ComfyServer, method: str, target: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """Status and body; the target goes out as it is, which urllib would tidy up."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, target, body, {"Content-Type": "application/json"} | named)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def test_a_run_is_read(comfyui: ComfyServer, run: RunWriter):
+    assert [found["name"] for found in comfyui.get(f"{ROUTES}/runs")["runs"]] == ["routes"]
+    details = comfyui.get(f"/api{ROUTES}/runs/routes")
+    assert (details["state"], details["step"], details["total"], len(details["curve"])) == ("running", 10, 400, 10)
+    assert details["checkpoints"] == [
+        {"file": "routes-000001.safetensors", "step": 10, "with_state": False, "lora": "routes-000001.safetensors"}
+    ]
+    (sample,) = details["samples"]
+    picture = comfyui.request(f"{ROUTES}/runs/routes/samples/{sample['file']}")
+    assert picture == (run.folder / "samples" / sample["file"]).read_bytes()
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("form", ["/runs/{}", "/runs/{}/samples/a-step00000001-00.png", "/runs/routes/samples/{}"])
+def test_no_name_leads_out(comfyui: ComfyServer, name: str, form: str):
+    for written in (quote(name, safe=""), quote(name)):
+        status, body = send(comfyui, "GET", ROUTES + form.format(written))
+        assert status in (400, 403, 404), (status, body[:200])
+        assert b"root:" not in body and b'"curve"' not in body and b"PNG" not in body
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize(
+    "target", ["/runs/link/save", "/runs/..%2Foutside/save", "/runs/routes/delete", "/runs/x/stop"]
+)
+def test_only_save_and_stop_of_a_run_are_made(comfyui: ComfyServer, target: str):
+    before = sorted(comfyui.folder.joinpath("runs").rglob("*")) + sorted((comfyui.folder / "outside").iterdir())
+    assert send(comfyui, "POST", ROUTES + target, b"{}")[0] == 404
+    assert sorted(comfyui.folder.joinpath("runs").rglob("*")) + sorted((comfyui.folder / "outside").iterdir()) == before
+
+
+def test_save_and_stop(comfyui: ComfyServer, run: RunWriter):
+    for wish in ("save", "stop"):
+        assert comfyui.post(f"{ROUTES}/runs/routes/{wish}") == {"asked": wish}
+        assert (run.folder / wish).is_file()
+    assert comfyui.get(f"{ROUTES}/runs/routes")["asked"] == ["save", "stop"]
+    for wish in ("save", "stop"):
+        (run.folder / wish).unlink()
+
+
+def test_reading_does_not_ask_for_anything(comfyui: ComfyServer, run: RunWriter):
+    status, _ = send(comfyui, "GET", f"{ROUTES}/runs/routes/stop")
+    assert status in (404, 405) and not (run.folder / "stop").exists()
+
+
+def test_a_form_of_another_site_cannot_ask(comfyui: ComfyServer, run: RunWriter):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert send(comfyui, "POST", f"{ROUTES}/runs/routes/stop", b"{}", Content_Type=kind)[0] == 400
+    assert not (run.folder / "stop").exists()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"3", b'{"loras": 3}', b'{"loras": [3]}', b'{"text": 3}', b"[" * 50_000, b" " * 70_000]
+)
+def test_a_broken_body_is_refused_and_the_server_lives_on(comfyui: ComfyServer, body: bytes):
+    status, answer = send(comfyui, "POST", f"{ROUTES}/prompt", body)
+    assert status == (200 if body == b"" else 400), answer
+    assert "error" in json.loads(answer) or body == b""
+
+
+def test_concepts_of_a_file_and_of_a_prompt(comfyui: ComfyServer):
+    write_lora(comfyui.loras / "sub/concepts.safetensors")
+    (lora,) = [name for name in lora_list(comfyui) if name.endswith("concepts.safetensors")]
+    found = comfyui.get(f"{ROUTES}/concepts?lora={quote(lora)}")["concepts"]
+    assert [concept["trigger"] for concept in found] == [entry["trigger"] for entry in CONCEPTS if not entry["is_reg"]]
+    answer = comfyui.post(f"{ROUTES}/prompt", {"loras": [lora], "text": "a TJ toy, {no}"})
+    assert [(each["state"], each["written"]) for each in answer["found"]] == [("differs", "TJ toy"), ("missing", "")]
+    assert answer["unknown"] == ["no"] and len(answer["warnings"]) == 2
+
+
+def lora_list(server: ComfyServer) -> list[Any]:
+    return server.get("/models/loras")
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "../checkpoints/flux1-dev.safetensors", "../../log"])
+def test_only_listed_loras_are_opened(comfyui: ComfyServer, name: str):
+    assert send(comfyui, "GET", f"{ROUTES}/concepts?lora={quote(name, safe='')}")[0] == 404
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x02}q\x00.", b"<html>", b"\xff" * 64, b"\x08" + b"\0" * 7 + b"{"])
+def test_a_file_that_is_no_lora_is_named_in_the_error(comfyui: ComfyServer, data: bytes):
+    (comfyui.loras / "broken.safetensors").write_bytes(data)
+    with pytest.raises(Refused, match=r"broken\.safetensors") as refused:
+        comfyui.get(f"{ROUTES}/concepts?lora=broken.safetensors")
+    assert refused.value.status == 400 and str(Path(comfyui.folder)) not in refused.value.answer["error"]
+    (comfyui.loras / "broken.safetensors").unlink()
+
+
+def prompt_graph(**inputs: Any) -> dict[str, dict[str, Any]]:
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}}
+    return {
+        "1": {"class_type": "LoadMiniFlux", "inputs": {"folder": "mini"}},
+        "2": {"class_type": "ConceptPrompt", "inputs": {"clip": ["1", 1], "parentheses": "plain characters"} | inputs},
+        "3": shown,
+    }
+
+
+def test_the_node_encodes_the_prompt_and_warns(comfyui: ComfyServer):
+    write_lora(comfyui.loras / "node.safetensors")
+    result = comfyui.run(prompt_graph(lora_name="node.safetensors", text="a TJ toy beside {2}"))
+    assert result.status == "success", result.error
+    assert result.outputs["2"]["text"] == [r"a TJ toy beside sparkgpu gpu \(small\)"]
+    assert result.outputs["2"]["warnings"] == ['"TJ toy" is not how the LoRA knows it: "tjtoy toy".']
+
+
+def test_a_changed_lora_is_read_again(comfyui: ComfyServer):
+    write_lora(comfyui.loras / "fresh.safetensors")
+    graph = prompt_graph(lora_name="fresh.safetensors", text="{1}")
+    assert comfyui.run(graph).outputs["2"]["text"] == ["tjtoy toy"]
+    write_lora(comfyui.loras / "fresh.safetensors", [{"concept": "fox", "trigger": "zwx fox"}])
+    assert comfyui.run(graph).outputs["2"]["text"] == ["zwx fox"]
+
+
+def test_every_text_is_there_in_both_languages(comfyui: ComfyServer):
+    texts = comfyui.get("/i18n")
+    english, korean = (keys_of(texts[language]) for language in ("en", "ko"))
+    assert english == korean
+    inputs = comfyui.object_info("ConceptPrompt")["input"]["required"]
+    assert set(texts["ko"]["nodeDefs"]["ConceptPrompt"]["inputs"]) == set(inputs)
+
+
+def keys_of(texts: dict[str, Any], before: str = "") -> set[str]:
+    return {
+        key
+        for name, value in texts.items()
+        for key in (keys_of(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}"})
+    }
