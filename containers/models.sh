@@ -13,10 +13,12 @@ check_models() {
     [ -z "$missing" ] || fault "Model files: $missing." "sh download.sh"
 }
 
-# "is missing", "is cut short" or nothing.
+# "is missing", "cannot be read by you", "is cut short" or nothing.
 flaw_of() {
     if [ ! -s "$1" ]; then
         echo 'is missing'
+    elif [ ! -r "$1" ]; then
+        echo 'cannot be read by you'
     elif [ "${1##*.}" = safetensors ] && ! is_whole "$1"; then
         echo 'is cut short'
     fi

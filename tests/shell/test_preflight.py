@@ -1,5 +1,7 @@
 """What keeps a container from starting: each said with its remedy, and all of it in one message."""
 
+import os
+
 import pytest
 
 from tests.shell.recorder import DOCKER, SHELLS, Place
@@ -70,6 +72,12 @@ def test_a_model_file_that_is_not_whole(place: Place, script: str, name: str, ha
     assert f"models/{name}.safetensors is " in said and "sh download.sh" in said
     assert ("missing" if harm in ("missing", "empty") else "cut short") in said
     assert place.launch(script, "--demo").status == 0, "the demo has a model of its own"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file; run as somebody else")
+def test_a_model_file_of_somebody_else(place: Place):
+    place.model("models/vae/ae.safetensors").chmod(0)
+    assert "models/vae/ae.safetensors cannot be read by you" in refused(place, "train")
 
 
 def test_every_missing_file_is_named_at_once(place: Place):
