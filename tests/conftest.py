@@ -1,5 +1,6 @@
 """Shared by all tests: nothing may reach a network, and small model files are made once."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -26,6 +27,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_stay() -> None:
+    """What is imported by now is not looked at by later collections: `free_memory` takes 0.01 s instead of 0.3."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

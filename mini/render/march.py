@@ -42,7 +42,7 @@ def march(geometry: Geometry, side: int, rays_at_once: int = RAYS_AT_ONCE) -> Su
 
 
 def distances(point: Tensor, solids: Tensor) -> Tensor:
-    """Lower bounds of the distances [P, M] of points [3, M] to solids [P, SOLID_FIELDS]; see `mini.world.parts`."""
+    """Distances, safe to march by, [P, M] of points [3, M] to solids [P, SOLID_FIELDS]; see `mini.world.parts`."""
 
     def field(number: int) -> Tensor:
         return solids[:, number, None]

@@ -57,13 +57,21 @@ def moments(autoencoder, pixels: Tensor) -> tuple[float, float]:
     return stage.latent_moments(autoencoder, pixels, ALONE)
 
 
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the stage has run without a stop."""
+    folder = tmp_path_factory.mktemp("through")
+    write_pictures(folder)
+    stage.run_autoencoder(RECIPE, folder, Budget())
+    return folder
+
+
 @pytest.mark.parametrize("stop", [3, 8, 9])  # on crops, right before the fold, after it
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    through, stopped = tmp_path / "through", tmp_path / "stopped"
-    for folder in (through, stopped):
-        folder.mkdir()
-        write_pictures(folder)
-    stage.run_autoencoder(RECIPE, through, Budget())
+def test_a_stopped_training_goes_on_bit_for_bit(
+    through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    stopped = tmp_path
+    write_pictures(stopped)
     monkeypatch.setattr(stage, "ASK_EVERY", stop)
     stage.run_autoencoder(RECIPE, stopped, SPENT)
     assert (stopped / "autoencoder.state.safetensors").exists()
@@ -79,12 +87,12 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pyt
 
 
 def test_training_makes_better_pictures() -> None:
-    recipe = replace(RECIPE, autoencoder_steps=60, autoencoder_learning_rate=4e-3, decoder_learning_rate=2e-3)
+    recipe = replace(RECIPE, autoencoder_steps=40, autoencoder_learning_rate=4e-3, decoder_learning_rate=2e-3)
     training, pixels = stage.begin(recipe, ALONE.device), pictures(8)
     before = stage.validate(training, pixels, ALONE)["psnr"]
     journal = stage.Journal(Path(os.devnull), ALONE)
     assert stage.train(training, pixels, pixels, recipe, ALONE, Budget(), journal, Path(os.devnull).parent / "unused")
-    assert stage.validate(training, pixels, ALONE)["psnr"] > before + 1.5
+    assert stage.validate(training, pixels, ALONE)["psnr"] > before + 1.2
 
 
 def test_the_fold_sets_the_latents_scale_and_keeps_the_pictures() -> None:

@@ -206,7 +206,7 @@ def largest_difference(one: marching.Surface, other: marching.Surface) -> tuple[
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) >= "2.4.0", reason="Triton's interpreter needs an older NumPy")
 def test_the_fused_kernel_agrees_under_tritons_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
     root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", COMPARE], cwd=root, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

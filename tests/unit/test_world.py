@@ -124,7 +124,7 @@ def test_every_toy_holds_every_gadget_within_the_table():
     )
     card = max((random_gadget(python_random(2, n)) for n in range(800)), key=lambda d: len(build_gadget(d)))
     assert len(build_toy(toy.design)) + len(build_gadget(card)) <= MAX_PARTS
-    assert 2 * len(build_gadget(card)) <= MAX_PARTS and 2 * len(build_toy(toy.design)) <= MAX_PARTS + 6
+    assert 2 * len(build_gadget(card)) <= MAX_PARTS and 2 * len(build_toy(toy.design)) <= MAX_PARTS
 
 
 def test_a_scene_is_a_function_of_seed_index_and_place():
