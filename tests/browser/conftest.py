@@ -1,0 +1,83 @@
+"""Headless Chromium on ComfyUI's real page; needs ComfyUI, playwright and a Chromium."""
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer, prepare_base
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+NO_CHROMIUM = "no browser: apt-get install chromium, or set CHROMIUM to one's path"
+NO_PLAYWRIGHT = "playwright is not here: pip install playwright"
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}  # else the page opens on ComfyUI's templates
+READY = "() => window.app?.graph?.nodes && document.querySelector('.fluxDreamBooth-tab-button')"
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A server of the browser tests' own; its runs/ folder is FLUX_RUNS_DIR."""
+    if not COMFYUI:
+        pytest.skip(NO_COMFYUI)
+    folder = prepare_base(tmp_path_factory.mktemp("comfyui"))
+    (folder / "user/default/comfy.settings.json").write_text(json.dumps(SETTINGS))
+    (folder / "shared").mkdir()
+    with ComfyServer(folder, environment={"FLUX_RUNS_DIR": str(folder / "shared")}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if not importlib.util.find_spec("playwright"):
+        pytest.skip(NO_PLAYWRIGHT)
+    if not CHROMIUM:
+        pytest.skip(NO_CHROMIUM)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(autouse=True)
+def runs(comfyui: ComfyServer) -> Iterator[Path]:
+    """The shared runs/ folder and models/loras, empty."""
+    folder = comfyui.folder / "shared"
+    yield folder
+    for found in [*folder.iterdir(), *comfyui.loras.iterdir()]:
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+
+
+@pytest.fixture
+def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any]]:
+    """open_page(locale="en"): ComfyUI's page with an empty graph. Errors of our scripts fail the test at its end."""
+    pages, errors = [], []
+
+    def open_one(locale: str = "en") -> Any:
+        comfyui.post("/settings", SETTINGS | {"Comfy.Locale": locale})
+        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if _is_ours(line) else None)
+        page.goto(comfyui.url)
+        page.wait_for_function(READY, timeout=90_000)
+        page.evaluate("() => app.graph.clear()")
+        pages.append(page)
+        return page
+
+    yield open_one
+    for page in pages:
+        page.close()
+    assert errors == []
+
+
+def _is_ours(line: Any) -> bool:
+    """Whether a line of the console is an error of, or a warning about, this node pack's scripts."""
+    place = line.location.get("url", "") + line.text
+    return line.type in ("error", "warning") and "flux_dreambooth" in place
