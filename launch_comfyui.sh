@@ -118,7 +118,7 @@ run_in_container() {
     [ -n "$shell" ] || set -- --publish "$address:$port:8188" "$@"
     set -- --volume "$root/models:/flux/models:ro" --volume "$root/models/loras:/flux/models/loras" "$@"
     set -- --volume "$root/output:/flux/output" --volume "$root/input:/flux/input" \
-        --volume "$root/user:/flux/user" "$@"
+        --volume "$root/user:/flux/user" --volume "$root/runs:/flux/runs" "$@"
     say_where
     run_linked models -- "$@"
 }
@@ -128,7 +128,7 @@ if [ -n "$native" ]; then
     if [ -n "$shell" ]; then refuse "--shell is for the container: .venv/bin/activate is the environment here."; fi
     run_native "$@"
 else
-    make_folders models/loras output input user
+    make_folders models/loras output input user runs
     build_if_wanted
     run_in_container "$@"
 fi
