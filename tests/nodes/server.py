@@ -75,6 +75,7 @@ class Result:
     def pictures(self, server: "ComfyServer", node: str | None = None) -> list[Image.Image]:
         """The pictures of one node, or of all, in order."""
         nodes = [node] if node else list(self.outputs)
+        assert self.outputs.keys() >= {*nodes}, f"{self.status}: {self.error or self.messages}"
         return [server.view(image) for each in nodes for image in self.outputs[each].get("images", [])]
 
 

@@ -163,9 +163,9 @@ def test_mistakes_are_told(server: ComfyServer, changed: dict, message: str):
 
 @pytest.mark.comfyui
 def test_a_new_checkpoint_is_drawn(server: ComfyServer):
-    write_lora(server.loras / "fresh-000001.safetensors", server.folder / "models/mini", {"x": json.dumps(1)}, seed=4)
-    prompt = grid_prompt(run="fresh", strengths="1", prompts=PROMPTS[0])
+    write_lora(server.loras / "grown-000001.safetensors", server.folder / "models/mini", {"x": json.dumps(1)}, seed=4)
+    prompt = grid_prompt(run="grown", strengths="1", prompts=PROMPTS[0])
     assert len(server.run(prompt).pictures(server, "4")) == 1
     assert {"2", "4"} <= {*server.run(prompt).cached}
-    write_lora(server.loras / "fresh.safetensors", server.folder / "models/mini", seed=5)
+    write_lora(server.loras / "grown.safetensors", server.folder / "models/mini", seed=5)
     assert len(server.run(prompt).pictures(server, "4")) == 2
