@@ -23,7 +23,7 @@ TORCHVISION_OPS = (
 )
 
 
-def prepare_imports(comfyui: Path) -> None:
+def mend_torch_neighbours() -> None:
     """Let ComfyUI import where torchvision's binary part or torchaudio does not fit this torch."""
     for op in TORCHVISION_OPS.split():
         with contextlib.suppress(RuntimeError):  # it is there
@@ -34,6 +34,11 @@ def prepare_imports(comfyui: Path) -> None:
         import torchaudio  # noqa: F401
     except (ImportError, OSError):
         sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+
+
+def prepare_imports(comfyui: Path) -> None:
+    """Make ComfyUI's modules importable, for a CPU."""
+    mend_torch_neighbours()
     sys.path.insert(0, str(comfyui))
     sys.argv = [sys.argv[0], "--cpu", "--fp32-text-enc"]
     import comfy.options

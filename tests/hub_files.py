@@ -13,6 +13,7 @@ from trainer.__main__ import main
 from trainer.hub.wanted import DEV, SCHNELL, TEXT_ENCODERS
 
 MIB = 1 << 20
+OTHER_TOKEN = "hf_otherTokenOtherToken"  # of somebody whom the hub does not know
 
 
 def made_up_file(size: int, seed: int) -> bytes:

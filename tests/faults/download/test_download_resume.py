@@ -10,32 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.fake_hub import Cut, FakeHub
-from tests.hub_files import DEV, MIB, TEXT_ENCODERS, download, models_here, parts_here, reachable
+from tests.hub_files import DEV, MIB, TEXT_ENCODERS, download, models_here, parts_here
 from tests.recipe_files import environment
 from trainer.hub.problems import Status
 from trainer.hub.wanted import KEYS
 
 FLUX = "flux1-dev.safetensors"
-SECRETS = ("Signature", "Traceback")
-
-
-@pytest.fixture(autouse=True)
-def hub(tmp_path, monkeypatch):
-    with reachable(monkeypatch, tmp_path) as fake:
-        yield fake
-
-
-@pytest.fixture(autouse=True)
-def said(hub: FakeHub, capfd):
-    """All that was printed so far; secrets are never in it."""
-    printed = []
-
-    def read() -> str:
-        printed.extend(capfd.readouterr())
-        return "".join(printed)
-
-    yield read
-    assert not [secret for secret in (*SECRETS, hub.token) if secret in read()]
 
 
 # resuming, bytes counted

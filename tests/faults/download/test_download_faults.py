@@ -10,32 +10,11 @@ from typing import Any
 import pytest
 
 from tests.fake_hub import PAGE, Cut, FakeHub
-from tests.hub_files import DEV, MIB, download, models_here, parts_here, reachable
+from tests.hub_files import DEV, MIB, OTHER_TOKEN, download, models_here, parts_here
 from trainer.hub import fetch
 from trainer.hub.problems import Status
 
 FLUX = "flux1-dev.safetensors"
-OTHER_TOKEN = "hf_otherTokenOtherToken"
-SECRETS = (OTHER_TOKEN, "Signature", "Traceback")
-
-
-@pytest.fixture(autouse=True)
-def hub(tmp_path, monkeypatch):
-    with reachable(monkeypatch, tmp_path) as fake:
-        yield fake
-
-
-@pytest.fixture(autouse=True)
-def said(hub: FakeHub, capfd):
-    """All that was printed so far; secrets are never in it."""
-    printed = []
-
-    def read() -> str:
-        printed.extend(capfd.readouterr())
-        return "".join(printed)
-
-    yield read
-    assert not [secret for secret in (*SECRETS, hub.token) if secret in read()]
 
 
 # What is different: of the hub, of the environment (None: not set), of the library (a name with dots).
