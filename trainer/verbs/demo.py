@@ -28,13 +28,13 @@ from trainer.models.weights import read_header
 from trainer.runtime import set_up_logging
 from trainer.sample import as_image, save_picture
 from trainer.train import train
-from trainer.verbs.evaluate import Adapter, Evaluation, draw_column, load_evaluation, make_table
+from trainer.verbs.evaluate import Adapter, Evaluation, Pictures, draw_column, load_evaluation, make_table
 
 log = logging.getLogger(__name__)
 CONFIG, OUTPUT = Path("flux_data/demo.toml"), Path("output/demo")
 PROMPTS = ("tjtoy toy", "sparkgpu gpu", "tjtoy toy holding sparkgpu gpu in a datacenter")
 SHOWN = "shown"  # the name of the set of PROMPTS
-BASE, FINAL = "base", "final"
+SCORED = BASE, FINAL = "base", "final"
 SHEET_QUALITY = 90
 
 
@@ -65,8 +65,9 @@ def run(argv: Sequence[str]) -> int:
     if status or not accelerator.is_main_process:
         return status
     trained = time.perf_counter()
-    pictures = draw_pictures(evaluation, checkpoints, given.output)
-    table = score(evaluation, checkpoints)
+    columns = draw(evaluation, checkpoints)
+    pictures = save_shown(columns, given.output, evaluation.seed)
+    table = score(evaluation, columns)
     seconds = {"training": trained - start, "all": time.perf_counter() - start}
     write_json(given.output / "scores.json", table.as_json() | {"seconds": seconds})
     paths = [*(checkpoint.path for checkpoint in checkpoints), *pictures, given.output / "scores.json"]
@@ -127,21 +128,29 @@ def evaluation_of(config: TrainConfig, prompts: int, device: torch.device) -> Ev
     return load_evaluation(config.pretrained_model_name_or_path.parent, config.seed, prompts, "concepts", device)
 
 
-def draw_pictures(evaluation: Evaluation, checkpoints: Sequence[Checkpoint], output: Path) -> list[Path]:
-    """PROMPTS by the base model and with every LoRA, from the same noise, one by one and on one sheet."""
-    shown = replace(evaluation, prompts=PromptSets(base=(), concepts={SHOWN: PROMPTS}, both=()))
-    columns = {BASE: draw_column(shown, Adapter(BASE))[SHOWN]}
-    for checkpoint in checkpoints:
-        columns[checkpoint.name] = draw_column(shown, _adapter(checkpoint))[SHOWN]
+def draw(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> dict[str, Pictures]:
+    """PROMPTS by the base model and with every LoRA, from the same noise; what is scored by the first and the last."""
+    shown = PromptSets(base=(), concepts={SHOWN: PROMPTS}, both=())
+    scored = replace(evaluation.prompts, concepts={**shown.concepts, **evaluation.prompts.concepts})
+    adapters = [Adapter(BASE), *map(_adapter, checkpoints)]
+    return {
+        adapter.name: draw_column(replace(evaluation, prompts=scored if adapter.name in SCORED else shown), adapter)
+        for adapter in adapters
+    }
+
+
+def save_shown(columns: Mapping[str, Pictures], output: Path, seed: int) -> list[Path]:
+    """The pictures of PROMPTS, one by one and on one sheet."""
+    shown = {name: pictures[SHOWN] for name, pictures in columns.items()}
     sheet = output / "contact_sheet.jpg"
-    _save_sheet(sheet, columns)
-    return [sheet, *_save_pictures(output, columns, evaluation.seed)]
+    _save_sheet(sheet, shown)
+    return [sheet, *_save_pictures(output, shown, seed)]
 
 
-def score(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> Table:
+def score(evaluation: Evaluation, columns: Mapping[str, Pictures]) -> Table:
     """The concepts' scores of the base model and of the final LoRA."""
-    adapters = (Adapter(BASE), _adapter(checkpoints[-1]))
-    return make_table(evaluation, {adapter.name: draw_column(evaluation, adapter) for adapter in adapters})
+    sets = evaluation.prompts.texts()
+    return make_table(evaluation, {name: {each: columns[name][each] for each in sets} for name in SCORED})
 
 
 def _adapter(checkpoint: Checkpoint) -> Adapter:
