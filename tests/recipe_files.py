@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from trainer.log import RunLog, accelerator_arguments
 from trainer.train import train
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 90  # seconds
 ONE_FOLDER = """
 [[datasets]]
 resolution = 64
@@ -201,6 +203,15 @@ def started(command: list[str], folder: Path | None = None) -> Iterator[subproce
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def wait_for(seen: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait until it is seen; fail when the process ends first or it takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not seen():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
 
 
 def finish(command: list[str], folder: Path | None = None, seconds: float = 120) -> str:

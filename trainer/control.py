@@ -1,5 +1,6 @@
 """What a run is asked to do while it goes: by a signal, or by a file touched in its folder."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from accelerate import Accelerator
 
 from trainer.readback import Numbers, Readback
 from trainer.runtime import StopRequest
+
+log = logging.getLogger(__name__)
 
 
 class Wish(NamedTuple):
@@ -47,10 +50,19 @@ class Control:
         self.agreed = Wish(flags["save"] > 0, flags["stop"] > 0)
 
     def _touched(self, name: str) -> bool:
-        if not self.accelerator.is_main_process:
-            return False
-        file = self.run_dir / name
-        touched = file.is_file()
-        if touched:
-            file.unlink()
-        return touched
+        return self.accelerator.is_main_process and _take(self.run_dir / name)
+
+
+def forget_wishes(run_dir: Path) -> None:
+    """Take away what came too late for the run before, so that the next one does not obey it."""
+    for name in Wish._fields:
+        if _take(run_dir / name):
+            log.info("%s was left from an earlier run and is removed", run_dir / name)
+
+
+def _take(file: Path) -> bool:
+    """Whether somebody touched it; it is gone then."""
+    touched = file.is_file()
+    if touched:
+        file.unlink()
+    return touched

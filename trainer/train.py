@@ -11,7 +11,7 @@ from trainer.batches import prefetch
 from trainer.check import make_plan
 from trainer.checkpoints import position_after, remove_leftovers, run_dir, state_path
 from trainer.config import TrainConfig, to_toml
-from trainer.control import Control
+from trainer.control import Control, forget_wishes
 from trainer.files import write_text
 from trainer.optim.foreach import gradients, with_gradient
 from trainer.readback import Readback
@@ -36,8 +36,9 @@ def train(config: TrainConfig, accelerator: Accelerator) -> int:
     with ended_by_sigterm(), ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(run_lock(run_dir(config)))
-            write_text(run_dir(config) / "config.toml", to_toml(config))
             remove_leftovers(config)
+            forget_wishes(run_dir(config))
+            write_text(run_dir(config) / "config.toml", to_toml(config))
         stop = StopRequest()
         run = prepare(config, accelerator, plan, Control(run_dir(config), stop, accelerator))
         stack.callback(run.log.close)
@@ -52,6 +53,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> int:
 def loop(run: Run) -> bool:
     """Steps until the end (True) or until asked to stop (False), with a checkpoint at either."""
     config, model, schedule = run.config, run.model, run.plan.schedule
+    run.log.event("start", run.progress.step, total_steps=schedule.total_steps, epochs=schedule.num_epochs)
     if config.sample_at_first and run.progress.step == 0:
         make_samples(run)
     readback = Readback(model.device, lambda step, numbers: after_step(run, step, numbers))

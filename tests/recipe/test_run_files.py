@@ -90,7 +90,9 @@ def test_every_line_of_the_log_has_its_keys(run):
         "tj.safetensors",
     ]
     assert saved[-1]["state"] == str(run.state(20))
-    assert len(run.log()) == len(steps) + len(saved) + len(run.log("validation"))
+    (start,) = run.log("start")
+    assert (start["step"], start["total_steps"], start["epochs"]) == (0, STEPS, 4)
+    assert len(run.log()) == 1 + len(steps) + len(saved) + len(run.log("validation"))
 
 
 def test_the_resolved_config_gives_the_same_config_again(run):

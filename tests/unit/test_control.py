@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 
 from tests.recipe_files import ROOT, environment
-from trainer.control import Control, Wish
+from trainer.control import Control, Wish, forget_wishes
 from trainer.runtime import StopRequest
 
 
@@ -44,6 +44,15 @@ def test_both_at_once(control, tmp_path):
 def test_a_folder_of_that_name_is_no_wish(control, tmp_path):
     (tmp_path / "save").mkdir()
     assert control.poll() == Wish() and (tmp_path / "save").is_dir()
+
+
+def test_wishes_of_an_earlier_run_are_forgotten_and_said(control, tmp_path, caplog):
+    (tmp_path / "stop").touch()
+    (tmp_path / "notes").touch()
+    with caplog.at_level("INFO"):
+        forget_wishes(tmp_path)
+    assert control.poll() == Wish() and [path.name for path in tmp_path.iterdir()] == ["notes"]
+    assert caplog.messages == [f"{tmp_path / 'stop'} was left from an earlier run and is removed"]
 
 
 def test_a_signal_asks_to_stop(control, stop):
