@@ -76,7 +76,8 @@ class Recipe:
     transformer_final_rate: float = 0.02  # of the learning rate, at the end
     transformer_learning_rate: float = 1.1e-3
     text_learning_rate: float = 5.5e-4
-    transformer_betas: tuple[float, float] = (0.9, 0.95)
+    transformer_momentum: float = 0.95  # of Muon, which moves the layers' matrices
+    transformer_betas: tuple[float, float] = (0.9, 0.95)  # of AdamW, which moves all the rest
     transformer_weight_decay: float = 0.01
     transformer_gradient_norm: float = 1.0  # gradients are clipped to it
     transformer_ema: float = 0.9995
