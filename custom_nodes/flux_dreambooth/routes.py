@@ -7,7 +7,7 @@ A POST must say that it is JSON: another site's page cannot do that without bein
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,25 @@ def register(server: Any) -> None:
     """Add the routes to ComfyUI's server; each is at /flux_dreambooth/… and at /api/flux_dreambooth/…."""
     import folder_paths
 
-    runs = Runs(find_runs_dir(os.environ, Path(folder_paths.base_path), Path(__file__).parent))
-    add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"))
+    pack = Path(__file__).parent
+    runs = Runs(find_runs_dir(os.environ, Path(folder_paths.base_path), pack))
+    add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"), first_workflow(os.environ, pack))
 
 
-def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
-    """routes: aiohttp's RouteTableDef. loras: gives the names of the LoRA files."""
+def first_workflow(environment: Mapping[str, str], pack: Path) -> dict[str, Any]:
+    """name: what a browser opens that comes for the first time (FLUX_FIRST_WORKFLOW), or None; ours: all there are."""
+    ours = sorted(path.stem for path in (pack / "example_workflows").glob("*.json"))
+    name = environment.get("FLUX_FIRST_WORKFLOW")
+    return {"name": name if name in ours else None, "ours": ours}
+
+
+def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]], first: dict[str, Any]) -> None:
+    """routes: aiohttp's RouteTableDef. loras: gives the names of the LoRA files. first: of `first_workflow`."""
+
+    @routes.get(PREFIX + "/first_workflow")
+    @_answers
+    async def first_one(_request: Any) -> Any:
+        return first
 
     @routes.get(PREFIX + "/runs")
     @_answers

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from .training_log import (
     Checkpoint,
-    Step,
     TrainingLog,
     count,
     curve,
@@ -151,18 +150,18 @@ class Runs:
         except OSError:  # no step has been made, or it cannot be read
             log = self._logs[folder.name] = TrainingLog()
         step = log.steps[-1] if log.steps else None
-        total, epochs = _length(_config(folder / "config.toml"), log.steps)
+        total, epochs = _length(log, folder / "config.toml")
         age = max(0.0, time.time() - _last_news(folder))
         newest = max(log.checkpoints.values(), key=lambda checkpoint: checkpoint.step, default=None)
         return {
             "name": folder.name,
             "state": _state(folder.name, log, age),
             "age": round(age, 1),
-            "step": step.step if step else 0,
+            "step": log.step,
             "total": total,
             "epoch": step.epoch if step else None,
             "epochs": epochs,
-            "seconds_left": _seconds_left(log.steps, total),
+            "seconds_left": _seconds_left(log, total),
             **{key: getattr(step, key, None) for key in SHOWN},
             "newest_checkpoint": newest and {"file": newest.file, "step": newest.step},
         }
@@ -202,20 +201,22 @@ def _config(file: Path) -> dict[str, Any]:
     return {key: value for table in (sections, *tables) for key, value in table.items()}
 
 
-def _length(config: Mapping[str, Any], steps: list[Step]) -> tuple[int | None, int | None]:
-    """Steps and epochs of the whole run; max_train_epochs wins over max_train_steps."""
-    per_epoch, epochs = steps_per_epoch(steps), count(config.get("max_train_epochs"))
-    total = count(config.get("max_train_steps"))
-    if epochs:
+def _length(log: TrainingLog, config_file: Path) -> tuple[int | None, int | None]:
+    """Steps and epochs of the whole run, from its start on; before, what its settings tell."""
+    if log.start:
+        return log.start.total, log.start.epochs
+    config, per_epoch = _config(config_file), steps_per_epoch(log.steps)
+    total, epochs = count(config.get("max_train_steps")), count(config.get("max_train_epochs"))
+    if epochs:  # wins over max_train_steps
         return (epochs * per_epoch if per_epoch else None), epochs
     return total or None, (-(-total // per_epoch) if total and per_epoch else None)
 
 
-def _seconds_left(steps: list[Step], total: int | None) -> float | None:
-    times = [step.seconds for step in steps[-LAST_STEPS:] if step.seconds]
+def _seconds_left(log: TrainingLog, total: int | None) -> float | None:
+    times = [step.seconds for step in log.steps[-LAST_STEPS:] if step.seconds]
     if not total or not times:
         return None
-    return max(0, total - steps[-1].step) * sum(times) / len(times)
+    return max(0, total - log.step) * sum(times) / len(times)
 
 
 def _checkpoints(written: Iterable[Checkpoint], loras: Iterable[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A run's log.jsonl, read as it grows: only what was added since the last look, whatever is in it.
 
-Lines are the trainer's: {"kind": "step", "step": 12, "loss": …}, and "checkpoint", "sample", "validation".
+Lines are the trainer's: {"kind": "step", "step": 12, "loss": …}, and "start", "checkpoint", "sample", "validation".
 """
 
 import itertools
@@ -20,6 +20,15 @@ CHUNK = 2**20
 MAX_STEPS = 20_000  # kept of a curve; every second one goes when there are more
 MAX_EVENTS = 2_000
 PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f]{1,255}")
+
+
+@dataclass(frozen=True)
+class Start:
+    """All is prepared and the steps begin after `step`: above 0 when a run goes on. total: its steps in all."""
+
+    step: int
+    total: int
+    epochs: int | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,13 @@ class TrainingLog:
         self.validation: list[tuple[int, float]] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self.prompts: dict[str, str] = {}  # of sample pictures, by file name
-        self.last: Step | Checkpoint | None = None
+        self.start: Start | None = None
+        self.last: Start | Step | Checkpoint | None = None
+
+    @property
+    def step(self) -> int:
+        """How far the run has come; not every step has a line."""
+        return max(self.start.step if self.start else 0, self.steps[-1].step if self.steps else 0)
 
     def update(self, path: Path) -> None:
         """Read what is new. Raises OSError when there is no log that can be read."""
@@ -115,10 +130,21 @@ class TrainingLog:
         if note and not note(self, step, record):
             self.num_broken += 1
 
+    def _note_start(self, step: int, record: dict[str, Any]) -> bool:
+        if not (total := count(record.get("total_steps"))):
+            return False
+        self._go_back_to(step)
+        self.last = self.start = Start(step, total, count(record.get("epochs")) or None)
+        return True
+
+    def _go_back_to(self, step: int) -> None:
+        """A run that goes on from an earlier state makes the steps after it again."""
+        if self.steps and step < self.steps[-1].step:
+            self.steps = [earlier for earlier in self.steps if earlier.step <= step]
+            self.validation = [earlier for earlier in self.validation if earlier[0] <= step]
+
     def _note_step(self, step: int, record: dict[str, Any]) -> bool:
-        if self.steps and step <= self.steps[-1].step:  # the run went on from an earlier state
-            self.steps = [earlier for earlier in self.steps if earlier.step < step]
-            self.validation = [earlier for earlier in self.validation if earlier[0] < step]
+        self._go_back_to(step - 1)
         if len(self.steps) >= MAX_STEPS:
             self.steps = self.steps[::2]
         numbers = {name: number(record.get(key)) for name, key in STEP_KEYS.items()}
@@ -161,6 +187,7 @@ STEP_KEYS = {  # a step's numbers, and their names in the log
     "peak_gib": "peak_gib",
 }
 _NOTES = {
+    "start": TrainingLog._note_start,
     "step": TrainingLog._note_step,
     "validation": TrainingLog._note_validation,
     "checkpoint": TrainingLog._note_checkpoint,

@@ -56,6 +56,9 @@ def test_the_tab_follows_a_run_that_is_being_written(open_page: OpenPage, runs: 
     page.wait_for_selector(".fdb-notice >> text=No training run yet")
     run = RunWriter(runs, total=400, per_epoch=40)
     page.wait_for_selector(".fdb-state >> text=Preparing")
+    run.start()
+    page.wait_for_selector("text=prepared: step 0 of 400")
+    assert page.locator(".fdb-state").inner_text() == "Running"
     run.steps(60)
     page.wait_for_selector("text=step 60 of 400")
     assert "9 min left" in page.locator(".fdb-progress").inner_text()

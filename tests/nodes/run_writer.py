@@ -47,8 +47,15 @@ class RunWriter:
         with self.log.open("a") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def start(self, step: int = 0) -> None:
+        """All is prepared; step: of the state that the run goes on from."""
+        self.step = step
+        self.line("start", total_steps=self.total, epochs=-(-self.total // self.per_epoch))
+
     def steps(self, count: int) -> None:
         """So many optimizer steps: a noisy loss that falls, a warm-up and a cosine."""
+        if not self.log.exists():
+            self.start()
         for _ in range(count):
             self.step += 1
             level = 0.36 + 0.26 * math.exp(-4 * self.step / self.total)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.random_flux import ModelFiles
 from custom_nodes.flux_dreambooth.safetensors_header import read_header
 from tests.nodes.lora_layouts import (
     LAYOUTS,
@@ -27,12 +26,13 @@ from tests.nodes.lora_layouts import (
 )
 from tests.nodes.model_files import write_mini
 from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer
+from trainer.bench.random_flux import ModelFiles
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI)]
 APPLY = Path(__file__).with_name("apply_loras.py")
 LAYERS, CLIP = make_layers(), make_clip_layers()
 COUNTED = {"double": "img_mod.lin.weight", "single": "modulation.lin.weight"}  # in every block
-SLOWER_AT_MOST = 1.5  # times core's loader; 0.9 to 1.1 were measured on a busy machine
+SLOWER_AT_MOST = 1.2  # times core's loader; 1.02 and 1.05 were measured on a busy machine
 
 
 @pytest.fixture(scope="module")

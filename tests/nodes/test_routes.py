@@ -8,8 +8,10 @@ from urllib.parse import quote
 
 import pytest
 
+from custom_nodes.flux_dreambooth.routes import first_workflow
 from tests.nodes.run_writer import CONCEPTS, RunWriter, write_lora
-from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer, Refused
+from tests.nodes.server import COMFYUI, NO_COMFYUI, PACK, ComfyServer, Refused
+from tests.nodes.workflows import NAMES
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI)]
 ROUTES = "/flux_dreambooth"
@@ -35,6 +37,14 @@ def send(server: ComfyServer, method: str, target: str, body: bytes | None = Non
     connection.request(method, target, body, {"Content-Type": "application/json"} | named)
     answer = connection.getresponse()
     return answer.status, answer.read()
+
+
+def test_the_first_workflow_is_one_of_ours(comfyui: ComfyServer):
+    assert comfyui.get(ROUTES + "/first_workflow") == {"name": None, "ours": sorted(NAMES)}
+    for name in ("base_flux", "mini_base"):
+        assert first_workflow({"FLUX_FIRST_WORKFLOW": name}, PACK)["name"] == name
+    for name in ("", "mine", "../base_flux", "base_flux.json", "workflows/base_flux"):
+        assert first_workflow({"FLUX_FIRST_WORKFLOW": name}, PACK)["name"] is None
 
 
 def test_a_run_is_read(comfyui: ComfyServer, run: RunWriter):

@@ -4,16 +4,17 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.random_flux import ModelFiles
 from custom_nodes.flux_dreambooth import training_log
 from custom_nodes.flux_dreambooth.concepts import Concept, read_concepts
 from custom_nodes.flux_dreambooth.runs import NotNow, Runs, find_runs_dir
 from custom_nodes.flux_dreambooth.training_log import MAX_LINE, TrainingLog
 from tests.nodes.run_writer import RunWriter
 from tests.recipe_files import make_workshop
+from trainer.bench.random_flux import ModelFiles
 
 HOSTILE = (
     "..", ".", "", "../outside", "..\\outside", "/etc", "tj/..", "tj/../../outside", "tj\0", "\0", "~", ".hidden",
@@ -44,6 +45,12 @@ def runs(folder: Path) -> Runs:
 def set_age(folder: Path, seconds: float) -> None:
     for file in folder.iterdir():
         os.utime(file, (time.time() - seconds,) * 2)
+
+
+def forget_start(folder: Path) -> None:
+    """The log of a trainer that did not say how long a run is."""
+    lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    (folder / "log.jsonl").write_text("".join(line for line in lines if '"start"' not in line))
 
 
 def test_a_real_run_is_read(tmp_path: Path, tiny_flux: ModelFiles):
@@ -136,14 +143,47 @@ def test_removed_checkpoints_are_gone_and_missing_files_cannot_be_used(tmp_path:
     }
 
 
-def test_length_of_a_run_in_epochs(tmp_path: Path):
+def length(runs: Runs) -> tuple[Any, ...]:
+    run = runs.details("tj")
+    return run["state"], run["step"], run["total"], run["epochs"], run["seconds_left"]
+
+
+def test_a_run_says_at_its_start_how_long_it_is(tmp_path: Path):
+    writer, runs = RunWriter(tmp_path, total=35, per_epoch=7, seconds=2.0), Runs(tmp_path)
+    (writer.folder / "config.toml").write_text("[training]\nmax_train_steps = 1600\nmax_train_epochs = 5\n")
+    assert length(runs) == ("preparing", 0, None, 5, None)
+    writer.start()
+    assert length(runs) == ("running", 0, 35, 5, None)
+    writer.steps(1)
+    assert length(runs) == ("running", 1, 35, 5, 68.0)
+
+
+def test_a_run_that_goes_on_may_have_another_length(tmp_path: Path):
+    writer, runs = RunWriter(tmp_path, total=20, per_epoch=10, seconds=2.0), Runs(tmp_path)
+    writer.steps(10)
+    writer.checkpoint(with_state=True)
+    writer.steps(4)
+    writer.validation()
+    set_age(writer.folder, 5000)
+    assert length(runs) == ("stopped", 14, 20, 2, 12.0)
+    writer.total = 40
+    writer.start(10)
+    assert length(runs) == ("running", 10, 40, 4, 60.0)
+    assert runs.details("tj")["validation"] == [] and len(runs.details("tj")["curve"]) == 10
+    writer.steps(1)
+    assert length(runs) == ("running", 11, 40, 4, 58.0)
+    writer.start(13)  # not every step has a line
+    assert length(runs) == ("running", 13, 40, 4, 54.0)
+
+
+def test_length_of_a_run_whose_log_does_not_say_it(tmp_path: Path):
     writer, runs = RunWriter(tmp_path, per_epoch=7, seconds=2.0), Runs(tmp_path)
     (writer.folder / "config.toml").write_text("[training]\nmax_train_steps = 1600\nmax_train_epochs = 5\n")
     writer.steps(7)
-    assert runs.details("tj")["total"] is None
+    forget_start(writer.folder)
+    assert length(runs) == ("running", 7, None, 5, None)
     writer.steps(1)
-    brief = runs.details("tj")
-    assert (brief["total"], brief["epochs"], brief["seconds_left"]) == (35, 5, 54.0)
+    assert length(runs) == ("running", 8, 35, 5, 54.0)
 
 
 def test_a_long_curve_has_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -262,6 +302,8 @@ BROKEN = (
     b'{"kind": "checkpoint", "step": 9}', b'{"kind": "checkpoint", "step": 9, "file": "../../x"}',
     b'{"kind": "checkpoint", "step": 9, "file": ["a"]}', b'{"kind": "sample", "step": 9, "file": "a/.."}',
     b'{"kind": "validation", "step": 9, "loss": NaN}', b"[" * 50_000, b'{"step": ' + b"9" * 50_000 + b"}",
+    b'{"kind": "start", "step": 9}', b'{"kind": "start", "step": 9, "total_steps": "9"}',
+    b'{"kind": "start", "step": 9, "total_steps": 0}', b'{"kind": "start", "total_steps": 9}',
     b'{"kind": "step", "step": 5, "x": "' + b"y" * MAX_LINE + b'"}',
 )  # fmt: skip
 
@@ -273,7 +315,7 @@ def test_broken_lines_are_counted_and_left_out(folder: Path, runs: Runs):
     details = runs.details("tj")
     assert details["broken_lines"] == len(BROKEN)
     assert details["curve"][-1] == [4, None, None, None]
-    assert details["checkpoints"] == []
+    assert details["checkpoints"] == [] and details["total"] == 400
     json.dumps(details, allow_nan=False)
 
 
@@ -300,4 +342,5 @@ def test_of_a_giant_log_the_end_is_read(runs: Runs, monkeypatch: pytest.MonkeyPa
 )
 def test_a_broken_config_leaves_the_length_open(folder: Path, runs: Runs, text: bytes):
     (folder / "tj/config.toml").write_bytes(text)
+    forget_start(folder / "tj")
     assert runs.details("tj")["total"] is None

@@ -76,11 +76,17 @@ function drawProgress(name, state, step, total, epoch, epochs, average, rate, pa
       h('span', { class: 'fdb-state' }, text(`state.${state}`))),
     h('div', { class: 'fdb-bar', role: 'progressbar', 'aria-valuenow': step, 'aria-valuemax': total }, h('div', shown)),
     h('div', { class: 'fdb-line fdb-small' },
-      h('span', {}, total ? text('training.stepOf', { step: formatNumber(step), total: formatNumber(total) }) : text('training.step', { step: formatNumber(step) })),
+      h('span', {}, stepText(state, step, total)),
       h('span', {}, going ? text('training.left', { time: formatDuration(left) }) : percent(step, total))),
     h('dl', { class: 'fdb-facts' }, facts.map(([key, value]) => h('div', {}, h('dt', {}, text(`training.${key}`)), h('dd', {}, value)))),
     broken ? h('div', { class: 'fdb-small fdb-warning' }, text('training.broken', { n: formatNumber(broken) })) : null
   ]
+}
+
+function stepText(state, step, total) {
+  const values = { step: formatNumber(step), total: formatNumber(total) }
+  if (!total) return text('training.step', values)
+  return text(step === 0 && state === 'running' ? 'training.prepared' : 'training.stepOf', values)
 }
 
 function drawCurves(points, validation, marks, total) {
