@@ -46,4 +46,4 @@ try: setup models/random
 	$(BIN)/python -m trainer train --config_file flux_data/try.toml
 
 models/random: | setup
-	$(BIN)/python benchmarks/random_flux.py --size tiny --out models/random
+	$(BIN)/python -m trainer.bench.random_flux --size tiny --out models/random

@@ -1,11 +1,15 @@
 """The NVIDIA playbook's command line at FLUX.1-dev's full size, measured: speed, memory, kill and resume.
 
-    python benchmarks/playbook.py [--size full] [--work DIR] [--epochs 5] [--kill_at 12] [--output FILE.json]
+    python -m benchmarks.playbook [--size full] [--work DIR] [--epochs 5] [--kill_at 12] [--output FILE.json]
 
 Writes random files in the true layout (34 GB), then runs `python -m trainer train` with the playbook's
 flags: rank 256, accumulation 4, Prodigy, gradient checkpointing, torch.compile. The run is stopped
 once with SIGTERM and resumed; a second run with rank 16 shows the speed without checkpointing. All
 figures come from the runs' own logs, from the kernel (host memory) and from nvidia-smi.
+
+It drives whole processes and looks at them from outside only, which is how it can kill and resume them.
+`python -m trainer bench` measures speed more closely (timed pictures, kernels, several settings) and kills
+nothing.
 """
 
 import argparse
@@ -24,20 +28,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.random_flux import ModelFiles, write_model_files
+from trainer.bench.random_flux import ModelFiles, write_model_files
+from trainer.bench.settings import PLAYBOOK, RANK_16
 
-PLAYBOOK = """
-    --prior_loss_weight=1.0 --save_model_as=safetensors --network_module=networks.lora_flux --network_dim=256
-    --network_alpha=256 --learning_rate=1.0 --optimizer_type=Prodigy --lr_scheduler=cosine_with_restarts
-    --gradient_accumulation_steps 4 --gradient_checkpointing --sdpa --max_train_epochs=100
-    --save_every_n_epochs=25 --mixed_precision=bf16 --guidance_scale=1.0 --timestep_sampling=flux_shift
-    --model_prediction_type=raw --torch_compile --persistent_data_loader_workers --cache_latents
-    --cache_latents_to_disk --cache_text_encoder_outputs --cache_text_encoder_outputs_to_disk
-""".split()
-RANK_16 = """
-    --network_dim=16 --learning_rate=1e-4 --optimizer_type=AdamW --mixed_precision=bf16 --torch_compile
-    --max_train_steps=40
-""".split()
+RANK_16_STEPS = "--max_train_steps=40"
 WARM_UP = 4  # optimizer steps left out of the median
 
 
@@ -95,7 +89,7 @@ def _measure(arguments: argparse.Namespace, files: ModelFiles) -> Iterator[Figur
         yield run_training(f"{name}, until SIGTERM", flags, run_dir / name, kill_at=arguments.kill_at)
         yield run_training(f"{name}, resumed", [*flags, f"--resume={run_dir / name}"], run_dir / name)
     if "rank16" not in arguments.skip:
-        yield run_training("rank 16", [*shared, *RANK_16, "--output_name=rank16"], run_dir / "rank16")
+        yield run_training("rank 16", [*shared, *RANK_16, RANK_16_STEPS, "--output_name=rank16"], run_dir / "rank16")
 
 
 def run_training(name: str, flags: Sequence[str], run: Path, kill_at: int | None = None) -> Figures:

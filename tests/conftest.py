@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with small tensors: more threads wait for each other
 
-from benchmarks.random_flux import ModelFiles, write_model_files
+from trainer.bench.random_flux import ModelFiles, write_model_files
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

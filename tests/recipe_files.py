@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
+from trainer.bench.random_flux import ModelFiles
 from trainer.check import make_plan
 from trainer.config import TrainConfig, parse_config
 from trainer.faults import Faults

@@ -1,4 +1,4 @@
-"""`python -m trainer <verb>`: train, check, sample, evaluate, demo, info, convert. Each imports only what it needs."""
+"""`python -m trainer <verb>`: train, check, sample, evaluate, demo, bench, … Each imports only what it needs."""
 
 import importlib
 import sys
@@ -14,6 +14,7 @@ VERBS = {
     "sample": "draw pictures with the base model and LoRA files",
     "evaluate": "compare LoRA files with the embedded model, by a judge of its pictures",
     "demo": "teach both concepts to the embedded model, draw and score before and after",
+    "bench": "measure what training costs on this machine: time, memory, where it goes",
     "download": "fetch the model files from the Hugging Face hub, and LoRA files",
     "info": "say what a LoRA file holds",
     "convert": "turn a LoRA into kohya's layout and back, resize it, merge several",

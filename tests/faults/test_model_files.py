@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.random_flux import (
+from trainer.bench.random_flux import (
     REAL_BYTES,
     SIZES,
     autoencoder_shapes,

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trainer.run
-from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.recipe_files import Finished, Workshop, environment, make_workshop, read_log
 from trainer.__main__ import main
+from trainer.bench.random_flux import ModelFiles
 from trainer.faults import Faults
 
 PATIENCE = 60

@@ -8,7 +8,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from benchmarks.random_flux import write_model_files
+from trainer.bench.random_flux import write_model_files
 from trainer.faults import Faults
 from trainer.models.load import is_schnell, load_autoencoder, load_clip, load_t5, load_transformer
 from trainer.models.text import encode_clip, encode_t5, load_tokenizers

@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
 
-from benchmarks.random_flux import write_model_files
+from trainer.bench.random_flux import write_model_files
 from trainer.faults import Faults
 from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.transformer import Conditioning

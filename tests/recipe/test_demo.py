@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT, read_log
+from trainer.bench.random_flux import ModelFiles
 from trainer.config import parse_config
 from trainer.faults import Faults
 from trainer.files import write_safetensors

@@ -92,7 +92,10 @@ def test_every_line_of_the_log_has_its_keys(run):
     assert saved[-1]["state"] == str(run.state(20))
     (start,) = run.log("start")
     assert (start["step"], start["total_steps"], start["epochs"]) == (0, STEPS, 4)
-    assert len(run.log()) == 1 + len(steps) + len(saved) + len(run.log("validation"))
+    (estimate,), (finish,) = run.log("estimate"), run.log("finish")
+    assert (estimate["step"], finish["step"]) == (10, STEPS) and estimate["seconds_left"] > 0
+    assert finish["promised"] == pytest.approx(estimate["finish"], abs=1)
+    assert len(run.log()) == 1 + len(steps) + len(saved) + len(run.log("validation")) + 2
 
 
 def test_the_resolved_config_gives_the_same_config_again(run):

@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 import trainer.cache
-from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw
 from tests.recipe_files import Workshop, make_workshop
 from trainer.batches import BatchMaker
+from trainer.bench.random_flux import ModelFiles
 from trainer.cache import CacheKeys, Encoded, TensorCache, encode_picture, fill_cache, missing_entries
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset

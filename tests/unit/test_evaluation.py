@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from trainer import evaluation
+from trainer.bench.random_flux import ModelFiles
 from trainer.contact_sheet import Row, contact_sheet
 from trainer.evaluation import (
     USUAL,

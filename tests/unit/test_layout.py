@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.random_flux import SIZES, autoencoder_shapes, transformer_shapes
+from trainer.bench.random_flux import SIZES, autoencoder_shapes, transformer_shapes
 from trainer.models.layout import (
     autoencoder_to_bfl,
     autoencoder_to_diffusers,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.random_flux import ModelFiles, write_model_files
 from tests.dataset_files import draw
 from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_workshop
 from tests.small_run import Run
+from trainer.bench.random_flux import ModelFiles, write_model_files
 from trainer.check import make_plan
 from trainer.checkpoints import position_after
 from trainer.config import parse_config

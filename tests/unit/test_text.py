@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.random_flux import write_clip_tokenizer, write_t5_tokenizer
+from trainer.bench.random_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from trainer.faults import Faults
 from trainer.models.text import CLIP_LENGTH, clip_ids, cut_captions, find_tokenizer_dir, load_tokenizers
 

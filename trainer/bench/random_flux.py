@@ -1,11 +1,10 @@
 """Random numbers in the files of FLUX.1: the names, shapes, dtypes and folders of the real ones.
 
-    python benchmarks/random_flux.py --size tiny|small|full --out DIR [--device cuda] [--seed 0]
+    python -m trainer.bench.random_flux --size tiny|small|full --out DIR [--device cuda] [--seed 0]
 
 The full size (34 GB) is for measuring speed and memory without a download; the numbers are drawn on
 the device and written tensor by tensor, so host memory holds one tensor at a time. Activations stay
-in range and nothing is zero. The tokenizers have the real ones' special tokens and one token per
-byte (CLIP) or character (T5).
+in range and nothing is zero.
 """
 
 import argparse
@@ -18,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from trainer.bench.random_tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from trainer.models.weights import read_header
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -83,31 +84,77 @@ class ModelFiles:
     tokenizer_dir: Path
 
 
-def write_model_files(
-    folder: Path, size: str = "tiny", seed: int = 0, device: str | torch.device = "cpu", guidance: bool = True
-) -> ModelFiles:
-    """Write the four model files and the two tokenizers below `folder`.
+@dataclass(frozen=True)
+class Content:
+    """One model file to be: its tensors, all of one dtype. total_bytes: what a padded header brings it to."""
 
-    guidance: False leaves guidance_in out, which makes it a FLUX.1-schnell. The same seed, size and
-    kind of device give the same bytes.
-    """
-    numbers = SIZES[size]
-    files = ModelFiles(
+    path: Path
+    shapes: Shapes
+    dtype: torch.dtype
+    metadata: Mapping[str, str]
+    total_bytes: int | None
+
+    @property
+    def num_bytes(self) -> int:
+        """What the file takes on disk."""
+        data = sum(math.prod(shape) for shape in self.shapes.values()) * self.dtype.itemsize
+        return self.total_bytes or data + len(file_header(self.shapes, self.dtype, self.metadata))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file is there with these tensors and all of its bytes."""
+        try:
+            found = read_header(self.path).tensors.values()
+        except (OSError, ValueError):
+            return False
+        dtype = DTYPE_NAMES[self.dtype]
+        return {(info.name, info.shape, info.dtype) for info in found} == {
+            (name, tuple(shape), dtype) for name, shape in self.shapes.items()
+        }
+
+
+def model_files(folder: Path, guidance: bool = True) -> ModelFiles:
+    """The places of the files below `folder`."""
+    return ModelFiles(
         transformer=folder / "checkpoints" / f"flux1-{'dev' if guidance else 'schnell'}.safetensors",
         ae=folder / "vae" / "ae.safetensors",
         clip_l=folder / "text_encoders" / "clip_l.safetensors",
         t5xxl=folder / "text_encoders" / "t5xxl_fp16.safetensors",
         tokenizer_dir=folder / "tokenizers",
     )
+
+
+def model_contents(files: ModelFiles, size: str, guidance: bool = True) -> tuple[Content, ...]:
+    """What `write_model_files` writes, but for the tokenizers."""
+    numbers, torch_made = SIZES[size], {"format": "pt"}
     contents = (
-        (files.transformer, transformer_shapes(numbers, guidance), torch.bfloat16, {"format": "pt"}),
-        (files.ae, autoencoder_shapes(numbers), torch.float32, {"format": "pt"}),
-        (files.clip_l, clip_shapes(numbers), torch.float16, {"format": "pt"}),
+        (files.transformer, transformer_shapes(numbers, guidance), torch.bfloat16, torch_made),
+        (files.ae, autoencoder_shapes(numbers), torch.float32, torch_made),
+        (files.clip_l, clip_shapes(numbers), torch.float16, torch_made),
         (files.t5xxl, t5_shapes(numbers), torch.float16, {}),
     )
-    for path, shapes, dtype, metadata in contents:
-        total = REAL_BYTES.get(path.name) if size == "full" else None
-        write_random_file(path, shapes, dtype, seed, device, metadata, total)
+    return tuple(Content(*each, REAL_BYTES.get(each[0].name) if size == "full" else None) for each in contents)
+
+
+def write_model_files(
+    folder: Path,
+    size: str = "tiny",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    guidance: bool = True,
+    keep: bool = False,
+) -> ModelFiles:
+    """Write the four model files and the two tokenizers below `folder`.
+
+    guidance: False leaves guidance_in out, which makes it a FLUX.1-schnell. keep: leave files that are
+    whole. The same seed, size and kind of device give the same bytes.
+    """
+    files = model_files(folder, guidance)
+    for content in model_contents(files, size, guidance):
+        if not (keep and content.is_whole):
+            write_random_file(
+                content.path, content.shapes, content.dtype, seed, device, content.metadata, content.total_bytes
+            )
     write_clip_tokenizer(files.tokenizer_dir / "tokenizer")
     write_t5_tokenizer(files.tokenizer_dir / "tokenizer_2")
     return files
@@ -260,48 +307,6 @@ def mean_and_spread(name: str, shape: Shape) -> tuple[float, float]:
     return 0.0, (0.5 if "mod" in name else 1.0) / math.sqrt(fan_in)
 
 
-def write_clip_tokenizer(folder: Path) -> None:
-    """CLIP's tokenizer without merges: each byte is a token, a word's last one marked `</w>`."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    end = "<|endoftext|>"
-    _write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    special = {"bos_token": "<|startoftext|>", "eos_token": end, "pad_token": end, "unk_token": end}
-    _write_json(folder / "special_tokens_map.json", special)
-    _write_json(
-        folder / "tokenizer_config.json",
-        special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True},
-    )
-
-
-def write_t5_tokenizer(folder: Path) -> None:
-    """T5's tokenizer with one token per ASCII character, and one more for each that begins a word."""
-    letters = [chr(code) for code in range(33, 127)]
-    pieces = ["▁", *letters, *(f"▁{letter}" for letter in letters)]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -1.0) for piece in pieces)]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    tokenizer.add_special_tokens(list(special.values()))
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "special_tokens_map.json", special)
-    _write_json(
-        folder / "tokenizer_config.json",
-        special | {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0},
-    )
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _layer(name: str, *shape: int) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
@@ -334,9 +339,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schnell", action="store_true", help="without guidance, as FLUX.1-schnell")
-    arguments = parser.parse_args()
-    size, seed, device = arguments.size, arguments.seed, arguments.device
-    files = write_model_files(arguments.out, size, seed, device, guidance=not arguments.schnell)
+    parser.add_argument("--keep", action="store_true", help="leave files that are whole")
+    given = parser.parse_args()
+    files = write_model_files(given.out, given.size, given.seed, given.device, not given.schnell, given.keep)
     for path in (files.transformer, files.ae, files.clip_l, files.t5xxl):
         print(f"{path.stat().st_size:>14,} bytes  {path}")
 

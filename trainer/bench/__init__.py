@@ -1,0 +1,1 @@
+"""What training costs on this machine: files made on the spot, real runs measured, two measurements compared."""
