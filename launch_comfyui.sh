@@ -72,8 +72,10 @@ case $port in '' | *[!0-9]* | ??????*) refuse "--port=$port is not a port." ;; e
 
 role_checks() {
     if [ -z "$shell" ]; then check_port "$port"; fi
-    if [ -z "$native" ]; then check_writable models/loras user output input; fi
-    if [ -z "$demo" ]; then
+    if [ -z "$native" ]; then check_writable models/loras user output input runs "$compiled"; fi
+    if [ -n "$demo" ]; then
+        check_small_model
+    else
         check_models "$(one_of checkpoints flux1-dev)" "$(one_of vae ae)" \
             "$(one_of text_encoders clip_l)" "$(one_of text_encoders t5xxl_fp16)"
         check_memory 12 44
@@ -92,19 +94,24 @@ one_of() {
 
 say_where() {
     [ -z "$dry_run$shell" ] || return 0
-    workflow=base_flux
-    [ -z "$demo" ] || workflow=mini_base
-    say "ComfyUI: http://127.0.0.1:$port/?template=$workflow&source=flux_dreambooth"
+    say "ComfyUI: http://127.0.0.1:$port"
     [ "$address" = 127.0.0.1 ] ||
         say "Warning: whoever reaches $address:$port can use this ComfyUI and its files; there is no password."
 }
+
+# What a browser that has not been here yet opens.
+first_workflow=base_flux
+[ -z "$demo" ] || first_workflow=mini_base
 
 run_native() {
     install_comfyui
     [ -z "$cpu" ] || set -- --cpu "$@"
     PATH=$root/.venv/bin:$PATH
     say_where
-    perform_last env "PATH=$PATH" sh "$root/containers/comfyui.sh" "$comfyui" "$root" "$root/workflows" \
+    make_caches
+    perform_last env "PATH=$PATH" "TORCHINDUCTOR_CACHE_DIR=$inductor_cache" "TRITON_CACHE_DIR=$triton_cache" \
+        "FLUX_FIRST_WORKFLOW=$first_workflow" \
+        sh "$root/containers/comfyui.sh" "$comfyui" "$root" "$root/workflows" \
         --listen "$address" --port "$port" "$@"
 }
 
@@ -115,8 +122,10 @@ run_in_container() {
     elif [ -n "$cpu" ]; then
         set -- "$@" --cpu
     fi
-    [ -n "$shell" ] || set -- --publish "$address:$port:8188" "$@"
+    [ -n "$shell" ] || set -- --publish "$address:$port:8188" --env "FLUX_FIRST_WORKFLOW=$first_workflow" "$@"
     set -- --volume "$root/models:/flux/models:ro" --volume "$root/models/loras:/flux/models/loras" "$@"
+    # runs is writable: `save` and `stop` are touched in folders that a training makes later, and what is not there
+    # yet cannot be mounted on its own
     set -- --volume "$root/output:/flux/output" --volume "$root/input:/flux/input" \
         --volume "$root/user:/flux/user" --volume "$root/runs:/flux/runs" "$@"
     say_where
@@ -129,6 +138,7 @@ if [ -n "$native" ]; then
     run_native "$@"
 else
     make_folders models/loras output input user runs
+    make_caches
     build_if_wanted
     run_in_container "$@"
 fi

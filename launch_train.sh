@@ -82,13 +82,16 @@ role_checks() {
         fault "Of $num_machines machines each has to know its own number and the first one's address." \
             "--machine_rank=0 there, 1, 2 … on the others, and --main_process_ip=ADDRESS on all of them"
     fi
-    if [ -z "$native" ]; then check_writable models/loras runs output flux_data; fi
+    if [ -z "$native" ]; then check_writable models/loras runs output flux_data "$compiled"; fi
     if [ "$1" = train ]; then
         check_training_models "$@"
         check_memory 8 64
         check_disk "$root" 30 "earlier runs in runs/, and flux_data/.cache"
     fi
-    if [ "$1" = demo ]; then check_disk "$root" 2 "earlier runs in runs/, and flux_data/.cache"; fi
+    if [ "$1" = demo ]; then
+        check_small_model judge.safetensors prompts.json
+        check_disk "$root" 2 "earlier runs in runs/, and flux_data/.cache"
+    fi
 }
 
 # The four files that the flags name, or else the settings file.
@@ -102,19 +105,25 @@ check_training_models() {
 "
     done
     check_listed_models "$models"
-    if [ -z "$(setting tokenizer_dir "$@")$(value_of tokenizer_dir "$settings")" ]; then check_tokenizers; fi
+    if [ -n "$(setting tokenizer_dir "$@")$(value_of tokenizer_dir "$settings")" ]; then return; fi
+    clip_l=$(setting clip_l "$@")
+    check_tokenizers "${clip_l:-$(value_of clip_l "$settings")}"
 }
 
+# Where the program looks too: at and beside the folder of clip_l.
 check_tokenizers() {
-    for folder in models/tokenizers models/text_encoders/tokenizers models/text_encoders; do
-        if [ -d "$root/$folder/tokenizer" ] && [ -d "$root/$folder/tokenizer_2" ]; then return; fi
+    beside=${1%/*}
+    for folder in "$beside/tokenizers" "$beside/../tokenizers" "$beside"; do
+        case $folder in /*) ;; *) folder=$root/$folder ;; esac
+        if [ -d "$folder/tokenizer" ] && [ -d "$folder/tokenizer_2" ]; then return; fi
     done
     fault "The tokenizers are missing (models/tokenizers)." "sh download.sh"
 }
 
 # One accelerate process for each GPU, or simply Python.
 launched() {
-    if [ -z "$num_processes$num_machines$machine_rank$main_process_ip$main_process_port" ]; then
+    processes=${num_processes:-${num_machines:-1}}
+    if [ "$processes" = 1 ] && ! several_machines; then
         "$@"
         return
     fi
@@ -124,18 +133,18 @@ launched() {
     [ -z "$main_process_port" ] || set -- "--main_process_port=$main_process_port" "$@"
     [ -z "$main_process_ip" ] || set -- "--main_process_ip=$main_process_ip" "$@"
     [ -z "$machine_rank" ] || set -- "--machine_rank=$machine_rank" "$@"
-    processes=${num_processes:-${num_machines:-1}}
-    # accelerate sees only its own machine's GPUs and would start one process where there is one
-    [ "$processes" = 1 ] || set -- --multi_gpu "$@"
-    "$then_run" accelerate launch "--num_processes=$processes" "--num_machines=${num_machines:-1}" \
-        --mixed_precision=no --dynamo_backend=no "$@"
+    # --multi_gpu: accelerate sees only its own machine's GPUs and would start one process where there is one
+    "$then_run" python containers/several.py "--num_processes=$processes" "--num_machines=${num_machines:-1}" \
+        --mixed_precision=no --dynamo_backend=no --multi_gpu "$@"
 }
 
 run_native() {
     perform cd "$root" || exit
     PATH=$root/.venv/bin:$PATH
     [ -z "$cpu" ] || set -- env CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true "$@"
-    perform_last "$python" containers/init.py "$@"
+    make_caches
+    perform_last env "TORCHINDUCTOR_CACHE_DIR=$inductor_cache" "TRITON_CACHE_DIR=$triton_cache" \
+        "$python" containers/init.py "$@"
 }
 
 run_in_container() {
@@ -176,7 +185,8 @@ if [ -n "$native" ]; then
     if [ -n "$shell" ]; then refuse "--shell is for the container: .venv/bin/activate is the environment here."; fi
     launched run_native python -m trainer "$@"
 else
-    make_folders models/loras flux_data runs output
+    make_folders models/loras runs output
+    make_caches
     build_if_wanted
     launched run_in_container python -m trainer "$@"
 fi

@@ -49,14 +49,23 @@ def constraints(files: list[Path]) -> list[str]:
     return lines
 
 
+def index_of_build(torch: str) -> list[str]:
+    """Where the packages lie that fit a torch whose version names its build, such as 2.13.0+cpu."""
+    build = re.search(r"\+((?:cpu|cu|rocm)[\d.]*)$", torch)
+    return [f"--extra-index-url https://download.pytorch.org/whl/{build.group(1)}"] if build else []
+
+
 def requirements(files: list[Path]) -> list[str]:
     """Lines for `pip --requirement`, without what is kept."""
-    without = SEPARATE | kept().keys()
+    installed = kept()
+    without = SEPARATE | installed.keys()
     lines = []
     for file in files:
         text = file.read_text()
         listed = tomllib.loads(text)["project"]["dependencies"] if file.suffix == ".toml" else text.splitlines()
         lines += [line for line in listed if name_of(line) and name_of(line) not in without]
+    if "torch" in installed and any(name_of(line) == "torchvision" for line in lines):
+        lines += index_of_build(installed["torch"].version)
     return lines
 
 
@@ -64,12 +73,22 @@ def unchanged(file: Path) -> list[str]:
     """The kept packages as they are now; exits with what was replaced. They are imported too."""
     promised = [line.removeprefix(NOTE) for line in file.read_text().splitlines() if line.startswith(NOTE)]
     now = [f"{name}=={found.version} in {place(found)}" for name, found in kept().items()]
-    if "torch" not in kept() or now != promised:
-        sys.exit(f"torch came with the base and must stay as it was.\nbefore: {promised}\nnow:    {now}")
+    if "torch" not in kept() or not set(promised) <= set(now):
+        sys.exit(f"torch was there first and must stay as it was.\nbefore: {promised}\nnow:    {now}")
     for name in ("torch", "torchvision"):
         if name in kept():
-            importlib.import_module(name)
+            import_or_say(name)
     return now
+
+
+def import_or_say(name: str) -> None:
+    """Exits with a line about a package whose compiled part does not fit this machine or this torch."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        versions = " and ".join(f"{each} {found.version}" for each, found in kept().items() if "torch" in each)
+        hint = "https://pytorch.org/get-started/locally names the index of builds that fit each other"
+        sys.exit(f"{name} cannot be imported ({versions}): {error}\n{hint}; install both from it, then try again.")
 
 
 def main(arguments: list[str]) -> None:

@@ -33,6 +33,18 @@ make_folders() {
     done
 }
 
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+
+# What torch.compile makes outlives the container here, where the trainer keeps it too, unless the caller has folders for it.
+compiled=flux_data/.cache/compiled
+inductor_cache=$(absolute "${TORCHINDUCTOR_CACHE_DIR:-$root/$compiled/inductor}")
+triton_cache=$(absolute "${TRITON_CACHE_DIR:-$root/$compiled/triton}")
+
+make_caches() {
+    make_folders flux_data flux_data/.cache "$compiled" "$compiled/inductor" "$compiled/triton"
+    [ -n "$dry_run" ] || mkdir -p "$inductor_cache" "$triton_cache"
+}
+
 image_is_there() { "$engine" image inspect "$image" >/dev/null 2>&1; }
 
 # What the image is made of, as one number: tells whether it is older than the files.
@@ -73,7 +85,7 @@ build_if_wanted() {
 }
 
 # Large files often lie on another disk and are linked here: what a link leads to is mounted where it points.
-# run_linked FOLDER... -- ARGUMENT...: adds those mounts, then goes on to run_container.
+# run_linked FOLDER... -- ARGUMENT...: adds those mounts and the compiler's, then goes on to run_container.
 run_linked() {
     folders=''
     while [ "$1" != -- ]; do folders="$folders $1" && shift; done
@@ -86,6 +98,8 @@ run_linked() {
             fi
         done
     done
+    set -- --volume "$inductor_cache:/flux/.cache/compile/inductor" \
+        --volume "$triton_cache:/flux/.cache/compile/triton" "$@"
     run_container "$@"
 }
 

@@ -3,14 +3,38 @@
 
 # check_models FILE...: paths relative to the repository.
 check_models() {
-    missing=''
+    missing='' small=''
     for file; do
-        case $file in
-            /*) fault "$file is not seen in a container." "link it into models/ and name it from there" ;;
-            *) [ -z "$(flaw_of "$root/$file")" ] || missing="$missing${missing:+, }$file $(flaw_of "$root/$file")" ;;
+        place=$root/$file
+        case $file:$native in
+            /*:) fault "$file is not seen in a container." "link it into models/ and name it from there" && continue ;;
+            /*) place=$file ;;
+        esac
+        flaw=$(flaw_of "$place")
+        case $flaw:$file in
+            :*) ;;
+            *:models/mini/*) small="$small${small:+, }${file#models/mini/} $flaw" ;;
+            *) missing="$missing${missing:+, }$file $flaw" ;;
         esac
     done
     [ -z "$missing" ] || fault "Model files: $missing." "sh download.sh"
+    [ -z "$small" ] || fault "The small model in models/mini: $small." "git pull                 $small_remedy"
+}
+
+small_remedy="(it comes with the repository)"
+
+# What --demo needs, and FILE... of the same folder.
+check_small_model() {
+    if [ ! -e "$root/models/mini/flux1-mini.safetensors" ]; then
+        fault "There is no small model in models/mini yet." "git pull                 $small_remedy"
+        return
+    fi
+    for file; do
+        shift
+        set -- "$@" "models/mini/$file"
+    done
+    for name in flux1 ae clip_l t5; do set -- "$@" "models/mini/$name-mini.safetensors"; done
+    check_models "$@" models/mini/tokenizers/tokenizer models/mini/tokenizers/tokenizer_2
 }
 
 # "is missing", "cannot be read by you", "is cut short" or nothing.

@@ -23,7 +23,7 @@ check_gpu() {
     [ -z "$cpu" ] || return 0
     if has_gpu; then return; fi
     if [ -n "$demo" ]; then
-        say "No NVIDIA GPU that $engine can use: the demo runs on the processor."
+        say "No NVIDIA GPU can be used here: the demo runs on the processor."
         cpu=yes
     elif ! has_driver; then
         fault "No NVIDIA driver answers (nvidia-smi)." "install the driver, or --cpu to do without a GPU"

@@ -1,5 +1,6 @@
 """A copy of the launchers in a folder of its own, with programs on PATH that record what they are asked."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ TOOLS = (
     "sh dash bash cat sed awk grep tr wc od head tail find sort cksum cut df ps id mkdir dirname readlink env".split()
 )
 FILES = ("checkpoints/flux1-dev", "vae/ae", "text_encoders/clip_l", "text_encoders/t5xxl_fp16")
+SMALL_FILES = ("flux1-mini", "ae-mini", "clip_l-mini", "t5-mini", "judge")
 
 # what a healthy docker answers; a test's own answers come first
 DOCKER = """
@@ -70,10 +72,11 @@ class Place:
             self.program(name, body)
         (self.root / "flux_data").mkdir()
         shutil.copy(ROOT / "flux_data/train.toml", self.root / "flux_data/train.toml")
-        for name in FILES:
+        for name in (*FILES, *(f"mini/{name}" for name in SMALL_FILES)):
             self.model(f"models/{name}.safetensors")
-        for name in ("tokenizer", "tokenizer_2"):
-            (self.root / "models/tokenizers" / name).mkdir(parents=True)
+        (self.root / "models/mini/prompts.json").write_text("{}")
+        for place, name in itertools.product(("models", "models/mini"), ("tokenizer", "tokenizer_2")):
+            (self.root / place / "tokenizers" / name).mkdir(parents=True)
 
     def program(self, name: str, body: str) -> None:
         """A program on PATH: it records its words, then does what `body` says."""
@@ -81,6 +84,13 @@ class Place:
         (self.bin / name).unlink(missing_ok=True)
         (self.bin / name).write_text(f"#!/bin/sh\n{words}\n{body}\n")
         (self.bin / name).chmod(0o755)
+
+    def environment(self) -> None:
+        """The virtual environment of --native, with a Python that only records."""
+        folder = self.root / ".venv/bin"
+        folder.mkdir(parents=True)
+        self.program("python", "")
+        shutil.move(self.bin / "python", folder / "python")
 
     def model(self, name: str) -> Path:
         """A small safetensors file that is whole."""

@@ -7,18 +7,34 @@ FLUX_BASE names a base image that is already there, else tools/standin_base.sh m
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from custom_nodes.flux_dreambooth import NODE_CLASS_MAPPINGS
+from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT
 
 CHROOT = ["--isolation", "chroot", "--network", "host"]
-PORT = 18188
+ADDRESS = "http://127.0.0.1:18188"
+USER = (1234, 4321)
+BROKEN = ("Traceback", "IMPORT FAILED", "Cannot import", "torchaudio missing")
+DATASET = (
+    '[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "flux_data/toy"\nclass_tokens = "tjtoy toy"\n'
+)
+TINY = [
+    *("--pretrained_model_name_or_path=models/checkpoints/flux1-dev.safetensors", "--ae=models/vae/ae.safetensors"),
+    *("--clip_l=models/text_encoders/clip_l.safetensors", "--t5xxl=models/text_encoders/t5xxl_fp16.safetensors"),
+    *("--dataset_config=flux_data/data.toml", "--output_name=tj", "--network_dim=4", "--learning_rate=1e-3"),
+    *("--t5xxl_max_token_length=32", "--mixed_precision=no", "--log_with=none"),
+]
 
 
 def missing() -> str:
@@ -27,7 +43,9 @@ def missing() -> str:
     if os.getuid():
         return "building needs root here"
     lacking = [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]
-    return f"apt-get install {' '.join(lacking)}" if lacking else ""
+    return (
+        f"apt-get install {' '.join(lacking)}: tools/standin_base.sh makes the base image with them" if lacking else ""
+    )
 
 
 pytestmark = [
@@ -54,18 +72,21 @@ def base() -> str:
 
 
 def build(base: str, kind: str, *options: str) -> str:
-    name = f"localhost/flux-dreambooth-{kind}"
+    """The image's name; says how long it took (pytest -s)."""
+    name, started = f"localhost/flux-dreambooth-{kind}", time.monotonic()
     shared = ["bud", "--layers", *CHROOT, "--format", "docker", "--build-arg", f"BASE={base}"]
     buildah(*shared, *options, "--file", f"Dockerfile.{kind}", "--tag", name, ".")
+    print(f"{kind}: {time.monotonic() - started:.0f} s, {buildah('images', '--format', '{{.Size}}', name).strip()}")
     return name
 
 
 @contextmanager
-def container(image: str) -> Iterator[list[str]]:
-    """The words that run something in it as a user without a name."""
+def container(image: str, folders: Path | None = None) -> Iterator[list[str]]:
+    """The words that run something in it as a user without a name, with these folders mounted as the launchers do."""
     name = buildah("from", image).strip()
+    mounts = [f"--volume={folder}:/flux/{folder.name}:rw" for folder in sorted(folders.iterdir())] if folders else []
     try:
-        yield ["buildah", "run", *CHROOT, "--user", "1234:4321", name, "--"]
+        yield ["buildah", "run", *CHROOT, "--user", "{}:{}".format(*USER), *mounts, name, "--"]
     finally:
         buildah("rm", name)
 
@@ -74,7 +95,40 @@ def settings(image: str) -> dict:
     return json.loads(buildah("inspect", "--type", "image", image))["Docker"]["config"]
 
 
-def test_the_training_image(base: str):
+def folders_of_the_caller(place: Path, *names: str) -> Path:
+    """Folders that belong to USER, as the launchers make them for the person who calls."""
+    for name in names:
+        (place / name).mkdir(parents=True)
+    for path in [place, *place.rglob("*")]:
+        os.chown(path, *USER)
+    place.chmod(0o755)
+    return place
+
+
+def in_background(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def stop(program: str) -> None:
+    """SIGTERM to the first process of a container, which buildah does not hand on; `program` tells it from others."""
+    for process in Path("/proc").glob("[0-9]*"):
+        words = (process / "cmdline").read_bytes().decode().split("\0") if (process / "cmdline").exists() else []
+        if words[1:2] == ["/flux/containers/init.py"] and program in words:
+            os.kill(int(process.name), signal.SIGTERM)
+            return
+    raise AssertionError(f"{program} does not run")
+
+
+def wait_until(seen: Callable[[], Any], log: Path, seconds: int = 180) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := seen()):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
+    return found
+
+
+def test_the_training_image(base: str, tiny_flux, tmp_path: Path):
     image = build(base, "train")
     asked = settings(image)
     assert asked["User"] == "1000:1000" and asked["StopSignal"] == "SIGTERM"
@@ -82,48 +136,68 @@ def test_the_training_image(base: str):
     started = time.monotonic()
     build(base, "train", "--build-arg", "REVISION=another")
     assert time.monotonic() - started < 60
-    with container(image) as run:
+    shutil.copytree(tiny_flux.ae.parents[1], tmp_path / "here/models")
+    draw_folder(tmp_path / "here/flux_data/toy", [(64, 64)] * 3)
+    (tmp_path / "here/flux_data/data.toml").write_text(DATASET)
+    here = folders_of_the_caller(tmp_path / "here", "runs", "models/loras")
+    with container(image, here) as run:
         program = "import torch, numpy, peft; print(torch.__file__); torch.from_numpy(numpy.ones(3))"
         entry = [*run, *asked["Entrypoint"]]
         done = subprocess.run([*entry, "python", "-c", program], capture_output=True, text=True)
         assert "/opt/venv" not in done.stdout and done.returncode == 0, done.stderr
-        done = subprocess.run(
-            [*entry, "python", "-m", "trainer", "check", "--config_file=flux_data/train.toml"],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 1 and "flux1-dev.safetensors" in done.stderr
+        done = subprocess.run([*entry, "python", "-m", "trainer", "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and "train a LoRA" in done.stdout
+        training = [*entry, "python", "-m", "trainer", "train", *TINY]
+        done = subprocess.run([*training, "--max_train_steps=2"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (here / "models/loras/tj.safetensors").stat().st_uid == USER[0]
+        a_stop_saves([*training, "--max_train_steps=5000", "--output_name=long"], here, tmp_path / "log")
 
 
-def test_the_inference_image(base: str):
+def a_stop_saves(training: list[str], here: Path, log: Path) -> None:
+    steps = here / "runs/long/log.jsonl"
+    with in_background(training, log) as running:
+        wait_until(lambda: steps.exists() and '"step"' in steps.read_text().partition('"kind": "step"')[2], log)
+        stop("--output_name=long")
+        assert running.wait(timeout=120) != 0
+    said = log.read_text()
+    assert said.splitlines()[-1].startswith(("To go on", "Error: exit status 143", "subprocess exited")), said
+    assert "--resume=runs/long/state-step" in said and "Traceback" not in said
+    (state,) = (here / "runs/long").glob("state-step*")
+    (lora,) = (here / "models/loras").glob("long-step*.safetensors")
+    assert {file.stat().st_uid for file in (state, lora)} == {USER[0]}
+
+
+def test_the_inference_image(base: str, tmp_path: Path):
     if not (comfyui := os.environ.get("COMFYUI_DIR")):
         pytest.skip("needs COMFYUI_DIR, a checkout of the pinned ComfyUI")
     image = build(base, "inference", "--build-context", f"comfyui={comfyui}")
     asked = settings(image)
     assert asked["StopSignal"] == "SIGINT" and "healthy.py" in str(asked["Healthcheck"]["Test"])
-    with container(image) as run:
-        command = [*run, *asked["Entrypoint"], "--listen", "127.0.0.1", "--port", str(PORT), "--cpu"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            assert answer("/system_stats")["system"]["comfyui_version"] == "0.8.0"
+    here = folders_of_the_caller(tmp_path / "here", "runs/tj", "user", "output", "input")
+    (here / "runs/tj/log.jsonl").write_text('{"kind": "start", "step": 0, "total_steps": 9, "epochs": 1}\n')
+    log = tmp_path / "log"
+    with container(image, here) as run:
+        options = ["--listen", "127.0.0.1", "--port", ADDRESS.rpartition(":")[2], "--cpu"]
+        with in_background([*run, *asked["Entrypoint"], *options], log) as server:
+            stats = wait_until(lambda: answer("/system_stats"), log)
+            assert stats["system"]["comfyui_version"] == "0.8.0"
+            assert answer("/object_info").keys() >= NODE_CLASS_MAPPINGS.keys() and len(NODE_CLASS_MAPPINGS) == 8
             listed = {entry["path"] for entry in answer("/api/userdata?dir=workflows&recurse=true&full_info=true")}
             assert listed >= {file.name for file in (ROOT / "workflows").glob("*.json")}
-            healthy = [*run, "python3", "/flux/containers/healthy.py", str(PORT)]
+            assert "tj" in json.dumps(answer("/flux_dreambooth/runs"))
+            healthy = [*run, "python3", "/flux/containers/healthy.py", options[3]]
             assert subprocess.run(healthy).returncode == 0
-        finally:
-            server.terminate()
-            log, _ = server.communicate(timeout=60)
-        assert not any(word in log for word in ("Traceback", "IMPORT FAILED", "Cannot import", "torchaudio missing")), (
-            log
-        )
+            stop("SIGINT")
+            assert server.wait(timeout=60) == 0
+    assert "Stopped server" in log.read_text() and not any(word in log.read_text() for word in BROKEN), log.read_text()
+    assert (here / "user/comfyui.db").stat().st_uid == USER[0]
 
 
-def answer(path: str):
-    """What ComfyUI says, as soon as it answers."""
-    for _ in range(120):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=5) as reply:
-                return json.load(reply)
-        except OSError:
-            time.sleep(1)
-    raise AssertionError("ComfyUI does not answer")
+def answer(path: str) -> Any:
+    """What ComfyUI says; None as long as nobody answers."""
+    try:
+        with urllib.request.urlopen(ADDRESS + path, timeout=10) as reply:
+            return json.load(reply)
+    except OSError:
+        return None

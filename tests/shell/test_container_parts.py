@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,11 +144,39 @@ def test_torch_is_pinned_to_what_is_there(tmp_path: Path):
         dependencies.unchanged(file)
 
 
+def test_what_came_later_is_no_change_but_has_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where there was no torchvision, ComfyUI's requirements bring it."""
+    dependencies = part("dependencies")
+    file = tmp_path / "constraints"
+    file.write_text("\n".join(line for line in dependencies.constraints([]) if "torchvision" not in line))
+    there = {**dependencies.kept(), "torchvision": dependencies.kept()["torch"]}
+    dependencies.kept = lambda: there
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    with pytest.raises(SystemExit, match=r"torchvision cannot be imported .*nms does not exist\n.*pytorch.org"):
+        dependencies.unchanged(file)
+    (tmp_path / "torchvision.py").write_text("")
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert any(line.startswith("torchvision==") for line in dependencies.unchanged(file))
+
+
+@pytest.mark.parametrize(
+    ("torch", "folder"),
+    [("2.13.0+cpu", "cpu"), ("2.11.0+cu130", "cu130"), ("2.13.0", ""), ("2.9.0a0+50eac8.nv25.09", "")],
+)
+def test_torchvision_comes_from_where_torch_came_from(torch: str, folder: str):
+    index = part("dependencies").index_of_build(torch)
+    assert index == ([f"--extra-index-url https://download.pytorch.org/whl/{folder}"] if folder else [])
+
+
 def test_requirements_go_without_torch_but_with_all_else(tmp_path: Path):
     listed = tmp_path / "requirements.txt"
+    dependencies = part("dependencies")
     listed.write_text("torch\ntorchsde\ntorchaudio\nPillow\n\n#a comment\nkornia>=0.7.1\nnumpy>=1.25.0\n")
-    assert part("dependencies").requirements([listed]) == ["torchsde", "Pillow", "kornia>=0.7.1"]
-    ours = part("dependencies").requirements([ROOT / "pyproject.toml"])
+    assert dependencies.requirements([listed]) == ["torchsde", "Pillow", "kornia>=0.7.1"]
+    ours = dependencies.requirements([ROOT / "pyproject.toml"])
     assert "toml>=0.10.2" in ours and not any(line.startswith(("torch", "numpy")) for line in ours)
 
 

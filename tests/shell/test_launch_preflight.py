@@ -1,9 +1,11 @@
 """What keeps a container from starting: each said with its remedy, and all of it in one message."""
 
 import os
+import shutil
 
 import pytest
 
+from tests.recipe_files import ROOT
 from tests.shell.recorder import DOCKER, SHELLS, Place
 
 BOTH = pytest.mark.parametrize("script", ["train", "comfyui"])
@@ -87,6 +89,31 @@ def test_every_missing_file_is_named_at_once(place: Place):
     assert said.count(".safetensors is missing") == 4 and said.count("sh download.sh") == 1
 
 
+@BOTH
+@pytest.mark.parametrize("native", [[], ["--native"]], ids=["container", "native"])
+def test_the_demo_says_what_its_model_lacks(place: Place, script: str, native: list[str]):
+    """It comes with the repository, so no download brings it."""
+    place.environment()
+    small = place.root / "models/mini"
+    (small / "ae-mini.safetensors").write_bytes(b"cut")
+    (small / "tokenizers/tokenizer_2").rmdir()
+    said = refused(place, script, "--demo", *native)
+    assert "1 thing" in said and "git pull" in said and "download.sh" not in said
+    assert "in models/mini: ae-mini.safetensors is cut short, tokenizers/tokenizer_2 is missing." in said
+    (small / "flux1-mini.safetensors").unlink()
+    assert "There is no small model in models/mini yet." in refused(place, script, "--demo", *native)
+
+
+def test_training_on_the_small_model_needs_no_download(place: Place):
+    settings = (ROOT / "flux_data/demo.toml").read_text()
+    (place.root / "flux_data/demo.toml").write_text(settings)
+    shutil.rmtree(place.root / "models/tokenizers")
+    assert place.launch("train", "--config_file=flux_data/demo.toml").status == 0
+    (place.root / "models/mini/t5-mini.safetensors").unlink()
+    said = refused(place, "train", "--config_file=flux_data/demo.toml")
+    assert "t5-mini.safetensors is missing" in said and "git pull" in said
+
+
 def test_the_files_are_those_of_flags_and_settings(place: Place):
     place.model("models/vae/my own ae.safetensors")
     (place.root / "models/vae/ae.safetensors").unlink()
@@ -95,6 +122,9 @@ def test_the_files_are_those_of_flags_and_settings(place: Place):
     assert "vae/nothing.safetensors is missing" in refused(place, "train", "--config_file=flux_data/mine.toml")
     assert "flux_data/none.toml" in refused(place, "train", "--config_file=flux_data/none.toml")
     assert "not seen in a container" in refused(place, "train", "--ae=/elsewhere/ae.safetensors")
+    place.environment()
+    said = refused(place, "train", "--native", "--ae=/elsewhere/ae.safetensors")
+    assert "/elsewhere/ae.safetensors is missing" in said
 
 
 def test_comfyui_takes_schnell_and_the_smaller_text_encoder(place: Place):

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from tests.recipe_files import ROOT
 from tests.shell.recorder import SHELLS, Place, owner
 
 BOTH = pytest.mark.parametrize("script", ["train", "comfyui"])
@@ -171,7 +172,16 @@ def test_comfyui_is_for_this_machine_alone_unless_asked(place: Place, arguments:
     assert options(done.ran(), "--publish") == [published]
     assert ("no password" in done.err) == (not published.startswith("127."))
     assert after_image(done.ran())[:2] == ["--listen", "0.0.0.0"]
-    assert "?template=base_flux" in done.err
+    port = published.rsplit(":", 2)[-2]
+    assert f"ComfyUI: http://127.0.0.1:{port}\n" in done.err
+
+
+@pytest.mark.parametrize(("arguments", "workflow"), [([], "base_flux"), (["--demo"], "mini_base")])
+def test_a_browser_that_comes_first_sees_our_workflow(place: Place, arguments: list[str], workflow: str):
+    name = f"FLUX_FIRST_WORKFLOW={workflow}"
+    assert name in options(place.launch("comfyui", *arguments).ran(), "--env")
+    place.environment()
+    assert name in shlex.split(place.launch("comfyui", "--native", "--dry-run", *arguments).out.splitlines()[-1])
 
 
 @pytest.mark.parametrize("port", ["x", "", "123456"])
@@ -186,11 +196,31 @@ def test_nothing_of_comfyui_is_lost_with_the_container(place: Place):
         assert f"{place.root}/{folder}:/flux/{folder}" in options(call, "--volume")
 
 
+@BOTH
+def test_what_was_compiled_outlives_the_container(place: Place, script: str, tmp_path):
+    place.environment()
+    own = tmp_path / "my cache"
+    for given, kept in (({}, place.root / "flux_data/.cache/compiled/triton"), ({"TRITON_CACHE_DIR": str(own)}, own)):
+        volumes = options(place.launch(script, **given).ran(), "--volume")
+        assert f"{kept}:/flux/.cache/compile/triton" in volumes and kept.is_dir()
+        assert f"{place.root}/flux_data/.cache/compiled/inductor:/flux/.cache/compile/inductor" in volumes
+        dry = shlex.split(place.launch(script, "--native", "--dry-run", **given).out.splitlines()[-1])
+        assert f"TRITON_CACHE_DIR={kept}" in dry
+        assert f"TORCHINDUCTOR_CACHE_DIR={place.root}/flux_data/.cache/compiled/inductor" in dry
+    dockerfile = (ROOT / f"Dockerfile.{'train' if script == 'train' else 'inference'}").read_text()
+    for name in (
+        "TORCHINDUCTOR_CACHE_DIR=/flux/.cache/compile/inductor",
+        "TRITON_CACHE_DIR=/flux/.cache/compile/triton",
+    ):
+        assert name in dockerfile
+
+
 def test_several_processes_go_through_accelerate(place: Place):
     call = place.launch("train", "--num_processes", "2", "--network_dim=8").ran()
-    assert after_image(call)[:3] == ["accelerate", "launch", "--num_processes=2"]
+    assert after_image(call)[:3] == ["python", "containers/several.py", "--num_processes=2"]
     assert "--multi_gpu" in call and call[-5:-2] == ["-m", "trainer", "train"]
     assert "--network" not in call
+    assert after_image(place.launch("train", "--num_processes=1").ran())[:3] == PROGRAM
 
 
 def test_several_machines(place: Place):
@@ -241,26 +271,19 @@ def test_a_terminal_is_passed_on_where_there_is_one(place: Place):
 
 @BOTH
 def test_without_a_container(place: Place, script: str):
-    venv = place.root / ".venv/bin"
-    venv.mkdir(parents=True)
-    place.program("python", "")
-    shutil.move(place.bin / "python", venv / "python")
+    place.environment()
     (place.bin / "docker").unlink()
     dry = place.launch(script, "--native", "--dry-run", "--lowvram")
     assert dry.status == 0, dry.err
     lines = [shlex.split(line) for line in dry.out.splitlines()]
     if script == "train":
         assert lines[0] == ["cd", str(place.root)]
-        assert lines[1][1:] == [
-            "containers/init.py",
-            *PROGRAM,
-            "train",
-            "--config_file=flux_data/train.toml",
-            "--lowvram",
-        ]
+        start = lines[1].index("containers/init.py")
+        assert lines[1][start - 1] == f"{place.root}/.venv/bin/python"
+        assert lines[1][start + 1 :] == [*PROGRAM, "train", "--config_file=flux_data/train.toml", "--lowvram"]
     else:
         assert lines[0] == ["sh", f"{place.root}/containers/fetch_comfyui.sh", f"{place.root}/.comfyui"]
         assert lines[-1][-5:] == ["--listen", "127.0.0.1", "--port", "8188", "--lowvram"]
-    shutil.rmtree(venv)
+    shutil.rmtree(place.root / ".venv")
     done = place.launch(script, "--native")
     assert done.status == 1 and "make -C" in done.err

@@ -11,7 +11,7 @@ from tests.recipe_files import ROOT
 
 # libraries are read with the scripts that source them
 PARTS = [f"containers/{name}.sh" for name in ("install", "fetch_comfyui", "prove_comfyui", "train", "comfyui")]
-SCRIPTS = ["launch_train.sh", "launch_comfyui.sh", *PARTS]
+SCRIPTS = ["launch_train.sh", "launch_comfyui.sh", "tools/standin_base.sh", *PARTS]
 BORROWER = "download.sh"  # uses a part of the launchers' library, so the rest of it looks unused from there
 
 
