@@ -1,6 +1,6 @@
 """How fast a GPU multiplies FLUX.1's layers in each precision, without and with what quantising costs.
 
-    python benchmarks/products.py [--tokens 4608] [--precisions bf16 fp8 int8 nf4] [--json FILE]
+    python -m benchmarks.products [--tokens 4608] [--precisions bf16 fp8 int8 nf4] [--json FILE]
 
 One line for a layer's shape, a direction and a precision: TFLOP/s of the product alone, of the product with
 the quantisation of its input (compiled, as in training), and the error against float32 of the same bf16
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from trainer.models import products
 from trainer.models.quantized import EIGHT_BIT, QuantizedLinear, Storage, precision_faults
 
-# in features, out features, and how many of FLUX.1-dev's layers over all tokens, or those of one stream, have them
+# in features, out features, and which layer of FLUX.1-dev has them
 SHAPES = (
     (3072, 3072, "query, key or value"),
     (3072, 9216, "the three of them as one"),

@@ -1,0 +1,180 @@
+"""Products of a frozen layer in 8 bits: both factors are quantised row by row, and so is the gradient.
+
+A weight W [N, K] is stored as q [N, K] and one scale s per row, W = s q. Forward, x is quantised per
+token and x Wᵀ is a product of 8-bit numbers, scaled by token and by row. Backward, dy W = (dy s) q: s is
+multiplied into dy before dy is quantised, so the same q serves both directions and the gradient is that
+of the very weights that forward used. fp8 is e4m3 throughout: a row's own scale brings its largest number
+to the top of the range, after which e4m3's third bit of mantissa is worth more than e5m2's range.
+
+Plain torch operations quantise, so that a compiler fuses them with what comes before; the products
+themselves are operators that it takes as they are. On the CPU fp8 gives the same numbers by float32.
+"""
+
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+
+FP8, INT8, NF4 = torch.float8_e4m3fn, torch.int8, torch.uint8
+LARGEST = {FP8: 448.0, INT8: 127.0}
+SMALLEST_ROW = 1e-12  # a row of zeros has a scale too
+NF4_BLOCK = 64  # numbers that share a scale
+LEAST_INT8_ROWS = 32  # torch._int_mm refuses 16 rows and fewer on a GPU
+
+
+def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [R, K] as q [R, K] of dtype (e4m3 or int8) and scale [R, 1] in float32: x = q scale.
+
+    What is not finite in a row leaves its scale not finite.
+    """
+    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST_ROW) / LARGEST[dtype]
+    values = x.float() / scale
+    if dtype == INT8:
+        values = values.round()
+    return values.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype), scale
+
+
+def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight [N, K] as bitsandbytes packs it, [N K / 2, 1] bytes, and the largest number of each 64."""
+    packed, state = import_module("bitsandbytes.functional").quantize_4bit(
+        weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
+    )
+    return packed, state.absmax
+
+
+def product(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, transposed: torch.Tensor | None, out_features: int
+) -> torch.Tensor:
+    """x [..., K] times a stored weight [N, K], transposed: [..., N] in the precision of x.
+
+    transposed: the stored weight as [K, N], which saves backward from making it each time; the numbers are
+    the same. A vector per picture, [B, K], is multiplied in its own precision, as is nf4 always.
+    """
+    if weight.dtype == NF4 or x.ndim < 3:
+        return _WidenedProduct.apply(x, weight, scale, out_features)
+    return _RowProduct.apply(x, weight, scale, transposed)
+
+
+def input_gradient(
+    dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, transposed: torch.Tensor | None
+) -> torch.Tensor:
+    """dy [..., N] times a stored weight [N, K], [..., K]: what `product` sends back."""
+    if weight.dtype == NF4 or dy.ndim < 3:
+        return widened_gradient(dy, weight, scale)
+    rows = dy.reshape(-1, dy.shape[-1]) * scale
+    turned = weight.t().contiguous() if transposed is None else transposed
+    return _multiply(rows, turned, None, dy.dtype).view(*dy.shape[:-1], -1)
+
+
+class _RowProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, scale, transposed):
+        ctx.save_for_backward(weight, scale, transposed)
+        y = _multiply(x.reshape(-1, x.shape[-1]), weight, scale, x.dtype)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[override]
+        return input_gradient(dy, *ctx.saved_tensors), None, None, None
+
+
+def _multiply(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """rows [M, K], not yet quantised, times weight [N, K] transposed, scaled by row of the weight."""
+    values, row_scale = quantize_rows(rows, weight.dtype)
+    if weight.dtype == FP8:
+        return fp8_product(values, row_scale, weight, scale, dtype)
+    y = int8_product(values, weight) * row_scale
+    return (y if scale is None else y * scale).to(dtype)
+
+
+@torch.library.custom_op("flux_dreambooth::fp8_product", mutates_args=())
+def fp8_product(
+    a: torch.Tensor, scale_a: torch.Tensor, b: torch.Tensor, scale_b: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """a [M, K] times b [N, K] transposed, both e4m3, scaled by scale_a [M, 1] and scale_b [N]."""
+    if a.device.type != "cuda":
+        y = (a.float() @ b.float().t()) * scale_a
+        return (y if scale_b is None else y * scale_b).to(dtype)
+    if scale_b is None:
+        scale_b = torch.ones(b.shape[0], device=a.device)
+    y = torch._scaled_mm(
+        a.contiguous(),
+        b.contiguous().t(),  # columns one after another, as the tensor cores read them
+        scale_a=scale_a.contiguous(),
+        scale_b=scale_b.contiguous()[None],
+        out_dtype=torch.bfloat16,  # the only one of row by row scales
+        use_fast_accum=True,
+    )
+    return y if dtype == torch.bfloat16 else y.to(dtype)
+
+
+@fp8_product.register_fake
+def _(a, _scale_a, b, _scale_b, dtype):
+    return a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("flux_dreambooth::int8_product", mutates_args=())
+def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a [M, K] times b [N, K] transposed, both int8: [M, N] int32."""
+    rows = a.shape[0]
+    if rows < LEAST_INT8_ROWS:
+        a = F.pad(a, (0, 0, 0, LEAST_INT8_ROWS - rows))
+    y = torch._int_mm(a.contiguous(), b.contiguous().t())
+    return y if len(y) == rows else y[:rows].clone()
+
+
+@int8_product.register_fake
+def _(a, b):
+    return a.new_empty(a.shape[0], b.shape[0], dtype=torch.int32)
+
+
+class _WidenedProduct(torch.autograd.Function):
+    """A product in the precision of x. The weight is widened for it and dropped, in backward again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, scale, out_features):
+        ctx.save_for_backward(weight, scale)
+        return widened_product(x, weight, scale, out_features)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[override]
+        return widened_gradient(dy, *ctx.saved_tensors), None, None, None
+
+
+@torch.library.custom_op("flux_dreambooth::widened_product", mutates_args=())
+def widened_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out_features: int) -> torch.Tensor:
+    """x [..., K] times a stored weight [N, K], transposed.
+
+    Opaque to the compiler, which would else keep the widened weight from forward to backward.
+    """
+    return F.linear(x, widened(weight, scale, x.dtype, out_features))
+
+
+@widened_product.register_fake
+def _(x, _weight, _scale, out_features):
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.custom_op("flux_dreambooth::widened_gradient", mutates_args=())
+def widened_gradient(dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """dy [..., N] times a stored weight [N, K]."""
+    return dy @ widened(weight, scale, dy.dtype, dy.shape[-1])
+
+
+@widened_gradient.register_fake
+def _(dy, weight, _scale):
+    return dy.new_empty(*dy.shape[:-1], _in_features(weight, dy.shape[-1]))
+
+
+def _in_features(weight: torch.Tensor, out_features: int) -> int:
+    return 2 * weight.numel() // out_features if weight.dtype == NF4 else weight.shape[1]
+
+
+def widened(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, out_features: int) -> torch.Tensor:
+    """A stored weight as [N, K] in dtype."""
+    if weight.dtype != NF4:
+        return (weight.to(dtype) * scale[:, None]).to(dtype)
+    library = import_module("bitsandbytes.functional")
+    shape = torch.Size((out_features, _in_features(weight, out_features)))
+    state = library.QuantState(scale, shape=shape, dtype=dtype, blocksize=NF4_BLOCK, quant_type="nf4")
+    return library.dequantize_4bit(weight, state)
