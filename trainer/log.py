@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig, to_dict
+from trainer.estimate import Estimate
 from trainer.faults import Fault, Faults
 
 log = logging.getLogger(__name__)
@@ -43,14 +45,21 @@ class RunLog:
     """Writes `runs/NAME/log.jsonl`, the trackers' files and the console; only the main process does."""
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, run_dir: Path, total_steps: int, step: int
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        run_dir: Path,
+        total_steps: int,
+        step: int,
+        due: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        """due: see `Estimate`."""
         self.active = accelerator.is_main_process
         self.accelerator = accelerator
         self.every = config.log_every
         self.recent: deque[float] = deque(maxlen=100)
-        self.durations: deque[float] = deque(maxlen=20)
-        self.first = step + 1
+        self.estimate = Estimate(total_steps, due or {})
+        self.first, self.last = step + 1, step
         _start_trackers(config, accelerator)
         if not self.active:
             return
@@ -69,7 +78,8 @@ class RunLog:
         if not self.active:
             return
         self.recent.append(values["loss"])
-        self.durations.append(values["seconds"])
+        self.last = step
+        self.estimate.note_step(values["seconds"], values["seconds_per_picture"])
         average = sum(self.recent) / len(self.recent)
         self.bar.update(done)
         self.bar.set_postfix_str(_postfix(average, values))
@@ -77,8 +87,20 @@ class RunLog:
             self._write("step", step, {**values, "loss_average": average})
             self.accelerator.log({f"train/{key}": value for key, value in values.items()}, step=step)
         if self.plain and (step % max(self.every, PLAIN_EVERY) == 0 or step in (self.first, self.bar.total)):
-            left = (self.bar.total - step) * sum(self.durations) / len(self.durations)
-            log.info("step %d/%d  %s, %s left", step, self.bar.total, _postfix(average, values), _duration(left))
+            left = _duration(self.estimate.seconds_left(step))
+            log.info("step %d/%d  %s, %s left", step, self.bar.total, _postfix(average, values), left)
+        if self.estimate.is_due(step):
+            log.info("%s", self.estimate.make_promise(step, time.time()))
+            self._write_estimate(step)
+
+    def stopped(self, kind: str, step: int, seconds: float) -> None:
+        """How long training stopped for a checkpoint, pictures or a validation."""
+        if not self.active:
+            return
+        first = kind not in self.estimate.tasks
+        self.estimate.note_task(kind, seconds)
+        if first and self.estimate.promise and step < self.estimate.total_steps:
+            self._write_estimate(step)
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """Something that happens now and then: a checkpoint, a sample, a validation, the end."""
@@ -93,10 +115,23 @@ class RunLog:
     def close(self) -> None:
         """Finish the progress line and the files."""
         if self.active:
+            self._keep_promise()
             self.bar.close()
             self.redirect.__exit__(None, None, None)
             self.file.close()
         self.accelerator.end_training()
+
+    def _write_estimate(self, step: int) -> None:
+        left = self.estimate.seconds_left(step)
+        self._write("estimate", step, {"seconds_left": round(left, 1), "finish": round(time.time() + left, 1)})
+
+    def _keep_promise(self) -> None:
+        promise, now = self.estimate.promise, time.time()
+        if promise and self.last == self.estimate.total_steps:
+            log.info("%s", self.estimate.verdict(now))
+            self._write(
+                "finish", self.last, {"promised": round(promise.finish, 1), "seconds_late": now - promise.finish}
+            )
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         record = {"kind": kind, "time": round(time.time(), 3), "step": step, **values}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers.models.transformers import transformer_flux
 
-from benchmarks.random_flux import ModelFiles
+from trainer.bench.random_flux import ModelFiles
 from trainer.faults import Faults
 from trainer.models import attention
-from trainer.models.attention import attention_error, ensure_right_attention, give_dense_gradients
+from trainer.models.attention import attention_error, choose_attention, give_dense_gradients, set_backend
 from trainer.models.load import load_transformer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: run `make test` on one")
@@ -54,19 +54,74 @@ def test_single_blocks_receive_dense_gradients(tiny_flux: ModelFiles, monkeypatc
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_a_wrong_kernel_is_turned_off_and_a_hopeless_one_refused(monkeypatch, caplog):
-    class OnGpu:
-        device = torch.device("cuda")
+class OnGpu:
+    """A transformer as far as the choice looks at it, when what it measures is given."""
 
-    turned_off = []
-    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: turned_off.append(not on))
-    monkeypatch.setattr(attention, "attention_error", lambda *_: 0.0 if turned_off else float("inf"))
-    ensure_right_attention(OnGpu(), 32, [16])  # type: ignore
-    assert turned_off == [True]
-    assert "wrong at 48 tokens" in caplog.text
-    monkeypatch.setattr(attention, "attention_error", lambda *_: 7.0)
-    with pytest.raises(Faults, match="48 tokens"):
-        ensure_right_attention(OnGpu(), 32, [16])  # type: ignore
+    device = torch.device("cuda")
+
+
+def chosen(monkeypatch, errors: dict[str, float], times: dict[str, float], own: str = "_native_cudnn", **more) -> str:
+    """The kernel that is set; errors: of kernels that are not right; times: milliseconds, by diffusers' names."""
+    found: list[str] = []
+
+    def error(_transformer, _txt, _img, name, _masked) -> float:
+        if name not in times:
+            raise RuntimeError("no available kernel")
+        return errors.get(name, 0.01)
+
+    monkeypatch.setattr(attention, "own_kernel", lambda *_: own)
+    monkeypatch.setattr(attention, "attention_error", error)
+    monkeypatch.setattr(attention, "_milliseconds", lambda _transformer, name, *_: times[name])
+    monkeypatch.setattr(attention, "set_backend", lambda _transformer, name: found.append(name))
+    choose_attention(OnGpu(), 32, {(1, 16): 3, (1, 24): 1}, **more)  # type: ignore
+    return found[-1]
+
+
+def test_the_fastest_right_kernel_is_taken_and_said(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    times = {"native": 0.93, "_native_flash": 1.31, "_native_efficient": 2.5}
+    assert chosen(monkeypatch, {}, times) == "native"
+    assert "attention: cuDNN 0.93 ms against flash 1.31 ms, efficient 2.50 ms" in caplog.text
+    assert chosen(monkeypatch, {}, {**times, "_native_flash": 0.80}) == "_native_flash"
+    assert chosen(monkeypatch, {}, {**times, "_native_flash": 0.92}) == "native", "no clear difference: torch's own"
+    assert chosen(monkeypatch, {}, {**times, "_native_flash": 0.1}, timed=False) == "native"
+    assert chosen(monkeypatch, {}, {"native": 9.0, "_native_cudnn": 2.0}, own="_native_efficient", masked=True) == (
+        "_native_cudnn"
+    )
+
+
+def test_a_kernel_without_masks_is_not_tried_on_them(monkeypatch):
+    times = {"native": 3.0, "_native_flash": 0.1, "_native_efficient": 3.0}
+    assert chosen(monkeypatch, {}, times, masked=True) == "native"
+
+
+def test_a_wrong_kernel_is_left_out_and_a_hopeless_machine_refused(monkeypatch, caplog):
+    times = {"native": 0.93, "_native_flash": 1.31}
+    assert chosen(monkeypatch, {"native": float("inf")}, times) == "_native_flash"
+    assert "cuDNN attention is wrong at 48 tokens" in caplog.text
+    with pytest.raises(Faults, match="56 tokens"):
+        chosen(monkeypatch, dict.fromkeys(times, 7.0), times)
+
+
+def test_a_backend_is_set_for_one_model_only(tiny_flux: ModelFiles):
+    one, other = (load_transformer(tiny_flux.transformer, torch.device("cpu"), torch.float32) for _ in range(2))
+    set_backend(one, "_native_math")
+    assert one.transformer_blocks[0].attn.processor._attention_backend == "_native_math"
+    assert other.transformer_blocks[0].attn.processor._attention_backend is None
+    assert attention_error(one, 8, 16, "_native_math", masked=True) < 1e-4
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_kernel_is_chosen_on_this_gpu_in_little_time(tiny_flux: ModelFiles, caplog, masked):
+    caplog.set_level("INFO")
+    transformer = load_transformer(tiny_flux.transformer, torch.device("cuda"), torch.bfloat16)
+    give_dense_gradients(transformer)
+    choose_attention(transformer, 32, {(1, 4096): 5, (1, 1024): 1}, masked)
+    name = transformer.single_transformer_blocks[0].attn.processor._attention_backend
+    assert "attention: " in caplog.text and float(caplog.text.split("found in ")[1].split()[0]) < 5
+    assert attention_error(transformer, 32, 4096, name, masked) < 0.05
 
 
 @pytest.mark.gpu

@@ -72,27 +72,57 @@ def save_lora(
     Returns the metadata keys that were left out to keep the header under 1 MiB. Raises `Faults`, and
     leaves the file that may be there, when a number is not finite.
     """
+    return write_lora(path, snapshot_lora(path, tensors, alphas, dtype), metadata)
+
+
+def snapshot_lora(
+    path: Path, tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, float], dtype: torch.dtype = torch.bfloat16
+) -> dict[str, torch.Tensor]:
+    """A copy on the host of what the file at `path` will hold, which later training does not change.
+
+    Raises `Faults` when a number is not finite in `dtype`.
+    """
     modules = {
         name: LoraModule(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], alpha)
         for name, alpha in alphas.items()
     }
     assert len(tensors) == 2 * len(modules)
-    stored = diffusers_tensors(modules, dtype)
-    if broken := [name for name, tensor in stored.items() if not bool(tensor.isfinite().all())]:
-        what = f"not written: {len(broken)} of {len(stored)} tensors hold numbers that are not finite, as {broken[0]}"
+    kept = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    stored, finite = {}, {}
+    for name, tensor in _file_tensors(modules, dtype):
+        if not name.endswith(".alpha"):
+            finite[name] = _all_finite(tensor)  # on its own device, which is asked once, below
+        host = tensor.cpu()
+        stored[name] = host.clone() if host.untyped_storage().data_ptr() in kept else host
+    are_finite = torch.stack([*finite.values()]).tolist()
+    if broken := [name for name, good in zip(finite, are_finite, strict=True) if not good]:
+        what = f"not written: {len(broken)} of {len(finite)} tensors hold numbers that are not finite, as {broken[0]}"
         raise Faults([Fault(str(path), what, "lower --learning_rate; fp16 has a smaller range than bf16")])
-    return write_tensors(path, stored, with_ranks(metadata, [module.rank for module in modules.values()]))
+    return stored
+
+
+def _all_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether every number is, from the smallest and largest (NaN is both): no second tensor of this size."""
+    return torch.stack(tensor.aminmax()).isfinite().all()
+
+
+def write_lora(path: Path, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Write what `snapshot_lora` gave, atomically; returns the metadata keys left out. May run on any thread."""
+    ranks = [len(tensor) for name, tensor in stored.items() if name.endswith(".lora_A.weight")]
+    return write_tensors(path, stored, with_ranks(metadata, ranks))
 
 
 def diffusers_tensors(modules: Mapping[str, LoraModule], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors of a file in our layout, every alpha equal to its rank (see `with_unit_scale`)."""
-    tensors = {}
+    return {name: tensor.cpu() for name, tensor in _file_tensors(modules, dtype)}
+
+
+def _file_tensors(modules: Mapping[str, LoraModule], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     for name, module in modules.items():
         module = with_unit_scale(module)
-        tensors[f"{name}.lora_A.weight"] = module.down.detach().to(dtype).cpu()
-        tensors[f"{name}.lora_B.weight"] = module.up.detach().to(dtype).cpu()
-        tensors[f"{name}.alpha"] = torch.tensor(module.alpha, dtype=torch.float32)
-    return tensors
+        yield f"{name}.lora_A.weight", module.down.detach().to(dtype)
+        yield f"{name}.lora_B.weight", module.up.detach().to(dtype)
+        yield f"{name}.alpha", torch.tensor(module.alpha, dtype=torch.float32)
 
 
 def with_unit_scale(module: LoraModule) -> LoraModule:

@@ -3,14 +3,25 @@
 cuDNN's attention, which torch prefers on recent GPUs, takes the gradient of its output to be dense. In
 FLUX's single blocks it is not: attention and MLP are joined before the last projection, so what comes
 back is a slice of a wider tensor, and torch 2.11 then computes gradients from other rows, without an
-error. `give_dense_gradients` removes the cause; `ensure_right_attention` looks whether all is well.
+error. `give_dense_gradients` removes the cause; `choose_attention` looks which kernels are right, and
+takes the fastest of them.
+
+The choice is kept in the processors of the blocks' attention, as diffusers' `set_attention_backend`
+does, and so is part of a compiled block; torch's own switches are not, and a block compiled under one
+setting would be taken from the compiler's cache under another.
 """
 
 import logging
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import _CAN_USE_FLASH_ATTN_3, AttentionBackendName, dispatch_attention_fn
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,6 +29,18 @@ from trainer.faults import Fault, Faults
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.1  # two right kernels differ by about 0.01 in bfloat16, a wrong one by about 1
+OWN = "native"  # torch's own choice, which needs no copies of q, k and v
+NAMES = {
+    SDPBackend.CUDNN_ATTENTION: ("_native_cudnn", "cuDNN"),
+    SDPBackend.FLASH_ATTENTION: ("_native_flash", "flash"),
+    SDPBackend.EFFICIENT_ATTENTION: ("_native_efficient", "efficient"),
+    SDPBackend.MATH: ("_native_math", "plain"),
+}
+LABELS = {**dict(NAMES.values()), "_flash_3": "flash 3"}
+WITHOUT_MASKS = ("_native_flash", "_flash_3")
+CLEARLY = 0.97  # another kernel is taken when it needs less than this share of the time: so runs agree
+SHAPES_TIMED = 3
+TIMES = 5
 
 
 class _DenseGradient(torch.autograd.Function):
@@ -37,35 +60,155 @@ def give_dense_gradients(transformer: FluxTransformer2DModel) -> None:
         attention.register_forward_hook(lambda _module, _inputs, output: _DenseGradient.apply(output))
 
 
-def ensure_right_attention(transformer: FluxTransformer2DModel, txt_length: int, img_lengths: Iterable[int]) -> None:
-    """Try both kinds of block with torch's choice of kernel; if it is wrong, turn cuDNN's off.
+def choose_attention(
+    transformer: FluxTransformer2DModel,
+    txt_length: int,
+    shapes: Mapping[tuple[int, int], int],
+    masked: bool = False,
+    timed: bool = True,
+) -> None:
+    """Set the fastest kernel whose gradients are right; on the CPU, where there is one, do nothing.
 
-    Call it before adapters are added. Raises `Faults` when the choice is still wrong then. A few
-    milliseconds on a GPU; nothing on the CPU, where there is one kernel.
+    shapes: (pictures, image tokens) of a batch, and how often there is one; masked: whether text is
+    masked; timed: else the first right one, torch's own choice before others. Call it before adapters
+    are added. Raises `Faults` when no kernel is right.
     """
     if transformer.device.type != "cuda":
         return
-    for length in sorted(set(img_lengths)):
-        if attention_error(transformer, txt_length, length) < TOLERANCE:
-            continue
-        log.warning("cuDNN's attention is wrong at %d tokens on this machine; it is not used", txt_length + length)
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        if not attention_error(transformer, txt_length, length) < TOLERANCE:
-            what = f"attention over {txt_length + length} tokens has wrong gradients with torch {torch.__version__}"
-            raise Faults([Fault(str(transformer.device), what, "use another version of torch or of the driver")])
+    start = time.perf_counter()
+    lengths = sorted({img_length for _, img_length in shapes})
+    own = own_kernel(transformer, txt_length + lengths[-1], masked)
+    labels = {OWN: LABELS[own]} | {name: LABELS[name] for name in candidates(masked) if name != own}
+    right = [name for name in labels if _is_right(transformer, name, labels[name], txt_length, lengths, masked)]
+    if not right:
+        what = f"attention over {txt_length + lengths[-1]} tokens has wrong gradients with torch {torch.__version__}"
+        raise Faults([Fault(str(transformer.device), what, "use another version of torch or of the driver")])
+    usual = sorted(shapes, key=lambda shape: -shapes[shape])[:SHAPES_TIMED]
+    times = dict.fromkeys(right, 0.0)
+    if timed and len(right) > 1:
+        weights = [shapes[shape] / sum(shapes[each] for each in usual) for shape in usual]
+        for name in right:
+            each = [_milliseconds(transformer, name, batch, txt_length + img, masked) for batch, img in usual]
+            times[name] = sum(weight * milliseconds for weight, milliseconds in zip(weights, each, strict=True))
+    chosen = fastest(times)
+    set_backend(transformer, chosen)
+    log.info("%s (found in %.1f s)", said(chosen, times, labels), time.perf_counter() - start)
 
 
-def attention_error(transformer: FluxTransformer2DModel, txt_length: int, img_length: int) -> float:
-    """The largest relative difference of the blocks' gradients between torch's kernel and another one.
+def candidates(masked: bool) -> list[str]:
+    """Kernels by diffusers' names, the usually fastest first."""
+    names = ["_native_cudnn", "_native_flash", "_native_efficient"]
+    if _CAN_USE_FLASH_ATTN_3:  # installed, that is; it is tried like the others, its gradients too
+        names.insert(0, "_flash_3")
+    return [name for name in names if not (masked and name in WITHOUT_MASKS)]
+
+
+def fastest(times: Mapping[str, float]) -> str:
+    """The name with the least time; the first stays unless another is clearly below it."""
+    first, *others = times
+    best = min(others, key=lambda name: times[name], default=first)
+    return best if times[best] < CLEARLY * times[first] else first
+
+
+def said(chosen: str, times: Mapping[str, float], labels: Mapping[str, str]) -> str:
+    """The choice in one line, with the times where there are any."""
+    if not times[chosen]:
+        return f"attention: {labels[chosen]}"
+    others = [f"{labels[name]} {times[name]:.2f} ms" for name in times if name != chosen]
+    return f"attention: {labels[chosen]} {times[chosen]:.2f} ms" + (f" against {', '.join(others)}" if others else "")
+
+
+def set_backend(transformer: FluxTransformer2DModel, name: str) -> None:
+    """Let this transformer's blocks attend with a kernel of diffusers' registry.
+
+    As `set_attention_backend`, but that sets it for every other model of the process too.
+    """
+    for module in transformer.modules():
+        if isinstance(module, FluxAttention):
+            cast(Any, module.processor)._attention_backend = AttentionBackendName(name)
+
+
+def own_kernel(transformer: FluxTransformer2DModel, num_tokens: int, masked: bool) -> str:
+    """Which kernel torch would take by itself, by diffusers' name."""
+    query = _random_heads(transformer, 1, num_tokens).transpose(1, 2)
+    found = SDPBackend(torch._fused_sdp_choice(query, query, query, _mask(transformer, num_tokens, masked)))
+    return NAMES.get(found, NAMES[SDPBackend.MATH])[0]
+
+
+def _is_right(
+    transformer: FluxTransformer2DModel, name: str, label: str, txt_length: int, lengths: Sequence[int], masked: bool
+) -> bool:
+    for length in lengths:
+        try:
+            error = attention_error(transformer, txt_length, length, name, masked)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError, ValueError) as reason:  # not for this device, type or size
+            log.debug("%s attention cannot be used here: %s", label, reason)
+            return False
+        if not error < TOLERANCE:
+            log.warning(
+                "%s attention is wrong at %d tokens on this machine; it is not used", label, txt_length + length
+            )
+            return False
+    return True
+
+
+def _milliseconds(transformer: FluxTransformer2DModel, name: str, batch: int, num_tokens: int, masked: bool) -> float:
+    """Forward and backward of one attention, the median after a warm-up."""
+    query, key, value = (_random_heads(transformer, batch, num_tokens).requires_grad_() for _ in range(3))
+    gradient, mask = torch.randn_like(query), _mask(transformer, num_tokens, masked)
+    moments = []
+    with torch.enable_grad():
+        for _ in range(2 + TIMES):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            output = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=AttentionBackendName(name))
+            torch.autograd.grad(output, (query, key, value), gradient)
+            end.record()
+            moments.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in moments[-TIMES:])
+
+
+def _random_heads(transformer: FluxTransformer2DModel, batch: int, num_tokens: int) -> torch.Tensor:
+    """[B, tokens, heads, width of a head]"""
+    weight, config = transformer.x_embedder.weight, transformer.config
+    shape = (batch, num_tokens, config["num_attention_heads"], config["attention_head_dim"])
+    return torch.randn(shape, device=weight.device).to(weight.dtype)
+
+
+def _mask(transformer: FluxTransformer2DModel, num_tokens: int, masked: bool) -> torch.Tensor | None:
+    """Of a text whose second token is padding, [1, 1, 1, tokens]; None where nothing is masked."""
+    if not masked:
+        return None
+    positions = torch.arange(num_tokens, device=transformer.x_embedder.weight.device)
+    return (positions != 1)[None, None, None]
+
+
+@contextmanager
+def _attending_with(transformer: FluxTransformer2DModel, name: str) -> Iterator[None]:
+    set_backend(transformer, name)
+    try:
+        yield
+    finally:
+        set_backend(transformer, OWN)
+
+
+def attention_error(
+    transformer: FluxTransformer2DModel, txt_length: int, img_length: int, name: str = OWN, masked: bool = False
+) -> float:
+    """The largest relative difference of the blocks' gradients between a kernel and a trusted one.
 
     NaN counts as infinitely wrong. Inputs are random, of one picture.
     """
     others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the second where there is no first
     worst = 0.0
     for block in (transformer.transformer_blocks[0], transformer.single_transformer_blocks[0]):
-        found = _gradients(transformer, block, txt_length, img_length)
-        with sdpa_kernel(others):
-            expected = _gradients(transformer, block, txt_length, img_length)
+        with _attending_with(transformer, name):
+            found = _gradients(transformer, block, txt_length, img_length, masked)
+        with _attending_with(transformer, OWN), sdpa_kernel(others):
+            expected = _gradients(transformer, block, txt_length, img_length, masked)
         for one, reference in zip(found, expected, strict=True):
             error = float((one.float() - reference.float()).norm() / reference.float().norm())
             worst = max(worst, error if error == error else float("inf"))
@@ -73,7 +216,7 @@ def attention_error(transformer: FluxTransformer2DModel, txt_length: int, img_le
 
 
 def _gradients(
-    transformer: FluxTransformer2DModel, block: nn.Module, txt_length: int, img_length: int
+    transformer: FluxTransformer2DModel, block: nn.Module, txt_length: int, img_length: int, masked: bool = False
 ) -> tuple[torch.Tensor, ...]:
     """Of the block's two inputs, when only its image output counts, as in the last block."""
     weight = transformer.x_embedder.weight
@@ -84,7 +227,9 @@ def _gradients(
 
     width, head_dim = weight.shape[0], transformer.config["attention_head_dim"]
     img, txt = draw(1, img_length, width).requires_grad_(), draw(1, txt_length, width).requires_grad_()
+    mask = _mask(transformer, txt_length + img_length, masked)
+    attention = None if mask is None else {"attention_mask": mask}
     still = torch.ones(txt_length + img_length, head_dim, device=weight.device)
     with torch.enable_grad():
-        _, output = block(img, txt, draw(1, width), (still, torch.zeros_like(still)), None)
+        _, output = block(img, txt, draw(1, width), (still, torch.zeros_like(still)), attention)
         return torch.autograd.grad(output, (img, txt), draw(*output.shape))

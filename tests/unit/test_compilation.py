@@ -1,0 +1,105 @@
+"""Compiled blocks: graphs are counted, many sizes of picture train, and the next process finds its work done."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from trainer.bench.random_flux import ModelFiles
+from trainer.compilation import STATIC_SHAPES, compile_blocks, is_dynamic
+from trainer.lora.adapter import add_lora, disabled_adapter, linear_modules
+from trainer.models.attention import give_dense_gradients
+from trainer.models.load import load_transformer
+from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
+
+TXT = 7  # no size is equal to another by chance: torch would make one variable of them
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        yield
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def graphs(tiny_flux: ModelFiles, shapes: list[tuple[int, int]], choice: str, preserve: bool = False) -> list[int]:
+    """How many graphs there are after each batch of (pictures, width of the latents)."""
+    transformer = load_transformer(tiny_flux.transformer, torch.device("cpu"), torch.float32)
+    give_dense_gradients(transformer)
+    add_lora(transformer, {name: 2 for name in linear_modules(transformer) if name.endswith("to_q")}, None, 0)
+    compile_blocks(transformer, "eager", choice, len(set(shapes)))
+    counts = []
+    for batch, width in shapes:
+        rotary = rotary_table(transformer, 4, width, TXT, torch.device("cpu"))
+        pooled_width = transformer.time_text_embed.text_embedder.linear_1.in_features
+        text = Conditioning(
+            torch.randn(batch, TXT, transformer.context_embedder.in_features), torch.randn(batch, pooled_width)
+        )
+        arguments = transformer, torch.randn(batch, 16, 4, width), torch.rand(batch), text, 1.0, rotary
+        if preserve:
+            with torch.no_grad(), disabled_adapter(transformer):
+                predict_velocity(*arguments)
+        predict_velocity(*arguments).square().mean().backward()
+        counts.append(counters["stats"]["unique_graphs"])
+    return counts
+
+
+BUCKETS = [(1, 8 + 2 * index) for index in range(12)]
+KINDS = 3  # double block, the first one apart, whose input needs no gradient; single block
+
+
+def test_twelve_buckets_share_one_graph_of_each_kind(tiny_flux):
+    assert graphs(tiny_flux, BUCKETS, "auto") == [KINDS] * 12
+
+
+def test_a_few_buckets_have_their_own_graphs_and_none_is_made_twice(tiny_flux):
+    assert graphs(tiny_flux, [*BUCKETS[:2], *BUCKETS[:2]], "auto") == [3, 6, 6, 6]
+
+
+@pytest.mark.slow
+def test_more_graphs_than_torchs_limit_are_no_error_where_they_are_wanted(tiny_flux):
+    assert graphs(tiny_flux, BUCKETS[:6], "false")[-1] == KINDS * 6
+
+
+@pytest.mark.slow
+def test_batches_of_all_sizes_with_preservation_train(tiny_flux):
+    """One picture is a case of its own for torch; two models of it, with and without the adapter."""
+    batches = [(4, 8), (4, 10), (3, 8), (2, 10), (1, 8), (1, 10), (4, 12)]
+    counts = graphs(tiny_flux, batches, "auto", preserve=True)
+    assert counts[-1] <= 2 * 2 * KINDS and counts[4:] == [counts[4]] * 3
+
+
+def test_auto_goes_by_the_number_of_shapes():
+    assert not is_dynamic("auto", STATIC_SHAPES) and is_dynamic("auto", STATIC_SHAPES + 1)
+    assert is_dynamic("true", 1) and not is_dynamic("false", 100)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from trainer.compilation import compile_report, use_cache
+use_cache(Path(sys.argv[1]))
+import torch
+double = torch.compile(lambda x: x.sin() + 1)
+double(torch.ones(8, requires_grad=True)).sum().backward()
+print(compile_report())
+"""
+
+
+@pytest.mark.slow
+def test_the_next_process_finds_the_compilers_work(tmp_path: Path):
+    def told() -> str:
+        ours = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+        environment = {name: value for name, value in os.environ.items() if name not in ours}
+        command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert told().startswith("0 of 2 compiled graphs") and any((tmp_path / "inductor" / "fxgraph").iterdir())
+    assert told() == f"2 of 2 compiled graphs came from the cache {tmp_path / 'inductor'}"
