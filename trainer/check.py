@@ -6,17 +6,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from trainer.cache import CacheKeys, TensorCache
 from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset
 from trainer.disk import Growth, Share, shortage, write_faults
 from trainer.faults import Fault, Faults, raise_if_any
+from trainer.fit import plan_memory, with_measured
 from trainer.lora.adapter import file_module, linear_modules
 from trainer.lora.file import LoraFile, load_lora_shapes, misfits, ranks_from
 from trainer.lora.network_args import NetworkArgs, layer_ranks, parse_network_args
+from trainer.memory.bytes import blocks_of
+from trainer.memory.choose import MemoryPlan
 from trainer.models.files import check_model_file
 from trainer.models.load import plan_clip, plan_transformer
+from trainer.models.quantized import precision_faults
 from trainer.models.text import Tokenizers, find_tokenizer_dir, load_tokenizers
 from trainer.models.transformer import takes_guidance
 from trainer.models.weights import fingerprint, read_header
@@ -27,6 +33,7 @@ from trainer.resume import Saved, read_saved, resume_faults
 from trainer.sample import SamplePrompt, load_sample_prompts
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 MODEL_FILES = (
     ("pretrained_model_name_or_path", "flux"),
     ("ae", "autoencoder"),
@@ -52,8 +59,8 @@ class Findings:
         return None
 
 
-def make_plan(config: TrainConfig, num_processes: int = 1) -> Plan:
-    """Decode every picture, read every header, add everything up.
+def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device = CPU) -> Plan:
+    """Decode every picture, read every header, add everything up; look at how much room the device has.
 
     Raises `Faults` with all that is wrong, so that one look at it mends it all.
     """
@@ -64,6 +71,7 @@ def make_plan(config: TrainConfig, num_processes: int = 1) -> Plan:
     start = found.gather(_start, config)
     saved = found.gather(read_saved, config)
     network = found.gather(parse_network_args, config.network_args)
+    found.faults += [] if config.base_precision == "auto" else precision_faults(config.base_precision, device)
     found.faults += _optimizer_faults(config, network) + write_faults(_written_folders(config))
     data, warnings = found.gather(load_dataset, config, num_processes) or (None, [])
     if data:
@@ -78,9 +86,10 @@ def make_plan(config: TrainConfig, num_processes: int = 1) -> Plan:
         found.faults += resume_faults(saved, config, data, models, num_processes)
     raise_if_any(found.faults)
     assert data and adapter and keys and models and tokenizers and prompts is not None
-    plan = _assemble(config, num_processes, data, adapter, keys, models, tokenizers, prompts, saved)
+    memory = plan_memory(config if saved is None else saved.with_precision(config), data, adapter, keys, device)
+    plan = _assemble(config, num_processes, data, adapter, keys, models, tokenizers, prompts, saved, memory)
     raise_if_any(_disk_faults(plan))
-    return replace(plan, warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan)))
+    return with_measured(replace(plan, warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan))))
 
 
 def check_models(config: TrainConfig) -> Tokenizers:
@@ -147,6 +156,7 @@ def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | No
     if start:
         where = f"--network_weights={config.network_weights}"
         raise_if_any(_nothing_to_train(config, ranks, clip_ranks, where) or misfits(start, shapes, where))
+    blocks, outside = blocks_of(transformer, ranks)
     return AdapterPlan(
         network=network,
         ranks=ranks,
@@ -154,6 +164,8 @@ def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | No
         alpha=None if from_file else config.network_alpha,
         num_parameters=sum(map(math.prod, shapes.values())),
         is_schnell=not takes_guidance(transformer),
+        blocks=blocks,
+        outside=outside,
     )
 
 
@@ -213,6 +225,7 @@ def _assemble(
     tokenizers: Tokenizers,
     prompts: tuple[SamplePrompt, ...],
     saved: Saved | None,
+    memory: MemoryPlan,
 ) -> Plan:
     captions = dict.fromkeys(data.captions_used(data.schedule.num_epochs))
     captions |= dict.fromkeys(text for prompt in prompts for text in prompt.texts())
@@ -240,6 +253,7 @@ def _assemble(
         sample_prompts=prompts,
         missing_latents=sum(not cache.has(key) for key in wanted_latents),
         missing_texts=sum(not cache.has(key) for key in wanted_text),
+        memory=memory,
     )
 
 

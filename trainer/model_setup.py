@@ -1,14 +1,18 @@
 """The transformer with its adapter, ready to train: loaded, adapted, started from a file, compiled."""
 
+from collections import Counter
+
 import torch
 from accelerate import Accelerator
 
 from trainer.batches import num_img_tokens
+from trainer.compilation import compile_blocks, use_cache
 from trainer.config import TrainConfig
 from trainer.lora.adapter import Dropouts, add_lora
 from trainer.lora.file import copy_into, load_lora
-from trainer.models.attention import ensure_right_attention, give_dense_gradients
+from trainer.models.attention import choose_attention, give_dense_gradients
 from trainer.models.load import load_clip, load_transformer
+from trainer.models.offload import swap_blocks, swapped_names
 from trainer.models.text import Tokenizers
 from trainer.plan import Plan
 from trainer.step import AdaptedModel
@@ -17,14 +21,22 @@ from trainer.step import AdaptedModel
 def load_adapted_model(
     config: TrainConfig, plan: Plan, tokenizers: Tokenizers, accelerator: Accelerator
 ) -> AdaptedModel:
-    """Load the frozen base, add the adapter, fill it from `--network_weights`, compile the blocks."""
+    """Load the frozen base, add the adapter, fill it from `--network_weights`, compile the blocks.
+
+    What is recomputed and swapped, and how the base is kept, is as `plan.memory` has chosen.
+    """
     assert config.pretrained_model_name_or_path and config.clip_l
     device, network = accelerator.device, plan.adapter.network
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     start = load_lora(config.network_weights) if config.network_weights else None
-    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
+    memory, work = plan.memory, plan.memory.work
+    waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, memory.choice.swapped)
+    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype, memory.storage, waiting)
+    swap_blocks(transformer, memory.choice.swapped, device)
     give_dense_gradients(transformer)
-    ensure_right_attention(transformer, plan.keys.t5_length, map(num_img_tokens, plan.data.samples))
+    shapes = Counter((len(draws), num_img_tokens(draws[0].sample)) for draws in plan.data.batches(0))
+    masked, timed = config.apply_t5_attn_mask, not config.deterministic
+    choose_attention(transformer, plan.keys.t5_length, shapes, masked, timed)
     adapt = {
         "alpha": plan.adapter.alpha,
         "seed": config.seed,
@@ -36,11 +48,12 @@ def load_adapted_model(
     if config.text_encoder_lr > 0:
         text_encoder = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
         add_lora(text_encoder, plan.adapter.clip_ranks, **adapt)
-    model = AdaptedModel(config, transformer, text_encoder, accelerator.process_index)
+    model = AdaptedModel(memory.settings(config), transformer, text_encoder, accelerator.process_index)
     if start:
         copy_into(start, model.parameters, model.alphas, f"--network_weights={config.network_weights}")
     if config.torch_compile:
-        transformer.compile_repeated_blocks(fullgraph=True, backend=config.dynamo_backend)
+        use_cache(plan.cache_dir / "compiled")
+        compile_blocks(transformer, config.dynamo_backend, config.compile_dynamic, len(shapes))
     return model
 
 

@@ -12,6 +12,8 @@ from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
 from trainer.disk import Growth, due_steps, growth
 from trainer.faults import Fault
 from trainer.lora.network_args import NetworkArgs
+from trainer.memory.bytes import Block
+from trainer.memory.choose import MemoryPlan
 from trainer.models.text import Tokenizers
 from trainer.sample import SamplePrompt
 
@@ -33,11 +35,23 @@ UNKNOWN_OPTIMIZER = (2, 0)
 GB = 1e9
 
 
+def trained_itemsize(config: TrainConfig) -> int:
+    """Bytes of one number of the adapter."""
+    return 2 if config.full_bf16 else 4
+
+
+def optimizer_bytes_per_number(config: TrainConfig) -> float:
+    """What the optimizer and the average keep of one number of the adapter, beside it."""
+    tensors, more = OPTIMIZER_TENSORS.get(config.optimizer_type.lower(), UNKNOWN_OPTIMIZER)
+    return trained_itemsize(config) * tensors + more + 4 * bool(config.ema_decay)
+
+
 @dataclass(frozen=True)
 class AdapterPlan:
     """ranks, clip_ranks: module name -> rank; alpha: None for the rank of each layer.
 
-    num_parameters: numbers to train, both models together.
+    num_parameters: numbers to train, both models together. blocks: the transformer's, each with its part of
+    the adapter; outside: how many frozen numbers it has beside them.
     """
 
     network: NetworkArgs
@@ -46,6 +60,8 @@ class AdapterPlan:
     alpha: float | None
     num_parameters: int
     is_schnell: bool
+    blocks: tuple[Block, ...]
+    outside: int
 
     @property
     def usual_rank(self) -> int:
@@ -77,6 +93,7 @@ class Plan:
     sample_prompts: tuple[SamplePrompt, ...]
     missing_latents: int
     missing_texts: int
+    memory: MemoryPlan
     _epochs: dict[int, list[tuple[Draw, ...]]] = field(default_factory=dict)
 
     def group(self, step: int) -> Sequence[tuple[Draw, ...]]:
@@ -97,10 +114,8 @@ class Plan:
     @property
     def state_bytes(self) -> int:
         """One state: the adapter in its own precision, its optimizer's tensors, its average in float32."""
-        tensors, more = OPTIMIZER_TENSORS.get(self.config.optimizer_type.lower(), UNKNOWN_OPTIMIZER)
-        precision = 2 if self.config.full_bf16 else 4
-        each = precision * (1 + tensors) + more + 4 * bool(self.config.ema_decay)
-        return int(self.adapter.num_parameters * each)
+        number = trained_itemsize(self.config) + optimizer_bytes_per_number(self.config)
+        return int(self.adapter.num_parameters * number)
 
     @property
     def checkpoints(self) -> int:
@@ -139,6 +154,7 @@ class Plan:
                 *self._picture_lines(),
                 *self._step_lines(),
                 *self._file_lines(),
+                *self.memory.lines(),
             ]
         )
 

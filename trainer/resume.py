@@ -1,7 +1,7 @@
 """Where a run stands, what a state remembers of it, and whether a state still fits."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Progress:
             "data": plan.data.manifest(),
             "models": plan.models,
             "world_size": plan.world_size,
+            "base_precision": plan.memory.choice.precision,
         }
 
 
@@ -64,6 +65,11 @@ class Saved:
     def step(self) -> int:
         """Optimizer steps done."""
         return self.record["step"]
+
+    def with_precision(self, config: TrainConfig) -> TrainConfig:
+        """The settings with the base's precision that `auto` chose at the start, whatever the device has room for."""
+        chosen = self.record.get("base_precision")
+        return replace(config, base_precision=chosen) if config.base_precision == "auto" and chosen else config
 
 
 def read_saved(config: TrainConfig) -> Saved | None:

@@ -1,7 +1,7 @@
 """One run and all that it holds: made from a plan, before the first step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,11 @@ from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig
 from trainer.control import Control
 from trainer.data.dataset import Draw
+from trainer.estimate import due_steps
+from trainer.fit import measured_key
 from trainer.log import RunLog
+from trainer.memory.choose import MemoryPlan
+from trainer.memory.record import Measuring
 from trainer.model_setup import load_adapted_model, parameter_groups
 from trainer.optim.build import build_lr_scheduler, build_optimizer
 from trainer.optim.ema import Ema
@@ -23,7 +27,8 @@ from trainer.optim.prodigy import Prodigy
 from trainer.plan import Plan
 from trainer.resume import Progress, find_state
 from trainer.runtime import phase
-from trainer.state.save import restore
+from trainer.saving import BackgroundWrite
+from trainer.state.save import State, restore
 from trainer.step import AdaptedModel
 
 
@@ -43,6 +48,8 @@ class Run:
     control: Control
     log: RunLog
     last_checkpoint: Path | None = None
+    saving: BackgroundWrite = field(default_factory=BackgroundWrite)
+    measuring: Measuring | None = None
 
     def own_share(self, step: int) -> Sequence[tuple[Draw, ...]]:
         """The batches of a step's group that this process sees."""
@@ -51,6 +58,29 @@ class Run:
     def num_pictures(self, step: int) -> int:
         """How many pictures a step's group has, over all processes."""
         return sum(len(draws) for draws in self.plan.group(step))
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What is recomputed, swapped and in which precision the base is."""
+        return self.plan.memory
+
+    @property
+    def optimizer_bytes_to_come(self) -> int:
+        """What the optimizer has yet to allocate, as planned; the averages are there from the start."""
+        there = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+        averages = 0 if self.ema is None else 4 * self.memory.work.trained
+        return self.memory.work.optimizer - averages - sum(x.numel() * x.element_size() for x in there)
+
+    def let_go(self) -> None:
+        """Drop the model and the optimizer."""
+        del self.model, self.optimizer, self.scheduler, self.ema
+
+    def load_again(self, memory: MemoryPlan) -> None:
+        """Model and optimizer as they were before the first step, with another memory plan."""
+        self.plan = replace(self.plan, memory=memory)
+        found = find_state(self.config, self.plan)[0] if self.config.resume else None
+        self.model, self.optimizer, self.scheduler, self.ema = _load(self.config, self.accelerator, self.plan, found)
+        self.measuring = _measuring(self.plan, self.accelerator)
 
     def step_size(self) -> dict[str, torch.Tensor]:
         """Prodigy's own estimate of the step size, where it is the optimizer."""
@@ -66,23 +96,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: 
     tokenizers, cache = plan.tokenizers, TensorCache(plan.cache_dir)
     with phase("latents and text in the cache"):
         fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
-    with phase("transformer loaded and adapted"):
-        model = load_adapted_model(config, plan, tokenizers, accelerator)
-    optimizer = build_optimizer(config, parameter_groups(config, model, plan))
-    scheduler = build_lr_scheduler(config, optimizer, plan.schedule.total_steps)
-    ema = Ema(model.parameters, config.ema_decay) if config.ema_decay else None
-    progress = Progress.new(config)
-    if found:
-        state, progress = found
-        with phase(f"{state.folder} restored"):
-            restore(
-                state,
-                parameters=model.parameters,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                ema=ema,
-                keep_settings=config.resume_anyway,
-            )
+    state, progress = found or (None, Progress.new(config))
+    model, optimizer, scheduler, ema = _load(config, accelerator, plan, state)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -94,5 +109,43 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: 
         ema=ema,
         progress=progress,
         control=control,
-        log=RunLog(config, accelerator, run_dir(config), plan.schedule.total_steps, progress.step),
+        log=RunLog(
+            config,
+            accelerator,
+            run_dir(config),
+            plan.schedule.total_steps,
+            progress.step,
+            due_steps(config, plan.schedule),
+        ),
+        measuring=_measuring(plan, accelerator),
     )
+
+
+def _load(
+    config: TrainConfig, accelerator: Accelerator, plan: Plan, state: State | None
+) -> tuple[AdaptedModel, Optimizer, LRScheduler, Ema | None]:
+    """Model, optimizer, schedule and averages as they are before the first step, or as a state has them."""
+    with phase("transformer loaded and adapted"):
+        model = load_adapted_model(config, plan, plan.tokenizers, accelerator)
+    optimizer = build_optimizer(config, parameter_groups(config, model, plan))
+    scheduler = build_lr_scheduler(config, optimizer, plan.schedule.total_steps)
+    ema = Ema(model.parameters, config.ema_decay) if config.ema_decay else None
+    if state:
+        with phase(f"{state.folder} restored"):
+            restore(
+                state,
+                parameters=model.parameters,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                ema=ema,
+                keep_settings=config.resume_anyway,
+            )
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    return model, optimizer, scheduler, ema
+
+
+def _measuring(plan: Plan, accelerator: Accelerator) -> Measuring | None:
+    if accelerator.device.type != "cuda" or not accelerator.is_main_process:
+        return None
+    return Measuring(plan.cache_dir, measured_key(plan), plan.memory.bytes.peak)

@@ -72,7 +72,7 @@ class AdaptedModel:
         height, width = noisy.shape[-2:]
         rotary = self.rotary(height, width, batch.txt.shape[1])
 
-        def predict(text: Conditioning, checkpointed: bool) -> torch.Tensor:
+        def predict(text: Conditioning, checkpointed: int) -> torch.Tensor:
             return predict_velocity(
                 self.transformer, noisy, batch.sigmas, text, config.guidance_scale, rotary, checkpointed
             )
@@ -81,9 +81,9 @@ class AdaptedModel:
         if batch.preserve is not None:  # the base model's own prediction: neither its nor CLIP's adapter
             with torch.no_grad(), disabled_adapter(self.transformer):
                 base = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
-                own = predict(base, checkpointed=False).float()
+                own = predict(base, checkpointed=0).float()
             target = torch.where(batch.preserve.view(-1, 1, 1, 1) > 0, own, target)
-        prediction = predict(conditioning, config.gradient_checkpointing)
+        prediction = predict(conditioning, config.gradient_checkpointing or config.checkpoint_blocks or 0)
         return sample_losses(prediction, target, batch.sigmas, config)
 
 

@@ -1,18 +1,22 @@
 """The training run, top to bottom: plan, cache, load, loop, finish."""
 
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from trainer.batches import prefetch
+from trainer.batches import Batch, prefetch
 from trainer.check import make_plan
 from trainer.checkpoints import position_after, remove_leftovers, run_dir, state_path
 from trainer.config import TrainConfig, to_toml
 from trainer.control import Control, forget_wishes
+from trainer.faults import Faults
 from trainer.files import write_text
+from trainer.memory.first_step import out_of_memory, room_for, until_it_fits
 from trainer.optim.foreach import gradients, with_gradient
 from trainer.readback import Readback
 from trainer.run import Run, prepare
@@ -31,7 +35,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> int:
     """
     if config.deterministic:
         set_up_determinism()
-    plan = make_plan(config, accelerator.num_processes)
+    plan = make_plan(config, accelerator.num_processes, accelerator.device)
     log.info("%s", plan.summary())
     with ended_by_sigterm(), ExitStack() as stack:
         if accelerator.is_main_process:
@@ -42,8 +46,12 @@ def train(config: TrainConfig, accelerator: Accelerator) -> int:
         stop = StopRequest()
         run = prepare(config, accelerator, plan, Control(run_dir(config), stop, accelerator))
         stack.callback(run.log.close)
+        stack.callback(run.saving.close)
         with stop.listening():
-            finished = loop(run)
+            try:
+                finished = loop(run)
+            except torch.OutOfMemoryError:
+                raise Faults([out_of_memory(f"step {run.progress.step + 1}", run.memory)]) from None
     if finished:
         return 0
     log.info("To go on, repeat the command with --resume=%s", state_path(config, run.progress.step))
@@ -52,26 +60,21 @@ def train(config: TrainConfig, accelerator: Accelerator) -> int:
 
 def loop(run: Run) -> bool:
     """Steps until the end (True) or until asked to stop (False), with a checkpoint at either."""
-    config, model, schedule = run.config, run.model, run.plan.schedule
+    config, schedule = run.config, run.plan.schedule
     run.log.event("start", run.progress.step, total_steps=schedule.total_steps, epochs=schedule.num_epochs)
     if config.sample_at_first and run.progress.step == 0:
         make_samples(run)
-    readback = Readback(model.device, lambda step, numbers: after_step(run, step, numbers))
+    readback = Readback(run.model.device, lambda step, numbers: after_step(run, step, numbers))
     steps = range(run.progress.step + 1, schedule.total_steps + 1)
     batches = prefetch(run.maker, (draws for step in steps for draws in run.own_share(step)))
 
     for step in steps:
-        # the gradient of the group: every picture weighs the same, whichever process saw it
-        loss = accumulate_gradients(model, batches, len(run.own_share(step)), run.num_pictures(step), step)
-        sum_over_processes(model.parameters.values(), loss, run.accelerator)
-        norm = clip_gradients(model, config.max_grad_norm)
         rate = float(run.scheduler.get_last_lr()[0])
-
-        run.optimizer.step()
-        run.scheduler.step()
-        run.optimizer.zero_grad(set_to_none=True)
-        if run.ema is not None:
-            run.ema.update(step - 1)
+        if step == steps.start:
+            loss, norm = first_step(run, batches, step)
+        else:
+            loss = gradient(run, batches, step)
+            norm = update(run, loss, step)
         run.progress.step = step
         readback.push(step, {"loss": loss, "gradient_norm": norm, **run.step_size()}, {"learning_rate": rate})
 
@@ -85,6 +88,34 @@ def loop(run: Run) -> bool:
         if wish.stop and not position.ends_run:
             return False
     return True
+
+
+def gradient(run: Run, batches: Iterator[Batch], step: int) -> torch.Tensor:
+    """This process's share of the group's gradient and loss: every picture weighs the same, whoever saw it."""
+    return accumulate_gradients(run.model, batches, len(run.own_share(step)), run.num_pictures(step), step)
+
+
+def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
+    """Add up over processes, in `loss` too, and take the step; returns the gradient's norm."""
+    sum_over_processes(run.model.parameters.values(), loss, run.accelerator)
+    norm = clip_gradients(run.model, run.config.max_grad_norm)
+    run.optimizer.step()
+    run.scheduler.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema is not None:
+        run.ema.update(step - 1)
+    return norm
+
+
+def first_step(run: Run, batches: Iterator[Batch], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and norm of the first step, taken with a smaller memory plan where the chosen one does not fit."""
+    own = list(islice(batches, len(run.own_share(step))))
+
+    def with_room() -> torch.Tensor:
+        with room_for(run.optimizer_bytes_to_come, run.model.device):
+            return gradient(run, iter(own), step)
+
+    return until_it_fits(run, with_room, lambda loss: update(run, loss, step))
 
 
 def clip_gradients(model: AdaptedModel, max_norm: float) -> torch.Tensor:

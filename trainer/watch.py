@@ -1,10 +1,14 @@
 """What happens around a run's steps: their numbers, checkpoints, validation, sample pictures."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from dataclasses import replace
+from functools import partial, wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 import torch
 
@@ -18,10 +22,11 @@ from trainer.checkpoints import (
     run_dir,
     state_path,
 )
+from trainer.compilation import compile_report
 from trainer.control import Wish
 from trainer.data.dataset import Draw
 from trainer.faults import Fault, Faults
-from trainer.lora.file import save_lora
+from trainer.lora.file import snapshot_lora, write_lora
 from trainer.lora.metadata import build_metadata
 from trainer.models.load import load_autoencoder
 from trainer.models.text import clip_ids
@@ -32,12 +37,35 @@ from trainer.sample import SamplePrompt, decode_picture, sample_latents, save_pi
 from trainer.state.save import save_state
 from trainer.validation import validation_loss
 
+log = logging.getLogger(__name__)
 SAVE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float": torch.float32}
 MAX_PICTURES_NAMED = 8
+Arguments = ParamSpec("Arguments")
+
+
+def _stops(
+    kind: str,
+) -> Callable[[Callable[Concatenate[Run, Arguments], None]], Callable[Concatenate[Run, Arguments], None]]:
+    """Training stops for what is decorated so: count the time it takes, for the estimate of the rest."""
+
+    def around(task: Callable[Concatenate[Run, Arguments], None]) -> Callable[Concatenate[Run, Arguments], None]:
+        @wraps(task)
+        def timed(run: Run, *args: Arguments.args, **more: Arguments.kwargs) -> None:
+            start = time.perf_counter()
+            task(run, *args, **more)
+            run.log.stopped(kind, run.progress.step, time.perf_counter() - start)
+
+        return timed
+
+    return around
 
 
 def after_step(run: Run, step: int, numbers: Numbers) -> None:
-    """Take note of a step whose numbers have arrived. Raises `Faults` when loss or gradient is not finite."""
+    """Take note of a step whose numbers have arrived, and of a checkpoint that is written by now.
+
+    Raises `Faults` when loss or gradient is not finite.
+    """
+    run.saving.collect()
     if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
         raise Faults([_not_finite(run, step, numbers)])
     run.progress.seconds += numbers["seconds"]
@@ -45,13 +73,18 @@ def after_step(run: Run, step: int, numbers: Numbers) -> None:
     numbers["epoch"] = position_after(run.plan.schedule, step).epoch
     if run.model.device.type == "cuda":
         numbers["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if run.measuring:
+            run.measuring.step(numbers["seconds_per_picture"], numbers["peak_gib"])
     run.log.step(step, numbers)
+    if step == run.log.first and run.config.torch_compile and (report := compile_report()):
+        log.info("first step in %.1f s: %s", numbers["seconds"], report)
 
 
 def _not_finite(run: Run, step: int, numbers: Numbers) -> Fault:
     names = list(dict.fromkeys(draw.sample.picture.path.name for draws in run.plan.group(step) for draw in draws))
     named = ", ".join(names[:MAX_PICTURES_NAMED]) + (" …" if len(names) > MAX_PICTURES_NAMED else "")
     what = f"loss {numbers['loss']:g}, gradient norm {numbers['gradient_norm']:g} with the pictures {named}"
+    run.saving.finish()
     kept = f"the last good checkpoint is {run.last_checkpoint}; " if run.last_checkpoint else ""
     return Fault(f"step {step}", what, kept + "a lower --learning_rate is the usual remedy")
 
@@ -71,30 +104,65 @@ def due_tasks(run: Run, position: Position, wish: Wish) -> list[Callable[[], Non
     return tasks
 
 
+@_stops("checkpoint")
 def save(run: Run, position: Position, with_state: bool) -> None:
-    """Write the LoRA of this position, a state where one is due or asked for, and drop outdated ones."""
+    """Write the LoRA of this position, a state where one is due or asked for, and drop outdated ones.
+
+    Training stops while the LoRA is copied to the host; the copy is written while it goes on. With a
+    state, and at the end, it waits until all is on disk.
+    """
     config, accelerator = run.config, run.accelerator
     with_state |= config.save_state or (position.ends_run and config.save_state_on_train_end)
     if accelerator.is_main_process:
         start = time.perf_counter()
+        run.saving.finish()  # the copy before this one leaves the memory first
         path = lora_path(config, position)
         tensors = run.ema.averages if run.ema else run.model.parameters
         plan = run.plan
-        metadata = build_metadata(plan.config, plan.data, run.progress, position, path.stem, plan.adapter.is_schnell)
-        left_out = save_lora(path, tensors, run.model.alphas, metadata, SAVE_DTYPES[config.save_precision])
-        run.last_checkpoint = path
-        if with_state:
+        settings = replace(plan.config, base_precision=plan.memory.choice.precision)
+        metadata = build_metadata(settings, plan.data, run.progress, position, path.stem, plan.adapter.is_schnell)
+        stored = snapshot_lora(path, tensors, run.model.alphas, SAVE_DTYPES[config.save_precision])
+        waits = with_state or position.ends_run
+        stopped = None if waits else time.perf_counter() - start
+        written = partial(_checkpoint_written, run, position, start, stopped, with_state)
+        run.saving.start(partial(_write_timed, path, stored, metadata), written)
+        if with_state:  # too large for a copy, and the next step changes it
             _save_state(run, position.step)
-        removed = remove_outdated(config, position, run.plan.schedule.steps_per_epoch)
-        facts = {"file": path.name, "seconds": time.perf_counter() - start}
-        if with_state:
-            facts["state"] = str(state_path(config, position.step))
-        if left_out:
-            facts["metadata_left_out"] = ", ".join(left_out)
-        if removed:
-            facts["removed"] = ", ".join(path.name for path in removed)
-        run.log.event("checkpoint", position.step, **facts)
+        if waits:
+            run.saving.finish()
     accelerator.wait_for_everyone()
+
+
+def _write_timed(
+    path: Path, stored: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> tuple[Path, tuple[str, ...], float]:
+    """On the thread: the file, what was left out of it, and when it was there."""
+    left_out = write_lora(path, stored, metadata)
+    return path, left_out, time.perf_counter()
+
+
+def _checkpoint_written(
+    run: Run,
+    position: Position,
+    start: float,
+    stopped: float | None,
+    with_state: bool,
+    written: tuple[Path, tuple[str, ...], float],
+) -> None:
+    """Once the file is there: older ones go, and the log says so. stopped: seconds, or None for all the time."""
+    path, left_out, end = written
+    run.last_checkpoint = path
+    removed = remove_outdated(run.config, position, run.plan.schedule.steps_per_epoch)
+    seconds = (time.perf_counter() if stopped is None else end) - start
+    facts = {"file": path.name, "seconds": seconds, "stopped": seconds if stopped is None else stopped}
+    state = state_path(run.config, position.step)
+    if with_state and state.is_dir():  # not when the disk is full
+        facts["state"] = str(state)
+    if left_out:
+        facts["metadata_left_out"] = ", ".join(left_out)
+    if removed:
+        facts["removed"] = ", ".join(path.name for path in removed)
+    run.log.event("checkpoint", position.step, **facts)
 
 
 def _save_state(run: Run, step: int) -> None:
@@ -119,6 +187,7 @@ def _as_saved(run: Run) -> Iterator[None]:
         run.model.train(True)
 
 
+@_stops("validation")
 def validate(run: Run) -> None:
     """The loss at fixed timesteps and noise, over held-out pictures or, without any, the training ones."""
     if run.accelerator.is_main_process:
@@ -135,6 +204,7 @@ def _evenly(draws: Sequence[Draw], most: int | None) -> list[Draw]:
     return [draws[index * len(draws) // count] for index in range(count)]
 
 
+@_stops("sample")
 def make_samples(run: Run) -> None:
     """Draw the pictures of --sample_prompts into runs/NAME/samples."""
     if run.accelerator.is_main_process:

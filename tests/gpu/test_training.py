@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import Workshop, make_workshop
 from trainer.batches import prefetch
+from trainer.bench.random_flux import ModelFiles
 from trainer.check import make_plan
 from trainer.control import Control
 from trainer.readback import Readback

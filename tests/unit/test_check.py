@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 
 import trainer.disk
-from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import Workshop, check_report, has, make_workshop
+from trainer.bench.random_flux import ModelFiles
 from trainer.cache import TensorCache, fill_cache
 from trainer.check import make_plan
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules

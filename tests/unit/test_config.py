@@ -300,6 +300,13 @@ def test_differences_name_what_changes_the_training():
     assert config_differences(to_dict(old), to_dict(replace(old, ae=Path("/a/other.safetensors")))) != []
 
 
+def test_a_setting_that_an_older_state_does_not_know_had_its_default():
+    now = to_dict(TrainConfig())
+    older = {name: value for name, value in now.items() if name != "base_precision"}
+    assert config_differences(older, now) == []
+    assert config_differences(older, now | {"base_precision": "int8"}) == ["base_precision: bf16 before, int8 now"]
+
+
 def test_differences_of_other_tables_name_what_came_and_went():
     old, new = {"picture a.png": "1", "picture b.png": "2"}, {"picture a.png": "1", "picture c.png": "3"}
     assert config_differences(old, new) == [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import trainer.disk
-from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_workshop
+from trainer.bench.random_flux import ModelFiles
 from trainer.check import make_plan
 from trainer.checkpoints import is_due, lora_path, position_after, remove_outdated, run_dir, state_path
 from trainer.config import TrainConfig

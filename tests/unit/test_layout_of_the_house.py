@@ -13,8 +13,8 @@ from trainer.config import TrainConfig
 # in import order: a module imports only what stands before it, or its own package
 STATIONS = """
 faults rng files clock readback runtime config data models optim state lora
-flow cache batches checkpoints disk hub control log step sample judge evaluation contact_sheet
-validation plan resume notices check model_setup run watch train verbs __main__
+flow cache batches checkpoints disk hub control estimate log step sample judge evaluation contact_sheet
+validation memory plan fit saving compilation resume notices check model_setup run watch train bench verbs __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 FORBIDDEN = re.compile(
@@ -123,24 +123,23 @@ def test_every_module_and_public_class_says_what_it_is():
 
 # Settings are a promise to users: one that comes or goes is added or struck out here too, on purpose.
 SETTINGS = """
-ae apply_t5_attn_mask bucket_no_upscale bucket_reso_steps cache_dir caption_dropout_every_n_epochs
-caption_dropout_rate caption_extension caption_prefix caption_separator caption_suffix
-caption_tag_dropout_rate clip_l dataset_config deterministic diff_output_preservation dim_from_weights
-discrete_flow_shift dynamo_backend ema_decay enable_bucket enable_wildcard flip_aug full_bf16
-gradient_accumulation_steps gradient_checkpointing guidance_scale huber_c huber_scale huber_schedule
-keep_tokens keep_tokens_separator learning_rate log_every log_with logging_dir logit_mean logit_std loss_type
-lr_decay_steps lr_scheduler lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power
-lr_scheduler_timescale lr_warmup_steps max_bucket_reso max_grad_norm max_timestep max_train_epochs
-max_train_steps max_validation_steps metadata_author metadata_description metadata_license metadata_tags
-metadata_title min_bucket_reso min_timestep mixed_precision mode_scale model_prediction_type model_type
-network_alpha network_args network_dim network_dropout network_module network_weights no_metadata
-optimizer_args optimizer_type output_dir output_name pretrained_model_name_or_path prior_loss_weight
-resize_interpolation resolution resume resume_anyway run_dir sample_at_first sample_every_n_epochs
-sample_every_n_steps sample_prompts sample_sampler save_every_n_epochs save_every_n_steps save_last_n_epochs
-save_last_n_epochs_state save_last_n_steps save_last_n_steps_state save_model_as save_precision save_state
-save_state_on_train_end secondary_separator seed shuffle_caption sigmoid_scale t5xxl t5xxl_max_token_length
-text_encoder_lr timestep_sampling token_warmup_min token_warmup_step tokenizer_dir torch_compile
-train_batch_size training_comment unet_lr validate_every_n_epochs validate_every_n_steps validation_seed
+ae apply_t5_attn_mask base_precision blocks_to_swap bucket_no_upscale bucket_reso_steps cache_dir
+caption_dropout_every_n_epochs caption_dropout_rate caption_extension caption_prefix caption_separator caption_suffix
+caption_tag_dropout_rate checkpoint_blocks clip_l compile_dynamic dataset_config deterministic
+diff_output_preservation dim_from_weights discrete_flow_shift dynamo_backend ema_decay enable_bucket enable_wildcard
+flip_aug full_bf16 gradient_accumulation_steps gradient_checkpointing guidance_scale huber_c huber_scale
+huber_schedule keep_tokens keep_tokens_separator learning_rate log_every log_with logging_dir logit_mean logit_std
+loss_type lr_decay_steps lr_scheduler lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power
+lr_scheduler_timescale lr_warmup_steps max_bucket_reso max_grad_norm max_timestep max_train_epochs max_train_steps
+max_validation_steps memory metadata_author metadata_description metadata_license metadata_tags metadata_title
+min_bucket_reso min_timestep mixed_precision mode_scale model_prediction_type model_type network_alpha network_args
+network_dim network_dropout network_module network_weights no_metadata optimizer_args optimizer_type output_dir
+output_name pretrained_model_name_or_path prior_loss_weight resize_interpolation resolution resume resume_anyway
+run_dir sample_at_first sample_every_n_epochs sample_every_n_steps sample_prompts sample_sampler save_every_n_epochs
+save_every_n_steps save_last_n_epochs save_last_n_epochs_state save_last_n_steps save_last_n_steps_state save_model_as
+save_precision save_state save_state_on_train_end secondary_separator seed shuffle_caption sigmoid_scale t5xxl
+t5xxl_max_token_length text_encoder_lr timestep_sampling token_warmup_min token_warmup_step tokenizer_dir
+torch_compile train_batch_size training_comment unet_lr validate_every_n_epochs validate_every_n_steps validation_seed
 validation_split wandb_run_name weighting_scheme
 """
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.parity.test_transformer import make_transformer
 from tests.recipe_files import ROOT, Workshop, environment, make_workshop
 from trainer.__main__ import VERBS, main
+from trainer.bench.random_flux import ModelFiles
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, save_lora
 

@@ -131,6 +131,14 @@ def test_a_state_that_fits_is_planned_from(workshop, state):
     assert make_plan(workshop.config("resumed", **every, resume=state(max_train_steps=4))).checkpoints == 2
 
 
+def test_auto_goes_on_in_the_precision_that_the_run_began_with(workshop, state, monkeypatch):
+    auto = {"max_train_steps": 4, "base_precision": "auto"}
+    assert make_plan(workshop.config("resumed", **auto, resume=state(**auto))).memory.choice.precision == "bf16"
+    record = Progress.record
+    monkeypatch.setattr(Progress, "record", lambda *given: record(*given) | {"base_precision": "int8"})
+    assert make_plan(workshop.config("resumed", **auto, resume=state(**auto))).memory.choice.precision == "int8"
+
+
 def test_differences_are_told_with_all_other_faults(workshop, state):
     settings = {"learning_rate": 2e-3, "ae": workshop.models.clip_l, "max_train_steps": 4}
     faults = check_report(workshop.config("resumed", **settings, resume=state(max_train_steps=4)), processes=2)

@@ -128,7 +128,7 @@ def _dump_text(text: str) -> str:
 
 
 _NO_WEIGHT_DEPENDS_ON = {"cache_dir", "tokenizer_dir"} | {
-    name for name, field in FIELDS.items() if field.metadata["group"] in ("Output", "Watching")
+    name for name, field in FIELDS.items() if field.metadata["group"] in ("Output", "Watching", "Memory")
 }
 _NAMES_A_FILE = {"pretrained_model_name_or_path", "clip_l", "t5xxl", "ae", "dataset_config", "network_weights"}
 
@@ -137,11 +137,11 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     """What changed, one line a name, between two `to_dict` results or other flat tables of what was trained on.
 
     Settings that move no weight (where files go, what is watched) may change, and a model file may
-    have moved to another folder.
+    have moved to another folder. A setting that one of them does not know had its default there.
     """
-    differences = []
+    differences, usual = [], to_dict(TrainConfig())
     for name in dict.fromkeys([*old, *new]):
-        before, after = old.get(name), new.get(name)
+        before, after = old.get(name, usual.get(name)), new.get(name, usual.get(name))
         if name in _NAMES_A_FILE and before and after:
             before, after = Path(before).name, Path(after).name
         if before != after and name not in _NO_WEIGHT_DEPENDS_ON:

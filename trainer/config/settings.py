@@ -36,6 +36,7 @@ _output = partial(_setting, group="Output")
 _network = partial(_setting, group="Network")
 _optimizer = partial(_setting, group="Optimizer")
 _training = partial(_setting, group="Training")
+_memory = partial(_setting, group="Memory")
 _loss = partial(_setting, group="Timesteps and loss")
 _watching = partial(_setting, group="Watching")
 
@@ -225,6 +226,13 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16"] = _training(
         "bf16", "precision of the computation; no = float32", "default bf16; fp16 is refused"
     )
+    base_precision: Literal["auto", "bf16", "fp8", "int8", "nf4"] = _training(
+        "bf16",
+        "how the frozen layers of the transformer's blocks are kept: bf16 = as mixed_precision computes; fp8, int8:"
+        " half the memory, products in 8 bits; nf4: a quarter, needs bitsandbytes; auto: less than bf16 only where it"
+        " would not fit",
+        OURS,
+    )
     full_bf16: bool = _training(False, "keep the LoRA itself in bf16 too")
     gradient_checkpointing: bool = _training(
         False, "recompute activations: about half the memory, half as much time again"
@@ -233,7 +241,27 @@ class TrainConfig:
     dynamo_backend: Literal["inductor", "eager", "aot_eager", "cudagraphs"] = _training(
         "inductor", "backend of torch_compile", "inductor, eager, aot_eager, cudagraphs"
     )
+    compile_dynamic: Literal["auto", "true", "false"] = _training(
+        "auto",
+        "compile one graph for all sizes (true), one for each (false), or by how many sizes there are (auto)",
+        OURS,
+    )
     deterministic: bool = _training(False, "deterministic algorithms: bitwise repeatable on a GPU, slower", OURS)
+
+    memory: Literal["auto", "manual"] = _memory(
+        "auto",
+        "auto: on a GPU choose the fastest of what the flags below leave open that fits; manual: only what they say",
+        OURS,
+    )
+    checkpoint_blocks: int | None = _memory(
+        None, "recompute the activations of the first n blocks; gradient_checkpointing: of all", OURS, least=0
+    )
+    blocks_to_swap: int | None = _memory(
+        None,
+        "keep the weights of n blocks in host memory, copied to the GPU when they are needed",
+        "single blocks first, at most all but one of each kind (55)",
+        least=0,
+    )
 
     guidance_scale: float = _loss(1.0, "guidance given to FLUX.1-dev in training", "default 1.0, not 3.5", least=0)
     timestep_sampling: Literal["flux_shift", "shift", "sigmoid", "uniform", "sigma"] = _loss(

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from trainer.faults import Fault, Faults, raise_if_any
 from trainer.models.layout import autoencoder_to_diffusers, strip_prefix, transformer_to_diffusers
+from trainer.models.quantized import Precision, QuantizedLinear, Storage, make_quantized, say_storage
 from trainer.models.weights import Header, read_header, stream_tensors, weight_names
 
 FLUX_AXES = (16, 56, 56)  # FLUX.1's split of a head of 128 into index, row and column
@@ -39,12 +40,25 @@ class Plan:
     convert: Convert
 
 
-def load_transformer(path: Path, device: torch.device | str, dtype: torch.dtype) -> FluxTransformer2DModel:
+def load_transformer(
+    path: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    base: Storage | Precision = "bf16",
+    waiting: tuple[str, ...] = (),
+) -> FluxTransformer2DModel:
     """FLUX.1-dev's or schnell's transformer, frozen; `config.guidance_embeds` says which.
 
-    Raises `Faults` naming every tensor that is missing, unexpected or of another shape.
+    base: how the blocks' linear layers are kept, bf16 meaning dtype; each is quantised on the device as it
+    arrives. waiting: how the names begin of what is then kept in host memory. Raises `Faults` naming every
+    tensor that is missing, unexpected or of another shape.
     """
-    return _fill(plan_module(_header(path), plan_transformer), device, dtype)
+    plan = plan_module(_header(path), plan_transformer)
+    storage = base if isinstance(base, Storage) else Storage.for_device(base, device)
+    if storage.precision == "bf16":
+        return _fill(plan, device, dtype, waiting=waiting)
+    say_storage(storage, device)
+    return _fill(plan, device, dtype, lambda module: make_quantized(module, storage), waiting)
 
 
 def load_autoencoder(path: Path, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
@@ -212,8 +226,18 @@ def plan_t5(header: Header) -> Plan:
     return Plan(header, module, convert)
 
 
-def _fill(plan: Plan, device: torch.device | str, dtype: torch.dtype) -> Any:
+def _fill(
+    plan: Plan,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    change: Callable[[nn.Module], None] | None = None,
+    waiting: tuple[str, ...] = (),
+) -> Any:
+    """The module with the file's weights. change: what is done to it while it is still empty; waiting: what
+    goes on to host memory from the device as soon as it is there."""
     raise_if_any(missing_or_unexpected(plan))
+    if change:
+        change(plan.module)
     needed = [
         name
         for name in weight_names(plan.header)
@@ -222,8 +246,21 @@ def _fill(plan: Plan, device: torch.device | str, dtype: torch.dtype) -> Any:
     for name, tensor in stream_tensors(plan.header.path, device, dtype, needed):
         for new, part in plan.convert(name, tensor).items():
             owner, _, leaf = new.rpartition(".")
-            setattr(plan.module.get_submodule(owner), leaf, nn.Parameter(part, requires_grad=False))
-    return plan.module.to(device).eval().requires_grad_(False)
+            module = plan.module.get_submodule(owner)
+            if leaf == "weight" and isinstance(module, QuantizedLinear):
+                module.store(part)
+            else:
+                setattr(module, leaf, nn.Parameter(part, requires_grad=False))
+            if waiting and new.startswith(waiting):
+                _to_host(module)
+    module = plan.module if waiting else plan.module.to(device)
+    return module.eval().requires_grad_(False)
+
+
+def _to_host(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        if not parameter.is_meta:
+            parameter.data = parameter.data.cpu()
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> Any:

@@ -2,7 +2,8 @@
 
 It is `FluxTransformer2DModel.forward` with three differences: timestep and guidance stay in float32
 until they are embedded (the original rounds them to bfloat16, a spacing of 4 in 1000), the rotary
-table is made once per shape, and checkpointing can be chosen block by block.
+table is made once per shape, and the first blocks can be recomputed in backward instead of kept
+(which ones, see `trainer.memory.bytes`), and any of them swapped (see `trainer.models.offload`).
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from trainer.models.offload import block_swap
 
 RotaryTable = tuple[torch.Tensor, torch.Tensor]
 
@@ -72,23 +75,30 @@ def predict_velocity(
     conditioning: Conditioning,
     guidance: float | torch.Tensor,
     rotary: RotaryTable,
-    checkpointed: bool = False,
+    checkpointed: int | bool = 0,
 ) -> torch.Tensor:
     """The velocity at x_sigma.
 
     noisy: [B, C, H, W] in the compute dtype; sigmas: [B], float32; guidance: the value that FLUX.1-dev
-    embeds (not used by schnell), one for all or float32 [B]. Returns [B, C, H, W].
+    embeds (not used by schnell), one for all or float32 [B]; checkpointed: how many blocks, in the order
+    in which they run, are recomputed in backward; True for all. Returns [B, C, H, W].
     """
     height, width = noisy.shape[-2:]
     img = transformer.x_embedder(pack_latents(noisy))
     txt = transformer.context_embedder(conditioning.txt)
     temb = _time_embedding(transformer, sigmas, guidance, conditioning.pooled)
     attention = _attention_arguments(conditioning.txt_mask, img.shape[1])
-    for block in transformer.transformer_blocks:
-        txt, img = _run_block(block, img, txt, temb, rotary, attention, checkpointed)
-    txt, img = _as_one(txt, img)
-    for block in transformer.single_transformer_blocks:
-        txt, img = _run_block(block, img, txt, temb, rotary, attention, checkpointed)
+    double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
+    recomputed = len(double) + len(single) if checkpointed is True else checkpointed
+    swap = block_swap(transformer)
+    for index, block in enumerate((*double, *single)):
+        if index == len(double):
+            txt, img = _as_one(txt, img)
+        if swap:
+            swap.bring(index)
+        txt, img = _run_block(block, img, txt, temb, rotary, attention, index < recomputed)
+        if swap:
+            txt, img = swap.bring_for_backward(index, txt, img)
     tokens = transformer.proj_out(transformer.norm_out(img, temb))
     return unpack_latents(tokens, height, width)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from trainer.check import make_plan
 from trainer.config import parse_config
 from trainer.runtime import set_up_logging
@@ -13,7 +15,8 @@ def run(argv: Sequence[str]) -> int:
     set_up_logging()
     for notice in notices:
         print(notice)
-    summary = make_plan(config).summary()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    summary = make_plan(config, device=device).summary()
     print(summary if notices else summary.lstrip("\n"))
     print("\nAll is in order.")
     return 0

@@ -1,0 +1,308 @@
+"""What a step takes is foreseen, the fastest that fits is chosen, and a first step that does not fit is survived."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers import FluxTransformer2DModel
+
+import trainer.fit
+import trainer.train
+from tests.parity.test_transformer import make_transformer
+from tests.recipe_files import Finished, Workshop, make_workshop
+from trainer.bench.random_flux import ModelFiles
+from trainer.check import make_plan
+from trainer.config import TrainConfig
+from trainer.faults import Faults
+from trainer.lora.adapter import add_lora, linear_modules
+from trainer.memory.bytes import GIB, Choice, Work, blocks_of, host_bytes, kept_bytes, step_bytes, step_flops
+from trainer.memory.choose import Allowed, Device, MemoryPlan, allowed_by, fastest, make_memory_plan, needed_bytes
+from trainer.memory.record import LAST, Measured, Measuring, find_measured, keep_measured
+from trainer.models.quantized import Storage
+from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
+
+CPU = torch.device("cpu")
+GPU = Device("a GPU", free=80 * GIB, host_free=64 * GIB, flops=450e12, link=20e9, is_measured=True)
+
+
+@pytest.fixture(scope="module")
+def full_size() -> FluxTransformer2DModel:
+    with init_empty_weights():
+        return FluxTransformer2DModel(guidance_embeds=True)
+
+
+def full_work(transformer: FluxTransformer2DModel, rank: int = 16, pixels: int = 1024, **changes) -> Work:
+    blocks, outside = blocks_of(transformer, dict.fromkeys(linear_modules(transformer), rank))
+    trained = sum(block.adapter for block in blocks)
+    work = Work(blocks, outside, (pixels // 16) ** 2, 512, 1, 2, trained, 2, 0, False, True)
+    return replace(work, **changes)
+
+
+# Forward and backward of diffusers' compiled blocks with bf16 adapters on all linear layers of all blocks,
+# batch 1, 512 text tokens, no optimizer: measured on one H100 80GB HBM3 with torch 2.11+cu130, 2026-11-22.
+@pytest.mark.parametrize(
+    ("rank", "pixels", "checkpointed", "measured"),
+    [(16, 1024, 0, 50.5), (16, 1024, 57, 24.7), (256, 1024, 0, 54.0), (16, 512, 0, 32.1)],
+)
+def test_full_size_is_foreseen_within_a_tenth(full_size, rank, pixels, checkpointed, measured):
+    found = step_bytes(full_work(full_size, rank, pixels), Choice(checkpointed=checkpointed)).peak / GIB
+    assert found == pytest.approx(measured, rel=0.1)
+
+
+def test_arithmetic_of_full_size(full_size):
+    """FLUX.1-dev at 1024 px: 59.5 TFLOP of products and 14.9 of attention forward."""
+    assert step_flops(full_work(full_size), 0) == pytest.approx(171e12, rel=0.01)
+    assert step_flops(full_work(full_size), 57) == pytest.approx(245e12, rel=0.01)
+
+
+def counted(transformer, block: torch.nn.Module, batch: int, img_tokens: int, txt_tokens: int, is_double: bool) -> int:
+    """What autograd really keeps of one block: bytes of different storages that are no parameters."""
+    width = transformer.x_embedder.out_features
+    head = transformer.config["attention_head_dim"]
+    joined = torch.randn(batch, txt_tokens + img_tokens, width).requires_grad_()
+    img, txt = joined[:, txt_tokens:], joined[:, :txt_tokens]
+    if is_double:
+        img, txt = img.detach().clone().requires_grad_(), txt.detach().clone().requires_grad_()
+    rotary = torch.randn(txt_tokens + img_tokens, head), torch.randn(txt_tokens + img_tokens, head)
+    shared = {t.untyped_storage().data_ptr() for t in (*transformer.parameters(), *rotary)}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = block(img, txt, torch.randn(batch, width), rotary, None)
+    assert outputs
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in shared)
+
+
+ALL = {"": 4}
+PARTS = ({"attn": 4}, {"ff.": 4, "proj_mlp": 4}, {"to_q": 16, "proj_out": 2, "net.2": 2}, {"norm": 4, "to_out": 8})
+
+
+@pytest.mark.parametrize("chosen", [ALL, *PARTS], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_kept_bytes_are_what_autograd_keeps(chosen, batch):
+    """In float32, where the CPU's kernels keep what the GPU's do."""
+    transformer = make_transformer()
+    names = linear_modules(transformer)
+    ranks = {name: rank for name in names for part, rank in chosen.items() if part in name}
+    add_lora(transformer, ranks, None, seed=0)
+    blocks, outside = blocks_of(make_transformer(), ranks)
+    work = Work(blocks, outside, 96, 24, batch, 4, sum(b.adapter for b in blocks), 4, 0, False, compiled=False)
+    modules = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    for block, module in zip(blocks, modules, strict=True):
+        found = counted(transformer, module, batch, 96, 24, block.is_double)
+        assert kept_bytes(block, work) == pytest.approx(found, rel=0.1)
+
+
+def test_a_double_block_frees_more_for_the_same_arithmetic(full_size):
+    work = full_work(full_size)
+    single, double = work.blocks[-1], work.blocks[0]
+    assert double.is_double and not single.is_double
+    assert kept_bytes(double, work) > 1.1 * kept_bytes(single, work)
+    assert step_flops(work, 20) - step_flops(work, 19) == pytest.approx(step_flops(work, 1) - step_flops(work, 0))
+
+
+def test_more_recomputed_or_swapped_takes_less(full_size):
+    work = full_work(full_size)
+    peaks = [step_bytes(work, Choice(checkpointed=count)).peak for count in range(57)]
+    assert peaks == sorted(peaks, reverse=True)
+    bases = [step_bytes(work, Choice(checkpointed=57, swapped=count)).peak for count in range(2, 38)]
+    assert bases == sorted(bases, reverse=True) and bases[-1] < peaks[-1] - 8 * GIB
+    assert host_bytes(work, Choice(swapped=55)) / GIB > 20
+    precisions = [step_bytes(work, Choice(precision)).base for precision in ("bf16", "fp8", "nf4")]
+    assert precisions[0] > 1.9 * precisions[1] > 1.9 * 1.6 * precisions[2]
+
+
+def plan_for(work: Work, gib: float, allowed: Allowed | None = None, **device) -> MemoryPlan:
+    gpu = replace(GPU, **{"free": int(gib * GIB), **device})
+    return make_memory_plan(work, gpu, allowed or Allowed(), CPU)
+
+
+@pytest.mark.parametrize("gib", [79, 52, 48, 40, 31.5, 23.5, 15.5, 11.5])
+def test_what_is_chosen_fits_and_nothing_larger_would(full_size, gib):
+    work = full_work(full_size)
+    plan = plan_for(work, gib)
+    assert needed_bytes(work, plan.choice) <= gib * GIB
+    if plan.choice.checkpointed:
+        less = replace(plan.choice, checkpointed=plan.choice.checkpointed - 1)
+        assert needed_bytes(work, less) > gib * GIB
+    if gib == 79:
+        assert plan.choice == Choice()
+    if gib < 20:
+        assert plan.choice.swapped and plan.choice.checkpointed
+
+
+def test_swapping_is_chosen_only_where_copies_are_fast_enough(full_size):
+    work = full_work(full_size)
+    assert plan_for(work, 44, link=50e9, flops=100e12).choice.checkpointed == 0
+    assert plan_for(work, 44, link=2e9, flops=400e12).choice.swapped == 0
+
+
+def test_shared_memory_is_never_swapped(full_size):
+    for gib in (40, 24, 12):
+        assert plan_for(full_work(full_size), gib, unified=True).choice.swapped == 0
+
+
+def test_a_lower_precision_comes_before_swapping_and_only_when_allowed(full_size):
+    work = full_work(full_size)
+    allowed = Allowed(storages=(Storage("bf16"), Storage("fp8"), Storage("nf4")))
+    assert plan_for(work, 30, allowed).choice.precision == "bf16"
+    assert plan_for(work, 20, allowed).choice.precision == "fp8" and plan_for(work, 20, allowed).choice.swapped == 0
+    assert plan_for(work, 11, allowed).choice.precision == "nf4"
+    assert plan_for(work, 11).choice.precision == "bf16"
+
+
+def test_given_flags_win():
+    given = TrainConfig(checkpoint_blocks=3, blocks_to_swap=4)
+    assert allowed_by(given, 57, GPU, CPU) == Allowed(checkpointed=3, swapped=4)
+    assert allowed_by(TrainConfig(gradient_checkpointing=True), 57, GPU, CPU) == Allowed(checkpointed=57)
+    assert allowed_by(TrainConfig(), 57, GPU, CPU) == Allowed()
+    assert allowed_by(TrainConfig(memory="manual"), 57, GPU, CPU) == Allowed(checkpointed=0, swapped=0)
+    assert allowed_by(TrainConfig(), 57, None, CPU) == Allowed(checkpointed=0, swapped=0)
+
+
+def test_smaller_plans_take_less_each_time_and_end(full_size):
+    plan = plan_for(full_work(full_size), 79)
+    peaks = []
+    while plan:
+        peaks.append(plan.bytes.peak)
+        plan = plan.smaller()
+    assert 5 < len(peaks) < 40 and peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
+    assert fastest(full_work(full_size), replace(GPU, free=GIB), Allowed()) is None
+
+
+def test_a_plan_says_what_and_why(full_size):
+    work = full_work(full_size)
+    (line,) = plan_for(work, 79).lines()
+    assert "GiB" in line and "nothing recomputed" in line
+    text = " ".join(plan_for(work, 15.5).lines())
+    assert "56 of 57 blocks recomputed" in text and "in host memory" in text and "1.43 times" in text
+    assert "may not fit" in " ".join(plan_for(work, 3).lines())
+    measured = replace(plan_for(work, 79), measured=Measured(0.41, 52.1, 50.1, "2026-11-22"))
+    assert "0.41 s per picture, 52.1 GiB (measured here on 2026-11-22)" in measured.lines()[0]
+    assert make_memory_plan(work, None, Allowed(), CPU).lines() == []
+
+
+# --- what was measured
+
+
+def test_a_record_is_kept_and_found_again(tmp_path, caplog):
+    assert find_measured(tmp_path, "a") is None
+    keep_measured(tmp_path, "b", Measured(1.0, 2.0, 3.0, "2026-01-01"))
+    watching = Measuring(tmp_path, "a", planned_bytes=int(50.1 * GIB))
+    with caplog.at_level("INFO"):
+        for step in range(1, 3 * LAST):
+            watching.step(9.0 if step < 4 else 0.4, 51.0)
+    found = find_measured(tmp_path, "a")
+    assert found and (found.seconds_per_picture, found.peak_gib) == (0.4, 51.0)
+    assert find_measured(tmp_path, "b")
+    assert caplog.text.count("planned 50.1 GiB, took 51.0") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 3}', '{"a": {"other": 1}}'])
+def test_a_record_that_is_not_ours_is_no_record(tmp_path, text):
+    (tmp_path / "measured.json").write_text(text)
+    assert find_measured(tmp_path, "a") is None
+    keep_measured(tmp_path, "a", Measured(1.0, 2.0, 3.0, "2026-01-01"))
+    assert find_measured(tmp_path, "a") and json.loads((tmp_path / "measured.json").read_text())
+
+
+# --- checkpointing
+
+
+@pytest.mark.parametrize("checkpointed", [1, 2, 3, True])
+def test_recomputed_blocks_change_no_bit(checkpointed):
+    transformer = make_transformer()
+    add_lora(transformer, dict.fromkeys(linear_modules(transformer), 2), None, seed=0)
+    trained = [p for p in transformer.parameters() if p.requires_grad]
+    for index, parameter in enumerate(trained):
+        torch.nn.init.normal_(parameter, 0, 0.1, generator=torch.Generator().manual_seed(index))
+    text = Conditioning(torch.randn(2, 5, 24), torch.randn(2, 20))
+    noisy, rotary = torch.randn(2, 4, 4, 6), rotary_table(transformer, 4, 6, 5, CPU)
+
+    def gradients(count: int | bool) -> tuple[torch.Tensor, ...]:
+        velocity = predict_velocity(transformer, noisy, torch.tensor([0.8, 0.2]), text, 1.0, rotary, count)
+        return torch.autograd.grad(velocity.square().sum(), trained)
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(0), gradients(checkpointed), strict=True))
+
+
+# --- out of memory
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> Workshop:
+    return make_workshop(tmp_path_factory.mktemp("memory"), tiny_flux)
+
+
+SETTINGS = {"max_train_steps": 2, "save_precision": "float", "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """The CPU taken for a GPU with room for all; what really fits is for the test to say."""
+    monkeypatch.setattr(trainer.fit, "look_at", lambda _device: GPU)
+
+
+def same(one: Finished, other: Finished) -> bool:
+    found, expected = one.tensors(), other.tensors()
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def fails(monkeypatch, name: str, too_large, after: bool = False) -> list[tuple[int, int]]:
+    """Let a function of the loop run out of memory while the plan is too large; the plans that were tried."""
+    right, tried = getattr(trainer.train, name), []
+
+    def failing(run, *arguments):
+        plan = run.memory.choice
+        tried.append((plan.checkpointed, plan.swapped))
+        result = right(run, *arguments) if after or not too_large(plan) else None
+        if too_large(plan):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    monkeypatch.setattr(trainer.train, name, failing)
+    return tried
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(("half", "after"), [("gradient", False), ("gradient", True), ("update", True)])
+def test_a_first_step_that_does_not_fit_goes_on_as_if_planned_so(workshop, monkeypatch, half, after, caplog):
+    tried = fails(monkeypatch, half, lambda choice: choice.checkpointed < 2, after)
+    found = workshop.train(f"{half} {after}", **SETTINGS)
+    monkeypatch.undo()
+    checkpointed, swapped = tried[-1]
+    assert tried[0] == (0, 0) and checkpointed >= 2 and "once more with" in caplog.text
+    planned = workshop.train("planned", **SETTINGS, checkpoint_blocks=checkpointed, blocks_to_swap=swapped)
+    assert same(found, planned)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_later_step_that_does_not_fit_is_a_fault_that_names_flags(workshop, monkeypatch):
+    steps = []
+    fails(monkeypatch, "gradient", lambda _: steps.append(1) or len(steps) > 2)
+    with pytest.raises(Faults, match=r"step 2: out of memory\n.*--checkpoint_blocks=\d+ --blocks_to_swap"):
+        workshop.train("later", **SETTINGS)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_nothing_smaller_is_a_fault(workshop, monkeypatch):
+    fails(monkeypatch, "gradient", lambda _: True)
+    with pytest.raises(Faults, match="first step: out of memory"):
+        workshop.train("hopeless", **SETTINGS)
+
+
+def test_on_the_cpu_nothing_is_planned_or_said(workshop):
+    plan = make_plan(workshop.config("cpu", **SETTINGS))
+    assert plan.memory.device is None and plan.memory.choice == Choice() and "memory:" not in plan.summary()
+
+
+def test_swapped_and_recomputed_runs_write_the_same_file(workshop):
+    plain = workshop.train("plain", **SETTINGS)
+    other = workshop.train("other", **SETTINGS, checkpoint_blocks=1, blocks_to_swap=2)
+    assert same(plain, other)

@@ -1,0 +1,244 @@
+"""The bytes and the arithmetic of one training step, from shapes alone.
+
+What a block keeps for backward is counted in numbers of the compute dtype per token, layer by layer, as
+autograd keeps them: the input of a norm, what a product with an adapter multiplies, both sides of a gate,
+what attention and the activation function need. Frozen products keep nothing.
+
+Blocks are recomputed from the first one on. A double block keeps more than a single one (22 against 19
+times the width) for the same arithmetic, and the first blocks are recomputed last, when the activations
+of all later ones are gone; so each recomputed block lowers the peak by all that it does not keep. Only the
+last block is never worth it: its backward comes at the fullest moment, right after its forward.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import nn
+
+from trainer.models.offload import DOUBLE, NUM_SLOTS, SINGLE, swapped_blocks
+
+Precision = Literal["bf16", "fp8", "int8", "nf4"]
+# bytes of a frozen number in a block's matrices; both layouts: see `trainer.models.quantized.Storage`
+BASE_BYTES: Mapping[str, float] = {"bf16": 2, "fp8": 1, "int8": 1, "nf4": 4.5 / 8}
+BOTH_LAYOUTS = 2  # times the bytes of fp8 and int8
+# Gradients of activations that are alive at once within a block, in widths per token: an MLP's (4 and 4,
+# or 5 and 4 in a single block), attention's four and the residual's. Measured: 0.4 GiB at 1024 px.
+WORK_WIDTHS = 14
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: its frozen numbers, its adapter's ranks by layer ("attn.to_q") and numbers in all."""
+
+    is_double: bool
+    hidden: int
+    heads: int
+    mlp: int
+    matrices: int
+    other: int
+    ranks: Mapping[str, int]
+    adapter: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step has to do, whatever is recomputed or swapped.
+
+    img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes of a number in the computation;
+    outside: frozen numbers outside the blocks; trained: numbers of all adapters, CLIP's included;
+    trained_itemsize: theirs; optimizer: bytes of its state, averages included; beside: other models' bytes;
+    accumulates: several batches a step.
+    """
+
+    blocks: tuple[Block, ...]
+    outside: int
+    img_tokens: int
+    txt_tokens: int
+    batch: int
+    itemsize: int
+    trained: int
+    trained_itemsize: int
+    optimizer: int
+    accumulates: bool
+    compiled: bool
+    beside: int = 0
+
+    @property
+    def num_double(self) -> int:
+        return sum(block.is_double for block in self.blocks)
+
+    @property
+    def tokens(self) -> int:
+        """Of all pictures together, text included."""
+        return self.batch * (self.img_tokens + self.txt_tokens)
+
+    @cached_property
+    def kept(self) -> tuple[int, ...]:
+        """What each block keeps for backward where it is not recomputed."""
+        return tuple(kept_bytes(block, self) for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the base is kept, how many blocks are recomputed (from the first on), how many swapped."""
+
+    precision: Precision = "bf16"
+    both_layouts: bool = False
+    checkpointed: int = 0
+    swapped: int = 0
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Where a step's memory goes. activations: at the fullest moment of forward and backward, gradients included."""
+
+    base: int
+    trained: int
+    optimizer: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """What torch's allocator will have given out at most."""
+        return self.base + self.trained + self.optimizer + self.activations
+
+
+def blocks_of(transformer: nn.Module, ranks: Mapping[str, int]) -> tuple[tuple[Block, ...], int]:
+    """The blocks of a transformer (weights may be on meta) with an adapter of these ranks, and the numbers outside."""
+    blocks = []
+    for kind in (DOUBLE, SINGLE):
+        for index, module in enumerate(transformer.get_submodule(kind).children()):
+            start = f"{kind}.{index}."
+            own = {name.removeprefix(start): rank for name, rank in ranks.items() if name.startswith(start) and rank}
+            blocks.append(_block(module, kind == DOUBLE, own))
+    inside = sum(block.matrices + block.other for block in blocks)
+    return tuple(blocks), sum(parameter.numel() for parameter in transformer.parameters()) - inside
+
+
+def _block(module: nn.Module, is_double: bool, ranks: Mapping[str, int]) -> Block:
+    linear = {name: each for name, each in module.named_modules() if isinstance(each, nn.Linear)}
+    matrices = sum(each.in_features * each.out_features for each in linear.values())
+    return Block(
+        is_double=is_double,
+        hidden=linear["attn.to_q"].in_features,
+        heads=module.get_submodule("attn").heads,  # type: ignore[arg-type]
+        mlp=linear["ff.net.0.proj" if is_double else "proj_mlp"].out_features,
+        matrices=matrices,
+        other=sum(parameter.numel() for parameter in module.parameters()) - matrices,
+        ranks=ranks,
+        adapter=sum((linear[name].in_features + linear[name].out_features) * rank for name, rank in ranks.items()),
+    )
+
+
+def step_bytes(work: Work, choice: Choice) -> StepBytes:
+    """The memory of a step in which the largest batch is trained on."""
+    return StepBytes(
+        base=base_bytes(work, choice),
+        trained=work.trained * work.trained_itemsize,
+        optimizer=work.optimizer,
+        activations=_fullest_moment(work, choice.checkpointed),
+    )
+
+
+def base_bytes(work: Work, choice: Choice) -> int:
+    """The frozen weights on the device: those of swapped blocks count as the slots that they share."""
+    sizes = [block_bytes(block, work, choice) for block in work.blocks]
+    swapped = _swapped_sizes(work, sizes, choice.swapped)
+    slots = min(NUM_SLOTS, len(swapped)) * max(swapped, default=0)
+    return sum(sizes) - sum(swapped) + slots + work.outside * work.itemsize + work.beside
+
+
+def host_bytes(work: Work, choice: Choice) -> int:
+    """What swapped blocks take of host memory."""
+    return sum(_swapped_sizes(work, [block_bytes(block, work, choice) for block in work.blocks], choice.swapped))
+
+
+def copied_bytes(work: Work, choice: Choice) -> int:
+    """What is copied to the device in one forward and backward."""
+    sizes = [block_bytes(block, work, choice) for block in work.blocks]
+    swapped = _swapped_sizes(work, sizes, choice.swapped)
+    return 2 * sum(swapped[NUM_SLOTS:])
+
+
+def _swapped_sizes(work: Work, sizes: Sequence[int], count: int) -> list[int]:
+    return [sizes[index] for index in swapped_blocks(work.num_double, len(sizes) - work.num_double, count)]
+
+
+def block_bytes(block: Block, work: Work, choice: Choice) -> int:
+    """A block's frozen weights."""
+    each = work.itemsize if choice.precision == "bf16" else BASE_BYTES[choice.precision]
+    layouts = BOTH_LAYOUTS if choice.both_layouts and choice.precision in ("fp8", "int8") else 1
+    return int(block.matrices * each * layouts) + block.other * work.itemsize
+
+
+def _fullest_moment(work: Work, checkpointed: int) -> int:
+    """Walk backward from the last block: activations go, gradients come."""
+    full = work.kept
+    unit = work.tokens * work.blocks[0].hidden * work.itemsize  # a block's input, all that a recomputed one keeps
+    kept = [unit if index < checkpointed else size for index, size in enumerate(full)]
+    gradients = [block.adapter * work.trained_itemsize for block in work.blocks]
+    there = work.trained * work.trained_itemsize if work.accumulates else 0
+    left, fullest = sum(kept), 0
+    for index in reversed(range(len(kept))):
+        again = full[index] if index < checkpointed else 0
+        fullest = max(fullest, left + again + WORK_WIDTHS * unit + there)
+        left -= kept[index]
+        there += 0 if work.accumulates else gradients[index]
+    return max(fullest, work.trained * work.trained_itemsize)
+
+
+def kept_bytes(block: Block, work: Work) -> int:
+    """What autograd keeps of one block that is not recomputed, its input included."""
+    img, txt = work.batch * work.img_tokens, work.batch * work.txt_tokens
+    attention = (img + txt) * block.heads * 4  # one float32 per token and head
+    if block.is_double:
+        streams = ((img, "norm1.linear", _IMG), (txt, "norm1_context.linear", _TXT))
+        numbers = sum(_stream_numbers(block, tokens, gate, names, work) for tokens, gate, names in streams)
+    else:
+        numbers = _single_numbers(block, img + txt, work)
+    casts = 0 if work.compiled or work.trained_itemsize == work.itemsize else block.adapter
+    return int((numbers + casts) * work.itemsize) + attention
+
+
+_IMG = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2")
+_TXT = (
+    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+    "attn.to_add_out", "ff_context.net.0.proj", "ff_context.net.2",
+)  # fmt: skip
+_ONE = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
+
+
+def _stream_numbers(block: Block, tokens: int, modulation: str, names: Sequence[str], work: Work) -> float:
+    ranks = [block.ranks.get(name, 0) for name in names]
+    *qkv, out, up, down = (rank > 0 for rank in ranks)
+    modulated, normed = modulation in block.ranks, 0 if work.compiled else 1
+    widths = 2 + 2 + 3 + 1  # inputs of both norms; q and k before theirs; q, k, v; attention's output
+    widths += any(qkv) + up  # what the first products of attention and MLP multiply
+    widths += bool(out) and work.batch > 1  # text and image apart, which is a copy unless it is one picture
+    widths += modulated * (2 + 2 * normed)  # both gates; both scales: a compiled block computes the norm again
+    return tokens * (widths * block.hidden + (1 + down) * block.mlp + sum(ranks))
+
+
+def _single_numbers(block: Block, tokens: int, work: Work) -> float:
+    ranks = [block.ranks.get(name, 0) for name in _ONE]
+    *first, last = (rank > 0 for rank in ranks)
+    modulated, normed = "norm.linear" in block.ranks, 0 if work.compiled else 1
+    widths = 1 + 2 + 3 + 1 + any(first) + modulated * (1 + normed)
+    return tokens * (widths * block.hidden + block.mlp + last * (block.hidden + block.mlp) + sum(ranks))
+
+
+def step_flops(work: Work, checkpointed: int) -> float:
+    """The arithmetic of a forward and backward without the adapter's own, which is small.
+
+    A product counts twice, forward and for the gradient of its input; attention's backward is 2.5 of its forward.
+    """
+    total = 0.0
+    for index, block in enumerate(work.blocks):
+        per_token = 4 * block.hidden**2 + 2 * block.hidden * block.mlp
+        products = 2 * per_token * work.tokens
+        attention = 4 * work.batch * (work.img_tokens + work.txt_tokens) ** 2 * block.hidden
+        total += 2 * products + 3.5 * attention + (products + attention if index < checkpointed else 0)
+    return total

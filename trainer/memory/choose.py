@@ -1,0 +1,264 @@
+"""The fastest way to train that fits: what is recomputed, what is swapped, how the base is kept."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import psutil
+import torch
+
+from trainer.config import TrainConfig
+from trainer.memory.bytes import (
+    GIB,
+    Choice,
+    Precision,
+    StepBytes,
+    Work,
+    copied_bytes,
+    host_bytes,
+    step_bytes,
+    step_flops,
+)
+from trainer.memory.record import Measured
+from trainer.models.offload import swappable_order
+from trainer.models.quantized import Storage, precision_faults
+from trainer.models.weights import shares_host_memory
+
+MARGIN = 0.03  # of the peak: what lies between torch's blocks of memory
+RESERVE = 0.6 * GIB  # kernels and libraries that load later, and their workspaces
+HOST_SHARE = 0.7  # of free host memory, for swapped blocks
+LESS = 0.08  # of the peak of what did not fit: so much less is asked for next
+COPY_COST = 0.1  # of a copy's time is lost even where computation hides it
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "int8", "nf4")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as far as planning goes. free, host_free: bytes; flops, link: per second, assumed until they matter."""
+
+    name: str
+    free: int
+    host_free: int
+    unified: bool = False
+    flops: float = 100e12
+    link: float = 10e9
+    is_measured: bool = False
+
+    def measured_on(self, device: torch.device) -> "Device":
+        """With the speed of a large product and of copies from the host, a tenth of a second's work."""
+        return replace(self, flops=_product_flops(device), link=_link_bytes(device), is_measured=True)
+
+
+def look_at(device: torch.device) -> Device | None:
+    """What a GPU has now; None for the CPU, which needs no plan."""
+    if device.type != "cuda":
+        return None
+    host = psutil.virtual_memory().available
+    unified = shares_host_memory(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    # where memory is shared, what the system holds as file cache counts as used and is given back when asked for
+    return Device(torch.cuda.get_device_name(device), max(free, host) if unified else free + reusable, host, unified)
+
+
+def _product_flops(device: torch.device, side: int = 4096, times: int = 10) -> float:
+    matrix = torch.ones(side, side, dtype=torch.bfloat16, device=device)
+    return times * 2 * side**3 / _seconds(lambda: torch.mm(matrix, matrix), times)
+
+
+def _link_bytes(device: torch.device, size: int = 64 << 20, times: int = 4) -> float:
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(size, dtype=torch.uint8, device=device)
+    return times * size / _seconds(lambda: target.copy_(host, non_blocking=True), times)
+
+
+def _seconds(work, times: int) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    work()
+    begin.record()
+    for _ in range(times):
+        work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the settings leave open: None for anything. precisions: in the order in which they are tried."""
+
+    storages: tuple[Storage, ...] = (Storage("bf16"),)
+    checkpointed: int | None = None
+    swapped: int | None = None
+
+
+def allowed_by(config: TrainConfig, num_blocks: int, gpu: Device | None, device: torch.device) -> Allowed:
+    """Flags that are given win; `--memory manual` leaves nothing open, nor does the CPU (no gpu)."""
+    given = config.base_precision
+    names: tuple[Precision, ...] = (given,) if given != "auto" else _possible(device)
+    manual = config.memory == "manual" or gpu is None
+    checkpointed = num_blocks if config.gradient_checkpointing else config.checkpoint_blocks
+    closed = 0 if manual else None
+    return Allowed(
+        storages=tuple(storage for name in names for storage in _storages(name, device))[: 1 if manual else None],
+        checkpointed=closed if checkpointed is None else min(checkpointed, num_blocks),
+        swapped=closed if config.blocks_to_swap is None else config.blocks_to_swap,
+    )
+
+
+def _possible(device: torch.device) -> tuple[Precision, ...]:
+    if device.type != "cuda":
+        return ("bf16",)
+    return tuple(name for name in PRECISIONS if not precision_faults(name, device))
+
+
+def _storages(precision: Precision, device: torch.device) -> Iterator[Storage]:
+    roomy = Storage.for_device(precision, device)
+    yield roomy
+    if roomy.both_layouts:
+        yield replace(roomy, both_layouts=False)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One choice for a run on one device (None: the CPU), with what it is expected to take."""
+
+    work: Work
+    device: Device | None
+    allowed: Allowed
+    choice: Choice
+    measured: Measured | None = None
+
+    @cached_property
+    def bytes(self) -> StepBytes:
+        """Where the memory of a step goes."""
+        return step_bytes(self.work, self.choice)
+
+    @property
+    def storage(self) -> Storage:
+        """How the base is kept."""
+        return Storage(self.choice.precision, self.choice.both_layouts)
+
+    def settings(self, config: TrainConfig) -> TrainConfig:
+        """The settings as this choice has them."""
+        recomputed, swapped = self.choice.checkpointed, self.choice.swapped
+        return replace(config, gradient_checkpointing=False, checkpoint_blocks=recomputed, blocks_to_swap=swapped)
+
+    @property
+    def slowdown(self) -> float:
+        """Times the arithmetic of a step that recomputes nothing."""
+        return step_flops(self.work, self.choice.checkpointed) / step_flops(self.work, 0)
+
+    def smaller(self) -> "MemoryPlan | None":
+        """The fastest that takes clearly less; None if there is none. For when this one did not fit."""
+        if self.device is None:
+            return None
+        free = needed_bytes(self.work, self.choice) - LESS * self.bytes.peak
+        device = replace(self.device, free=int(free))
+        choice = fastest(self.work, device, self.allowed)
+        return None if choice is None else replace(self, device=device, choice=choice, measured=None)
+
+    def lines(self) -> list[str]:
+        """The choice in words; nothing on the CPU."""
+        if self.device is None:
+            return []
+        expected = f"{self.bytes.peak / GIB:.1f} GiB"
+        if self.measured:
+            expected = (
+                f"{self.measured.seconds_per_picture:.2f} s per picture, {self.measured.peak_gib:.1f} GiB"
+                f" (measured here on {self.measured.date})"
+            )
+        free = f"{self.device.free / GIB:.1f} GiB free on {self.device.name}"
+        lines = [f"memory: expected {expected}, {free}: {in_words(self.work, self.choice)}"]
+        if self.choice.checkpointed or self.choice.swapped:
+            without = step_bytes(self.work, replace(self.choice, checkpointed=0, swapped=0)).peak
+            slower = f"a step has {self.slowdown:.2f} times the arithmetic"
+            lines.append(f"  with neither it would take {without / GIB:.1f} GiB; so {slower}")
+        if not self.measured and needed_bytes(self.work, self.choice) > self.device.free:
+            lines.append("  this may not fit: a lower resolution, batch size or network_dim takes less")
+        return lines
+
+
+def make_memory_plan(work: Work, device: Device | None, allowed: Allowed, torch_device: torch.device) -> MemoryPlan:
+    """The fastest choice that fits; the smallest of all where none does."""
+    first = _first(allowed)
+    if device is None or needed_bytes(work, first) <= device.free:
+        return MemoryPlan(work, device, allowed, first)
+    if not device.unified and not device.is_measured and allowed.swapped is None:
+        device = device.measured_on(torch_device)
+    return MemoryPlan(work, device, allowed, fastest(work, device, allowed) or smallest(work, device, allowed))
+
+
+def _first(allowed: Allowed) -> Choice:
+    storage = allowed.storages[0]
+    return Choice(storage.precision, storage.both_layouts, allowed.checkpointed or 0, allowed.swapped or 0)
+
+
+def needed_bytes(work: Work, choice: Choice) -> float:
+    """What has to be free for a choice: its peak, and room beside it."""
+    return step_bytes(work, choice).peak * (1 + MARGIN) + RESERVE
+
+
+def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
+    """The choice that fits and is expected to take the least time; None if none fits.
+
+    The base in a lower precision comes after recomputing, and swapping blocks instead of recomputing
+    them only where the copies take less time.
+    """
+    for storage in allowed.storages:
+        fitting = [
+            choice
+            for swapped in _swapped_counts(work, device, allowed, storage, len(allowed.storages) > 1)
+            if (choice := _least_recomputed(work, device, allowed, storage, swapped))
+        ]
+        if fitting:
+            return min(fitting, key=lambda choice: (expected_seconds(work, device, choice), choice.swapped))
+    if len(allowed.storages) > 1:
+        return fastest(work, device, replace(allowed, storages=allowed.storages[-1:]))
+    return None
+
+
+def _swapped_counts(work: Work, device: Device, allowed: Allowed, storage: Storage, later: bool) -> list[int]:
+    """How many blocks may be swapped; none yet while a lower precision is still to be tried."""
+    if allowed.swapped is not None:
+        return [allowed.swapped]
+    if device.unified or later:
+        return [0]
+    most = len(swappable_order(work.num_double, len(work.blocks) - work.num_double))
+    of = Choice(storage.precision, storage.both_layouts)
+    return [n for n in range(most + 1) if host_bytes(work, replace(of, swapped=n)) <= HOST_SHARE * device.host_free]
+
+
+def _least_recomputed(work: Work, device: Device, allowed: Allowed, storage: Storage, swapped: int) -> Choice | None:
+    counts = range(len(work.blocks)) if allowed.checkpointed is None else [allowed.checkpointed]  # not the last one
+    choices = [Choice(storage.precision, storage.both_layouts, count, swapped) for count in counts]
+    first = bisect_left(choices, True, key=lambda choice: needed_bytes(work, choice) <= device.free)
+    return choices[first] if first < len(choices) else None
+
+
+def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
+    """The choice that takes least memory."""
+    storage = allowed.storages[-1]
+    most = len(work.blocks) - 1 if allowed.checkpointed is None else allowed.checkpointed
+    counts = _swapped_counts(work, device, allowed, storage, later=False) or [0]
+    choices = (Choice(storage.precision, storage.both_layouts, most, swapped) for swapped in counts)
+    return min(choices, key=lambda choice: needed_bytes(work, choice))
+
+
+def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
+    """Time of a step for comparing choices of one device: arithmetic at a large product's speed, copies beside it."""
+    computing = step_flops(work, choice.checkpointed) / device.flops
+    copying = copied_bytes(work, choice) / device.link
+    return max(computing + COPY_COST * copying, copying)
+
+
+def in_words(work: Work, choice: Choice) -> str:
+    """What a choice does."""
+    parts = [] if choice.precision == "bf16" else [f"the base in {choice.precision}"]
+    if choice.checkpointed:
+        parts.append(f"{choice.checkpointed} of {len(work.blocks)} blocks recomputed in backward")
+    if choice.swapped:
+        waiting = host_bytes(work, choice) / GIB
+        parts.append(f"the weights of {choice.swapped} blocks ({waiting:.1f} GiB) in host memory")
+    return ", ".join(parts) or "nothing recomputed, nothing swapped"

@@ -1,0 +1,102 @@
+"""A first step that does not fit is taken again with a plan that takes less; a later one is a fault."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from trainer.faults import Fault, Faults
+from trainer.memory.choose import MemoryPlan, in_words
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+LESS = "a lower resolution, train_batch_size or network_dim"
+
+
+U = TypeVar("U")
+
+
+class CanShrink(Protocol):
+    """A run as far as its memory goes."""
+
+    accelerator: Accelerator
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What it goes by now."""
+        ...
+
+    def let_go(self) -> None:
+        """Drop everything that holds memory on the device."""
+        ...
+
+    def load_again(self, memory: MemoryPlan) -> None:
+        """Load what was let go, as it was before the first step, with another plan."""
+        ...
+
+
+def until_it_fits(run: CanShrink, gradient: Callable[[], T], update: Callable[[T], U]) -> tuple[T, U]:
+    """The two halves of the first step; where memory runs out in either, both again with a smaller plan.
+
+    Several processes agree after each half, so that all of them begin again or none does; so `gradient`
+    must not wait for other processes. Raises `Faults` when there is no smaller plan.
+    """
+    while True:
+        first = _try(gradient)
+        if _all(first is not None, run.accelerator) and first:
+            second = _try(lambda first=first: update(first[0]))
+            if _all(second is not None, run.accelerator) and second:
+                return first[0], second[0]
+        del first
+        _begin_again(run)
+
+
+def _try(half: Callable[[], T]) -> tuple[T] | None:
+    try:
+        return (half(),)
+    except torch.OutOfMemoryError as error:
+        log.debug("%s", error)
+    return None  # out here the error no longer holds on to the tensors of the step
+
+
+def _all(fits: bool, accelerator: Accelerator) -> bool:
+    if accelerator.num_processes == 1:
+        return fits
+    flag = torch.full((), float(fits), device=accelerator.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
+
+
+def _begin_again(run: CanShrink) -> None:
+    memory = run.memory.smaller()
+    if memory is None:
+        raise Faults([out_of_memory("the first step", run.memory)])
+    log.warning("memory: out of memory in the first step; once more with %s", in_words(memory.work, memory.choice))
+    run.let_go()
+    gc.collect()
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    run.load_again(memory)
+
+
+@contextmanager
+def room_for(num_bytes: int, device: torch.device) -> Iterator[None]:
+    """Hold what the optimizer will need from its first step on, so that what fits now fits then."""
+    held = torch.empty(max(num_bytes, 0) if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
+    yield
+    del held
+
+
+def out_of_memory(where: str, memory: MemoryPlan) -> Fault:
+    """What can be done when a step does not fit."""
+    smaller = memory.smaller()
+    if smaller is None:
+        return Fault(where, "out of memory", f"take {LESS}, or less of something else on the device")
+    flags = f"--checkpoint_blocks={smaller.choice.checkpointed} --blocks_to_swap={smaller.choice.swapped}"
+    return Fault(where, "out of memory", f"resume with {flags}, or take {LESS}")
