@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from tests.compilers import needs_inductor
 from trainer.bench.random_flux import ModelFiles
 from trainer.compilation import STATIC_SHAPES, compile_blocks, is_dynamic
 from trainer.lora.adapter import add_lora, disabled_adapter, linear_modules
@@ -94,6 +95,7 @@ print(compile_report())
 
 
 @pytest.mark.slow
+@needs_inductor
 def test_the_next_process_finds_the_compilers_work(tmp_path: Path):
     def told() -> str:
         ours = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")

@@ -8,6 +8,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from tests.compilers import needs_inductor
 from tests.quantized_layers import EIGHT_BITS, PRECISIONS, Adapted, cosine, draw, layer_of
 from trainer.bench.random_flux import ModelFiles
 from trainer.config import TrainConfig, config_differences, to_dict
@@ -197,7 +198,7 @@ class Block(nn.Module):
         return x + layers["out"](layers["to_q"](x) * layers["to_k"](x))  # type: ignore
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_inductor])])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_compiled_block_is_one_graph_with_the_eager_gradient_and_keeps_no_widened_weight(precision, backend):
     x, vector = draw(2, 20, 64).requires_grad_(), draw(2, 64, seed=9).requires_grad_()
