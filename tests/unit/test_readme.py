@@ -176,9 +176,12 @@ def test_every_make_target_and_module_is_there():
     assert (ROOT / "benchmarks/playbook.py").is_file()
 
 
+PROGRAMS = ("hub/problems.py", "memory/first_step.py")
+
+
 def test_messages_are_quoted_as_the_programs_say_them():
     """Each message in the first column of the troubleshooting table, numbers and names left open."""
-    sources = [*(ROOT / "containers").glob("*.sh"), ROOT / "trainer/hub/problems.py"]
+    sources = [*(ROOT / "containers").glob("*.sh"), *(ROOT / "trainer" / name for name in PROGRAMS)]
     programs = " ".join(path.read_text(encoding="utf-8") for path in sources)
     table = sections(ENGLISH)[[title for _, title in headings(ENGLISH)].index("Troubleshooting")]
     quoted = [found.group(1) for row in table.splitlines() if (found := re.match(r"\| `([^`]+ [^`]+)` ", row))]
