@@ -9,6 +9,7 @@ import pytest
 
 from tests.recipe_files import ROOT, finish
 
+PATIENCE = 280  # seconds, for a training and for its pictures; a quiet machine needs a third of it
 MINI = ROOT / "models" / "mini"
 PLACES = ("in a studio", "on a desk", "in a kitchen", "in the snow", "in a forest", "in a meadow")
 OTHERS = ("a red ball", "a blue box", "a green duck", "a white cup", "a yellow car", "a black robot")
@@ -51,8 +52,10 @@ def tjtoy_scores(folder: Path, captions: list[str]) -> tuple[float, float]:
         "max_train_epochs": 4,
     }
     trainer = [sys.executable, "-m", "trainer"]
-    finish([*trainer, "train", *(f"--{name}={value}" for name, value in settings.items())], ROOT, 280)
-    finish([*trainer, "evaluate", f"--lora={lora}", "--only=concepts", "--prompts=8", f"--json={table}"], ROOT)
+    finish([*trainer, "train", *(f"--{name}={value}" for name, value in settings.items())], ROOT, PATIENCE)
+    finish(
+        [*trainer, "evaluate", f"--lora={lora}", "--only=concepts", "--prompts=8", f"--json={table}"], ROOT, PATIENCE
+    )
     base, learned = (column["scores"]["tjtoy"] for column in json.loads(table.read_text())["columns"])
     return base, learned
 
