@@ -37,6 +37,12 @@ def is_due(position: Position, every_epochs: int | None, every_steps: int | None
     return by_epoch or by_step
 
 
+def steps_due(schedule: Schedule, every_epochs: int | None, every_steps: int | None, start_step: int = 0) -> list[int]:
+    """The steps after `start_step` at whose end something that happens every so often happens."""
+    steps = range(start_step + 1, schedule.total_steps + 1)
+    return [step for step in steps if is_due(position_after(schedule, step), every_epochs, every_steps)]
+
+
 def checkpoint_name(config: TrainConfig, position: Position) -> str:
     """kohya's names without the ending: NAME at the end, NAME-000025 after an epoch, else NAME-step00000100."""
     if position.ends_run:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.checkpoints import is_due, lora_path, outdated, position_after, run_dir, state_path
+from trainer.checkpoints import lora_path, outdated, position_after, run_dir, state_path, steps_due
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
 from trainer.faults import Fault
@@ -29,9 +29,8 @@ class Share(NamedTuple):
 
 def due_steps(config: TrainConfig, schedule: Schedule, start_step: int) -> list[int]:
     """The steps after `start_step` at whose end a LoRA file is saved; the last one always is."""
-    every = config.save_every_n_epochs, config.save_every_n_steps
-    steps = range(start_step + 1, schedule.total_steps)
-    return [step for step in steps if is_due(position_after(schedule, step), *every)] + [schedule.total_steps]
+    steps = steps_due(schedule, config.save_every_n_epochs, config.save_every_n_steps, start_step)
+    return steps if schedule.total_steps in steps else [*steps, schedule.total_steps]
 
 
 def growth(

@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from trainer.checkpoints import is_due, position_after
+from trainer.checkpoints import steps_due
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
+from trainer.disk import due_steps
 
 AFTER_STEPS = 10
 OUTLIER = 3  # a step that takes this many times the median was compiling, and will not come again
 
 
-def due_steps(config: TrainConfig, schedule: Schedule) -> dict[str, list[int]]:
+def due_tasks(config: TrainConfig, schedule: Schedule) -> dict[str, list[int]]:
     """After which steps training stops for what, as `Estimate` wants it."""
-    every = {
-        "checkpoint": (config.save_every_n_epochs, config.save_every_n_steps),
-        "sample": (config.sample_every_n_epochs, config.sample_every_n_steps),
-        "validation": (config.validate_every_n_epochs, config.validate_every_n_steps),
+    return {
+        "checkpoint": due_steps(config, schedule, start_step=0),
+        "sample": steps_due(schedule, config.sample_every_n_epochs, config.sample_every_n_steps),
+        "validation": steps_due(schedule, config.validate_every_n_epochs, config.validate_every_n_steps),
     }
-    positions = [position_after(schedule, step) for step in range(1, schedule.total_steps + 1)]
-    due = {kind: [p.step for p in positions if is_due(p, *often)] for kind, often in every.items()}
-    due["checkpoint"] = sorted({*due["checkpoint"], schedule.total_steps})
-    return due
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig
 from trainer.control import Control
 from trainer.data.dataset import Draw
-from trainer.estimate import due_steps
+from trainer.estimate import due_tasks
 from trainer.fit import measured_key
 from trainer.log import RunLog
 from trainer.memory.choose import MemoryPlan
@@ -115,7 +115,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: 
             run_dir(config),
             plan.schedule.total_steps,
             progress.step,
-            due_steps(config, plan.schedule),
+            due_tasks(config, plan.schedule),
         ),
         measuring=_measuring(plan, accelerator),
     )

@@ -18,6 +18,7 @@ from trainer.faults import Faults
 from trainer.files import write_text
 from trainer.memory.first_step import out_of_memory, room_for, until_it_fits
 from trainer.optim.foreach import gradients, with_gradient
+from trainer.plan import Plan
 from trainer.readback import Readback
 from trainer.run import Run, prepare
 from trainer.runtime import StopRequest, ended_by_sigterm, run_lock, set_up_determinism
@@ -27,15 +28,16 @@ from trainer.watch import after_step, due_tasks, make_samples
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, accelerator: Accelerator) -> int:
+def train(config: TrainConfig, accelerator: Accelerator, plan: Plan | None = None) -> int:
     """Train a LoRA; returns the exit status: 0, or 130 and 143 after SIGINT and SIGTERM.
 
-    Raises `Faults` for what the user has to mend: before any weight is read, or with the step and
-    pictures at which the loss or the gradient stopped being finite.
+    plan: of this config, where the caller has made it already. Raises `Faults` for what the user has
+    to mend: before any weight is read, or with the step and pictures at which the loss or the gradient
+    stopped being finite.
     """
     if config.deterministic:
         set_up_determinism()
-    plan = make_plan(config, accelerator.num_processes, accelerator.device)
+    plan = plan or make_plan(config, accelerator.num_processes, accelerator.device)
     log.info("%s", plan.summary())
     with ended_by_sigterm(), ExitStack() as stack:
         if accelerator.is_main_process:

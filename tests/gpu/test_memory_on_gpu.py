@@ -25,9 +25,8 @@ GPU = torch.device("cuda")
 NUM_DOUBLE, NUM_SINGLE, RANK, TXT, SIDE = 4, 8, 16, 512, 64  # SIDE: of the latents; 1024 image tokens
 
 
-def make_model(checkpointed: int = 0, swapped: int = 0, compiled: bool = False, hidden: int = 1024) -> AdaptedModel:
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
+def make_transformer(hidden: int) -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
         in_channels=64,
         num_layers=NUM_DOUBLE,
         num_single_layers=NUM_SINGLE,
@@ -37,6 +36,11 @@ def make_model(checkpointed: int = 0, swapped: int = 0, compiled: bool = False, 
         pooled_projection_dim=128,
         guidance_embeds=True,
     )
+
+
+def make_model(checkpointed: int = 0, swapped: int = 0, compiled: bool = False, hidden: int = 1024) -> AdaptedModel:
+    torch.manual_seed(0)
+    transformer = make_transformer(hidden)
     for parameter in transformer.parameters():
         parameter.data = parameter.data.bfloat16()
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks) if swapped else ():
@@ -88,27 +92,14 @@ def test_a_step_takes_what_was_foreseen(checkpointed, swapped, compiled):
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     gradient(model, on_device)
-    ranks = dict.fromkeys((name.removesuffix(".base_layer") for name in linear_modules(make_bare(2048))), RANK)
-    blocks, outside = blocks_of(make_bare(2048), ranks)
+    with torch.device("meta"):
+        bare = make_transformer(2048)
+    blocks, outside = blocks_of(bare, dict.fromkeys(linear_modules(bare), RANK))
     trained = sum(block.adapter for block in blocks)
     work = Work(blocks, outside, SIDE * SIDE // 4, TXT, 1, 2, trained, 2, 0, False, compiled)
     planned = step_bytes(work, Choice(checkpointed=checkpointed, swapped=swapped))
     assert torch.cuda.max_memory_allocated() == pytest.approx(planned.peak, rel=0.1)
     assert before == pytest.approx(planned.base + planned.trained, rel=0.1)
-
-
-def make_bare(hidden: int) -> FluxTransformer2DModel:
-    with torch.device("meta"):
-        return FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=NUM_DOUBLE,
-            num_single_layers=NUM_SINGLE,
-            attention_head_dim=128,
-            num_attention_heads=hidden // 128,
-            joint_attention_dim=256,
-            pooled_projection_dim=128,
-            guidance_embeds=True,
-        )
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -25,6 +25,7 @@ from trainer.files import atomic_write, write_json
 from trainer.log import accelerator_arguments
 from trainer.lora.file import load_lora
 from trainer.models.weights import read_header
+from trainer.plan import Plan
 from trainer.runtime import set_up_logging
 from trainer.sample import as_image, save_picture
 from trainer.train import train
@@ -57,11 +58,12 @@ def run(argv: Sequence[str]) -> int:
         log.info("%s", notice)
     if accelerator.device.type == "cuda":
         config = replace(config, mixed_precision="bf16")
-    checkpoints = planned_checkpoints(config, accelerator.num_processes)
+    plan = make_plan(config, accelerator.num_processes, accelerator.device)
+    checkpoints = planned_checkpoints(plan)
     raise_if_any([*_prompts_faults(given.prompts), *write_faults([("--output", given.output)])])
     evaluation = evaluation_of(config, given.prompts, accelerator.device)
     announce_replaced(checkpoints)
-    status = train(config, accelerator)
+    status = train(config, accelerator, plan)
     if status or not accelerator.is_main_process:
         return status
     trained = time.perf_counter()
@@ -89,10 +91,10 @@ def _prompts_faults(count: int) -> list[Fault]:
     return [] if count > 0 else [Fault("--prompts", f"{count} prompts make no score", "1 or more")]
 
 
-def planned_checkpoints(config: TrainConfig, num_processes: int) -> list[Checkpoint]:
-    """The LoRA files that the run will write, the final one last. Raises `Faults` as the check does, and where a
-    file of such a name is there that no run of this name wrote."""
-    schedule = make_plan(config, num_processes).schedule
+def planned_checkpoints(plan: Plan) -> list[Checkpoint]:
+    """The LoRA files that the run will write, the final one last. Raises `Faults` where a file of such a name is
+    there that no run of this name wrote."""
+    config, schedule = plan.config, plan.schedule
     positions = [position_after(schedule, step) for step in due_steps(config, schedule, start_step=0)]
     checkpoints = [
         Checkpoint(FINAL if position.ends_run else f"epoch {position.epoch}", lora_path(config, position))
