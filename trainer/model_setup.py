@@ -31,7 +31,7 @@ def load_adapted_model(
     start = load_lora(config.network_weights) if config.network_weights else None
     memory, work = plan.memory, plan.memory.work
     waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, memory.choice.swapped)
-    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype, memory.storage, waiting)
+    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype, memory.choice.storage, waiting)
     swap_blocks(transformer, memory.choice.swapped, device)
     give_dense_gradients(transformer)
     shapes = Counter((len(draws), num_img_tokens(draws[0].sample)) for draws in plan.data.batches(0))

@@ -13,16 +13,12 @@ last block is never worth it: its backward comes at the fullest moment, right af
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from torch import nn
 
 from trainer.models.offload import DOUBLE, NUM_SLOTS, SINGLE, swapped_blocks
+from trainer.models.quantized import Precision, Storage
 
-Precision = Literal["bf16", "fp8", "int8", "nf4"]
-# bytes of a frozen number in a block's matrices; both layouts: see `trainer.models.quantized.Storage`
-BASE_BYTES: Mapping[str, float] = {"bf16": 2, "fp8": 1, "int8": 1, "nf4": 4.5 / 8}
-BOTH_LAYOUTS = 2  # times the bytes of fp8 and int8
 # Gradients of activations that are alive at once within a block, in widths per token: an MLP's (4 and 4,
 # or 5 and 4 in a single block), attention's four and the residual's. Measured: 0.4 GiB at 1024 px.
 WORK_WIDTHS = 14
@@ -89,6 +85,11 @@ class Choice:
     both_layouts: bool = False
     checkpointed: int = 0
     swapped: int = 0
+
+    @property
+    def storage(self) -> Storage:
+        """How the base is kept."""
+        return Storage(self.precision, self.both_layouts)
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,8 @@ def _swapped_sizes(work: Work, sizes: Sequence[int], count: int) -> list[int]:
 
 def block_bytes(block: Block, work: Work, choice: Choice) -> int:
     """A block's frozen weights."""
-    each = work.itemsize if choice.precision == "bf16" else BASE_BYTES[choice.precision]
-    layouts = BOTH_LAYOUTS if choice.both_layouts and choice.precision in ("fp8", "int8") else 1
-    return int(block.matrices * each * layouts) + block.other * work.itemsize
+    each = work.itemsize if choice.precision == "bf16" else choice.storage.bytes_per_weight()
+    return int(block.matrices * each) + block.other * work.itemsize
 
 
 def _fullest_moment(work: Work, checkpointed: int) -> int:

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import get_args
 
 import psutil
 import torch
@@ -12,7 +13,6 @@ from trainer.config import TrainConfig
 from trainer.memory.bytes import (
     GIB,
     Choice,
-    Precision,
     StepBytes,
     Work,
     copied_bytes,
@@ -22,7 +22,7 @@ from trainer.memory.bytes import (
 )
 from trainer.memory.record import Measured
 from trainer.models.offload import swappable_order
-from trainer.models.quantized import Storage, precision_faults
+from trainer.models.quantized import Precision, Storage, precision_faults
 from trainer.models.weights import shares_host_memory
 
 MARGIN = 0.03  # of the peak: what lies between torch's blocks of memory
@@ -30,7 +30,7 @@ RESERVE = 0.6 * GIB  # kernels and libraries that load later, and their workspac
 HOST_SHARE = 0.7  # of free host memory, for swapped blocks
 LESS = 0.08  # of the peak of what did not fit: so much less is asked for next
 COPY_COST = 0.1  # of a copy's time is lost even where computation hides it
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "int8", "nf4")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,6 @@ class MemoryPlan:
     def bytes(self) -> StepBytes:
         """Where the memory of a step goes."""
         return step_bytes(self.work, self.choice)
-
-    @property
-    def storage(self) -> Storage:
-        """How the base is kept."""
-        return Storage(self.choice.precision, self.choice.both_layouts)
 
     def settings(self, config: TrainConfig) -> TrainConfig:
         """The settings as this choice has them."""
