@@ -150,8 +150,8 @@ def _training(figures: Figures) -> str:
     seconds = sum(stage["seconds"] for stage in stages.values())
     return (
         f"{recipe['base_pictures']:,} rendered pictures and their mirror images for the model,"
-        f" {recipe['judge_pictures']:,} others for the judge. AdamW, but Muon for the matrices of the layers in the"
-        f" stage transformer; seed {recipe['seed']}; weights are moving averages."
+        f" {recipe['judge_pictures']:,} others for the judge. AdamW throughout, seed {recipe['seed']}; weights are"
+        f" moving averages."
         f" {machine['processes']} x {machine['device']}, torch {machine['torch']};"
         f" {seconds / 60:.1f} minutes in the stages below.\n\n"
         + _table(("stage", "steps", "batch", "learning rate", "at the end", "time"), rows)

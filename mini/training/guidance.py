@@ -20,11 +20,10 @@ from mini.training.journal import Journal
 from mini.training.latents import read_latents
 from mini.training.models import GUIDED, TRANSFORMER, Models, build_transformer, compute_type, load_models, save_models
 from mini.training.modules import moved
-from mini.training.progress import Course, Progress, adamw, linear_rate, load_progress, run_steps
+from mini.training.progress import Course, Progress, linear_rate, load_progress, new_progress, run_steps
 from mini.training.recipe import Recipe
 from mini.training.sampling import SHEET_PROMPTS, draw, save_sheet
 from trainer.models.transformer import Conditioning
-from trainer.optim.ema import Ema
 
 GUIDANCE = 3.5  # to draw with
 
@@ -67,9 +66,8 @@ def student_of(teacher: Models, recipe: Recipe) -> Models:
 def begin(student: Models, recipe: Recipe) -> Progress:
     """Training of the transformer alone."""
     learning = {name: value for name, value in student.parameters().items() if value.requires_grad}
-    groups = {recipe.guidance_learning_rate: list(learning.values())}
-    optimizer = adamw(groups, recipe.transformer_betas, recipe.transformer_weight_decay)
-    return Progress(learning, [optimizer], Ema(learning, recipe.guidance_ema))
+    groups = {recipe.guidance_learning_rate: learning}
+    return new_progress(groups, recipe.transformer_betas, recipe.transformer_weight_decay, recipe.guidance_ema)
 
 
 def step_loss(student: Models, teacher: Models, corpus: Corpus, recipe: Recipe, rank: int, step: int) -> Tensor:

@@ -1,43 +1,32 @@
 """The loop of the stages that train the transformer: steps, averaged weights, reports, a state to go on from."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from mini.training.distributed import Budget, Distributed
 from mini.training.journal import Journal
-from mini.training.muon import Muon
 from trainer.files import write_safetensors
 from trainer.optim.ema import Ema
 
 FIRST_LOOK, LOOK_EVERY = 20, 50  # steps: looking at the loss and at the clock waits for the GPU
-MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Progress:
-    """What is carried from step to step. A parameter group's `peak` is its highest learning rate."""
+    """What is carried from step to step. peaks: each parameter group's highest learning rate, in the groups' order."""
 
     parameters: Mapping[str, nn.Parameter]
-    optimizers: Sequence[torch.optim.AdamW | Muon]
+    optimizer: torch.optim.AdamW
     ema: Ema
+    peaks: tuple[float, ...]
     step: int = 0
-
-    def moments(self) -> Iterator[tuple[str, nn.Parameter, str, Optimizer]]:
-        """Every tensor that an optimizer keeps: its name in a state's file, and where it is."""
-        names = {parameter: name for name, parameter in self.parameters.items()}
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    for moment in MOMENTS[type(optimizer)]:
-                        yield f"{moment}.{names[parameter]}", parameter, moment, optimizer
 
 
 @dataclass(frozen=True)
@@ -64,22 +53,15 @@ class Course:
         object.__setattr__(self, "report_at", frozenset(steps))
 
 
-Groups = Mapping[float, Sequence[nn.Parameter]]  # the parameters for each peak of the learning rate
-
-
-def adamw(groups: Groups, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW at step 0."""
-    fused = all(parameter.is_cuda for group in groups.values() for parameter in group)
-    return torch.optim.AdamW(_with_peaks(groups), lr=0.0, betas=betas, weight_decay=weight_decay, fused=fused)
-
-
-def muon(groups: Groups, momentum: float, weight_decay: float) -> Muon:
-    """Muon at step 0."""
-    return Muon(_with_peaks(groups), lr=0.0, momentum=momentum, weight_decay=weight_decay)
-
-
-def _with_peaks(groups: Groups) -> list[dict[str, Any]]:
-    return [{"params": list(group), "peak": peak} for peak, group in groups.items()]
+def new_progress(
+    groups: Mapping[float, Mapping[str, nn.Parameter]], betas: tuple[float, float], weight_decay: float, ema: float
+) -> Progress:
+    """At step 0. groups: the named parameters for each learning rate."""
+    parameters = {name: value for group in groups.values() for name, value in group.items()}
+    fused = next(iter(parameters.values())).is_cuda
+    settings = [{"params": list(group.values())} for group in groups.values()]
+    optimizer = torch.optim.AdamW(settings, lr=0.0, betas=betas, weight_decay=weight_decay, fused=fused)
+    return Progress(parameters, optimizer, Ema(parameters, ema), tuple(groups))
 
 
 def run_steps(
@@ -124,11 +106,10 @@ def _learn(course: Course, progress: Progress, parameters: list[nn.Parameter]) -
     """One optimizer step with the gradients that are there."""
     nn.utils.clip_grad_norm_(parameters, course.gradient_norm, foreach=True)
     rate = course.rate(progress.step)
-    for optimizer in progress.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    for group, peak in zip(progress.optimizer.param_groups, progress.peaks, strict=True):
+        group["lr"] = peak * rate
+    progress.optimizer.step()
+    progress.optimizer.zero_grad(set_to_none=True)
     progress.ema.update(progress.step)
     progress.step += 1
 
@@ -148,8 +129,8 @@ def save_progress(progress: Progress, file: Path) -> None:
     """Write everything that the next step depends on, atomically."""
     tensors = {f"weights.{name}": value for name, value in progress.parameters.items()}
     tensors |= {f"averages.{name}": value for name, value in progress.ema.averages.items()}
-    for name, parameter, moment, optimizer in progress.moments():
-        tensors[name] = optimizer.state[parameter][moment]
+    for name, parameter in progress.parameters.items():
+        tensors |= {f"{moment}.{name}": progress.optimizer.state[parameter][moment] for moment in MOMENTS}
     write_safetensors(file, tensors, {"step": str(progress.step)})
 
 
@@ -163,11 +144,9 @@ def load_progress(progress: Progress, file: Path) -> None:
         for name, parameter in progress.parameters.items():
             parameter.copy_(opened.get_tensor(f"weights.{name}"))
             progress.ema.averages[name].copy_(opened.get_tensor(f"averages.{name}"))
-        for name, parameter, moment, optimizer in progress.moments():
-            optimizer.state[parameter][moment] = torch.empty_like(parameter).copy_(opened.get_tensor(name))
-            if isinstance(optimizer, torch.optim.AdamW):
-                done = torch.tensor(float(progress.step), device=parameter.device if parameter.is_cuda else None)
-                optimizer.state[parameter]["step"] = done
+            moments = {m: torch.empty_like(parameter).copy_(opened.get_tensor(f"{m}.{name}")) for m in MOMENTS}
+            done = torch.tensor(float(progress.step), device=parameter.device if parameter.is_cuda else None)
+            progress.optimizer.state[parameter] = {"step": done, **moments}
 
 
 def cosine_rate(step: int, steps: int, warmup: int, constant_share: float, final: float) -> float:

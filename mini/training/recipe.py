@@ -17,9 +17,9 @@ class Recipe:
     compile: bool = True  # torch.compile the training steps; off, everything runs eagerly
 
     # Pictures: what the world is drawn into.
-    base_pictures: int = 131_072  # in all, for the autoencoder and the transformer
+    base_pictures: int = 98_304  # in all, for the autoencoder and the transformer
     held_out_pictures: int = 512  # in all, same kind, another seed: for validation only
-    judge_pictures: int = 65_536  # in all, for the judge's training
+    judge_pictures: int = 49_152  # in all, for the judge's training
     judge_held_out_pictures: int = 2_048  # in all, for the judge's stated accuracy
     scene_batch: int = 32  # pictures drawn at once; they share a place
     supersampling: int = 2  # samples a pixel, along each axis
@@ -69,15 +69,14 @@ class Recipe:
     transformer_double_blocks: int = 3
     transformer_single_blocks: int = 6
     transformer_axes: tuple[int, int, int] = (16, 56, 56)  # rotary widths: text index, row, column
-    transformer_steps: int = 20_000  # may be changed when training goes on: schedules follow step / steps
-    transformer_batch: int = 256  # of one process
+    transformer_steps: int = 9_000  # may be changed when training goes on: schedules follow step / steps
+    transformer_batch: int = 512  # of one process
     transformer_warmup: int = 300  # steps
     transformer_constant_share: float = 0.4  # of the steps, before the cosine
     transformer_final_rate: float = 0.02  # of the learning rate, at the end
     transformer_learning_rate: float = 1.1e-3
     text_learning_rate: float = 5.5e-4
-    transformer_momentum: float = 0.95  # of Muon, which moves the layers' matrices
-    transformer_betas: tuple[float, float] = (0.9, 0.95)  # of AdamW, which moves all the rest
+    transformer_betas: tuple[float, float] = (0.9, 0.95)
     transformer_weight_decay: float = 0.01
     transformer_gradient_norm: float = 1.0  # gradients are clipped to it
     transformer_ema: float = 0.9995
@@ -97,7 +96,7 @@ class Recipe:
     sampling_steps: int = 20
 
     # Judge: a classifier trained on the world's own labels.
-    judge_steps: int = 4_000  # with two processes and 65,536 pictures, sixteen times each
+    judge_steps: int = 4_500  # twelve times each picture
     judge_batch: int = 128  # of one process
     judge_learning_rate: float = 2e-3
     judge_warmup: int = 100  # steps

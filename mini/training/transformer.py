@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mini.training.autoencoder_model import load_autoencoder
@@ -18,15 +18,13 @@ from mini.training.corpus import Batch, Corpus, draw_batch, fixed_batches, make_
 from mini.training.distributed import Budget, Distributed
 from mini.training.journal import Journal
 from mini.training.latents import read_latents
-from mini.training.models import MODULATIONS, TOKENIZERS, Models, build_models, save_models
-from mini.training.progress import Course, Progress, adamw, cosine_rate, load_progress, muon, run_steps
+from mini.training.models import TOKENIZERS, Models, build_models, save_models
+from mini.training.progress import Course, Progress, cosine_rate, load_progress, new_progress, run_steps
 from mini.training.recipe import Recipe
 from mini.training.sampling import SHEET_PROMPTS, draw, save_sheet
 from mini.training.tokenizers import write_tokenizers
 from trainer.models.text import T5_FILES, T5_FOLDER, Tokenizers, load_tokenizers
-from trainer.optim.ema import Ema
 
-LAYERS = ("transformer_blocks.", ".block.", ".layers.")  # of the transformer, of T5, of CLIP
 SHEET_GUIDANCE = (1.0, 4.0)  # classifier-free: one row of the sheet each
 
 
@@ -82,26 +80,12 @@ def ready_tokenizers(folder: Path, distributed: Distributed) -> Tokenizers:
 
 
 def begin(models: Models, recipe: Recipe) -> Progress:
-    """Training of fresh models; the text encoders have a learning rate of their own.
-
-    The matrices of the layers learn with Muon; embeddings, modulations, norms and biases with AdamW.
-    """
-    parameters = models.parameters()
-    groups: dict[bool, dict[float, list[nn.Parameter]]] = {True: {}, False: {}}
-    for name, parameter in parameters.items():
+    """Training of fresh models; the text encoders have a learning rate of their own."""
+    groups: dict[float, dict[str, torch.nn.Parameter]] = {}
+    for name, parameter in models.parameters().items():
         peak = recipe.text_learning_rate if name.startswith("text.") else recipe.transformer_learning_rate
-        groups[is_matrix(name, parameter)].setdefault(peak, []).append(parameter)
-    optimizers = [
-        muon(groups[True], recipe.transformer_momentum, recipe.transformer_weight_decay),
-        adamw(groups[False], recipe.transformer_betas, recipe.transformer_weight_decay),
-    ]
-    return Progress(parameters, optimizers, Ema(parameters, recipe.transformer_ema))
-
-
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is the weight of a layer's linear map, the modulations' apart."""
-    in_layer = any(part in name for part in LAYERS) and "relative_attention_bias" not in name
-    return parameter.ndim == 2 and in_layer and not name.removesuffix(".weight").endswith(MODULATIONS)
+        groups.setdefault(peak, {})[name] = parameter
+    return new_progress(groups, recipe.transformer_betas, recipe.transformer_weight_decay, recipe.transformer_ema)
 
 
 def step_loss(models: Models, corpus: Corpus, recipe: Recipe, rank: int, step: int) -> Tensor:

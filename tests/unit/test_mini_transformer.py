@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from mini.training.autoencoder_model import build_autoencoder, load_autoencoder
 from mini.training.corpus import draw_batch, draw_sigmas, fixed_batches, make_corpus
@@ -19,7 +17,6 @@ from mini.training.distributed import Budget, Distributed
 from mini.training.guidance import guided_velocity, run_guidance
 from mini.training.latents import read_latents
 from mini.training.models import GUIDED, TEXT, TOKENIZERS, TRANSFORMER, Models, build_models, load_models
-from mini.training.muon import Muon
 from mini.training.progress import cosine_rate, linear_rate
 from mini.training.recipe import TINY
 from mini.training.sampling import SHEET_PROMPTS, draw
@@ -106,48 +103,17 @@ def test_the_stage_leaves_weights_losses_and_pictures(trained: Path):
 def test_training_learns_a_batch(tokenizers: Tokenizers, trained: Path):
     models = build_models(RECIPE, tokenizers, CPU)
     batch = draw_batch(make_corpus(read_latents(trained, "latents", Distributed()), models.text), RECIPE, 2, "", 0, 0)
-    optimizers = begin(models, RECIPE).optimizers
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+    optimizer = begin(models, RECIPE).optimizer
+    for group in optimizer.param_groups:
         group["lr"] = 3e-3
     losses = []
     for _ in range(15):
         loss = (models.velocity(batch) - batch.target).square().mean()
         losses.append(loss.item())
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     assert losses[-1] < 0.7 * losses[0]
-
-
-def test_every_parameter_has_one_optimizer_and_the_layers_matrices_have_muon(models: Models):
-    muon, adamw = (
-        {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        for optimizer in begin(models, RECIPE).optimizers
-    )
-    parameters = models.parameters()
-    assert muon | adamw == set(parameters.values()) and not muon & adamw
-    kinds = {re.sub(r"\d+", "N", name) for name, parameter in parameters.items() if parameter in muon}
-    assert len(kinds) == 12 + 5 + 6 + 5  # of double and single blocks, T5 and CLIP
-    assert not [kind for kind in kinds if "norm" in kind or "bias" in kind or "embed" in kind or "shared" in kind]
-
-
-def test_muon_is_torchs():
-    """With several matrices of a shape, tall and wide ones, over several steps."""
-    torch.manual_seed(0)
-    starts = [torch.randn(shape) for shape in ((32, 16), (16, 32), (32, 16), (16, 16))]
-    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
-    settings = {"lr": 0.01, "momentum": 0.95, "weight_decay": 0.1}
-    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
-    for _ in range(3):
-        for own, their in zip(ours, theirs, strict=True):
-            own.grad = torch.randn_like(own)
-            their.grad = own.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    for start, own, their in zip(starts, ours, theirs, strict=True):
-        torch.testing.assert_close(own, their, rtol=0, atol=1e-6)
-        assert not torch.allclose(own, start, atol=1e-3)
 
 
 @pytest.mark.parametrize("stage", ["transformer", "guidance"])
