@@ -8,8 +8,11 @@ from diffusers.models.transformers import transformer_flux
 
 from trainer.bench.random_flux import ModelFiles
 from trainer.faults import Faults
+from trainer.lora import blocks
+from trainer.lora.adapter import add_lora, linear_modules
+from trainer.lora.blocks import use_training_blocks
 from trainer.models import attention
-from trainer.models.attention import attention_error, choose_attention, give_dense_gradients, set_backend
+from trainer.models.attention import attention_error, choose_attention, set_backend
 from trainer.models.load import load_transformer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: run `make test` on one")
@@ -46,12 +49,17 @@ def test_single_blocks_receive_dense_gradients(tiny_flux: ModelFiles, monkeypatc
         output.register_hook(lambda gradient: dense.append(gradient.is_contiguous()))
         return output
 
-    monkeypatch.setattr(transformer_flux, "dispatch_attention_fn", dispatch)
-    before = attention._gradients(transformer, transformer.single_transformer_blocks[0], 8, 16)
-    give_dense_gradients(transformer)
-    after = attention._gradients(transformer, transformer.single_transformer_blocks[0], 8, 16)
-    assert dense == [False, True]
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    for module in (transformer_flux, blocks):
+        monkeypatch.setattr(module, "dispatch_attention_fn", dispatch)
+    block = transformer.single_transformer_blocks[0]
+    before = attention._gradients(transformer, block, 8, 16)
+    use_training_blocks(transformer)
+    after = attention._gradients(transformer, block, 8, 16)
+    add_lora(transformer, dict.fromkeys(linear_modules(transformer), 2), None, 0)
+    adapted = attention._gradients(transformer, block, 8, 16)
+    assert dense == [False, True, True]
+    for found in (after, adapted):
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(before, found, strict=True))
 
 
 class OnGpu:
@@ -117,7 +125,7 @@ def test_a_backend_is_set_for_one_model_only(tiny_flux: ModelFiles):
 def test_a_kernel_is_chosen_on_this_gpu_in_little_time(tiny_flux: ModelFiles, caplog, masked):
     caplog.set_level("INFO")
     transformer = load_transformer(tiny_flux.transformer, torch.device("cuda"), torch.bfloat16)
-    give_dense_gradients(transformer)
+    use_training_blocks(transformer)
     choose_attention(transformer, 32, {(1, 4096): 5, (1, 1024): 1}, masked)
     name = transformer.single_transformer_blocks[0].attn.processor._attention_backend
     assert "attention: " in caplog.text and float(caplog.text.split("found in ")[1].split()[0]) < 5
@@ -129,5 +137,5 @@ def test_a_kernel_is_chosen_on_this_gpu_in_little_time(tiny_flux: ModelFiles, ca
 @pytest.mark.parametrize("img_length", [16, 256, 4096])
 def test_blocks_are_right_on_this_gpu(tiny_flux: ModelFiles, img_length):
     transformer = load_transformer(tiny_flux.transformer, "cuda", torch.bfloat16)
-    give_dense_gradients(transformer)
+    use_training_blocks(transformer)
     assert attention_error(transformer, 32, img_length) < 0.05

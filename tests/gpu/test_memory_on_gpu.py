@@ -11,9 +11,9 @@ from tests.unit.test_step import make_batch
 from trainer.batches import Batch
 from trainer.config import TrainConfig
 from trainer.lora.adapter import add_lora, linear_modules
+from trainer.lora.blocks import use_training_blocks
 from trainer.memory.bytes import Choice, Work, blocks_of, step_bytes
 from trainer.memory.choose import look_at
-from trainer.models.attention import give_dense_gradients
 from trainer.models.offload import block_swap, swap_blocks
 from trainer.step import AdaptedModel, accumulate_gradients
 
@@ -49,7 +49,7 @@ def make_model(checkpointed: int = 0, swapped: int = 0, compiled: bool = False, 
         swap_blocks(transformer, swapped, GPU)
     transformer.to(device=GPU)  # type: ignore[call-arg]
     transformer.eval().requires_grad_(False)
-    give_dense_gradients(transformer)
+    use_training_blocks(transformer)
     add_lora(transformer, dict.fromkeys(linear_modules(transformer), RANK), None, seed=0, dtype=torch.bfloat16)
     config = TrainConfig(checkpoint_blocks=checkpointed, torch_compile=compiled)
     model = AdaptedModel(config, transformer)

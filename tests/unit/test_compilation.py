@@ -13,7 +13,7 @@ from tests.compilers import needs_inductor
 from trainer.bench.random_flux import ModelFiles
 from trainer.compilation import STATIC_SHAPES, compile_blocks, is_dynamic
 from trainer.lora.adapter import add_lora, disabled_adapter, linear_modules
-from trainer.models.attention import give_dense_gradients
+from trainer.lora.blocks import use_training_blocks
 from trainer.models.load import load_transformer
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 
@@ -33,7 +33,7 @@ def fresh_compiler():
 def graphs(tiny_flux: ModelFiles, shapes: list[tuple[int, int]], choice: str, preserve: bool = False) -> list[int]:
     """How many graphs there are after each batch of (pictures, width of the latents)."""
     transformer = load_transformer(tiny_flux.transformer, torch.device("cpu"), torch.float32)
-    give_dense_gradients(transformer)
+    use_training_blocks(transformer)
     add_lora(transformer, {name: 2 for name in linear_modules(transformer) if name.endswith("to_q")}, None, 0)
     compile_blocks(transformer, "eager", choice, len(set(shapes)))
     counts = []

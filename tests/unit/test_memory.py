@@ -17,6 +17,7 @@ from trainer.check import make_plan
 from trainer.config import TrainConfig
 from trainer.faults import Faults
 from trainer.lora.adapter import add_lora, linear_modules
+from trainer.lora.blocks import use_training_blocks
 from trainer.memory.bytes import GIB, Choice, Work, blocks_of, host_bytes, kept_bytes, step_bytes, step_flops
 from trainer.memory.choose import Allowed, Device, MemoryPlan, allowed_by, fastest, make_memory_plan, needed_bytes
 from trainer.memory.record import LAST, Measured, Measuring, find_measured, keep_measured
@@ -88,6 +89,7 @@ PARTS = ({"attn": 4}, {"ff.": 4, "proj_mlp": 4}, {"to_q": 16, "proj_out": 2, "ne
 def test_kept_bytes_are_what_autograd_keeps(chosen, batch):
     """In float32, where the CPU's kernels keep what the GPU's do."""
     transformer = make_transformer()
+    use_training_blocks(transformer)
     names = linear_modules(transformer)
     ranks = {name: rank for name in names for part, rank in chosen.items() if part in name}
     add_lora(transformer, ranks, None, seed=0)
@@ -240,7 +242,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) ->
     return make_workshop(tmp_path_factory.mktemp("memory"), tiny_flux)
 
 
-SETTINGS = {"max_train_steps": 2, "save_precision": "float", "gradient_accumulation_steps": 2}
+SETTINGS = {"network_dim": 1, "max_train_steps": 2, "save_precision": "float", "gradient_accumulation_steps": 2}
 
 
 @pytest.fixture

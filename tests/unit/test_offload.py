@@ -14,7 +14,7 @@ from tests.parity.test_transformer import make_transformer
 from tests.unit.test_step import CONFIG, gradient, make_batch
 from trainer.config import TrainConfig
 from trainer.lora.adapter import add_lora, linear_modules
-from trainer.models.attention import give_dense_gradients
+from trainer.lora.blocks import use_training_blocks
 from trainer.models.offload import NUM_SLOTS, block_swap, swap_blocks, swapped_blocks, swapped_names
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 from trainer.step import AdaptedModel
@@ -37,7 +37,7 @@ def deep_transformer(num_double=3, num_single=4):
 def make_model(swapped: int, config: TrainConfig = CONFIG, compiled: str = "") -> AdaptedModel:
     transformer = deep_transformer()
     swap_blocks(transformer, swapped, CPU)
-    give_dense_gradients(transformer)
+    use_training_blocks(transformer)
     add_lora(transformer, dict.fromkeys(linear_modules(transformer), 2), None, seed=0)
     model = AdaptedModel(config, transformer)
     generator = torch.Generator().manual_seed(4)

@@ -54,10 +54,11 @@ class DownLinear(AdapterLinear):
     def __init__(self, in_features: int, rank: int, dropouts: Dropouts, **factory):
         super().__init__(in_features, rank, bias=False, **factory)
         self.dropouts = dropouts
+        self.drops = dropouts != NO_DROPOUTS
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         hidden = super().forward(input)
-        return drop(hidden, self.dropouts) if self.training else hidden
+        return drop(hidden, self.dropouts) if self.training and self.drops else hidden
 
 
 def drop(hidden: torch.Tensor, dropouts: Dropouts) -> torch.Tensor:

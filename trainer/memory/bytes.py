@@ -227,7 +227,7 @@ def _single_numbers(block: Block, tokens: int, work: Work) -> float:
     *first, last = (rank > 0 for rank in ranks)
     modulated, normed = "norm.linear" in block.ranks, 0 if work.compiled else 1
     widths = 1 + 2 + 3 + 1 + any(first) + modulated * (1 + normed)
-    return tokens * (widths * block.hidden + block.mlp + last * (block.hidden + block.mlp) + sum(ranks))
+    return tokens * (widths * block.hidden + (1 + last) * block.mlp + sum(ranks))
 
 
 def step_flops(work: Work, checkpointed: int) -> float:

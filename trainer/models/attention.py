@@ -1,10 +1,10 @@
 """Attention whose gradients can be trusted.
 
 cuDNN's attention, which torch prefers on recent GPUs, takes the gradient of its output to be dense. In
-FLUX's single blocks it is not: attention and MLP are joined before the last projection, so what comes
-back is a slice of a wider tensor, and torch 2.11 then computes gradients from other rows, without an
-error. `give_dense_gradients` removes the cause; `choose_attention` looks which kernels are right, and
-takes the fastest of them.
+FLUX's single blocks as diffusers runs them it is not: attention and MLP are joined before the last
+projection, so what comes back is a slice of a wider tensor, and torch 2.11 then computes gradients from
+other rows, without an error. `trainer.lora.blocks` removes the cause; `choose_attention` looks which
+kernels are right, and takes the fastest of them.
 
 The choice is kept in the processors of the blocks' attention, as diffusers' `set_attention_backend`
 does, and so is part of a compiled block; torch's own switches are not, and a block compiled under one
@@ -41,23 +41,6 @@ WITHOUT_MASKS = ("_native_flash", "_flash_3")
 CLEARLY = 0.97  # another kernel is taken when it needs less than this share of the time: so runs agree
 SHAPES_TIMED = 3
 TIMES = 5
-
-
-class _DenseGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(_ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return gradient.contiguous()
-
-
-def give_dense_gradients(transformer: FluxTransformer2DModel) -> None:
-    """Let the attention of every single block receive a dense gradient; forward is as it was."""
-    for block in transformer.single_transformer_blocks:
-        attention: nn.Module = block.get_submodule("attn")
-        attention.register_forward_hook(lambda _module, _inputs, output: _DenseGradient.apply(output))
 
 
 def choose_attention(

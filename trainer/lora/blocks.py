@@ -1,0 +1,140 @@
+"""FLUX's two kinds of block as training runs them: the numbers of diffusers' blocks, with fewer bytes moved.
+
+Layers that read the same input are multiplied together where they are adapted alike (`project`), and a
+single block's last layer takes attention and MLP side by side without joining them. The gradient of an
+attention's output is dense, as cuDNN's attention takes it to be (`trainer.models.attention`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import (
+    FluxAttention,
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
+from torch import Tensor, nn
+
+from trainer.lora.projection import are_alike, project
+
+Heads = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, tokens, heads, width of a head]
+Rotary = tuple[Tensor, Tensor]
+
+
+def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
+    """Let this transformer's blocks run as below. Its weights, names and other parts stay what they are."""
+    for block in transformer.transformer_blocks:
+        block.__class__ = DoubleBlock
+    for block in transformer.single_transformer_blocks:
+        block.__class__ = SingleBlock
+    transformer._repeated_blocks = [DoubleBlock.__name__, SingleBlock.__name__]  # what is compiled
+
+
+class DoubleBlock(FluxTransformerBlock):
+    """Image and text attend to each other, each with weights of its own."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: Rotary,
+        joint_attention_kwargs: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden_states: the image's tokens [B, I, D], encoder_hidden_states: the text's [B, L, D]; temb: [B, D].
+
+        Returns text, image.
+        """
+        img, txt, attn = hidden_states, encoder_hidden_states, self.attn
+        of_img, of_txt = project((F.silu(temb),), (self.norm1.linear, self.norm1_context.linear))
+        shift_img, scale_img, gate_img, *mlp_img = of_img[:, None].chunk(6, dim=-1)
+        shift_txt, scale_txt, gate_txt, *mlp_txt = of_txt[:, None].chunk(6, dim=-1)
+        img_heads = _heads(
+            attn,
+            project((_modulated(self.norm1.norm, img, shift_img, scale_img),), (attn.to_q, attn.to_k, attn.to_v)),
+            (attn.norm_q, attn.norm_k),
+        )
+        txt_heads = _heads(
+            attn,
+            project(
+                (_modulated(self.norm1_context.norm, txt, shift_txt, scale_txt),),
+                (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+            ),
+            (attn.norm_added_q, attn.norm_added_k),
+        )
+        joined = cast(Heads, tuple(torch.cat(pair, dim=1) for pair in zip(txt_heads, img_heads, strict=True)))
+        attended = _attend(attn, joined, image_rotary_emb, joint_attention_kwargs)
+        for_txt, for_img = attended.split((txt.shape[1], img.shape[1]), dim=1)
+        (out_img,) = project((for_img.contiguous(),), (attn.to_out[0],))
+        (out_txt,) = project((for_txt.contiguous(),), (attn.to_add_out,))
+        img, txt = img + gate_img * out_img, txt + gate_txt * out_txt
+        return _mlp(self.norm2_context, self.ff_context, txt, mlp_txt), _mlp(self.norm2, self.ff, img, mlp_img)
+
+
+class SingleBlock(FluxSingleTransformerBlock):
+    """Text and image in one, attention beside the MLP."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: Rotary,
+        joint_attention_kwargs: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `DoubleBlock.forward`."""
+        txt_length, attn = encoder_hidden_states.shape[1], self.attn
+        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        (modulation,) = project((F.silu(temb),), (self.norm.linear,))
+        shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
+        *qkv, up = project(
+            (_modulated(self.norm.norm, tokens, shift, scale),), (attn.to_q, attn.to_k, attn.to_v, self.proj_mlp)
+        )
+        heads = _heads(attn, qkv, (attn.norm_q, attn.norm_k))
+        attended = _attend(attn, heads, image_rotary_emb, joint_attention_kwargs)
+        if not are_alike((self.proj_out,)):  # they will be joined, and the gradient is a slice
+            attended = _DenseGradient.apply(attended)
+        (out,) = project((attended, F.gelu(up, approximate="tanh")), (self.proj_out,))
+        tokens = tokens + gate * out
+        return tokens[:, :txt_length], tokens[:, txt_length:]
+
+
+class _DenseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.contiguous()
+
+
+def _modulated(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return norm(tokens) * (1 + scale) + shift
+
+
+def _heads(attn: FluxAttention, qkv: Sequence[Tensor], norms: tuple[nn.Module, nn.Module]) -> Heads:
+    query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in qkv)
+    return norms[0](query), norms[1](key), value
+
+
+def _attend(attn: FluxAttention, heads: Heads, rotary: Rotary, arguments: dict[str, Tensor] | None) -> Tensor:
+    """[B, tokens, D]"""
+    query, key = (cast(Tensor, apply_rotary_emb(each, cast(Any, rotary), sequence_dim=1)) for each in heads[:2])
+    mask = arguments["attention_mask"] if arguments else None
+    backend = cast(Any, attn.processor)._attention_backend
+    return dispatch_attention_fn(query, key, heads[2], attn_mask=mask, backend=backend).flatten(2, 3)
+
+
+def _mlp(norm: nn.Module, mlp: nn.Module, tokens: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+    """tokens with the gated MLP added. modulation: shift, scale and gate."""
+    shift, scale, gate = modulation
+    up, _, down = cast(Any, mlp).net
+    (hidden,) = project((_modulated(norm, tokens, shift, scale),), (up.proj,))
+    (out,) = project((F.gelu(hidden, approximate="tanh"),), (down,))
+    return tokens + gate * out
