@@ -14,7 +14,7 @@ from mini.training.autoencoder_model import signal_to_noise, to_unit_range
 from mini.training.card_text import card_text
 from mini.training.distributed import Budget, Distributed
 from mini.training.export import AUTOENCODER, recipe_hash
-from mini.training.figures import file_figures, journal_figures, machine_figures
+from mini.training.figures import file_figures, journal_figures
 from mini.training.pictures import read_pictures
 from mini.training.recipe import Recipe
 from mini.world.scene import PLACES
@@ -56,7 +56,6 @@ def measure(recipe: Recipe, folder: Path, distributed: Distributed) -> dict[str,
     return {
         "recipe": asdict(recipe),
         "recipe_sha256": recipe_hash(recipe),
-        "machine": machine_figures(folder, distributed),
         "files": file_figures(export),
         "stages": journal_figures(folder),
         "judge": json.loads((folder / "judge.json").read_text(encoding="utf-8")),

@@ -28,12 +28,13 @@ LIMITS = """\
 
 AGAIN = """\
 ```sh
-torchrun --nproc_per_node {processes} -m mini all --folder work --size {recipe}
+python -m mini all --folder work --size {recipe}
 ```
 
-`python -m mini --help` lists the stages. The recipe is in `mini/training/recipe.py`; its SHA-256 is
-`{sha256}`, seed {seed}. Another kind of GPU or another number of processes draws other random numbers and gives
-another model, as good as this one."""
+`python -m mini --help` lists the stages; with `torchrun -m mini` they use several GPUs. The recipe is in
+`mini/training/recipe.py`; its SHA-256 is `{sha256}`, seed {seed}.
+Another kind of GPU or another number of processes draws other random numbers and gives another model, as good as
+this one."""
 
 
 def card_text(figures: Figures) -> str:
@@ -47,7 +48,6 @@ def card_text(figures: Figures) -> str:
         "Training": _training(figures),
         "Limits": LIMITS.format(size=recipe["size"]),
         "How to make it again": AGAIN.format(
-            processes=figures["machine"]["processes"],
             recipe=recipe["name"],
             sha256=figures["recipe_sha256"],
             seed=recipe["seed"],
@@ -132,7 +132,7 @@ def _scores(figures: Figures) -> str:
 
 
 def _training(figures: Figures) -> str:
-    recipe, machine, stages = figures["recipe"], figures["machine"], figures["stages"]
+    recipe, stages = figures["recipe"], figures["stages"]
     rows = []
     for name, stage in stages.items():
         batch = recipe.get(f"{name}_batch") or recipe.get(f"{name}_picture_batch")
@@ -141,20 +141,24 @@ def _training(figures: Figures) -> str:
             (
                 name,
                 f"{stage['steps']:,.0f}",
-                f"{batch} x {machine['processes']}",
+                f"{batch} x {stage['processes']}",
                 f"{recipe[f'{name}_learning_rate']:g}",
                 ", ".join(more),
                 f"{stage['seconds'] / 60:.1f} min",
+                "; ".join(stage["machines"]),
             )
         )
     seconds = sum(stage["seconds"] for stage in stages.values())
+    early = [
+        f" The stage {name} was ended after {stage['steps']:,.0f} of its {recipe[f'{name}_steps']:,} steps."
+        for name, stage in stages.items()
+        if stage["steps"] < recipe[f"{name}_steps"]
+    ]
     return (
         f"{recipe['base_pictures']:,} rendered pictures and their mirror images for the model,"
         f" {recipe['judge_pictures']:,} others for the judge. AdamW throughout, seed {recipe['seed']}; weights are"
-        f" moving averages."
-        f" {machine['processes']} x {machine['device']}, torch {machine['torch']};"
-        f" {seconds / 60:.1f} minutes in the stages below.\n\n"
-        + _table(("stage", "steps", "batch", "learning rate", "at the end", "time"), rows)
+        f" moving averages. {seconds / 60:.1f} minutes in the stages below.{''.join(early)}\n\n"
+        + _table(("stage", "steps", "batch", "learning rate", "at the end", "time", "on"), rows)
     )
 
 

@@ -1,6 +1,7 @@
 """The processes of a stage, one a GPU, and the time that a stage may take."""
 
 import os
+import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -42,6 +43,13 @@ class Distributed:
     def is_main(self) -> bool:
         """Whether this is the process that prints and writes what is written once."""
         return self.rank == 0
+
+    @property
+    def machine(self) -> dict[str, str | int]:
+        """What the stage runs on: device, processes, torch."""
+        on_gpu = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if on_gpu else f"CPU ({platform.machine()})"
+        return {"device": name, "processes": self.world, "torch": torch.__version__}
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace the gradients by their mean over all processes, in one message; the parameters' order must agree."""

@@ -1,30 +1,34 @@
 """What the stages have written down, as figures for the model card: nothing here is typed by hand."""
 
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mini.training.distributed import Distributed
 from trainer.files import sha256_file
 from trainer.models.weights import read_header
 
 JOURNALS = ("autoencoder", "transformer", "guidance", "judge")
-PROGRESS = {"step", "seconds", "steps_per_second", "pictures_per_second"}
+MACHINE = {"device", "processes", "torch"}
+PROGRESS = {"step", "seconds", "steps_per_second", "pictures_per_second", *MACHINE}
 
 
-def read_journal(file: Path) -> list[dict[str, float]]:
+def read_journal(file: Path) -> list[dict[str, Any]]:
     """The lines of a stage's journal, the oldest first."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def stage_figures(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The last word of a journal on each number, its steps, its seconds over all parts, its middling speed."""
+def stage_figures(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last word of a journal on each number, its steps, its seconds over all parts, its middling speed, and the
+    machines that it ran on with the number of processes on the last of them."""
     lines = list(lines)
-    figures = {name: value for line in lines for name, value in line.items() if name not in PROGRESS}
+    figures: dict[str, Any] = {name: value for line in lines for name, value in line.items() if name not in PROGRESS}
+    starts = [line for line in lines if line.keys() >= MACHINE]
+    if starts:
+        told = (f"{line['processes']} x {line['device']}, torch {line['torch']}" for line in starts)
+        figures |= {"machines": list(dict.fromkeys(told)), "processes": starts[-1]["processes"]}
     rates = sorted(line["pictures_per_second"] for line in lines if "pictures_per_second" in line)
     if rates:
         figures["pictures_per_second"] = rates[len(rates) // 2]
@@ -37,7 +41,7 @@ def _seconds(marks: list[float]) -> float:
     return round(sum(ends), 1)
 
 
-def journal_figures(folder: Path) -> dict[str, dict[str, float]]:
+def journal_figures(folder: Path) -> dict[str, dict[str, Any]]:
     """By stage, for those that have a journal."""
     files = {name: folder / f"{name}.jsonl" for name in JOURNALS}
     return {name: stage_figures(read_journal(file)) for name, file in files.items() if file.exists()}
@@ -51,11 +55,3 @@ def file_figures(folder: Path) -> dict[str, dict[str, Any]]:
         parameters = sum(int(torch.tensor(shape).prod()) for shape in shapes)
         figures[file.name] = {"bytes": file.stat().st_size, "parameters": parameters, "sha256": sha256_file(file)}
     return figures
-
-
-def machine_figures(folder: Path, distributed: Distributed) -> dict[str, Any]:
-    """What the card's own stage runs on, and how many processes drew the pictures."""
-    device = distributed.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
-    processes = len(list((folder / "pictures").glob("base-[0-9]*.safetensors")))
-    return {"device": name, "processes": processes, "torch": torch.__version__, "python": platform.python_version()}

@@ -33,7 +33,8 @@ def run_guidance(recipe: Recipe, folder: Path, budget: Budget) -> None:
     distributed = Distributed.from_environment()
     teacher = load_models(recipe, folder, distributed.device, TRANSFORMER)
     student = student_of(teacher, recipe)
-    corpus = make_corpus(read_latents(folder, "latents", distributed), teacher.text)
+    latents = read_latents(folder, "latents", distributed).first(recipe.guidance_pictures)
+    corpus = make_corpus(latents, teacher.text)
     held_out = make_corpus(read_held_out(folder, distributed), teacher.text)
     progress = begin(student, recipe)
     state = folder / "guidance.state.safetensors"

@@ -12,7 +12,7 @@ from trainer.faults import Fault, Faults
 class Journal:
     """Appends lines to `file` and measures the speed between them; only the main process writes.
 
-    The seconds of a line count from the start of this process's part of the stage.
+    The seconds of a line count from the start of this process's part of the stage; its first line says on what.
     """
 
     def __init__(self, file: Path, distributed: Distributed):
@@ -20,6 +20,7 @@ class Journal:
         self.distributed = distributed
         self._start = self._last = time.monotonic()
         self._step: int | None = None
+        self._machine = distributed.machine
 
     def mark(self, step: int) -> None:
         """Measure the speed from here on: the stage is about to take `step`."""
@@ -38,7 +39,8 @@ class Journal:
         if self.distributed.is_main:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line | self._machine) + "\n")
+            self._machine = {}
         told = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in line.items())
         self.distributed.say(f"{self.file.stem}: {told}")
         if not all(math.isfinite(value) for value in line.values()):

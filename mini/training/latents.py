@@ -28,6 +28,11 @@ class Latents:
     values: Tensor
     captions: tuple[str, ...]
 
+    def first(self, count: int) -> "Latents":
+        """Those of the first `count` captions, all m times."""
+        rounds = self.values.split(len(self.captions))
+        return Latents(torch.cat([each[:count] for each in rounds]), self.captions[:count])
+
 
 def run_latents(recipe: Recipe, folder: Path, budget: Budget) -> None:
     """Write `folder`/latents-R.safetensors (pictures, then their mirror images) and held-out-latents-R (as they are).

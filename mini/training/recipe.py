@@ -89,6 +89,7 @@ class Recipe:
     # Guidance distillation: the guidance input learns what classifier-free guidance does.
     guidance_steps: int = 500
     guidance_batch: int = 256  # of one process
+    guidance_pictures: int = 16_384  # of one process, the first of the base pictures
     guidance_learning_rate: float = 2e-4  # falls in a line
     guidance_warmup: int = 50  # steps
     guidance_ema: float = 0.99
@@ -159,6 +160,7 @@ TINY = Recipe(
     validation_batch=4,
     guidance_steps=4,
     guidance_batch=2,
+    guidance_pictures=4,
     guidance_warmup=1,
     sampling_steps=2,
     judge_steps=6,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.multiprocessing as processes
 from safetensors.torch import load_file
 
 from mini.__main__ import STAGES, main
+from mini.training.card_text import card_text
 from mini.training.export import AUTOENCODER, CLIP, JUDGE, T5, TRANSFORMER, compare, export
 from mini.training.figures import stage_figures
 from mini.training.recipe import TINY
@@ -91,6 +93,19 @@ def test_the_card_tells_what_the_stages_wrote_down(work):
     assert f"| right places | {figures['scores']['columns'][0]['scores']['places']:.1f} |" in card
     assert f"`{JUDGE}`" in card and figures["files"][JUDGE]["bytes"] == (work / "export" / JUDGE).stat().st_size
     assert (work / "export" / "contact_sheet.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def test_the_card_tells_where_stages_ran_and_which_was_ended_early(work):
+    figures = json.loads((work / "export" / "figures.json").read_text())
+    for stage in figures["stages"].values():
+        assert stage["machines"] == [f"1 x CPU ({platform.machine()}), torch {torch.__version__}"]
+    assert "was ended after" not in card_text(figures)
+    lines = [{"step": 2, "seconds": 5.0, "device": "one", "processes": 2, "torch": "2"}, {"step": 3, "seconds": 7.0}]
+    lines += [{"step": 5, "seconds": 1.0, "device": "other", "processes": 1, "torch": "2"}]
+    figures["stages"]["transformer"] |= stage_figures(lines)
+    card = card_text(figures)
+    assert "The stage transformer was ended after 5 of its 6 steps." in card
+    assert "| 5 | 4 x 1 |" in card and "| 0.1 min | 2 x one, torch 2; 1 x other, torch 2 |" in card
 
 
 def test_a_stage_without_its_forerunners_says_what_is_missing(tmp_path, capsys):
