@@ -87,7 +87,7 @@ class Recipe:
     validation_batch: int = 128
 
     # Guidance distillation: the guidance input learns what classifier-free guidance does.
-    guidance_steps: int = 500
+    guidance_steps: int = 1_000
     guidance_batch: int = 256  # of one process
     guidance_pictures: int = 16_384  # of one process, the first of the base pictures
     guidance_learning_rate: float = 2e-4  # falls in a line
