@@ -125,3 +125,11 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             hint = "wait for it, or give this run another --output_name"
             raise Faults([Fault(str(run_dir), "another training is writing this run", hint)]) from None
         yield
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, which then is faster than float32: GPUs, and newer CPUs."""
+    if device.type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    return any(there for name, there in capabilities.items() if name.endswith("bf16"))

@@ -17,7 +17,7 @@ from trainer.faults import Faults
 from trainer.files import write_safetensors
 from trainer.judge import Classes, Judge, Shape, save_judge
 from trainer.lora.file import load_lora
-from trainer.verbs import evaluate
+from trainer.verbs import demo, evaluate
 from trainer.verbs.demo import PROMPTS, run
 
 CLASSES = Classes(("toy", "bear"), ("red", "blue"), ("beach", "desk"), ("tjtoy", "sparkgpu"))
@@ -99,3 +99,19 @@ def test_the_settings_of_the_repository_save_three_checkpoints_on_the_way():
     assert not notices and config.max_train_epochs and config.save_every_n_epochs
     assert (config.max_train_epochs - 1) // config.save_every_n_epochs == 3
     assert (config.network_dim, config.learning_rate, config.seed) == (16, 1e-3, 42)
+
+
+@pytest.mark.parametrize(
+    ("can", "flags", "expected"),
+    [
+        (True, [], "bf16"),
+        (False, [], "no"),
+        (True, ["--mixed_precision=no"], "no"),
+        (False, ["--mixed_precision=bf16"], "bf16"),
+    ],
+)
+def test_it_computes_in_what_the_machine_is_fast_in_unless_told(project, monkeypatch, can, flags, expected):
+    told = []
+    monkeypatch.setattr(demo, "computes_bf16", lambda _device: can)
+    monkeypatch.setattr(demo, "train", lambda config, *_: told.append(config.mixed_precision) or 130)
+    assert run([*SMALL, *flags]) == 130 and told == [expected]

@@ -13,7 +13,7 @@ import torch
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.recipe_files import ROOT, environment
 from trainer.faults import Fault, Faults
-from trainer.runtime import StopRequest, run_lock, set_up_determinism, set_up_logging
+from trainer.runtime import StopRequest, computes_bf16, run_lock, set_up_determinism, set_up_logging
 
 TOKEN = "hf_" + "AbCdEfGh1234567890"  # made up
 
@@ -147,3 +147,23 @@ def test_tokens_never_reach_a_report_of_faults():
     fault = Fault(f"--x={TOKEN}", f"unknown {TOKEN}", f"not {TOKEN}")
     assert str(fault) == "--x=[secret]: unknown [secret]\n    -> not [secret]"
     assert TOKEN not in str(Faults([fault]))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx2": True, "avx512_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert computes_bf16(torch.device("cpu")) == expected
+    assert computes_bf16(torch.device("cuda"))
+
+
+def test_a_torch_that_does_not_tell_computes_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not computes_bf16(torch.device("cpu"))

@@ -38,7 +38,7 @@ from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.text import Tokenizers
 from trainer.models.transformer import Conditioning
 from trainer.models.weights import read_header
-from trainer.runtime import set_up_logging
+from trainer.runtime import computes_bf16, set_up_logging
 from trainer.sample import MOST, as_image
 from trainer.verbs.convert import parse_source
 from trainer.verbs.sample import apply_lora, encode_texts
@@ -69,8 +69,8 @@ class Evaluation:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the text encoders and the transformer; half precision is slower on a CPU."""
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        """Of the text encoders and the transformer."""
+        return torch.bfloat16 if computes_bf16(self.device) else torch.float32
 
 
 @dataclass(frozen=True)
