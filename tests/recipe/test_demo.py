@@ -101,6 +101,7 @@ def test_the_settings_of_the_repository_save_three_checkpoints_on_the_way():
     assert (config.network_dim, config.learning_rate, config.seed) == (16, 1e-3, 42)
 
 
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(
     ("can", "flags", "expected"),
     [
@@ -110,7 +111,7 @@ def test_the_settings_of_the_repository_save_three_checkpoints_on_the_way():
         (False, ["--mixed_precision=bf16"], "bf16"),
     ],
 )
-def test_it_computes_in_what_the_machine_is_fast_in_unless_told(project, monkeypatch, can, flags, expected):
+def test_it_computes_in_what_the_machine_is_fast_in_unless_told(monkeypatch, can, flags, expected):
     told = []
     monkeypatch.setattr(demo, "computes_bf16", lambda _device: can)
     monkeypatch.setattr(demo, "train", lambda config, *_: told.append(config.mixed_precision) or 130)
