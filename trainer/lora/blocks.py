@@ -54,19 +54,12 @@ class DoubleBlock(FluxTransformerBlock):
         of_img, of_txt = project((F.silu(temb),), (self.norm1.linear, self.norm1_context.linear))
         shift_img, scale_img, gate_img, *mlp_img = of_img[:, None].chunk(6, dim=-1)
         shift_txt, scale_txt, gate_txt, *mlp_txt = of_txt[:, None].chunk(6, dim=-1)
-        img_heads = _heads(
-            attn,
-            project((_modulated(self.norm1.norm, img, shift_img, scale_img),), (attn.to_q, attn.to_k, attn.to_v)),
-            (attn.norm_q, attn.norm_k),
-        )
-        txt_heads = _heads(
-            attn,
-            project(
-                (_modulated(self.norm1_context.norm, txt, shift_txt, scale_txt),),
-                (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
-            ),
-            (attn.norm_added_q, attn.norm_added_k),
-        )
+        normed_img = _modulated(self.norm1.norm, img, shift_img, scale_img)
+        normed_txt = _modulated(self.norm1_context.norm, txt, shift_txt, scale_txt)
+        qkv_img = project((normed_img,), (attn.to_q, attn.to_k, attn.to_v))
+        qkv_txt = project((normed_txt,), (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+        img_heads = _heads(attn, qkv_img, (attn.norm_q, attn.norm_k))
+        txt_heads = _heads(attn, qkv_txt, (attn.norm_added_q, attn.norm_added_k))
         joined = cast(Heads, tuple(torch.cat(pair, dim=1) for pair in zip(txt_heads, img_heads, strict=True)))
         attended = _attend(attn, joined, image_rotary_emb, joint_attention_kwargs)
         for_txt, for_img = attended.split((txt.shape[1], img.shape[1]), dim=1)
@@ -92,9 +85,8 @@ class SingleBlock(FluxSingleTransformerBlock):
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         (modulation,) = project((F.silu(temb),), (self.norm.linear,))
         shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
-        *qkv, up = project(
-            (_modulated(self.norm.norm, tokens, shift, scale),), (attn.to_q, attn.to_k, attn.to_v, self.proj_mlp)
-        )
+        normed = _modulated(self.norm.norm, tokens, shift, scale)
+        *qkv, up = project((normed,), (attn.to_q, attn.to_k, attn.to_v, self.proj_mlp))
         heads = _heads(attn, qkv, (attn.norm_q, attn.norm_k))
         attended = _attend(attn, heads, image_rotary_emb, joint_attention_kwargs)
         if not are_alike((self.proj_out,)):  # they will be joined, and the gradient is a slice
