@@ -88,7 +88,7 @@ def test_an_input_that_needs_no_gradient_gets_none():
     model, block = adapted()
     shapes = (2, 5, 3), (2, 5, 5)
     expected = results(separately, model, block.layers, drawn(*shapes))
-    found, inputs = None, drawn(*shapes)
+    inputs = drawn(*shapes)
     inputs[0].requires_grad_(False)
     found = results(project, model, block.layers, inputs)
     del expected[3]  # after three outputs

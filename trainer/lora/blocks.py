@@ -86,7 +86,7 @@ class SingleBlock(FluxSingleTransformerBlock):
         (modulation,) = project((F.silu(temb),), (self.norm.linear,))
         shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
         normed = _modulated(self.norm.norm, tokens, shift, scale)
-        *qkv, up = project((normed,), (attn.to_q, attn.to_k, attn.to_v, self.proj_mlp))
+        up, *qkv = project((normed,), (self.proj_mlp, attn.to_q, attn.to_k, attn.to_v))
         heads = _heads(attn, qkv, (attn.norm_q, attn.norm_k))
         attended = _attend(attn, heads, image_rotary_emb, joint_attention_kwargs)
         if not are_alike((self.proj_out,)):  # they will be joined, and the gradient is a slice
