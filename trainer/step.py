@@ -72,19 +72,32 @@ class AdaptedModel:
         height, width = noisy.shape[-2:]
         rotary = self.rotary(height, width, batch.txt.shape[1])
 
-        def predict(text: Conditioning, checkpointed: int) -> torch.Tensor:
-            return predict_velocity(
-                self.transformer, noisy, batch.sigmas, text, config.guidance_scale, rotary, checkpointed
-            )
-
         target = velocity_target(batch.latents, batch.noise)
-        if batch.preserve is not None:  # the base model's own prediction: neither its nor CLIP's adapter
-            with torch.no_grad(), disabled_adapter(self.transformer):
-                base = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
-                own = predict(base, checkpointed=0).float()
-            target = torch.where(batch.preserve.view(-1, 1, 1, 1) > 0, own, target)
-        prediction = predict(conditioning, config.gradient_checkpointing or config.checkpoint_blocks or 0)
+        if batch.preserve is not None:
+            target = self._preserved(batch, batch.preserve, noisy, rotary, target)
+        checkpointed = config.gradient_checkpointing or config.checkpoint_blocks or 0
+        prediction = predict_velocity(
+            self.transformer, noisy, batch.sigmas, conditioning, config.guidance_scale, rotary, checkpointed
+        )
         return sample_losses(prediction, target, batch.sigmas, config)
+
+    def _preserved(
+        self, batch: Batch, preserve: torch.Tensor, noisy: torch.Tensor, rotary: RotaryTable, target: torch.Tensor
+    ) -> torch.Tensor:
+        """`target`, and the base model's own prediction, without its and CLIP's adapter, where `preserve` is 1.
+
+        A CPU predicts those pictures alone. A GPU predicts the batch: choosing would wait for the GPU, and make
+        batches of other sizes.
+        """
+        text = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
+        rows = preserve.nonzero().flatten() if self.device.type == "cpu" else slice(None)
+        with torch.no_grad(), disabled_adapter(self.transformer):
+            own = predict_velocity(
+                self.transformer, noisy[rows], batch.sigmas[rows], text.at(rows), self.config.guidance_scale, rotary
+            )
+        predicted = target.clone()
+        predicted[rows] = own.float()
+        return torch.where(preserve.view(-1, 1, 1, 1) > 0, predicted, target)
 
 
 def accumulate_gradients(

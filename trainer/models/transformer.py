@@ -34,6 +34,11 @@ class Conditioning:
         mask = None if self.txt_mask is None else self.txt_mask.to(device)
         return Conditioning(self.txt.to(device, dtype), self.pooled.to(device, dtype), mask)
 
+    def at(self, rows: torch.Tensor | slice) -> "Conditioning":
+        """The text of some pictures of the batch."""
+        mask = None if self.txt_mask is None else self.txt_mask[rows]
+        return Conditioning(self.txt[rows], self.pooled[rows], mask)
+
 
 def takes_guidance(transformer: nn.Module) -> bool:
     """Whether a transformer embeds a guidance value: FLUX.1-dev's does, FLUX.1-schnell's does not."""
