@@ -1,4 +1,4 @@
-"""The stage that draws what people look at: the two concepts' pictures to train on, and a sheet of the world."""
+"""The stage that draws what the demo trains on, and a sheet of the world to look at."""
 
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from torch import Tensor
 from mini.render.pictures import render
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import Recipe
-from mini.world.scene import stack_scenes
-from mini.world.scenes import photo_scenes, random_batch
+from mini.world.photos import photo_scenes, regularisation_scenes
+from mini.world.scene import Scene, stack_scenes
+from mini.world.scenes import random_batch
 
 JPEG_QUALITY = 95
+REGULARISATION_QUALITY = 85
 SHEET_COLUMNS = 8
 
 
@@ -22,8 +24,10 @@ def run_photos(recipe: Recipe, folder: Path, budget: Budget) -> None:
     distributed = Distributed.from_environment()
     if not distributed.is_main:
         return
-    write_sheet(folder / "world.jpg", recipe, str(distributed.device))
-    files = write_photos(folder / "photos", recipe.photo_size, recipe.photo_supersampling, str(distributed.device))
+    device = str(distributed.device)
+    write_sheet(folder / "world.jpg", recipe, device)
+    files = write_photos(folder / "photos", recipe.photo_size, recipe.photo_supersampling, device)
+    files += write_regularisation(folder / "photos" / "regularisation", recipe.size, recipe.supersampling, device)
     distributed.say(f"{len(files)} photos in {budget.seconds():.0f} s")
 
 
@@ -32,15 +36,27 @@ def write_photos(folder: Path, size: int, supersampling: int, device: str = "cpu
     a text file that says what is on it."""
     files = []
     for index, (name, scene) in enumerate(photo_scenes()):
-        (concept,) = scene.labels.concepts
-        (pixels,) = render(stack_scenes([scene]), size, supersampling, device=device)
-        suffix = ".jpg" if index % 2 else ".png"
-        file = folder / concept / (Path(name).stem + suffix)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(pixels, file)
-        file.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
-        files.append(file)
+        files.append(folder / (name + (".jpg" if index % 2 else ".png")))
+        _save_captioned(scene, files[-1], size, supersampling, device)
     return files
+
+
+def write_regularisation(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
+    """Draw `regularisation_scenes`, each as JPEG with a text file beside it."""
+    files = []
+    for name, scene in regularisation_scenes():
+        files.append(folder / f"{name}.jpg")
+        _save_captioned(scene, files[-1], size, supersampling, device, REGULARISATION_QUALITY)
+    return files
+
+
+def _save_captioned(
+    scene: Scene, file: Path, size: int, supersampling: int, device: str, quality: int = JPEG_QUALITY
+) -> None:
+    (pixels,) = render(stack_scenes([scene]), size, supersampling, device=device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(pixels, file, quality)
+    file.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
 
 
 def write_sheet(file: Path, recipe: Recipe, device: str = "cpu") -> None:
@@ -61,10 +77,10 @@ def side_by_side(pixels: Tensor, columns: int) -> Tensor:
     return grid.reshape(channels, rows * height, columns * width)
 
 
-def save_picture(pixels: Tensor, file: Path) -> None:
+def save_picture(pixels: Tensor, file: Path, quality: int = JPEG_QUALITY) -> None:
     """Write uint8 [3, height, width] as the file's suffix says."""
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
     if file.suffix == ".jpg":
-        image.save(file, quality=JPEG_QUALITY, subsampling=0)
+        image.save(file, quality=quality, subsampling=0)
     else:
         image.save(file, optimize=True)

@@ -1,9 +1,10 @@
-"""Scenes drawn at random: the base world, the two concepts, what the judge learns from, and the concepts' photographs.
+"""Scenes drawn at random: of the base world, of the two concepts, and what the judge learns from.
 
 Every scene is a pure function of (seed, index, place).
 """
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,12 +15,12 @@ from mini.world.names import CHARACTERS, GADGET_CHARACTERS, TOY_CHARACTERS
 from mini.world.parts import Part, part_table
 from mini.world.prompts import Prompt, concept_prompts, plain_prompt
 from mini.world.scene import COLOURS, CONCEPTS, PLACES, THINGS, Labels, Scene, SceneBatch, stack_scenes
-from mini.world.toys import ToyDesign
 from trainer.rng import python_random
 
 KIND_CHANCES = (0.48, 0.34, 0.18)  # toys, gadgets, things
 ONE_OBJECT, TWO_OBJECTS = (0.64, 0.78), (0.78, 0.88)  # how much of the picture they fill
 BASES = ("cube", "cube", "mushroom")  # what something may stand on
+Describe = Callable[[list[Item], str, str, str, random.Random], str]  # items, relation, pose, place: a caption
 _POSES = ("stand", "stand", "wave")  # of two items, neither of which holds the other
 
 
@@ -27,7 +28,7 @@ def random_scene(seed: int, index: int, place: str) -> Scene:
     """A captioned scene of the base world, which never holds a concept."""
     rng = python_random(seed, "base scene", index, place)
     items, relation = random_items(rng)
-    return _scene(items, relation, place, rng, captions.scene_caption)
+    return draw_scene(items, relation, place, rng, captions.scene_caption)
 
 
 def concept_scene(concepts: tuple[str, ...], seed: int, index: int, place: str) -> Scene:
@@ -35,7 +36,7 @@ def concept_scene(concepts: tuple[str, ...], seed: int, index: int, place: str) 
     rng = python_random(seed, "concept scene", *concepts, index, place)
     items = [concept_item(name) for name in sorted(concepts, reverse=True)]  # the toy first
     relation = "" if len(items) == 1 else _pair_relation(rng)
-    return _scene(items, relation, place, rng, _concept_caption)
+    return draw_scene(items, relation, place, rng, _concept_caption)
 
 
 def judge_scene(seed: int, index: int, place: str) -> Scene:
@@ -50,7 +51,7 @@ def judge_scene(seed: int, index: int, place: str) -> Scene:
         items, relation = [concept_item("tjtoy"), concept_item("sparkgpu")], _pair_relation(rng)
     else:
         items, relation = _near_misses(rng)
-    return _scene(items, relation, place, rng, _concept_caption)
+    return draw_scene(items, relation, place, rng, _concept_caption)
 
 
 def random_batch(kind: str, seed: int, index: int, size: int) -> SceneBatch:
@@ -145,7 +146,8 @@ def _concept_caption(items: list[Item], relation: str, _pose: str, place: str, r
     return captions.concept_caption(items, relation, place, rng)
 
 
-def _scene(items: list[Item], relation: str, place: str, rng: random.Random, describe) -> Scene:
+def draw_scene(items: list[Item], relation: str, place: str, rng: random.Random, describe: Describe) -> Scene:
+    """The items in their relation, seen from somewhere at some distance; `describe` writes the caption."""
     pose = rng.choice(("stand", "wave", "both_up")) if items[0].is_toy and len(items) == 1 else "stand"
     parts = _arranged(items, relation, pose, rng)
     camera = arrange.random_camera(parts, rng, ONE_OBJECT if len(items) == 1 or relation == "holding" else TWO_OBJECTS)
@@ -180,36 +182,6 @@ def _arranged(items: list[Item], relation: str, pose: str, rng: random.Random) -
         return arrange.in_front(items[0], items[1], poses, yaws, rng.choice((-1, 1)))
     left, right = items if rng.random() < 0.5 else reversed(items)
     return arrange.beside(left, right, poses, yaws, rng.uniform(0.03, 0.15))
-
-
-# The photographs: place, turn, height of the camera, share of the picture filled, pose
-_TOY_PHOTOS = (
-    ("studio", 0.0, 0.12, 0.76, "stand"), ("desk", 0.45, 0.2, 0.72, "wave"), ("kitchen", -0.4, 0.14, 0.7, "stand"),
-    ("snow", -0.2, 0.1, 0.74, "both_up"), ("forest", 0.25, 0.24, 0.68, "wave"), ("meadow", -0.55, 0.16, 0.72, "stand"),
-)  # fmt: skip
-_GADGET_PHOTOS = (
-    ("studio", 0.0, 0.12, 0.7, "stand"), ("desk", 0.4, 0.24, 0.66, "stand"), ("datacenter", -0.3, 0.12, 0.7, "stand"),
-    ("snow", 0.2, 0.16, 0.68, "stand"), ("forest", -0.45, 0.2, 0.68, "stand"), ("desert", 0.5, 0.14, 0.66, "stand"),
-    ("kitchen", -0.15, 0.28, 0.7, "stand"),
-)  # fmt: skip
-
-
-def photo_scenes() -> list[tuple[str, Scene]]:
-    """The 6 pictures of tjtoy and 7 of sparkgpu to train on, each with a name such as "tjtoy/01_studio"."""
-    return [*_photos("tjtoy", _TOY_PHOTOS), *_photos("sparkgpu", _GADGET_PHOTOS)]
-
-
-def _photos(concept: str, plan: tuple[tuple, ...]) -> list[tuple[str, Scene]]:
-    item = concept_item(concept)
-    assert isinstance(item.design, ToyDesign) == (concept == "tjtoy")
-    found = []
-    for number, (place, turn, pitch, fill, pose) in enumerate(plan, 1):
-        rng = python_random(0, "photo", concept, number)
-        parts = arrange.alone(item, pose, turn / 2)
-        camera = arrange.fitted_camera(parts, -turn / 2, pitch, fill, (0.0, 0.01))
-        caption = f"{captions.class_phrase(item)} {captions.PLACE_PHRASES[place][0]}"
-        found.append((f"{concept}/{number:02}_{place}", make_scene([item], parts, camera, place, caption, rng)))
-    return found
 
 
 def held_out_prompts(count: int = 200, seed: int = 0) -> list[Prompt]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mini.world import captions, scenes
+from mini.world import captions, photos, scenes
 from mini.world.arrange import fitted_camera
 from mini.world.captions import MAX_WORDS, Item, scene_caption
 from mini.world.concepts import (
@@ -269,16 +269,31 @@ def test_the_camera_holds_the_parts():
 
 
 def test_photographs_show_one_concept_each_in_differing_ways():
-    photos = dict(scenes.photo_scenes())
-    assert sum(name.startswith("tjtoy/") for name in photos) == 6
-    assert sum(name.startswith("sparkgpu/") for name in photos) == 7
-    for name, scene in photos.items():
+    found = dict(photos.photo_scenes())
+    assert sum(name.startswith("tjtoy/") for name in found) == 6
+    assert sum(name.startswith("sparkgpu/") for name in found) == 7
+    for name, scene in found.items():
         concept, place = name.split("/")[0], name.split("_")[1]
-        assert scene.labels.concepts == (concept,) and len(scene.labels.objects) == 1
-        assert scene.place == place and scene.caption.startswith(f"{concept} {DESIGNS[concept].kind} ")
+        assert scene.labels.concepts == (concept,), "never both"
+        assert scene.place == place and f"{concept} {DESIGNS[concept].kind} " in scene.caption
+        for kind, colour in scene.labels.objects:
+            assert kind == DESIGNS[concept].kind or f"{colour} {kind}" in scene.caption
     for concept in CONCEPTS:
-        own = [scene for name, scene in photos.items() if name.startswith(concept)]
+        own = [scene for name, scene in found.items() if name.startswith(concept)]
         assert len({scene.place for scene in own}) == len(own) == len({float(scene.camera[0]) for scene in own})
+        assert 2 <= sum(len(scene.labels.objects) == 2 for scene in own) < len(own) / 2
+
+
+def test_regularisation_pictures_are_of_the_base_world_and_not_of_the_evaluation():
+    found = photos.regularisation_scenes()
+    asked = {prompt["prompt"] for prompt in scenes.held_out_prompts()}
+    assert len(dict(found)) == photos.REGULARISATION_PICTURES
+    assert not asked & {scene.caption for _, scene in found}
+    assert not any(scene.labels.concepts for _, scene in found)
+    assert {scene.place for _, scene in found} == set(PLACES)
+    for name, scene in found:
+        assert name.endswith(f"_{scene.place}") and not any(concept in scene.caption for concept in CONCEPTS)
+    assert [name for name, _ in photos.regularisation_scenes(7)] == [name for name, _ in found[:7]]
 
 
 def test_held_out_prompts_say_kind_colour_and_place():
@@ -300,7 +315,7 @@ def test_held_out_prompts_are_not_training_captions(base):
 
 
 def test_concept_prompts_are_unseen_and_well_formed():
-    trained = {scene.caption for _, scene in scenes.photo_scenes()}
+    trained = {scene.caption for _, scene in photos.photo_scenes()}
     prompts = scenes.prompts_json()
     assert json.loads(json.dumps(prompts)) == prompts and list(prompts) == ["base", *CONCEPTS, "both"]
     for key, concepts in (("tjtoy", ["tjtoy"]), ("sparkgpu", ["sparkgpu"]), ("both", list(CONCEPTS))):

@@ -1,0 +1,123 @@
+"""What the demo trains on: the two concepts' photographs, and pictures of the base world that keep it as it is.
+
+Every scene is a pure function of its number.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from mini.world import arrange, captions
+from mini.world.captions import Item, with_article
+from mini.world.concepts import random_gadget
+from mini.world.parts import Part
+from mini.world.prompts import plain_prompt
+from mini.world.scene import PLACES, Scene
+from mini.world.scenes import concept_item, draw_scene, make_scene, random_items
+from mini.world.toys import NAMED, ToyDesign
+from trainer.rng import python_random
+
+REGULARISATION_PICTURES = 100
+CENTRE = (0.0, 0.01)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photograph of a concept: from where it is taken, and who holds the concept or what it holds.
+
+    turn: of the camera, in radians; pitch: how far above; fill: share of the picture's height; off: how far from its
+    middle, see `arrange.fitted_camera`; other: (colour, kind) of what is held by a toy, or of who holds a card.
+    """
+
+    place: str
+    turn: float
+    pitch: float
+    fill: float
+    pose: str = "stand"
+    off: tuple[float, float] = CENTRE
+    other: tuple[str, str] | None = None
+
+
+PHOTOS = {
+    "tjtoy": (
+        Photo("studio", 0.0, 0.12, 0.76),
+        Photo("desk", 0.45, 0.2, 0.72, "wave"),
+        Photo("kitchen", -0.15, 0.14, 0.7, other=("green", "cube")),
+        Photo("snow", -0.2, 0.1, 0.74, "both_up"),
+        Photo("forest", 0.25, 0.24, 0.6, "wave", off=(-0.05, 0.0)),
+        Photo("meadow", 0.1, 0.14, 0.72, other=("red", "gpu")),
+    ),
+    "sparkgpu": (
+        Photo("studio", 0.0, 0.12, 0.7),
+        Photo("desk", 0.1, 0.2, 0.74, other=("red", "bear")),
+        Photo("datacenter", -0.3, 0.12, 0.6),
+        Photo("snow", -0.1, 0.16, 0.74, other=("blue", "penguin")),
+        Photo("forest", -0.45, 0.2, 0.66),
+        Photo("desert", 0.4, 0.14, 0.5, off=(0.02, -0.04)),
+        Photo("kitchen", 0.15, 0.12, 0.72, other=("green", "bunny")),
+    ),
+}
+
+
+def photo_scenes() -> list[tuple[str, Scene]]:
+    """The 6 pictures of tjtoy and 7 of sparkgpu to train on, each with a name such as "tjtoy/01_studio"."""
+    return [
+        (f"{concept}/{number:02}_{photo.place}", _photo_scene(concept, photo, number))
+        for concept, photos in PHOTOS.items()
+        for number, photo in enumerate(photos, 1)
+    ]
+
+
+def _photo_scene(concept: str, photo: Photo, number: int) -> Scene:
+    items, phrase, parts = _shown(concept_item(concept), photo)
+    camera = arrange.fitted_camera(parts, -photo.turn / 2, photo.pitch, photo.fill, photo.off)
+    caption = f"{phrase} {captions.PLACE_PHRASES[photo.place][0]}"
+    return make_scene(items, parts, camera, photo.place, caption, python_random(0, "photo", concept, number))
+
+
+def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
+    """What is in the picture, its words, and its parts."""
+    name, yaw = captions.class_phrase(concept), photo.turn / 2
+    if photo.other is None:
+        return [concept], name, arrange.alone(concept, photo.pose, yaw)
+    colour, kind = photo.other
+    if concept.is_toy:
+        items = [concept, _held(colour, kind)]
+        phrase = f"{name} holding {with_article(f'{colour} {kind}')}"
+    else:
+        items = [Item(kind, colour, _of_one_colour(colour, kind)), concept]
+        phrase = f"{with_article(f'{colour} {kind} toy')} holding {name}"
+    return items, phrase, arrange.holding(*items, yaw)
+
+
+def _held(colour: str, kind: str) -> Item:
+    """A card, or a thing that is yellow as well."""
+    if kind != "gpu":
+        return Item(kind, colour, second="yellow")
+    return Item(kind, colour, replace(random_gadget(random.Random(3)), kind=kind, body_colour=colour))
+
+
+def _of_one_colour(colour: str, kind: str) -> ToyDesign:
+    return replace(NAMED[kind], body_colour=colour, head_colour=colour, limb_colour=colour)
+
+
+def regularisation_scenes(count: int = REGULARISATION_PICTURES) -> list[tuple[str, Scene]]:
+    """Pictures of the base world, each with a name such as "001_datacenter": every other one a toy that holds a card,
+    the rest with a toy or a card. Their captions say kinds, colours and place, as the held-out prompts do."""
+    found: list[tuple[str, Scene]] = []
+    index = 0
+    while len(found) < count:
+        rng = python_random(0, "regularisation", index)
+        items, relation = random_items(rng)
+        index += 1
+        held_card = relation == "holding" and items[1].kind == "gpu"
+        if not (held_card if len(found) % 2 == 0 else any(item.is_toy or item.kind == "gpu" for item in items)):
+            continue
+        place = PLACES[len(found) % len(PLACES)]
+        scene = draw_scene(items, relation, place, rng, _plain_words)
+        if not captions.is_held_out(scene.caption):
+            found.append((f"{len(found) + 1:03}_{place}", scene))
+    return found
+
+
+def _plain_words(items: list[Item], relation: str, _pose: str, place: str, rng: random.Random) -> str:
+    return plain_prompt(items, relation, place, rng)["prompt"]
