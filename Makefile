@@ -3,14 +3,13 @@
 # make test-containers   build both images and run them; needs docker, podman or buildah
 # make docs     write docs/kohya.md from the program's own tables
 # make demo     a training of minutes with the embedded base model, pictures before and after: no GPU, no download
-# make try      a training of a minute on the pictures of flux_data, with a tiny random FLUX: no GPU, no download
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup test test-containers check format docs demo try
+.PHONY: setup test test-containers check format docs demo
 
 setup: $(READY)
 
@@ -41,9 +40,3 @@ docs: setup
 
 demo: setup
 	$(BIN)/python -m trainer demo $(ARGS)
-
-try: setup models/random
-	$(BIN)/python -m trainer train --config_file flux_data/try.toml
-
-models/random: | setup
-	$(BIN)/python -m trainer.bench.random_flux --size tiny --out models/random

@@ -40,10 +40,13 @@ def project(tmp_path: Path, tiny_flux: ModelFiles, monkeypatch: pytest.MonkeyPat
     (models / evaluate.PROMPTS).write_text(json.dumps({"base": [base], **TEXTS}))
     draw_folder(tmp_path / "flux_data" / "tjtoy", [(64, 64)])
     draw_folder(tmp_path / "flux_data" / "sparkgpu", [(64, 64)], shade=100)
+    others = draw_folder(tmp_path / "flux_data" / "regularisation", [(64, 64)] * 2, shade=150)
+    for picture in others.glob("*.png"):
+        picture.with_suffix(".txt").write_text("a red toy on a desk")
     for name in ("demo.toml", "data_demo.toml"):
         shutil.copy(ROOT / "flux_data" / name, tmp_path / "flux_data" / name)
     data = (tmp_path / "flux_data" / "data_demo.toml").read_text()
-    for line in ("resolution = 256", "num_repeats = 7", "num_repeats = 6"):
+    for line in ("resolution = 256", "num_repeats = 5", "num_repeats = 8"):
         assert line in data
         data = data.replace(line, line.partition("=")[0] + ("= 64" if "resolution" in line else "= 1"))
     (tmp_path / "flux_data" / "data_demo.toml").write_text(data)
@@ -94,11 +97,11 @@ def test_without_a_judge_nothing_is_trained(project):
     assert not (project / "models" / "loras").exists()
 
 
-def test_the_settings_of_the_repository_save_three_checkpoints_on_the_way():
+def test_the_settings_of_the_repository_save_two_checkpoints_on_the_way():
     config, notices = parse_config([f"--config_file={ROOT / 'flux_data' / 'demo.toml'}"])
     assert not notices and config.max_train_epochs and config.save_every_n_epochs
-    assert (config.max_train_epochs - 1) // config.save_every_n_epochs == 3
-    assert (config.network_dim, config.learning_rate, config.seed) == (16, 1e-3, 42)
+    assert (config.max_train_epochs - 1) // config.save_every_n_epochs == 2
+    assert (config.network_dim, config.learning_rate, config.seed) == (32, 2e-3, 42)
 
 
 @pytest.mark.usefixtures("project")

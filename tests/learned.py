@@ -1,0 +1,43 @@
+"""A short training of one concept with the embedded base model, for tests of what it learned."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from tests.recipe_files import ROOT, finish
+
+PATIENCE = 280  # seconds for a training; a quiet machine needs a fifth of it
+CONCEPT = "tjtoy"
+DATASET = """
+[general]
+caption_extension = ".txt"
+
+[[datasets]]
+resolution = 256
+batch_size = 2
+
+[[datasets.subsets]]
+image_dir = "{folder}/tjtoy"
+num_repeats = 7
+flip_aug = true
+"""
+
+
+def taught(folder: Path, instead: tuple[str, ...] = ()) -> Path:
+    """A LoRA file taught the pictures of tjtoy, `instead` in place of "tjtoy toy" in their captions."""
+    shutil.copytree(ROOT / "flux_data" / CONCEPT, folder / CONCEPT)
+    for file, words in zip(sorted((folder / CONCEPT).glob("*.txt")), instead, strict=bool(instead)):
+        file.write_text(file.read_text().replace("tjtoy toy", words))
+    (folder / "data.toml").write_text(DATASET.replace("{folder}", folder.as_posix()))
+    lora = folder / "loras" / "learned.safetensors"
+    settings = {
+        "config_file": "flux_data/demo.toml",
+        "dataset_config": folder / "data.toml",
+        "output_dir": lora.parent,
+        "output_name": lora.stem,
+        "run_dir": folder / "runs",
+        "max_train_epochs": 4,
+    }
+    command = [sys.executable, "-m", "trainer", "train", *(f"--{name}={value}" for name, value in settings.items())]
+    finish(command, ROOT, PATIENCE)
+    return lora
