@@ -13,19 +13,20 @@ from mini.world.parts import Part
 from mini.world.prompts import plain_prompt
 from mini.world.scene import PLACES, Scene
 from mini.world.scenes import concept_item, draw_scene, make_scene, random_items
-from mini.world.toys import NAMED, ToyDesign
+from mini.world.toys import NAMED
 from trainer.rng import python_random
 
 REGULARISATION_PICTURES = 100
-CENTRE = (0.0, 0.01)
+CENTRE, GAP = (0.0, 0.01), 0.08
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph of a concept: from where it is taken, and who holds the concept or what it holds.
+    """One photograph of a concept: from where it is taken, and what else is there.
 
     turn: of the camera, in radians; pitch: how far above; fill: share of the picture's height; off: how far from its
-    middle, see `arrange.fitted_camera`; other: (colour, kind) of what is held by a toy, or of who holds a card.
+    middle, see `arrange.fitted_camera`; relation: of `captions.RELATIONS`, to the other one, (colour, kind). A card
+    that has a relation of "holding" is held by the other.
     """
 
     place: str
@@ -34,26 +35,27 @@ class Photo:
     fill: float
     pose: str = "stand"
     off: tuple[float, float] = CENTRE
-    other: tuple[str, str] | None = None
+    relation: str = ""
+    other: tuple[str, str] = ("", "")
 
 
 PHOTOS = {
     "tjtoy": (
         Photo("studio", 0.0, 0.12, 0.76),
         Photo("desk", 0.45, 0.2, 0.72, "wave"),
-        Photo("kitchen", -0.15, 0.14, 0.7, other=("green", "cube")),
-        Photo("snow", -0.2, 0.1, 0.74, "both_up"),
-        Photo("forest", 0.25, 0.24, 0.6, "wave", off=(-0.05, 0.0)),
-        Photo("meadow", 0.1, 0.14, 0.72, other=("red", "gpu")),
+        Photo("kitchen", -0.15, 0.14, 0.7, relation="holding", other=("green", "cube")),
+        Photo("snow", -0.2, 0.1, 0.8, relation="next to", other=("blue", "ball")),
+        Photo("forest", 0.25, 0.24, 0.6, "both_up", off=(-0.05, 0.0)),
+        Photo("meadow", 0.1, 0.14, 0.72, relation="holding", other=("red", "gpu")),
     ),
     "sparkgpu": (
         Photo("studio", 0.0, 0.12, 0.7),
-        Photo("desk", 0.1, 0.2, 0.74, other=("red", "bear")),
+        Photo("desk", 0.1, 0.2, 0.74, relation="holding", other=("red", "bear")),
         Photo("datacenter", -0.3, 0.12, 0.6),
-        Photo("snow", -0.1, 0.16, 0.74, other=("blue", "penguin")),
+        Photo("snow", -0.1, 0.16, 0.74, relation="holding", other=("blue", "penguin")),
         Photo("forest", -0.45, 0.2, 0.66),
-        Photo("desert", 0.4, 0.14, 0.5, off=(0.02, -0.04)),
-        Photo("kitchen", 0.15, 0.12, 0.72, other=("green", "bunny")),
+        Photo("desert", 0.2, 0.14, 0.8, relation="next to", other=("green", "mug")),
+        Photo("kitchen", -0.15, 0.12, 0.8, relation="on top of", other=("red", "cube")),
     ),
 }
 
@@ -77,27 +79,30 @@ def _photo_scene(concept: str, photo: Photo, number: int) -> Scene:
 def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
     """What is in the picture, its words, and its parts."""
     name, yaw = captions.class_phrase(concept), photo.turn / 2
-    if photo.other is None:
+    if not photo.relation:
         return [concept], name, arrange.alone(concept, photo.pose, yaw)
     colour, kind = photo.other
-    if concept.is_toy:
-        items = [concept, _held(colour, kind)]
-        phrase = f"{name} holding {with_article(f'{colour} {kind}')}"
+    other = _other(colour, kind)
+    phrases = [name, with_article(f"{colour} {kind} toy" if other.is_toy else f"{colour} {kind}")]
+    items = [concept, other]
+    if other.is_toy:
+        items, phrases = items[::-1], phrases[::-1]
+    if photo.relation == "holding":
+        parts = arrange.holding(*items, yaw)
+    elif photo.relation == "on top of":
+        parts = arrange.on_top(*items, photo.pose, (yaw, yaw))
     else:
-        items = [Item(kind, colour, _of_one_colour(colour, kind)), concept]
-        phrase = f"{with_article(f'{colour} {kind} toy')} holding {name}"
-    return items, phrase, arrange.holding(*items, yaw)
+        parts = arrange.beside(*items, (photo.pose, "stand"), (yaw, yaw), GAP)
+    return items, f" {photo.relation} ".join(phrases), parts
 
 
-def _held(colour: str, kind: str) -> Item:
-    """A card, or a thing that is yellow as well."""
-    if kind != "gpu":
-        return Item(kind, colour, second="yellow")
-    return Item(kind, colour, replace(random_gadget(random.Random(3)), kind=kind, body_colour=colour))
-
-
-def _of_one_colour(colour: str, kind: str) -> ToyDesign:
-    return replace(NAMED[kind], body_colour=colour, head_colour=colour, limb_colour=colour)
+def _other(colour: str, kind: str) -> Item:
+    """A toy of one colour, a card, or a thing that is yellow as well."""
+    if kind in NAMED:
+        return Item(kind, colour, replace(NAMED[kind], body_colour=colour, head_colour=colour, limb_colour=colour))
+    if kind == "gpu":
+        return Item(kind, colour, replace(random_gadget(random.Random(3)), kind=kind, body_colour=colour))
+    return Item(kind, colour, second="yellow")
 
 
 def regularisation_scenes(count: int = REGULARISATION_PICTURES) -> list[tuple[str, Scene]]:

@@ -154,6 +154,19 @@ def test_the_training_image(base: str, tiny_flux, tmp_path: Path):
         a_stop_saves([*training, "--max_train_steps=5000", "--output_name=long"], here, tmp_path / "log")
 
 
+def test_the_demo_needs_nothing_but_its_image(base: str, tmp_path: Path):
+    image = build(base, "train")
+    here = folders_of_the_caller(tmp_path / "here", "runs", "output")
+    short = ["--max_train_epochs=1", "--save_every_n_epochs=1", "--prompts=1"]
+    with container(image, here) as run:
+        command = [*run, *settings(image)["Entrypoint"], "python", "-m", "trainer", "demo", *short]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "tjtoy, mean probability" in done.stdout
+    assert (here / "output/demo/contact_sheet.jpg").stat().st_uid == USER[0]
+    assert json.loads((here / "output/demo/scores.json").read_text())["columns"][1]["name"] == "final"
+
+
 def a_stop_saves(training: list[str], here: Path, log: Path) -> None:
     steps = here / "runs/long/log.jsonl"
     with in_background(training, log) as running:
