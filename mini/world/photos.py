@@ -84,16 +84,16 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
     colour, kind = photo.other
     other = _other(colour, kind)
     phrases = [name, with_article(f"{colour} {kind} toy" if other.is_toy else f"{colour} {kind}")]
-    items = [concept, other]
+    first, second = concept, other
     if other.is_toy:
-        items, phrases = items[::-1], phrases[::-1]
+        first, second, phrases = other, concept, phrases[::-1]
     if photo.relation == "holding":
-        parts = arrange.holding(*items, yaw)
+        parts = arrange.holding(first, second, yaw)
     elif photo.relation == "on top of":
-        parts = arrange.on_top(*items, photo.pose, (yaw, yaw))
+        parts = arrange.on_top(first, second, photo.pose, (yaw, yaw))
     else:
-        parts = arrange.beside(*items, (photo.pose, "stand"), (yaw, yaw), GAP)
-    return items, f" {photo.relation} ".join(phrases), parts
+        parts = arrange.beside(first, second, (photo.pose, "stand"), (yaw, yaw), GAP)
+    return [first, second], f" {photo.relation} ".join(phrases), parts
 
 
 def _other(colour: str, kind: str) -> Item:
