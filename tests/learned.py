@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.recipe_files import ROOT, finish
 
-PATIENCE = 280  # seconds for a training; a quiet machine needs a fifth of it
+PATIENCE = 500  # seconds for a training; a quiet machine needs a fifth of it
 CONCEPT = "tjtoy"
 DATASET = """
 [general]
@@ -21,14 +21,22 @@ image_dir = "{folder}/tjtoy"
 num_repeats = 7
 flip_aug = true
 """
+OTHERS = """
+[[datasets.subsets]]
+image_dir = "flux_data/regularisation"
+is_reg = true
+custom_attributes = { diff_output_preservation = true }
+"""
 
 
 def taught(folder: Path, instead: tuple[str, ...] = ()) -> Path:
-    """A LoRA file taught the pictures of tjtoy, `instead` in place of "tjtoy toy" in their captions."""
+    """A LoRA file taught the pictures of tjtoy; or, beside the regularisation pictures, with `instead` in place of
+    "tjtoy toy" in their captions."""
     shutil.copytree(ROOT / "flux_data" / CONCEPT, folder / CONCEPT)
     for file, words in zip(sorted((folder / CONCEPT).glob("*.txt")), instead, strict=bool(instead)):
         file.write_text(file.read_text().replace("tjtoy toy", words))
-    (folder / "data.toml").write_text(DATASET.replace("{folder}", folder.as_posix()))
+    data = DATASET + (OTHERS if instead else "")
+    (folder / "data.toml").write_text(data.replace("{folder}", folder.as_posix()))
     lora = folder / "loras" / "learned.safetensors"
     settings = {
         "config_file": "flux_data/demo.toml",

@@ -20,7 +20,7 @@ PICTURES, PROMPT, LORA = 3, "tjtoy toy on the beach", "concept-seen.safetensors"
 pytestmark = [
     pytest.mark.comfyui,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI),
 ]
 
