@@ -92,12 +92,12 @@ class AdaptedModel:
         text = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
         rows = preserve.nonzero().flatten() if self.device.type == "cpu" else slice(None)
         with torch.no_grad(), disabled_adapter(self.transformer):
-            own = predict_velocity(
+            predicted = predict_velocity(
                 self.transformer, noisy[rows], batch.sigmas[rows], text.at(rows), self.config.guidance_scale, rotary
             )
-        predicted = target.clone()
-        predicted[rows] = own.float()
-        return torch.where(preserve.view(-1, 1, 1, 1) > 0, predicted, target)
+        own = torch.zeros_like(target)
+        own[rows] = predicted.to(own.dtype)
+        return torch.where(preserve.view(-1, 1, 1, 1) > 0, own, target)
 
 
 def accumulate_gradients(

@@ -110,15 +110,14 @@ def test_a_sheet_shows_pictures_row_by_row(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "world.jpg").size == (64, 16)
 
 
-def test_photos_stand_in_a_folder_for_each_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_scene(caption: str, *concepts: str) -> Scene:
     nothing = np.zeros(1)
+    return Scene("desk", nothing, nothing, nothing, nothing, caption, Labels("desk", (), concepts))
+
+
+def test_photos_stand_in_a_folder_for_each_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = [
-        (
-            f"{concept}/0{index}_desk",
-            Scene("desk", nothing, nothing, nothing, nothing, "", Labels("desk", (), (concept,))),
-        )
-        for concept in ("tjtoy", "sparkgpu")
-        for index in (1, 2)
+        (f"{concept}/0{index}_desk", empty_scene("", concept)) for concept in ("tjtoy", "sparkgpu") for index in (1, 2)
     ]
     monkeypatch.setattr(photos, "photo_scenes", lambda: scenes)
     files = photos.write_photos(tmp_path, size=32, supersampling=1)
@@ -126,3 +125,17 @@ def test_photos_stand_in_a_folder_for_each_concept(tmp_path: Path, monkeypatch: 
         "tjtoy/01_desk.png", "tjtoy/02_desk.jpg", "sparkgpu/01_desk.png", "sparkgpu/02_desk.jpg",
     ]  # fmt: skip
     assert all(Image.open(file).size == (32, 32) for file in files)
+
+
+def test_regularisation_pictures_have_their_captions_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = [("001_desk", empty_scene("a red toy on a desk")), ("002_desk", empty_scene("a blue gpu on a desk"))]
+    monkeypatch.setattr(photos, "regularisation_scenes", lambda: scenes)
+    files = photos.write_regularisation(tmp_path, size=32, supersampling=1)
+    assert [file.name for file in files] == ["001_desk.jpg", "002_desk.jpg"]
+    assert all(Image.open(file).size == (32, 32) for file in files)
+    assert [file.with_suffix(".txt").read_text() for file in files] == [
+        "a red toy on a desk\n",
+        "a blue gpu on a desk\n",
+    ]
