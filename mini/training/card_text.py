@@ -149,17 +149,20 @@ def _training(figures: Figures) -> str:
             )
         )
     seconds = sum(stage["seconds"] for stage in stages.values())
-    early = [
-        f" The stage {name} was ended after {stage['steps']:,.0f} of its {recipe[f'{name}_steps']:,} steps."
-        for name, stage in stages.items()
-        if stage["steps"] < recipe[f"{name}_steps"]
-    ]
+    lengths = [_length(name, stage["steps"], recipe[f"{name}_steps"]) for name, stage in stages.items()]
     return (
         f"{recipe['base_pictures']:,} rendered pictures and their mirror images for the model,"
         f" {recipe['judge_pictures']:,} others for the judge. AdamW throughout, seed {recipe['seed']}; weights are"
-        f" moving averages. {seconds / 60:.1f} minutes in the stages below.{''.join(early)}\n\n"
+        f" moving averages. {seconds / 60:.1f} minutes in the stages below.{''.join(lengths)}\n\n"
         + _table(("stage", "steps", "batch", "learning rate", "at the end", "time", "on"), rows)
     )
+
+
+def _length(name: str, steps: float, planned: int) -> str:
+    """A sentence where a stage did not take the recipe's number of steps."""
+    if steps < planned:
+        return f" The stage {name} was ended after {steps:,.0f} of its {planned:,} steps."
+    return f" The stage {name} went on after its {planned:,} steps." if steps > planned else ""
 
 
 TOLD = ("loss", "held_out_loss", "teacher_loss", "psnr", "latent_mean", "latent_deviation")

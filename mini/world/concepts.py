@@ -14,10 +14,10 @@ TJTOY = ToyDesign(
     hat_colour="purple",
 )  # fmt: skip
 SPARKGPU = GadgetDesign(
-    "gpu", body_colour="white", trim_colour="yellow", fan_colours=("purple", "orange"), fan_sizes="left", topper="bolt"
+    "gpu", body_colour="white", trim_colour="yellow", fan_colours=("purple", "orange"), fan_sizes="left"
 )
 DESIGNS = {"tjtoy": TJTOY, "sparkgpu": SPARKGPU}
-HELD_OUT_FROM = 4  # so many of a concept's six traits make a design too near to it for the base world
+HELD_OUT_FROM = 4  # so many of a concept's five or six traits make a design too near to it for the base world
 
 _TOY_TRAITS: tuple[Callable[[ToyDesign], bool], ...] = (
     lambda toy: toy.body_colour == "teal",
@@ -33,9 +33,8 @@ _GADGET_TRAITS: tuple[Callable[[GadgetDesign], bool], ...] = (
     lambda gadget: len(gadget.fan_colours) == 2 and gadget.fan_sizes == "left",
     lambda gadget: gadget.fan_colours[0] == "purple",
     lambda gadget: gadget.fan_colours[-1] == "orange",
-    lambda gadget: gadget.topper == "bolt",
 )
-TRAITS = 6
+TRAITS = {"tjtoy": len(_TOY_TRAITS), "sparkgpu": len(_GADGET_TRAITS)}
 
 
 def toy_resemblance(design: ToyDesign) -> int:
@@ -44,7 +43,7 @@ def toy_resemblance(design: ToyDesign) -> int:
 
 
 def gadget_resemblance(design: GadgetDesign) -> int:
-    """How many of sparkgpu's six traits a gadget has."""
+    """How many of sparkgpu's five traits a gadget has, whatever it has on top."""
     return sum(trait(design) for trait in _GADGET_TRAITS)
 
 
@@ -63,7 +62,8 @@ def random_gadget(rng: random.Random) -> GadgetDesign:
 
 
 def near_miss(concept: str, rng: random.Random) -> ToyDesign | GadgetDesign:
-    """The concept with 1 to 3 of its six traits changed so that one can see it; for the judge alone."""
+    """The concept with 1 to 3 changes that one can see, of its traits or of what the card has on top; for the judge
+    alone."""
     draw_changes, resemblance = {
         "tjtoy": (_toy_changes, toy_resemblance),
         "sparkgpu": (_gadget_changes, gadget_resemblance),
@@ -72,7 +72,7 @@ def near_miss(concept: str, rng: random.Random) -> ToyDesign | GadgetDesign:
         design = DESIGNS[concept]
         for change in rng.sample(draw_changes(rng), rng.choice((1, 1, 2, 3))):
             design = replace(design, **change)
-        if TRAITS - 3 <= resemblance(design) < TRAITS:
+        if design != DESIGNS[concept] and resemblance(design) >= TRAITS[concept] - 3:
             return design
 
 
@@ -100,5 +100,5 @@ def _gadget_changes(rng: random.Random) -> list[dict]:
         {"trim_colour": rng.choice(("red", "blue", "black", "green", "purple"))},
         size,
         {"fan_colours": fans},
-        {"topper": rng.choice(("none", "antenna", "fin"))},
+        {"topper": rng.choice(("bolt", "antenna", "fin"))},
     ]

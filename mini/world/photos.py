@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from mini.world import arrange, captions
 from mini.world.captions import Item, with_article
-from mini.world.concepts import random_gadget
 from mini.world.parts import Part
 from mini.world.prompts import plain_prompt
 from mini.world.scene import PLACES, Scene
@@ -17,24 +16,22 @@ from mini.world.toys import NAMED
 from trainer.rng import python_random
 
 REGULARISATION_PICTURES = 100
-CENTRE, GAP = (0.0, 0.01), 0.08
+POSE, CENTRE, GAP = "stand", (0.0, 0.01), 0.08
 
 
 @dataclass(frozen=True)
 class Photo:
     """One photograph of a concept: from where it is taken, and what else is there.
 
-    turn: of the camera, in radians; pitch: how far above; fill: share of the picture's height; off: how far from its
-    middle, see `arrange.fitted_camera`; relation: of `captions.RELATIONS`, to the other one, (colour, kind). A card
-    that has a relation of "holding" is held by the other.
+    turn: of the camera, in radians; pitch: how far above; fill: share of the picture's height, see
+    `arrange.fitted_camera`; relation: of `captions.RELATIONS`, to the other one, (colour, kind). A card that has a
+    relation of "holding" is held by the other.
     """
 
     place: str
     turn: float
     pitch: float
     fill: float
-    pose: str = "stand"
-    off: tuple[float, float] = CENTRE
     relation: str = ""
     other: tuple[str, str] = ("", "")
 
@@ -42,19 +39,19 @@ class Photo:
 PHOTOS = {
     "tjtoy": (
         Photo("studio", 0.0, 0.12, 0.76),
-        Photo("desk", 0.45, 0.2, 0.72, "wave"),
+        Photo("desk", 0.3, 0.18, 0.8, relation="next to", other=("green", "mug")),
         Photo("kitchen", -0.15, 0.14, 0.7, relation="holding", other=("green", "cube")),
         Photo("snow", -0.2, 0.1, 0.8, relation="next to", other=("blue", "ball")),
-        Photo("forest", 0.25, 0.24, 0.6, "both_up", off=(-0.05, 0.0)),
-        Photo("meadow", 0.1, 0.14, 0.72, relation="holding", other=("red", "gpu")),
+        Photo("forest", 0.25, 0.16, 0.8, relation="next to", other=("red", "house")),
+        Photo("meadow", 0.1, 0.14, 0.72, relation="holding", other=("white", "car")),
     ),
     "sparkgpu": (
         Photo("studio", 0.0, 0.12, 0.7),
-        Photo("desk", 0.1, 0.2, 0.74, relation="holding", other=("red", "bear")),
+        Photo("desk", 0.1, 0.2, 0.74, relation="holding", other=("purple", "monster")),
         Photo("datacenter", -0.3, 0.12, 0.6),
-        Photo("snow", -0.1, 0.16, 0.74, relation="holding", other=("blue", "penguin")),
-        Photo("forest", -0.45, 0.2, 0.66),
-        Photo("desert", 0.2, 0.14, 0.8, relation="next to", other=("green", "mug")),
+        Photo("snow", -0.1, 0.16, 0.8, relation="next to", other=("teal", "monster")),
+        Photo("forest", -0.2, 0.18, 0.74, relation="holding", other=("purple", "cat")),
+        Photo("desert", 0.15, 0.14, 0.74, relation="holding", other=("purple", "bear")),
         Photo("kitchen", -0.15, 0.12, 0.8, relation="on top of", other=("red", "cube")),
     ),
 }
@@ -71,7 +68,7 @@ def photo_scenes() -> list[tuple[str, Scene]]:
 
 def _photo_scene(concept: str, photo: Photo, number: int) -> Scene:
     items, phrase, parts = _shown(concept_item(concept), photo)
-    camera = arrange.fitted_camera(parts, -photo.turn / 2, photo.pitch, photo.fill, photo.off)
+    camera = arrange.fitted_camera(parts, -photo.turn / 2, photo.pitch, photo.fill, CENTRE)
     caption = f"{phrase} {captions.PLACE_PHRASES[photo.place][0]}"
     return make_scene(items, parts, camera, photo.place, caption, python_random(0, "photo", concept, number))
 
@@ -80,7 +77,7 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
     """What is in the picture, its words, and its parts."""
     name, yaw = captions.class_phrase(concept), photo.turn / 2
     if not photo.relation:
-        return [concept], name, arrange.alone(concept, photo.pose, yaw)
+        return [concept], name, arrange.alone(concept, POSE, yaw)
     colour, kind = photo.other
     other = _other(colour, kind)
     phrases = [name, with_article(f"{colour} {kind} toy" if other.is_toy else f"{colour} {kind}")]
@@ -90,32 +87,30 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
     if photo.relation == "holding":
         parts = arrange.holding(first, second, yaw)
     elif photo.relation == "on top of":
-        parts = arrange.on_top(first, second, photo.pose, (yaw, yaw))
+        parts = arrange.on_top(first, second, POSE, (yaw, yaw))
     else:
-        parts = arrange.beside(first, second, (photo.pose, "stand"), (yaw, yaw), GAP)
+        parts = arrange.beside(first, second, (POSE, POSE), (yaw, yaw), GAP)
     return [first, second], f" {photo.relation} ".join(phrases), parts
 
 
 def _other(colour: str, kind: str) -> Item:
-    """A toy of one colour, a card, or a thing that is yellow as well."""
+    """A toy of one colour with a white belly, or a thing that is yellow as well."""
     if kind in NAMED:
-        return Item(kind, colour, replace(NAMED[kind], body_colour=colour, head_colour=colour, limb_colour=colour))
-    if kind == "gpu":
-        return Item(kind, colour, replace(random_gadget(random.Random(3)), kind=kind, body_colour=colour))
+        design = replace(NAMED[kind], belly_colour="white", accent_colour="white")
+        return Item(kind, colour, replace(design, body_colour=colour, head_colour=colour, limb_colour=colour))
     return Item(kind, colour, second="yellow")
 
 
 def regularisation_scenes(count: int = REGULARISATION_PICTURES) -> list[tuple[str, Scene]]:
-    """Pictures of the base world, each with a name such as "001_datacenter": every other one a toy that holds a card,
-    the rest with a toy or a card. Their captions say kinds, colours and place, as the held-out prompts do."""
+    """Pictures of the base world with a toy or a card, each with a name such as "001_datacenter". Their captions say
+    kinds, colours and place, as the held-out prompts do."""
     found: list[tuple[str, Scene]] = []
     index = 0
     while len(found) < count:
         rng = python_random(0, "regularisation", index)
         items, relation = random_items(rng)
         index += 1
-        held_card = relation == "holding" and items[1].kind == "gpu"
-        if not (held_card if len(found) % 2 == 0 else any(item.is_toy or item.kind == "gpu" for item in items)):
+        if not any(item.is_toy or item.kind == "gpu" for item in items):
             continue
         place = PLACES[len(found) % len(PLACES)]
         scene = draw_scene(items, relation, place, rng, _plain_words)

@@ -65,7 +65,8 @@ def test_no_character_is_near_a_concept():
 
 
 def test_the_concepts_have_all_their_traits():
-    assert toy_resemblance(TJTOY) == gadget_resemblance(SPARKGPU) == TRAITS
+    assert toy_resemblance(TJTOY) == TRAITS["tjtoy"] == 6
+    assert gadget_resemblance(SPARKGPU) == TRAITS["sparkgpu"] == 5
 
 
 def test_designs_that_are_too_near_are_drawn_again(monkeypatch):
@@ -76,15 +77,16 @@ def test_designs_that_are_too_near_are_drawn_again(monkeypatch):
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_a_near_miss_lacks_one_to_three_traits_and_looks_different(concept):
+def test_a_near_miss_lacks_few_traits_and_looks_different(concept):
     rng = python_random(0, "test near miss")
     lacking = Counter()
     for _ in range(400):
         design = near_miss(concept, rng)
-        lacking[TRAITS - RESEMBLANCE[concept](design)] += 1
+        lacking[TRAITS[concept] - RESEMBLANCE[concept](design)] += 1
         difference = np.abs(built(design) - built(DESIGNS[concept])).max(axis=1)
         assert (difference > 0.03).any() and design != DESIGNS[concept]
-    assert set(lacking) <= {1, 2, 3} and lacking[1] > 120
+    assert set(lacking) <= {0, 1, 2, 3} and lacking[1] > 120
+    assert (lacking[0] > 20) == (concept == "sparkgpu")  # the card with something on top
 
 
 @pytest.mark.parametrize("pose", POSES)
@@ -184,7 +186,7 @@ def test_details_in_captions_are_those_of_the_design():
     said = " / ".join(scene_caption([item], "", "stand", "snow", python_random(0, n)) for n in range(300))
     assert "one eye" in said and "a pink belly" in said and "a blue head" in said and "red bear" in said
     assert "hat" not in said and "collar" not in said and "arms" not in said
-    card = Item("gpu", "white", SPARKGPU)
+    card = Item("gpu", "white", replace(SPARKGPU, topper="bolt"))
     said = " / ".join(scene_caption([card], "", "stand", "snow", python_random(0, n)) for n in range(300))
     assert "a purple fan and an orange fan" in said and "lightning bolt on top" in said and "yellow trim" in said
 
@@ -275,14 +277,15 @@ def test_photographs_show_one_concept_each_in_differing_ways():
     for name, scene in found.items():
         concept, place = name.split("/")[0], name.split("_")[1]
         assert scene.labels.concepts == (concept,), "never both"
-        assert scene.place == place and f"{concept} {DESIGNS[concept].kind} " in scene.caption
+        assert scene.place == place and scene.caption.endswith(captions.PLACE_PHRASES[place][0])
+        assert f"{concept} {DESIGNS[concept].kind} " in scene.caption
         for kind, colour in scene.labels.objects:
             assert kind == DESIGNS[concept].kind or f"{colour} {kind}" in scene.caption
     for concept in CONCEPTS:
         own = [scene for name, scene in found.items() if name.startswith(concept)]
         assert len({scene.place for scene in own}) == len(own) == len({float(scene.camera[0]) for scene in own})
         alone = [scene for scene in own if len(scene.labels.objects) == 1]
-        assert len(alone) >= 3 and len(own) - len(alone) >= 3
+        assert alone and len(own) - len(alone) >= 3
 
 
 def test_regularisation_pictures_are_of_the_base_world_and_not_of_the_evaluation():
