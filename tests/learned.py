@@ -4,7 +4,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from tests.recipe_files import ROOT, finish
+from trainer.runtime import computes_bf16
 
 PATIENCE = 500  # seconds for a training; a quiet machine needs a fifth of it
 CONCEPT = "tjtoy"
@@ -45,6 +48,7 @@ def taught(folder: Path, instead: tuple[str, ...] = ()) -> Path:
         "output_name": lora.stem,
         "run_dir": folder / "runs",
         "max_train_epochs": 4,
+        "mixed_precision": "bf16" if computes_bf16(torch.device("cpu")) else "no",
     }
     command = [sys.executable, "-m", "trainer", "train", *(f"--{name}={value}" for name, value in settings.items())]
     finish(command, ROOT, PATIENCE)
