@@ -32,12 +32,17 @@ def stage_figures(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     rates = sorted(line["pictures_per_second"] for line in lines if "pictures_per_second" in line)
     if rates:
         figures["pictures_per_second"] = rates[len(rates) // 2]
-    return figures | {"steps": max(line["step"] for line in lines), "seconds": _seconds([x["seconds"] for x in lines])}
+    return figures | {"steps": max(line["step"] for line in lines), "seconds": _seconds(lines)}
 
 
-def _seconds(marks: list[float]) -> float:
-    """A stage's seconds begin again at 0 when it goes on after a stop."""
-    ends = [mark for mark, following in zip(marks, [*marks[1:], 0.0], strict=True) if following < mark]
+def _seconds(lines: list[Mapping[str, Any]]) -> float:
+    """A stage's seconds begin again at 0 when it goes on after a stop, with a line that names the machine."""
+    following = [*lines[1:], {"seconds": 0.0}]
+    ends = (
+        line["seconds"]
+        for line, after in zip(lines, following, strict=True)
+        if after["seconds"] < line["seconds"] or after.keys() >= MACHINE
+    )
     return round(sum(ends), 1)
 
 

@@ -144,6 +144,8 @@ def test_seconds_of_a_stage_that_was_stopped_add_up():
         "steps": 9,
         "seconds": 15.0,
     }
+    machine = {"device": "other", "processes": 1, "torch": "2"}
+    assert stage_figures([*lines, {"step": 10, "seconds": 4.0} | machine])["seconds"] == 19.0, "longer than before"
 
 
 def test_every_stage_is_in_the_command_line():
