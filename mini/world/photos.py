@@ -96,8 +96,8 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
 def _other(colour: str, kind: str) -> Item:
     """A toy of one colour with a white belly, or a thing that is yellow as well."""
     if kind in NAMED:
-        design = replace(NAMED[kind], belly_colour="white", accent_colour="white")
-        return Item(kind, colour, replace(design, body_colour=colour, head_colour=colour, limb_colour=colour))
+        own = dict.fromkeys(("body_colour", "head_colour", "limb_colour"), colour)
+        return Item(kind, colour, replace(NAMED[kind], belly_colour="white", accent_colour="white", **own))
     return Item(kind, colour, second="yellow")
 
 

@@ -285,7 +285,9 @@ def test_photographs_show_one_concept_each_in_differing_ways():
         own = [scene for name, scene in found.items() if name.startswith(concept)]
         assert len({scene.place for scene in own}) == len(own) == len({float(scene.camera[0]) for scene in own})
         alone = [scene for scene in own if len(scene.labels.objects) == 1]
-        assert alone and len(own) - len(alone) >= 3
+        assert alone and len(own) - len(alone) >= 4
+        for relation in ("holding", "next to"):
+            assert any(f" {relation} " in scene.caption for scene in own)
 
 
 def test_regularisation_pictures_are_of_the_base_world_and_not_of_the_evaluation():
