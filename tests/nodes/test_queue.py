@@ -1,6 +1,5 @@
 """Fifty prompts in a row on one server, some of them interrupted: each ends as it should, and memory stays level."""
 
-import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from tests.nodes.server import ENDINGS, ComfyServer
 
 PROMPTS = 50
 INTERRUPTED = (4, 11, 12, 23, 37, 48)  # which of them are; they would take minutes
-EARLY, LATE = slice(7, 12), slice(45, 50)  # ends of prompts between which memory is compared
-MOST_GROWTH = 24.0  # MiB; 12.6 at most were measured, and 35 where each prompt's LoRA was kept, of a smaller model
+EARLY, LATE = slice(8, 23), slice(35, 50)  # ends of prompts whose highest memory is compared: it goes up and down
+MOST_GROWTH = 12.0  # MiB; 35 were measured where each prompt's LoRA was kept
 STATUS = Path("/proc/self/status")
 
 pytestmark = [
@@ -81,8 +80,8 @@ def test_fifty_prompts_with_interrupts(start_comfyui: Callable[..., ComfyServer]
     assert [index for index, result in enumerate(results) if result.interrupted] == [*INTERRUPTED]
     drawn = [result.pictures(server)[0].tobytes() for result in results if not result.interrupted]
     assert len({*drawn}) == PROMPTS - len(INTERRUPTED)
-    early, late = (statistics.median(memory for _, memory in ends[part]) for part in (EARLY, LATE))
-    print(f"memory after prompt 10: {early:.1f} MiB, after prompt {PROMPTS}: {late:.1f} MiB")
+    early, late = (max(memory for _, memory in ends[part]) for part in (EARLY, LATE))
+    print(f"most memory after prompts 9 to 23: {early:.1f} MiB, after prompts 36 to 50: {late:.1f} MiB")
     assert late - early < MOST_GROWTH
     assert server.get("/queue") == {"queue_running": [], "queue_pending": []}
     assert server.run(draw(PROMPTS)).status == "success"
