@@ -46,10 +46,11 @@ def project(tmp_path: Path, tiny_flux: ModelFiles, monkeypatch: pytest.MonkeyPat
         picture.with_suffix(".txt").write_text("a red toy on a desk")
     for name in ("demo.toml", "data_demo.toml"):
         shutil.copy(ROOT / "flux_data" / name, tmp_path / "flux_data" / name)
-    data = tmp_path / "flux_data" / "data_demo.toml"
-    small, changes = re.subn(r"(?m)^resolution = \d+", "resolution = 64", data.read_text())
-    assert changes == 1
-    data.write_text(re.sub(r"(?m)^num_repeats = \d+", "num_repeats = 1", small))
+    data = (tmp_path / "flux_data" / "data_demo.toml").read_text()
+    for key, value, times in (("resolution", 64, 1), ("num_repeats", 1, 3)):
+        data, changes = re.subn(rf"(?m)^{key} = \d+", f"{key} = {value}", data)
+        assert changes == times
+    (tmp_path / "flux_data" / "data_demo.toml").write_text(data)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "USUAL", replace(evaluate.USUAL, width=64, height=64, steps=1))
     return tmp_path
