@@ -54,11 +54,11 @@ class StopRequest:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Within it SIGTERM ends the program as Ctrl-C does, with status 143: files are closed, and it is said."""
+def ended_by_sigterm(message: str) -> Iterator[None]:
+    """Within it SIGTERM ends the program as Ctrl-C does, with status 143: files are closed, and `message` is said."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        announce("\nSIGTERM: stopped before the training began. What was cached is whole.")
+        announce(f"\nSIGTERM: {message}")
         sys.exit(128 + signal.SIGTERM)
 
     former = signal.signal(signal.SIGTERM, end)

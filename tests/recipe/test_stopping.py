@@ -1,9 +1,11 @@
 """Runs that are told to save or to stop, by files and by signals, and runs that are killed."""
 
 import signal
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.recipe_files import PATIENCE, Finished, Workshop, finish, started, touching, wait_for
@@ -61,6 +63,19 @@ def test_a_second_signal_ends_at_once(workshop):
         assert process.wait(timeout=PATIENCE) == -signal.SIGTERM
     assert lines_of("step", run.folder) == 0
     assert not run.config.output_dir.exists()
+
+
+def test_a_bench_takes_its_training_with_it(tmp_path):
+    """Told to stop, it leaves no process behind that holds on to the device."""
+    argv = ["bench", "--size=tiny", f"--work={tmp_path}", "--pictures=5000", "--peak_seconds=0.1", "--preset=rank16"]
+    log = tmp_path / "runs" / "rank16" / "run" / "log.jsonl"
+    with started([sys.executable, "-m", "trainer", *argv]) as process:
+        wait_for(lambda: log.exists() and '"kind": "step"' in log.read_text(encoding="utf-8"), process)
+        (worker,) = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 143 and "the training that was measured too" in output, output
+        assert not worker.is_running()
 
 
 REPEATED = """

@@ -27,6 +27,7 @@ from trainer.models.weights import read_header
 from trainer.plan import Plan
 
 TAIL_LINES = 25
+SECONDS_TO_END = 30  # for a training that is asked to end, which saves before it does
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,18 @@ def _launcher(num_processes: int) -> list[str]:
 
 
 def run_to_end(command: Sequence[str], output: Any) -> int:
-    """Run it; it ends with this process, however that ends."""
+    """Run it; it ends with this process, by Ctrl-C or SIGTERM too, and leaves nothing on the device."""
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ)
     try:
         return process.wait()
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait()
+            try:
+                process.wait(timeout=SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

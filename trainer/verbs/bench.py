@@ -27,7 +27,7 @@ from trainer.bench.settings import PRESETS, Setting, by_name, read_settings
 from trainer.config import parse_config
 from trainer.disk import write_faults
 from trainer.faults import Fault, Faults, raise_if_any
-from trainer.runtime import announce
+from trainer.runtime import announce, ended_by_sigterm
 
 MODEL_FLAGS = ("pretrained_model_name_or_path", "ae", "clip_l", "t5xxl")
 
@@ -60,7 +60,8 @@ def run(argv: Sequence[str]) -> int:
     length = Length(given.warm_up, given.pictures, given.profile)
     ready = [prepare(setting, given.work, length, given.mixed, given.num_processes) for setting in settings]
     described = _describe(given.peak_seconds)
-    results = _measure_all(ready, given.repeat, described["peaks"])
+    with ended_by_sigterm("stopped, and the training that was measured too."):
+        results = _measure_all(ready, given.repeat, described["peaks"])
     found = report.as_json(described, "of the flags" if brings_own else _model_name(model), results)
     print(report.render(found))
     if given.output:

@@ -5,11 +5,8 @@ from the login that `hf auth login` saved, and from nowhere else.
 """
 
 import argparse
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
@@ -22,7 +19,7 @@ from trainer.hub.problems import Problem, Problems, Status
 from trainer.hub.record import Record, load_record, save_record
 from trainer.hub.run import fetch_all
 from trainer.hub.wanted import KEYS, Wanted, base_model, lora
-from trainer.runtime import announce
+from trainer.runtime import announce, ended_by_sigterm
 
 STATUSES = "exit statuses: 0 all is whole, " + ", ".join(
     f"{status.value} {status.name.lower().replace('_', ' ')}" for status in Status
@@ -40,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     hub_logging.set_verbosity_error()  # its lines hold signed addresses
     hub = None
     try:
-        with _ended_by_sigterm():
+        with ended_by_sigterm("stopped. What is whole is kept; run it again to go on from here."):
             hub = connect()
             return _download(hub, arguments, _wanted(arguments))
     except Problems as found:
@@ -123,16 +120,3 @@ def _verify(jobs: Sequence[Job]) -> int:
         raise Problems(sorted(problems, key=lambda problem: problem.status))
     print("All is whole.")
     return 0
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    def end(_number: int, _frame: FrameType | None) -> None:
-        announce("\nSIGTERM: stopped. What is whole is kept; run it again to go on from here.")
-        raise SystemExit(128 + signal.SIGTERM)
-
-    former = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
