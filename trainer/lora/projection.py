@@ -106,14 +106,15 @@ def _forward(
     """Outputs [..., N_i], and the hidden values of all layers [tokens, sum of ranks] that backward needs."""
     rows, columns = [_rows(x) for x in inputs], _columns(inputs)
     shape, dtype = inputs[0].shape[:-1], inputs[0].dtype
-    hidden = _sum_of_products(rows, [part.t() for part in _split(_stacked(downs, dtype), columns)])
+    down, casts = _in_precision_of_product(downs, ups, dtype)
+    hidden = _sum_of_products(rows, [part.t() for part in _split(down, columns)])
     outputs = []
-    for weight, bias, up, own in zip(weights, biases, ups, _split(hidden, _ranks(downs)), strict=True):
+    for weight, bias, up, own in zip(weights, biases, casts, _split(hidden, _ranks(downs)), strict=True):
         first, *others = _split(weight, columns)
         y = torch.addmm(bias, rows[0], first.t())
         for x, part in zip(rows[1:], others, strict=True):
             y.addmm_(x, part.t())
-        y.addmm_(own, up.to(dtype).t(), alpha=scale)
+        y.addmm_(own, up.t(), alpha=scale)
         outputs.append(y.view(*shape, -1))
     return [*outputs, hidden]
 
@@ -139,22 +140,24 @@ def _backward(
     """The gradients of those inputs that are wanted, then of all downs, then of all ups."""
     dtype, columns, ranks = inputs[0].dtype, _columns(inputs), _ranks(downs)
     rows, dys = [_rows(x) for x in inputs], [_rows(dy) for dy in gradients]
+    down, casts = _in_precision_of_product(downs, ups, dtype)
     d_hidden, scaled = torch.empty_like(hidden), hidden * scale
     d_ups = []
-    for dy, up, own, d_own in zip(dys, ups, _split(scaled, ranks), _split(d_hidden, ranks), strict=True):
-        torch.mm(dy, up.to(dtype), out=d_own)
-        d_ups.append((dy.t() @ own).to(up.dtype))
+    for dy, up, own, d_own in zip(dys, casts, _split(scaled, ranks), _split(d_hidden, ranks), strict=True):
+        torch.mm(dy, up, out=d_own)
+        d_ups.append(dy.t() @ own)
     d_hidden *= scale
     d_downs = torch.cat([d_hidden.t() @ x for x in rows], dim=1) if len(rows) > 1 else d_hidden.t() @ rows[0]
-    down_parts = _split(_stacked(downs, dtype), columns)
+    down_parts = _split(down, columns)
     weight_parts = [_split(weight, columns) for weight in weights]
     dx = [
         _sum_of_products([*dys, d_hidden], [*(parts[index] for parts in weight_parts), down_parts[index]]).view(x.shape)
         for index, x in enumerate(inputs)
         if wanted[index]
     ]
-    own_downs = [part.to(down.dtype, copy=True) for part, down in zip(d_downs.split(ranks), downs, strict=True)]
-    return [*dx, *own_downs, *d_ups]
+    found = [torch.empty_like(each) for each in (*downs, *ups)]  # the parts of d_downs are one tensor's
+    torch._foreach_copy_(found, [*d_downs.split(ranks), *d_ups])
+    return [*dx, *found]
 
 
 @_backward.register_fake
@@ -184,12 +187,16 @@ def _split(matrix: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     return torch.split(matrix, list(widths), dim=1)
 
 
-def _stacked(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """All down projections [sum of ranks, K], one below the other, in the precision of the product."""
+def _in_precision_of_product(
+    downs: Sequence[Tensor], ups: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """All down projections [sum of ranks, K], one below the other, and each up projection: one kernel for all."""
     stack = downs[0].new_empty(sum(_ranks(downs)), downs[0].shape[1], dtype=dtype)
-    for part, down in zip(stack.split(_ranks(downs)), downs, strict=True):
-        part.copy_(down)
-    return stack
+    casts = [up if up.dtype == dtype else torch.empty_like(up, dtype=dtype) for up in ups]
+    copied = [(cast, up) for cast, up in zip(casts, ups, strict=True) if cast is not up]
+    copied += zip(stack.split(_ranks(downs)), downs, strict=True)
+    torch._foreach_copy_([target for target, _ in copied], [source for _, source in copied])
+    return stack, casts
 
 
 def _sum_of_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
