@@ -45,9 +45,16 @@ class Batch:
         """The batch on the device."""
         return self if device.type == "cpu" else self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def copied(self) -> "Batch":
+        """The same batch in memory of its own."""
+        return self._each(torch.Tensor.clone)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that it has, by their names."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
 
 @dataclass(frozen=True)

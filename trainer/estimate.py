@@ -1,4 +1,7 @@
-"""When a run will be done: said once after ten steps, kept up to date, and compared with the truth at the end."""
+"""When a run will be done: said once after ten steps, kept up to date, and compared with the truth at the end.
+
+Steps count from where the run has its full speed: on a GPU, where batches are recorded.
+"""
 
 import statistics
 from bisect import bisect_right
@@ -45,9 +48,14 @@ class Estimate:
     pictures: list[float] = field(default_factory=list)
     tasks: dict[str, list[float]] = field(default_factory=dict)
     promise: Promise | None = None
+    is_warming_up: bool = False
 
-    def note_step(self, seconds: float, seconds_per_picture: float) -> None:
-        """One more step was done."""
+    def note_step(self, seconds: float, seconds_per_picture: float, is_warming_up: bool = False) -> None:
+        """One more step was done; is_warming_up: those to come will be faster."""
+        if self.is_warming_up and not is_warming_up:
+            self.steps.clear()
+            self.pictures.clear()
+        self.is_warming_up = is_warming_up
         self.steps.append(seconds)
         self.pictures.append(seconds_per_picture)
         del self.steps[:-100], self.pictures[:-100]
@@ -74,7 +82,8 @@ class Estimate:
 
     def is_due(self, step: int) -> bool:
         """Whether to make the promise now."""
-        return self.promise is None and len(self.steps) >= AFTER_STEPS and step < self.total_steps
+        has_seen_enough = not self.is_warming_up and len(self.steps) >= AFTER_STEPS
+        return self.promise is None and has_seen_enough and step < self.total_steps
 
     def make_promise(self, step: int, now: float) -> str:
         """Make it, and say it in words."""
@@ -83,7 +92,7 @@ class Estimate:
         unknown = [f"{number} x {kind}" for kind, number in self.unknown(step).items()]
         return (
             f"about {duration(left)} for the remaining {self.total_steps - step:,} steps,"
-            f" done at {_clock(self.promise.finish, now)} ({self.seconds_per_picture:.2f} s a picture)"
+            f" done at {_clock(self.promise.finish, now)} ({in_seconds(self.seconds_per_picture)} s a picture)"
             + (f"; not yet measured, so not in it: {', '.join(unknown)}" if unknown else "")
         )
 
@@ -107,6 +116,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} seconds"
     minutes = round(seconds / 60)
     return f"{minutes} minutes" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def in_seconds(number: float) -> str:
+    """1.23, 0.12, 0.0027"""
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def _usual(values: Sequence[float]) -> float:

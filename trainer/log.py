@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig, to_dict
-from trainer.estimate import Estimate
+from trainer.estimate import Estimate, in_seconds
 from trainer.faults import Fault, Faults
 
 log = logging.getLogger(__name__)
@@ -73,15 +73,15 @@ class RunLog:
         self.redirect = logging_redirect_tqdm()
         self.redirect.__enter__()
 
-    def step(self, step: int, values: dict[str, float], done: int = 1) -> None:
-        """One optimizer step: its loss and what else was measured."""
+    def step(self, step: int, values: dict[str, float], is_warming_up: bool = False) -> None:
+        """One optimizer step: its loss and what else was measured. is_warming_up: see `Estimate.note_step`."""
         if not self.active:
             return
         self.recent.append(values["loss"])
         self.last = step
-        self.estimate.note_step(values["seconds"], values["seconds_per_picture"])
+        self.estimate.note_step(values["seconds"], values["seconds_per_picture"], is_warming_up)
         average = sum(self.recent) / len(self.recent)
-        self.bar.update(done)
+        self.bar.update(1)
         self.bar.set_postfix_str(_postfix(average, values))
         if step % self.every == 0 or step == self.bar.total:
             self._write("step", step, {**values, "loss_average": average})
@@ -140,7 +140,8 @@ class RunLog:
 
 
 def _postfix(average: float, values: dict[str, float]) -> str:
-    parts = [f"epoch {values['epoch']:.0f}", f"loss {average:.4f}", f"{values['seconds_per_picture']:.2f} s/picture"]
+    speed = f"{in_seconds(values['seconds_per_picture'])} s/picture"
+    parts = [f"epoch {values['epoch']:.0f}", f"loss {average:.4f}", speed]
     if "peak_gib" in values:
         parts.append(f"{values['peak_gib']:.1f} GiB")
     return ", ".join(parts)

@@ -1,5 +1,6 @@
 """One run and all that it holds: made from a plan, before the first step."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from trainer.cache import Encoded, TensorCache, fill_cache
 from trainer.checkpoints import run_dir
 from trainer.config import TrainConfig
 from trainer.control import Control
+from trainer.cuda_graphs import GradientGraphs, kinds_of, why_not
 from trainer.data.dataset import Draw
 from trainer.estimate import due_tasks
 from trainer.fit import measured_key
@@ -31,6 +33,8 @@ from trainer.saving import BackgroundWrite
 from trainer.state.save import State, restore
 from trainer.step import AdaptedModel
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Run:
@@ -47,6 +51,7 @@ class Run:
     progress: Progress
     control: Control
     log: RunLog
+    graphs: GradientGraphs | None = None
     last_checkpoint: Path | None = None
     saving: BackgroundWrite = field(default_factory=BackgroundWrite)
     measuring: Measuring | None = None
@@ -71,15 +76,39 @@ class Run:
         averages = 0 if self.ema is None else 4 * self.memory.work.trained
         return self.memory.work.optimizer - averages - sum(x.numel() * x.element_size() for x in there)
 
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether later steps will be faster, since their batches are recorded."""
+        return self.graphs is not None and not self.graphs.is_settled
+
+    def clear_gradients(self) -> None:
+        """Forget those of the step that is done."""
+        if self.graphs:
+            self.graphs.clear_gradients(self.model.parameters.values())
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def make_room(self) -> None:
+        """Give back the memory that a step needs and that is free between steps."""
+        if self.graphs:
+            self.graphs.release()
+
+    def record_no_more(self) -> None:
+        """Launch every kernel by itself from now on."""
+        self.make_room()
+        self.graphs = None
+
     def let_go(self) -> None:
         """Drop the model and the optimizer."""
         del self.model, self.optimizer, self.scheduler, self.ema
+        self.graphs = None
 
     def load_again(self, memory: MemoryPlan) -> None:
         """Model and optimizer as they were before the first step, with another memory plan."""
         self.plan = replace(self.plan, memory=memory)
         found = find_state(self.config, self.plan)[0] if self.config.resume else None
         self.model, self.optimizer, self.scheduler, self.ema = _load(self.config, self.accelerator, self.plan, found)
+        self.graphs = _graphs(self.config, self.model, self.plan)
         self.measuring = _measuring(self.plan, self.accelerator)
 
     def step_size(self) -> dict[str, torch.Tensor]:
@@ -117,6 +146,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: 
             progress.step,
             due_tasks(config, plan.schedule),
         ),
+        graphs=_graphs(config, model, plan),
         measuring=_measuring(plan, accelerator),
     )
 
@@ -143,6 +173,15 @@ def _load(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     return model, optimizer, scheduler, ema
+
+
+def _graphs(config: TrainConfig, model: AdaptedModel, plan: Plan) -> GradientGraphs | None:
+    reason = why_not(config, model)
+    if reason is None:
+        return GradientGraphs(kinds_of(plan.data.batches(0)))
+    if model.device.type == "cuda":
+        log.info("batches are not recorded as CUDA graphs: %s", reason)
+    return None
 
 
 def _measuring(plan: Plan, accelerator: Accelerator) -> Measuring | None:

@@ -1,7 +1,7 @@
 """One optimizer step: the gradient of a group of micro-batches, summed over processes."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -100,24 +100,34 @@ class AdaptedModel:
         return torch.where(preserve.view(-1, 1, 1, 1) > 0, own, target)
 
 
+def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:
+    """Add the gradient of a batch on the device to `.grad`; returns its loss, the sum over pictures, weighted."""
+    weights = batch.weights * loss_weights(batch.sigmas, model.config.weighting_scheme)
+    loss = (model.losses(batch) * weights).sum()
+    loss.backward()
+    return loss.detach()
+
+
 def accumulate_gradients(
-    model: AdaptedModel, batches: Iterable[Batch], num_batches: int, num_pictures: int, step: int
+    model: AdaptedModel,
+    batches: Iterable[Batch],
+    num_batches: int,
+    num_pictures: int,
+    step: int,
+    gradient: Callable[[AdaptedModel, Batch], torch.Tensor] = batch_gradient,
 ) -> torch.Tensor:
     """Run this process's share of a group; gradients add up in `.grad`.
 
     num_batches: how many of `batches` belong to the group; num_pictures: pictures in the whole group,
     those of other processes included, so that each picture weighs the same and a smaller last group
-    is divided by its true size. Returns this process's share of the group's mean loss, a scalar on the
-    device.
+    is divided by its true size; gradient: `batch_gradient`, or the same recorded. Returns this process's
+    share of the group's mean loss, a scalar on the device.
     """
     total = torch.zeros((), device=model.device)
     for index, batch in enumerate(islice(batches, num_batches)):
         batch = batch.to(model.device)
         torch.manual_seed(derive_seed(model.config.seed, "dropout", step, index, model.process_index))
-        weights = batch.weights * loss_weights(batch.sigmas, model.config.weighting_scheme)
-        loss = (model.losses(batch) * weights).sum() / num_pictures
-        loss.backward()
-        total += loss.detach()
+        total += gradient(model, replace(batch, weights=batch.weights / num_pictures))
     return total
 
 

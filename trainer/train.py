@@ -22,7 +22,7 @@ from trainer.plan import Plan
 from trainer.readback import Readback
 from trainer.run import Run, prepare
 from trainer.runtime import StopRequest, ended_by_sigterm, run_lock, set_up_determinism
-from trainer.step import AdaptedModel, accumulate_gradients, sum_over_processes
+from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient, sum_over_processes
 from trainer.watch import after_step, due_tasks, make_samples
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def train(config: TrainConfig, accelerator: Accelerator, plan: Plan | None = Non
         set_up_determinism()
     plan = plan or make_plan(config, accelerator.num_processes, accelerator.device)
     log.info("%s", plan.summary())
-    with ended_by_sigterm(), ExitStack() as stack:
+    with ended_by_sigterm("stopped before the training began. What was cached is whole."), ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(run_lock(run_dir(config)))
             remove_leftovers(config)
@@ -94,7 +94,8 @@ def loop(run: Run) -> bool:
 
 def gradient(run: Run, batches: Iterator[Batch], step: int) -> torch.Tensor:
     """This process's share of the group's gradient and loss: every picture weighs the same, whoever saw it."""
-    return accumulate_gradients(run.model, batches, len(run.own_share(step)), run.num_pictures(step), step)
+    own, pictures = len(run.own_share(step)), run.num_pictures(step)
+    return accumulate_gradients(run.model, batches, own, pictures, step, run.graphs or batch_gradient)
 
 
 def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
@@ -103,7 +104,7 @@ def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
     norm = clip_gradients(run.model, run.config.max_grad_norm)
     run.optimizer.step()
     run.scheduler.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    run.clear_gradients()
     if run.ema is not None:
         run.ema.update(step - 1)
     return norm

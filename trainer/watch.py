@@ -73,9 +73,9 @@ def after_step(run: Run, step: int, numbers: Numbers) -> None:
     numbers["epoch"] = position_after(run.plan.schedule, step).epoch
     if run.model.device.type == "cuda":
         numbers["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if run.measuring:
+        if run.measuring and not run.is_warming_up:
             run.measuring.step(numbers["seconds_per_picture"], numbers["peak_gib"])
-    run.log.step(step, numbers)
+    run.log.step(step, numbers, run.is_warming_up)
     if step == run.log.first and run.config.torch_compile and (report := compile_report()):
         log.info("first step in %.1f s: %s", numbers["seconds"], report)
 
@@ -179,6 +179,7 @@ def _save_state(run: Run, step: int) -> None:
 @contextmanager
 def _as_saved(run: Run) -> Iterator[None]:
     """The adapter as it would be saved: its average where there is one, no dropout, nothing compiled anew."""
+    run.make_room()
     run.model.train(False)
     try:
         with run.ema.swapped() if run.ema else nullcontext(), torch.compiler.set_stance("force_eager"):

@@ -35,6 +35,18 @@ def test_a_step_that_compiled_does_not_count():
     assert estimate.seconds_left(10) == pytest.approx(100)
 
 
+def test_steps_before_full_speed_are_forgotten():
+    estimate = after(0, total=110)
+    for _ in range(20):
+        estimate.note_step(5.0, 5.0, is_warming_up=True)
+    assert not estimate.is_due(20) and estimate.seconds_left(20) == pytest.approx(450)
+    for step in range(21, 31):
+        assert not estimate.is_due(step - 1)
+        estimate.note_step(1.0, 0.0027)
+    assert estimate.is_due(30) and estimate.seconds_left(30) == pytest.approx(80)
+    assert "(0.0027 s a picture)" in estimate.make_promise(30, NOON)
+
+
 def test_tasks_count_when_their_time_is_known():
     estimate = after(10, total=100, seconds=1.0, checkpoint=[50, 100], sample=[5, 55])
     assert estimate.seconds_left(10) == pytest.approx(90)

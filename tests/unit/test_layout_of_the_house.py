@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 # in import order: a module imports only what stands before it, or its own package
 STATIONS = """
 faults rng files clock readback runtime config data models optim state lora
-flow cache batches checkpoints disk hub control estimate log step sample judge evaluation contact_sheet
+flow cache batches checkpoints disk hub control estimate log step cuda_graphs sample judge evaluation contact_sheet
 validation memory plan fit saving compilation resume notices check model_setup run watch train bench verbs __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
@@ -125,7 +125,7 @@ def test_every_module_and_public_class_says_what_it_is():
 SETTINGS = """
 ae apply_t5_attn_mask base_precision blocks_to_swap bucket_no_upscale bucket_reso_steps cache_dir
 caption_dropout_every_n_epochs caption_dropout_rate caption_extension caption_prefix caption_separator caption_suffix
-caption_tag_dropout_rate checkpoint_blocks clip_l compile_dynamic dataset_config deterministic
+caption_tag_dropout_rate checkpoint_blocks clip_l compile_dynamic cuda_graphs dataset_config deterministic
 diff_output_preservation dim_from_weights discrete_flow_shift dynamo_backend ema_decay enable_bucket enable_wildcard
 flip_aug full_bf16 gradient_accumulation_steps gradient_checkpointing guidance_scale huber_c huber_scale
 huber_schedule keep_tokens keep_tokens_separator learning_rate log_every log_with logging_dir logit_mean logit_std

@@ -83,6 +83,7 @@ class Observer:
     device_gib: float = 0.0
     processor: float = 0.0
     spans: list[tuple[Moment, Moment]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     profiler: profile | None = None
 
     @contextmanager
@@ -122,6 +123,8 @@ class Observer:
             self.profiler.stop()
 
     def _start_profiler(self) -> None:
+        for run in self.runs:
+            run.record_no_more()  # a replayed kernel does not say which operator it belongs to
         self._synchronise()  # kernels of earlier steps stay out of the trace
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
         self.profiler = profile(activities=activities, record_shapes=True)
@@ -155,17 +158,16 @@ def run(job: Job) -> int:
     accelerator = Accelerator(mixed_precision="no", **accelerator_arguments(config))
     set_up_logging(accelerator.is_main_process)
     observer = Observer(job, accelerator.device)
-    with observer.watching(), kept_runs() as runs:
+    with observer.watching(), kept_runs(observer.runs):
         status = train.train(config, accelerator)
     if accelerator.is_main_process:
-        write_json(job.result, observed(observer) | {"chosen": chosen(runs[0])})
+        write_json(job.result, observed(observer) | {"chosen": chosen(observer.runs[0])})
     return status
 
 
 @contextmanager
-def kept_runs() -> Iterator[list[Run]]:
-    """The runs that `train` prepares within it."""
-    runs: list[Run] = []
+def kept_runs(runs: list[Run]) -> Iterator[None]:
+    """Add the runs that `train` prepares within it to `runs`."""
     prepare = train.prepare
 
     def keep(*arguments: Any, **options: Any) -> Run:
@@ -174,7 +176,7 @@ def kept_runs() -> Iterator[list[Run]]:
 
     train.prepare = keep
     try:
-        yield runs
+        yield
     finally:
         train.prepare = prepare
 

@@ -246,6 +246,11 @@ class TrainConfig:
         "compile one graph for all sizes (true), one for each (false), or by how many sizes there are (auto)",
         OURS,
     )
+    cuda_graphs: bool = _training(
+        True,
+        "on a GPU, record what a batch launches and replay it: a slow host no longer keeps a fast GPU waiting",
+        OURS,
+    )
     deterministic: bool = _training(False, "deterministic algorithms: bitwise repeatable on a GPU, slower", OURS)
 
     memory: Literal["auto", "manual"] = _memory(

@@ -46,7 +46,7 @@ class Work:
     img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes of a number in the computation;
     outside: frozen numbers outside the blocks; trained: numbers of all adapters, CLIP's included;
     trained_itemsize: theirs; optimizer: bytes of its state, averages included; beside: other models' bytes;
-    accumulates: several batches a step.
+    accumulates: gradients are there from the start of a batch: several batches a step, or recorded ones.
     """
 
     blocks: tuple[Block, ...]

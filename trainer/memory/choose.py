@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from trainer.config import TrainConfig
+from trainer.estimate import in_seconds
 from trainer.memory.bytes import (
     GIB,
     Choice,
@@ -161,7 +162,7 @@ class MemoryPlan:
         expected = f"{self.bytes.peak / GIB:.1f} GiB"
         if self.measured:
             expected = (
-                f"{self.measured.seconds_per_picture:.2f} s per picture, {self.measured.peak_gib:.1f} GiB"
+                f"{in_seconds(self.measured.seconds_per_picture)} s per picture, {self.measured.peak_gib:.1f} GiB"
                 f" (measured here on {self.measured.date})"
             )
         free = f"{self.device.free / GIB:.1f} GiB free on {self.device.name}"

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.estimate import in_seconds
 from trainer.files import write_text
 
 log = logging.getLogger(__name__)
@@ -68,4 +69,4 @@ class Measuring:
             return
         planned, median = self.planned_bytes / 2**30, statistics.median(self.seconds)
         keep_measured(self.folder, self.key, Measured(median, peak_gib, planned, f"{datetime.now():%Y-%m-%d}"))
-        log.info("memory: planned %.1f GiB, took %.1f; %.2f s per picture", planned, peak_gib, median)
+        log.info("memory: planned %.1f GiB, took %.1f; %s s per picture", planned, peak_gib, in_seconds(median))

@@ -142,5 +142,8 @@ def _run_block(
     checkpointed: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if checkpointed and torch.is_grad_enabled():
-        return checkpoint(block, img, txt, temb, rotary, attention, use_reentrant=False)  # type: ignore
+        # a step is recorded only where nothing is drawn, and then the state of what draws may not be read
+        keeps_state = not (img.is_cuda and torch.cuda.is_current_stream_capturing())
+        options = {"use_reentrant": False, "preserve_rng_state": keeps_state}
+        return checkpoint(block, img, txt, temb, rotary, attention, **options)  # type: ignore
     return block(img, txt, temb, rotary, attention)

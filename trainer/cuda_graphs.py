@@ -1,0 +1,177 @@
+"""Gradients as CUDA graphs: what one kind of batch launches is recorded once, and then replayed by one call.
+
+A picture at FLUX's size takes some eleven thousand kernels, forward and backward, and launching them one by
+one takes the host longer than a fast GPU takes to run them. A replay launches the same kernels on the same
+memory, so the host only copies the batch to where it was when the graph was recorded.
+
+What a graph is bound to: the addresses of weights, adapters and their gradients, which therefore stay where
+they are, zeroed instead of dropped; its activations live in memory that is set apart for all graphs together.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from trainer.batches import Batch
+from trainer.cache import free_memory
+from trainer.config import TrainConfig
+from trainer.data.dataset import Draw
+from trainer.lora.adapter import DownLinear
+from trainer.step import AdaptedModel, batch_gradient
+
+log = logging.getLogger(__name__)
+RUNS_BEFORE = 2  # of a kind of batch, kernel by kernel: the first compiles, and both allocate what stays
+PATIENCE = 200  # batches until what is recorded no longer waits for kinds that have not come yet
+Kind = tuple[Any, ...]
+
+
+class Recorded(Protocol):
+    """A recorded gradient: adds that of a batch of its kind to `.grad` and returns the loss, a scalar."""
+
+    def __call__(self, batch: Batch) -> torch.Tensor: ...
+
+
+Record = Callable[[AdaptedModel, Batch, Any], Recorded]
+
+
+class GradientGraphs:
+    """`batch_gradient`, recorded once every kind of batch has run.
+
+    num_kinds: how many kinds of batches the run has (`kinds_of`); record: how one is recorded, with the
+    handle of the memory that all share. Where recording fails, batches go on kernel by kernel, and the log
+    says why.
+    """
+
+    def __init__(self, num_kinds: int, record: Record | None = None):
+        self.num_kinds = num_kinds
+        self.is_broken = False
+        self.is_settled = False  # whether batches run as fast as they will
+        self._record = record or record_gradient
+        self._recorded: dict[Kind, Recorded] = {}
+        self._runs: Counter[Kind] = Counter()
+        self._reached: dict[nn.Parameter, None] = {}
+        self._pool: Any = None
+        self._was_announced = False
+
+    def __call__(self, model: AdaptedModel, batch: Batch) -> torch.Tensor:
+        """Add the batch's gradient to `.grad`; returns its weighted loss, as `batch_gradient`."""
+        kind = kind_of(batch)
+        if kind not in self._recorded and self._may_record(kind):
+            self._try_to_record(model, batch, kind)
+        self.is_settled |= self.is_broken or 0 < len(self._runs) == len(self._recorded)
+        if kind in self._recorded:
+            return self._recorded[kind](batch)
+        self.release()  # what runs kernel by kernel needs the room that the graphs hold
+        loss = batch_gradient(model, batch)
+        self._runs[kind] += 1
+        self._reached |= dict.fromkeys(each for each in model.parameters.values() if each.grad is not None)
+        return loss
+
+    @property
+    def holds_gradients(self) -> bool:
+        """Whether graphs write into `.grad` as it is, so that it must be zeroed and not dropped."""
+        return bool(self._recorded)
+
+    def release(self) -> None:
+        """Give back the memory of all graphs; they are recorded again when their kinds come next."""
+        if self._recorded:
+            self._recorded.clear()
+            self._pool = None
+            free_memory(next(iter(self._reached)).device)
+
+    def clear_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Forget the gradients of a step that is done."""
+        if self.holds_gradients:
+            torch._foreach_zero_([each.grad for each in parameters if each.grad is not None])
+        else:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def _may_record(self, kind: Kind) -> bool:
+        if self.is_broken or self._runs[kind] < RUNS_BEFORE:
+            return False
+        all_came = len(self._runs) >= self.num_kinds or self._runs.total() >= PATIENCE
+        return all_came and min(self._runs.values()) >= RUNS_BEFORE
+
+    def _try_to_record(self, model: AdaptedModel, batch: Batch, kind: Kind) -> None:
+        start = time.perf_counter()
+        for parameter in self._reached:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        try:
+            if self._pool is None and model.device.type == "cuda":
+                self._pool = torch.cuda.graph_pool_handle()
+            self._recorded[kind] = self._record(model, batch, self._pool)
+        except (RuntimeError, torch.OutOfMemoryError) as reason:
+            self.is_broken = True
+            log.warning("batches are not recorded as CUDA graphs, each kernel is launched by itself: %s", _line(reason))
+            return
+        if not self._was_announced:
+            many = f", the first of {self.num_kinds} kinds" if self.num_kinds > 1 else ""
+            log.info("batches recorded as CUDA graphs%s (%.1f s)", many, time.perf_counter() - start)
+            self._was_announced = True
+
+
+def why_not(config: TrainConfig, model: AdaptedModel) -> str | None:
+    """What keeps a run's gradients from being recorded, in words; None where nothing does."""
+    if model.device.type != "cuda":
+        return "there is no GPU"
+    if not config.cuda_graphs:
+        return "--cuda_graphs=false"
+    if config.torch_compile and config.dynamo_backend == "cudagraphs":
+        return "--dynamo_backend=cudagraphs records by itself"
+    if model.config.blocks_to_swap:
+        return "blocks are swapped"
+    if model.text_encoder is not None:
+        return "CLIP is trained"
+    if any(isinstance(module, DownLinear) and module.drops for module in model.transformer.modules()):
+        return "dropouts are drawn anew in each step"
+    return None
+
+
+def kind_of(batch: Batch) -> Kind:
+    """What batches of one kind have in common: which tensors there are, their shapes and types."""
+    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.tensors().items())
+
+
+def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
+    """How many kinds these draws will make."""
+    return len(
+        {(len(draws), draws[0].sample.bucket, any(draw.sample.preserves_output for draw in draws)) for draws in batches}
+    )
+
+
+def record_gradient(model: AdaptedModel, batch: Batch, pool: Any) -> Recorded:
+    """Record `batch_gradient` without running it. Raises RuntimeError where something cannot be recorded."""
+    inputs = batch.copied()
+    loss = torch.zeros((), device=model.device)  # outside of the graphs' memory, which the next replay overwrites
+    graph = torch.cuda.CUDAGraph()
+    free_memory(model.device)
+    # other threads may go on using the GPU: pictures are prepared meanwhile
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        loss.copy_(batch_gradient(model, inputs))
+    return _Graph(graph, inputs, loss)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    inputs: Batch
+    loss: torch.Tensor
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        given = batch.tensors()
+        for name, tensor in self.inputs.tensors().items():
+            tensor.copy_(given[name], non_blocking=True)
+        self.graph.replay()
+        return self.loss
+
+
+def _line(reason: Exception) -> str:
+    return str(reason).strip().partition("\n")[0]
