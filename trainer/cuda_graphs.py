@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import psutil
 import torch
 from torch import nn
 
@@ -23,10 +24,12 @@ from trainer.cache import free_memory
 from trainer.config import TrainConfig
 from trainer.data.dataset import Draw
 from trainer.lora.adapter import DownLinear
+from trainer.models.weights import shares_host_memory
 from trainer.step import AdaptedModel, batch_gradient
 
 log = logging.getLogger(__name__)
 RUNS_BEFORE = 2  # of a kind of batch, kernel by kernel: the first compiles, and both allocate what stays
+ROOM = 3 << 29  # bytes that stay free beside the graphs, for the optimizer's work and all that comes between steps
 PATIENCE = 200  # batches until what is recorded no longer waits for kinds that have not come yet
 Kind = tuple[Any, ...]
 
@@ -44,15 +47,20 @@ class GradientGraphs:
     """`batch_gradient`, recorded once every kind of batch has run.
 
     num_kinds: how many kinds of batches the run has (`kinds_of`); record: how one is recorded, with the
-    handle of the memory that all share. Where recording fails, batches go on kernel by kernel, and the log
-    says why.
+    handle of the memory that all share; free: how many bytes a device has left. Where recording fails or
+    leaves too little, batches go on kernel by kernel, and the log says why.
     """
 
-    def __init__(self, num_kinds: int, record: Record | None = None):
+    def __init__(
+        self,
+        num_kinds: int,
+        record: Record | None = None,
+        free: Callable[[torch.device], int] | None = None,
+    ):
         self.num_kinds = num_kinds
         self.is_broken = False
         self.is_settled = False  # whether batches run as fast as they will
-        self._record = record or record_gradient
+        self._record, self._free = record or record_gradient, free or free_bytes
         self._recorded: dict[Kind, Recorded] = {}
         self._runs: Counter[Kind] = Counter()
         self._reached: dict[nn.Parameter, None] = {}
@@ -64,7 +72,8 @@ class GradientGraphs:
         kind = kind_of(batch)
         if kind not in self._recorded and self._may_record(kind):
             self._try_to_record(model, batch, kind)
-        self.is_settled |= self.is_broken or 0 < len(self._runs) == len(self._recorded)
+        all_recorded = 0 < len(self._runs) == len(self._recorded) or self._runs.total() >= PATIENCE
+        self.is_settled |= self.is_broken or all_recorded
         if kind in self._recorded:
             return self._recorded[kind](batch)
         self.release()  # what runs kernel by kernel needs the room that the graphs hold
@@ -108,8 +117,11 @@ class GradientGraphs:
             if self._pool is None and model.device.type == "cuda":
                 self._pool = torch.cuda.graph_pool_handle()
             self._recorded[kind] = self._record(model, batch, self._pool)
+            if (left := self._free(model.device)) < ROOM:
+                raise RuntimeError(f"they would leave {left / 2**30:.1f} GiB of memory")
         except (RuntimeError, torch.OutOfMemoryError) as reason:
             self.is_broken = True
+            self.release()
             log.warning("batches are not recorded as CUDA graphs, each kernel is launched by itself: %s", _line(reason))
             return
         if not self._was_announced:
@@ -145,6 +157,12 @@ def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
     return len(
         {(len(draws), draws[0].sample.bucket, any(draw.sample.preserves_output for draw in draws)) for draws in batches}
     )
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a GPU has left; of memory that it shares with the host, what the system would give back too."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(free, psutil.virtual_memory().available) if shares_host_memory(device) else free
 
 
 def record_gradient(model: AdaptedModel, batch: Batch, pool: Any) -> Recorded:

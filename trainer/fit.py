@@ -32,8 +32,8 @@ def measured_key(plan: Plan) -> str:
     """Under which name this run's speed and memory are kept."""
     memory, config = plan.memory, plan.config
     device = memory.device.name if memory.device else "cpu"
-    how = (config.torch_compile, config.cuda_graphs, config.optimizer_type, config.gradient_accumulation_steps, plan.world_size)
-    return record_key(device, memory.work, memory.choice, how)
+    runs = (config.torch_compile, config.cuda_graphs, config.gradient_accumulation_steps, plan.world_size)
+    return record_key(device, memory.work, memory.choice, config.optimizer_type, runs)
 
 
 def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys: CacheKeys) -> Work:

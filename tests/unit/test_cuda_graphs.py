@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.test_step import make_batch, make_model
 from trainer.batches import Batch
-from trainer.cuda_graphs import RUNS_BEFORE, GradientGraphs, kind_of, why_not
+from trainer.cuda_graphs import ROOM, RUNS_BEFORE, GradientGraphs, kind_of, why_not
 from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient
 
 
@@ -35,6 +35,10 @@ class Recorder:
         return replay
 
 
+def recording(num_kinds: int, recorder: Recorder, free: int = ROOM) -> GradientGraphs:
+    return GradientGraphs(num_kinds, recorder, free=lambda _device: free)
+
+
 def steps(model: AdaptedModel, graphs: GradientGraphs | None, groups: list[list[Batch]]) -> list[list[torch.Tensor]]:
     """Each group's gradients, as an optimizer's step would find them."""
     found = []
@@ -53,7 +57,7 @@ def steps(model: AdaptedModel, graphs: GradientGraphs | None, groups: list[list[
 def test_each_kind_is_recorded_after_all_have_run_and_gradients_stay_the_same():
     groups = [[make_batch(size, 10 * step + size) for size in (1, 2)] for step in range(5)]
     recorder = Recorder()
-    graphs = GradientGraphs(num_kinds=2, record=recorder)
+    graphs = recording(2, recorder)
     found, expected = steps(make_model(), graphs, groups), steps(make_model(), None, groups)
     torch.testing.assert_close(found, expected)
     assert [shape[0] for shape in recorder.recorded] == [1, 2]
@@ -61,7 +65,7 @@ def test_each_kind_is_recorded_after_all_have_run_and_gradients_stay_the_same():
 
 
 def test_it_is_settled_once_all_kinds_are_recorded():
-    graphs, model = GradientGraphs(num_kinds=2, record=Recorder()), make_model()
+    graphs, model = recording(2, Recorder()), make_model()
     sizes = [1, 2, 1, 2, 1, 2, 1]
     settled = []
     for number, size in enumerate(sizes):
@@ -74,7 +78,7 @@ def test_it_is_settled_once_all_kinds_are_recorded():
 
 def test_nothing_is_recorded_while_a_kind_has_not_come():
     recorder = Recorder()
-    graphs = GradientGraphs(num_kinds=2, record=recorder)
+    graphs = recording(2, recorder)
     steps(make_model(), graphs, [[make_batch(1, step)] for step in range(4)])
     assert not recorder.recorded and not graphs.holds_gradients
 
@@ -83,7 +87,7 @@ def test_what_is_recorded_begins_within_a_group():
     """The second and third batch of a group find the first one's gradient, and add to it where it is."""
     groups = [[make_batch(1, 3 * step + index) for index in range(3)] for step in range(3)]
     recorder = Recorder()
-    graphs = GradientGraphs(num_kinds=1, record=recorder)
+    graphs = recording(1, recorder)
     found, expected = steps(make_model(), graphs, groups), steps(make_model(), None, groups)
     torch.testing.assert_close(found, expected)
     assert recorder.replayed == 9 - RUNS_BEFORE
@@ -92,7 +96,7 @@ def test_what_is_recorded_begins_within_a_group():
 def test_a_kind_that_nobody_expected_gets_the_room_and_is_recorded_later():
     groups = [[make_batch(size, step)] for step, size in enumerate([1, 1, 1, 2, 1, 2, 2, 1])]
     recorder = Recorder()
-    graphs = GradientGraphs(num_kinds=1, record=recorder)
+    graphs = recording(1, recorder)
     found, expected = steps(make_model(), graphs, groups), steps(make_model(), None, groups)
     torch.testing.assert_close(found, expected)
     assert [shape[0] for shape in recorder.recorded] == [1, 2, 1]
@@ -100,7 +104,7 @@ def test_a_kind_that_nobody_expected_gets_the_room_and_is_recorded_later():
 
 def test_released_graphs_are_recorded_again():
     recorder = Recorder()
-    graphs = GradientGraphs(num_kinds=1, record=recorder)
+    graphs = recording(1, recorder)
     model = make_model()
     steps(model, graphs, [[make_batch(1, step)] for step in range(3)])
     graphs.release()
@@ -113,12 +117,23 @@ def test_released_graphs_are_recorded_again():
 def test_what_cannot_be_recorded_goes_on_and_is_told_once(caplog: pytest.LogCaptureFixture):
     groups = [[make_batch(1, step)] for step in range(5)]
     with caplog.at_level(logging.WARNING):
-        found = steps(make_model(), GradientGraphs(1, Recorder(fails=True)), groups)
+        found = steps(make_model(), recording(1, Recorder(fails=True)), groups)
     torch.testing.assert_close(found, steps(make_model(), None, groups))
     assert [record.getMessage() for record in caplog.records] == [
         "batches are not recorded as CUDA graphs, each kernel is launched by itself:"
         " operation not permitted when stream is capturing"
     ]
+
+
+def test_graphs_that_leave_no_room_for_the_rest_are_let_go(caplog: pytest.LogCaptureFixture):
+    groups = [[make_batch(1, step)] for step in range(5)]
+    recorder = Recorder()
+    graphs = recording(1, recorder, free=ROOM - 1)
+    with caplog.at_level(logging.WARNING):
+        found = steps(make_model(), graphs, groups)
+    torch.testing.assert_close(found, steps(make_model(), None, groups))
+    assert (len(recorder.recorded), recorder.replayed, graphs.holds_gradients) == (1, 0, False)
+    assert "they would leave 1.5 GiB of memory" in caplog.text
 
 
 def test_kinds_differ_in_shape_and_in_what_is_there():
