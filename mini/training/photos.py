@@ -32,11 +32,12 @@ def run_photos(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
 
 def write_photos(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
-    """Draw `photo_scenes` into a folder for each concept, every other one as PNG, the rest as JPEG; beside each picture
-    a text file that says what is on it."""
+    """Draw `photo_scenes` into a folder for each concept, those of odd numbers as PNG, the others as JPEG; beside each
+    picture a text file that says what is on it."""
     files = []
-    for index, (name, scene) in enumerate(photo_scenes()):
-        files.append(folder / (name + (".jpg" if index % 2 else ".png")))
+    for name, scene in photo_scenes():
+        number = int(name.partition("/")[2].partition("_")[0])
+        files.append(folder / (name + (".png" if number % 2 else ".jpg")))
         _save_captioned(scene, files[-1], size, supersampling, device)
     return files
 

@@ -12,11 +12,13 @@ from mini.world.parts import Part
 from mini.world.prompts import plain_prompt
 from mini.world.scene import PLACES, Scene
 from mini.world.scenes import concept_item, draw_scene, make_scene, random_items
-from mini.world.toys import NAMED
+from mini.world.toys import NAMED, ToyDesign
 from trainer.rng import python_random
 
-REGULARISATION_PICTURES = 100
-POSE, CENTRE, GAP = "stand", (0.0, 0.01), 0.08
+# How many of each: whether there are toys, whether there are cards, and how many things. Colours are lost where there
+# are two; and a toy with a card, learned as it is, keeps the concepts from standing together.
+REGULARISATION = {(True, False, 2): 38, (False, True, 2): 22, (True, False, 1): 24, (False, True, 1): 16}
+POSE, CENTRE, GAP, LEFT = "stand", (0.0, 0.01), 0.08, -1
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ PHOTOS = {
         Photo("snow", -0.2, 0.1, 0.8, relation="next to", other=("blue", "ball")),
         Photo("forest", 0.25, 0.16, 0.8, relation="next to", other=("red", "house")),
         Photo("meadow", 0.1, 0.14, 0.72, relation="holding", other=("white", "car")),
+        Photo("moon", -0.1, 0.14, 0.8, relation="in front of", other=("white", "cube")),
     ),
     "sparkgpu": (
         Photo("studio", 0.0, 0.12, 0.7),
@@ -53,12 +56,19 @@ PHOTOS = {
         Photo("forest", -0.2, 0.18, 0.74, relation="holding", other=("purple", "cat")),
         Photo("desert", 0.15, 0.14, 0.74, relation="holding", other=("purple", "bear")),
         Photo("kitchen", -0.15, 0.12, 0.8, relation="on top of", other=("red", "cube")),
+        Photo("beach", 0.1, 0.14, 0.8, relation="next to", other=("teal", "toy")),
+        Photo("meadow", 0.0, 0.14, 0.8, relation="in front of", other=("teal", "toy")),
     ),
 }
+# Who stands beside the card: as much like tjtoy as a toy of the base world may be.
+COMPANION = ToyDesign(
+    "toy", body="tube", head="box", limbs="fat", eyes=1, snout="smile", belly="oval", collar=True,
+    head_colour="orange", limb_colour="teal", accent_colour="yellow", belly_colour="mint",
+)  # fmt: skip
 
 
 def photo_scenes() -> list[tuple[str, Scene]]:
-    """The 6 pictures of tjtoy and 7 of sparkgpu to train on, each with a name such as "tjtoy/01_studio"."""
+    """The 7 pictures of tjtoy and 9 of sparkgpu to train on, each with a name such as "tjtoy/01_studio"."""
     return [
         (f"{concept}/{number:02}_{photo.place}", _photo_scene(concept, photo, number))
         for concept, photos in PHOTOS.items()
@@ -80,12 +90,14 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
         return [concept], name, arrange.alone(concept, POSE, yaw)
     colour, kind = photo.other
     other = _other(colour, kind)
-    phrases = [name, with_article(f"{colour} {kind} toy" if other.is_toy else f"{colour} {kind}")]
+    phrases = [name, with_article(f"{colour} {kind}{' toy' * (kind in NAMED)}")]
     first, second = concept, other
     if other.is_toy:
         first, second, phrases = other, concept, phrases[::-1]
     if photo.relation == "holding":
         parts = arrange.holding(first, second, yaw)
+    elif photo.relation == "in front of":
+        parts = arrange.in_front(first, second, (POSE, POSE), (yaw, yaw), LEFT)
     elif photo.relation == "on top of":
         parts = arrange.on_top(first, second, POSE, (yaw, yaw))
     else:
@@ -94,28 +106,35 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
 
 
 def _other(colour: str, kind: str) -> Item:
-    """A toy of one colour with a white belly, or a thing that is yellow as well."""
+    """The companion, a toy of one colour (a monster's limbs are purple) with a white belly, or a thing that is yellow
+    as well."""
+    if kind == COMPANION.kind:
+        return Item(kind, colour, replace(COMPANION, body_colour=colour))
     if kind in NAMED:
-        own = dict.fromkeys(("body_colour", "head_colour", "limb_colour"), colour)
+        limbs = "purple" if kind == "monster" else colour
+        own = {"body_colour": colour, "head_colour": colour, "limb_colour": limbs}
         return Item(kind, colour, replace(NAMED[kind], belly_colour="white", accent_colour="white", **own))
     return Item(kind, colour, second="yellow")
 
 
-def regularisation_scenes(count: int = REGULARISATION_PICTURES) -> list[tuple[str, Scene]]:
-    """Pictures of the base world with a toy or a card, each with a name such as "001_datacenter". Their captions say
-    kinds, colours and place, as the held-out prompts do."""
+def regularisation_scenes() -> list[tuple[str, Scene]]:
+    """Pictures of the base world with toys or cards, `REGULARISATION` says how many, each with a name such as
+    "001_datacenter". Their captions say kinds, colours and place, as the held-out prompts do."""
     found: list[tuple[str, Scene]] = []
+    left = dict(REGULARISATION)
     index = 0
-    while len(found) < count:
+    while any(left.values()):
         rng = python_random(0, "regularisation", index)
         items, relation = random_items(rng)
         index += 1
-        if not any(item.is_toy or item.kind == "gpu" for item in items):
+        sort = any(item.is_toy for item in items), any(item.kind == "gpu" for item in items), len(items)
+        if not left.get(sort):
             continue
         place = PLACES[len(found) % len(PLACES)]
         scene = draw_scene(items, relation, place, rng, _plain_words)
         if not captions.is_held_out(scene.caption):
             found.append((f"{len(found) + 1:03}_{place}", scene))
+            left[sort] -= 1
     return found
 
 
