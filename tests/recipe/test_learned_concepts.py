@@ -14,7 +14,7 @@ from trainer.verbs.evaluate import Adapter, draw_column, load_evaluation
 
 PROMPTS = 6
 MINI = ROOT / "models" / "mini"
-OTHERS = ("a red ball", "a blue box", "a green duck", "a white cup", "a yellow car", "a black robot")
+OTHERS = ("a red ball", "a blue box", "a green duck", "a white cup", "a yellow car", "a black robot", "a pink house")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
