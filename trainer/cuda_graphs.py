@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from torch import nn
 
 from trainer.batches import Batch
 from trainer.cache import free_memory
@@ -25,6 +24,7 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import Draw
 from trainer.lora.adapter import DownLinear
 from trainer.models.weights import shares_host_memory
+from trainer.optim.foreach import gradients_or_zeros, with_gradient
 from trainer.step import AdaptedModel, batch_gradient
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class GradientGraphs:
         self._record, self._free = record or record_gradient, free or free_bytes
         self._recorded: dict[Kind, Recorded] = {}
         self._runs: Counter[Kind] = Counter()
-        self._reached: dict[nn.Parameter, None] = {}
+        self._reached: dict[torch.Tensor, None] = {}
         self._pool: Any = None
         self._was_announced = False
 
@@ -79,7 +79,7 @@ class GradientGraphs:
         self.release()  # what runs kernel by kernel needs the room that the graphs hold
         loss = batch_gradient(model, batch)
         self._runs[kind] += 1
-        self._reached |= dict.fromkeys(each for each in model.parameters.values() if each.grad is not None)
+        self._reached |= dict.fromkeys(with_gradient(model.parameters.values()))
         return loss
 
     @property
@@ -94,14 +94,6 @@ class GradientGraphs:
             self._pool = None
             free_memory(next(iter(self._reached)).device)
 
-    def clear_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Forget the gradients of a step that is done."""
-        if self.holds_gradients:
-            torch._foreach_zero_([each.grad for each in parameters if each.grad is not None])
-        else:
-            for parameter in parameters:
-                parameter.grad = None
-
     def _may_record(self, kind: Kind) -> bool:
         if self.is_broken or self._runs[kind] < RUNS_BEFORE:
             return False
@@ -110,9 +102,7 @@ class GradientGraphs:
 
     def _try_to_record(self, model: AdaptedModel, batch: Batch, kind: Kind) -> None:
         start = time.perf_counter()
-        for parameter in self._reached:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        gradients_or_zeros(self._reached)  # a graph adds to what is there
         try:
             if self._pool is None and model.device.type == "cuda":
                 self._pool = torch.cuda.graph_pool_handle()

@@ -31,7 +31,7 @@ from trainer.resume import Progress, find_state
 from trainer.runtime import phase
 from trainer.saving import BackgroundWrite
 from trainer.state.save import State, restore
-from trainer.step import AdaptedModel
+from trainer.step import AdaptedModel, clear_gradients
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,7 @@ class Run:
 
     def clear_gradients(self) -> None:
         """Forget those of the step that is done."""
-        if self.graphs:
-            self.graphs.clear_gradients(self.model.parameters.values())
-        else:
-            self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.model.parameters.values(), self.graphs is not None and self.graphs.holds_gradients)
 
     def make_room(self) -> None:
         """Give back the memory that a step needs and that is free between steps."""

@@ -15,7 +15,7 @@ from trainer.config import TrainConfig
 from trainer.flow import add_noise, loss_weights, sample_losses, velocity_target
 from trainer.lora.adapter import DownLinear, adapter_alphas, adapter_parameters, disabled_adapter
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
-from trainer.optim.foreach import chunks
+from trainer.optim.foreach import chunks, gradients, gradients_or_zeros, with_gradient
 from trainer.rng import derive_seed
 
 REDUCE_ELEMENTS = 64 << 20  # gradients travel between processes in pieces of this many numbers
@@ -108,6 +108,16 @@ def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:
     return loss.detach()
 
 
+def clear_gradients(parameters: Iterable[nn.Parameter], in_place: bool = False) -> None:
+    """Forget the gradients of a step that is done. in_place: as zeros where they are, for what writes there again."""
+    reached = with_gradient(parameters)
+    if in_place:
+        torch._foreach_zero_(gradients(reached))
+        return
+    for parameter in reached:
+        parameter.grad = None
+
+
 def accumulate_gradients(
     model: AdaptedModel,
     batches: Iterable[Batch],
@@ -135,13 +145,9 @@ def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor, a
     """Add up gradients and loss over the processes, in place; a process without a batch adds zeros."""
     if accelerator.num_processes == 1:
         return
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
+    found = gradients_or_zeros(parameters)
     dist.all_reduce(loss)
-    for piece in chunks(gradients, lambda gradient: gradient.dtype, REDUCE_ELEMENTS):
+    for piece in chunks(found, lambda gradient: gradient.dtype, REDUCE_ELEMENTS):
         flat = torch.cat([gradient.flatten() for gradient in piece])
         dist.all_reduce(flat)
         for gradient, values in zip(piece, flat.split([g.numel() for g in piece]), strict=True):

@@ -8,7 +8,7 @@ import torch
 from tests.unit.test_step import make_batch, make_model
 from trainer.batches import Batch
 from trainer.cuda_graphs import ROOM, RUNS_BEFORE, GradientGraphs, kind_of, why_not
-from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient
+from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
 
 
 class Recorder:
@@ -46,11 +46,7 @@ def steps(model: AdaptedModel, graphs: GradientGraphs | None, groups: list[list[
         pictures = sum(len(batch.sigmas) for batch in group)
         accumulate_gradients(model, group, len(group), pictures, number, graphs or batch_gradient)
         found.append([parameter.grad.clone() for parameter in model.parameters.values()])
-        if graphs:
-            graphs.clear_gradients(model.parameters.values())
-        else:
-            for parameter in model.parameters.values():
-                parameter.grad = None
+        clear_gradients(model.parameters.values(), graphs is not None and graphs.holds_gradients)
     return found
 
 

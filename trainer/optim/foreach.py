@@ -49,3 +49,13 @@ def with_gradient(parameters: Iterable[Tensor]) -> list[Tensor]:
 def gradients(parameters: list[Tensor]) -> list[Tensor]:
     """The gradients of parameters that all have one."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def gradients_or_zeros(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients of all parameters; one that has none gets zeros, in `.grad` too."""
+    found = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found.append(parameter.grad)
+    return found
