@@ -21,6 +21,8 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import Tensor, nn
 
 from trainer.lora.projection import are_alike, project
+from trainer.models.products import FP8
+from trainer.models.quantized import QuantizedLinear, join
 
 Heads = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, tokens, heads, width of a head]
 Rotary = tuple[Tensor, Tensor]
@@ -33,6 +35,38 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     for block in transformer.single_transformer_blocks:
         block.__class__ = SingleBlock
     transformer._repeated_blocks = [DoubleBlock.__name__, SingleBlock.__name__]  # what is compiled
+
+
+def join_layers(transformer: FluxTransformer2DModel) -> None:
+    """Store fp8 layers that read one input as one, in all blocks; before they are adapted, and not where weights
+    are swapped."""
+    groups = [group for block in transformer.transformer_blocks for group in _groups_of_double(block)]
+    groups += [group for block in transformer.single_transformer_blocks for group in _groups_of_single(block)]
+    for group in groups:
+        if isinstance(group[0], QuantizedLinear) and group[0].weight.dtype == FP8:
+            join(cast(Sequence[QuantizedLinear], group))
+
+
+def _groups_of_double(block: nn.Module) -> list[tuple[nn.Module, ...]]:
+    attn, mlps = cast(Any, block).attn, (cast(Any, block).ff.net, cast(Any, block).ff_context.net)
+    alone = [attn.to_out[0], attn.to_add_out, *(layer for up, _, down in mlps for layer in (up.proj, down))]
+    return [_qkv(attn), _added_qkv(attn), *((layer,) for layer in alone)]
+
+
+def _groups_of_single(block: nn.Module) -> list[tuple[nn.Module, ...]]:
+    return [_firsts(block), (cast(Any, block).proj_out,)]
+
+
+def _qkv(attn: Any) -> tuple[nn.Module, ...]:
+    return attn.to_q, attn.to_k, attn.to_v
+
+
+def _added_qkv(attn: Any) -> tuple[nn.Module, ...]:
+    return attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
+
+
+def _firsts(block: Any) -> tuple[nn.Module, ...]:
+    return block.proj_mlp, *_qkv(block.attn)
 
 
 class DoubleBlock(FluxTransformerBlock):
@@ -56,8 +90,8 @@ class DoubleBlock(FluxTransformerBlock):
         shift_txt, scale_txt, gate_txt, *mlp_txt = of_txt[:, None].chunk(6, dim=-1)
         normed_img = _modulated(self.norm1.norm, img, shift_img, scale_img)
         normed_txt = _modulated(self.norm1_context.norm, txt, shift_txt, scale_txt)
-        qkv_img = project((normed_img,), (attn.to_q, attn.to_k, attn.to_v))
-        qkv_txt = project((normed_txt,), (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+        qkv_img = project((normed_img,), _qkv(attn))
+        qkv_txt = project((normed_txt,), _added_qkv(attn))
         img_heads = _heads(attn, qkv_img, (attn.norm_q, attn.norm_k))
         txt_heads = _heads(attn, qkv_txt, (attn.norm_added_q, attn.norm_added_k))
         joined = cast(Heads, tuple(torch.cat(pair, dim=1) for pair in zip(txt_heads, img_heads, strict=True)))
@@ -86,7 +120,7 @@ class SingleBlock(FluxSingleTransformerBlock):
         (modulation,) = project((F.silu(temb),), (self.norm.linear,))
         shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
         normed = _modulated(self.norm.norm, tokens, shift, scale)
-        up, *qkv = project((normed,), (self.proj_mlp, attn.to_q, attn.to_k, attn.to_v))
+        up, *qkv = project((normed,), _firsts(self))
         heads = _heads(attn, qkv, (attn.norm_q, attn.norm_k))
         attended = _attend(attn, heads, image_rotary_emb, joint_attention_kwargs)
         if not are_alike((self.proj_out,)):  # they will be joined, and the gradient is a slice

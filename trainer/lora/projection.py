@@ -4,10 +4,11 @@ For layers i with frozen W_i, b_i and an adapter A_i, B_i of scale s
 
     y_i = x W_iᵀ + b_i + s (x A_iᵀ) B_iᵀ
 
-is written once: the frozen product first, then the adapter's is added onto it by the matrix product itself.
-Layer by layer, as peft does, the adapter's output is a tensor of its own that has to be written, read and
-added, and so is each layer's gradient of x; at FLUX's sizes that costs more time than the adapter's
-arithmetic. The thin products x A_iᵀ of all layers are one product too.
+is built up in place: the adapter's thin product and the bias first, then the frozen product is added onto
+them by the matrix product itself, which reads them while it computes. Layer by layer, as peft does, the
+adapter's output is a tensor of its own that has to be written, read and added, and so is each layer's
+gradient of x; at FLUX's sizes that costs more time than the adapter's arithmetic. The thin products x A_iᵀ
+of all layers are one product too.
 
 x may come in parts that stand side by side, x = [x_1 | x_2], and is never put together.
 """
@@ -20,45 +21,63 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from trainer.lora.adapter import ADAPTER, DownLinear
+from trainer.lora.fp8_projection import project_fp8
+from trainer.lora.thin import (
+    adapter_gradients,
+    columns_of,
+    hidden_values,
+    in_precision_of_product,
+    ranks_of,
+    rows_of,
+    split,
+    sum_of_products,
+)
+from trainer.models.products import FP8
+from trainer.models.quantized import Joined, QuantizedLinear
 
 
 def project(inputs: Sequence[Tensor], layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     """What each linear layer gives for the same input, whose parts are `inputs`, each [..., K_j].
 
-    Together where all of them are adapted alike: plain weights with a bias, adapters switched on, of one
-    scale, without dropouts. Otherwise each layer does its own work.
+    Together where all of them are adapted alike: plain weights with a bias, or weights in fp8 that were joined;
+    adapters switched on, of one scale, without dropouts. Otherwise each layer does its own work.
     """
     if not are_alike(layers):
         x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=-1)
         return tuple(layer(x) for layer in layers)
     adapted = cast(Sequence[LoraLayer], layers)
+    scale = adapted[0].scaling[ADAPTER]
+    downs = [layer.lora_A[ADAPTER].weight for layer in adapted]
+    ups = [layer.lora_B[ADAPTER].weight for layer in adapted]
     bases = [cast(nn.Linear, layer.base_layer) for layer in adapted]
-    return _Projection.apply(
-        adapted[0].scaling[ADAPTER],
-        (len(inputs), len(layers)),
-        *inputs,
-        *(base.weight for base in bases),
-        *(base.bias for base in bases),
-        *(layer.lora_A[ADAPTER].weight for layer in adapted),
-        *(layer.lora_B[ADAPTER].weight for layer in adapted),
-    )
+    if isinstance(bases[0], QuantizedLinear):
+        return project_fp8(inputs, cast(Joined, bases[0].joined), downs, ups, scale)
+    weights, biases = [base.weight for base in bases], [base.bias for base in bases]
+    return _Projection.apply(scale, (len(inputs), len(layers)), *inputs, *weights, *biases, *downs, *ups)
 
 
 def are_alike(layers: Sequence[nn.Module]) -> bool:
     """Whether `project` takes the layers together."""
-    return all(_is_plain(layer) for layer in layers) and len({_scale(layer) for layer in layers}) == 1
+    if not all(_is_adapted(layer) for layer in layers):
+        return False
+    adapted = cast(Sequence[LoraLayer], layers)
+    bases = [layer.base_layer for layer in adapted]
+    plain = all(type(base) is nn.Linear and base.bias is not None for base in bases)
+    return (plain or _are_joined(bases)) and len({layer.scaling[ADAPTER] for layer in adapted}) == 1
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_adapted(layer: nn.Module) -> bool:
     if not isinstance(layer, LoraLayer) or layer.disable_adapters or ADAPTER not in layer.lora_A:
         return False
-    base, down = layer.base_layer, layer.lora_A[ADAPTER]
-    plain = type(base) is nn.Linear and base.bias is not None  # a quantised one multiplies in its own way
-    return plain and isinstance(down, DownLinear) and not (down.training and down.drops)
+    down = layer.lora_A[ADAPTER]
+    return isinstance(down, DownLinear) and not (down.training and down.drops)
 
 
-def _scale(layer: nn.Module) -> float:
-    return cast(LoraLayer, layer).scaling[ADAPTER]
+def _are_joined(bases: Sequence[nn.Module]) -> bool:
+    first = bases[0]
+    if not isinstance(first, QuantizedLinear) or first.joined is None or first.joined.weight.dtype != FP8:
+        return False
+    return len(first.joined.weight) == sum(cast(nn.Linear, base).out_features for base in bases)
 
 
 class _Projection(torch.autograd.Function):
@@ -91,9 +110,6 @@ def _grouped(tensors: Sequence[Tensor], counts: tuple[int, int]) -> list[list[Te
     return [list(tensors[:parts]), *(list(tensors[start : start + layers]) for start in starts)]
 
 
-# The compiler takes the two operators as they are: it would turn what is added in place into copies.
-
-
 @torch.library.custom_op("flux_dreambooth::adapted_linear", mutates_args=())
 def _forward(
     inputs: Sequence[Tensor],
@@ -104,17 +120,15 @@ def _forward(
     scale: float,
 ) -> list[Tensor]:
     """Outputs [..., N_i], and the hidden values of all layers [tokens, sum of ranks] that backward needs."""
-    rows, columns = [_rows(x) for x in inputs], _columns(inputs)
+    rows, columns = [rows_of(x) for x in inputs], columns_of(inputs)
     shape, dtype = inputs[0].shape[:-1], inputs[0].dtype
-    down, casts = _in_precision_of_product(downs, ups, dtype)
-    hidden = _sum_of_products(rows, [part.t() for part in _split(down, columns)])
+    down, casts = in_precision_of_product(downs, ups, dtype)
+    hidden = hidden_values(rows, down)
     outputs = []
-    for weight, bias, up, own in zip(weights, biases, casts, _split(hidden, _ranks(downs)), strict=True):
-        first, *others = _split(weight, columns)
-        y = torch.addmm(bias, rows[0], first.t())
-        for x, part in zip(rows[1:], others, strict=True):
+    for weight, bias, up, own in zip(weights, biases, casts, split(hidden, ranks_of(downs)), strict=True):
+        y = torch.addmm(bias, own, up.t(), alpha=scale)
+        for x, part in zip(rows, split(weight, columns), strict=True):
             y.addmm_(x, part.t())
-        y.addmm_(own, up.t(), alpha=scale)
         outputs.append(y.view(*shape, -1))
     return [*outputs, hidden]
 
@@ -123,7 +137,7 @@ def _forward(
 def _(inputs, weights, _biases, downs, _ups, _scale):
     x = inputs[0]
     outputs = [x.new_empty(*x.shape[:-1], len(weight)) for weight in weights]
-    return [*outputs, x.new_empty(x.shape[:-1].numel(), sum(_ranks(downs)))]
+    return [*outputs, x.new_empty(x.shape[:-1].numel(), sum(ranks_of(downs)))]
 
 
 @torch.library.custom_op("flux_dreambooth::adapted_linear_backward", mutates_args=())
@@ -138,25 +152,17 @@ def _backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """The gradients of those inputs that are wanted, then of all downs, then of all ups."""
-    dtype, columns, ranks = inputs[0].dtype, _columns(inputs), _ranks(downs)
-    rows, dys = [_rows(x) for x in inputs], [_rows(dy) for dy in gradients]
-    down, casts = _in_precision_of_product(downs, ups, dtype)
-    d_hidden, scaled = torch.empty_like(hidden), hidden * scale
-    d_ups = []
-    for dy, up, own, d_own in zip(dys, casts, _split(scaled, ranks), _split(d_hidden, ranks), strict=True):
-        torch.mm(dy, up, out=d_own)
-        d_ups.append(dy.t() @ own)
-    d_hidden *= scale
-    d_downs = torch.cat([d_hidden.t() @ x for x in rows], dim=1) if len(rows) > 1 else d_hidden.t() @ rows[0]
-    down_parts = _split(down, columns)
-    weight_parts = [_split(weight, columns) for weight in weights]
+    columns, rows = columns_of(inputs), [rows_of(x) for x in inputs]
+    dys = [rows_of(dy) for dy in gradients]
+    down, casts = in_precision_of_product(downs, ups, inputs[0].dtype)
+    d_hidden, found = adapter_gradients(dys, hidden, rows, downs, ups, casts, scale)
+    down_parts = split(down, columns)
+    weight_parts = [split(weight, columns) for weight in weights]
     dx = [
-        _sum_of_products([*dys, d_hidden], [*(parts[index] for parts in weight_parts), down_parts[index]]).view(x.shape)
+        sum_of_products([d_hidden, *dys], [down_parts[index], *(parts[index] for parts in weight_parts)]).view(x.shape)
         for index, x in enumerate(inputs)
         if wanted[index]
     ]
-    found = [torch.empty_like(each) for each in (*downs, *ups)]  # the parts of d_downs are one tensor's
-    torch._foreach_copy_(found, [*d_downs.split(ranks), *d_ups])
     return [*dx, *found]
 
 
@@ -168,39 +174,3 @@ def _(_gradients, _hidden, inputs, _weights, downs, ups, _scale, wanted):
         if want
     ]
     return [*dx, *(torch.empty_like(each) for each in (*downs, *ups))]
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _columns(inputs: Sequence[Tensor]) -> list[int]:
-    return [x.shape[-1] for x in inputs]
-
-
-def _ranks(downs: Sequence[Tensor]) -> list[int]:
-    return [len(down) for down in downs]
-
-
-def _split(matrix: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """Its columns in groups of these widths."""
-    return torch.split(matrix, list(widths), dim=1)
-
-
-def _in_precision_of_product(
-    downs: Sequence[Tensor], ups: Sequence[Tensor], dtype: torch.dtype
-) -> tuple[Tensor, list[Tensor]]:
-    """All down projections [sum of ranks, K], one below the other, and each up projection: one kernel for all."""
-    stack = downs[0].new_empty(sum(_ranks(downs)), downs[0].shape[1], dtype=dtype)
-    casts = [up if up.dtype == dtype else torch.empty_like(up, dtype=dtype) for up in ups]
-    copied = [(cast, up) for cast, up in zip(casts, ups, strict=True) if cast is not up]
-    copied += zip(stack.split(_ranks(downs)), downs, strict=True)
-    torch._foreach_copy_([target for target, _ in copied], [source for _, source in copied])
-    return stack, casts
-
-
-def _sum_of_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
-    total = lefts[0] @ rights[0]
-    for left, right in zip(lefts[1:], rights[1:], strict=True):
-        total.addmm_(left, right)
-    return total

@@ -10,6 +10,7 @@ Plain torch operations quantise, so that a compiler fuses them with what comes b
 themselves are operators that it takes as they are. On the CPU fp8 gives the same numbers by float32.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 
 import torch
@@ -27,11 +28,22 @@ def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
 
     What is not finite in a row leaves its scale not finite.
     """
-    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=SMALLEST_ROW) / LARGEST[dtype]
-    values = x.float() / scale
-    if dtype == INT8:
-        values = values.round()
-    return values.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype), scale
+    return quantize_parts([x], dtype)
+
+
+def quantize_parts(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_rows` of parts that stand side by side, each [R, K_j]: one [R, K] and one scale."""
+    largest = parts[0].abs().amax(-1, keepdim=True)
+    for part in parts[1:]:
+        largest = torch.maximum(largest, part.abs().amax(-1, keepdim=True))
+    scale = largest.float().clamp(min=SMALLEST_ROW) / LARGEST[dtype]
+    values = [_rounded(part.float() / scale, dtype) for part in parts]
+    return values[0] if len(values) == 1 else torch.cat(values, dim=-1), scale
+
+
+def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    values = values.round() if dtype == INT8 else values
+    return values.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
 
 
 def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,10 +103,28 @@ def _multiply(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | No
 def fp8_product(
     a: torch.Tensor, scale_a: torch.Tensor, b: torch.Tensor, scale_b: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """a [M, K] times b [N, K] transposed, both e4m3, scaled by scale_a [M, 1] and scale_b [N]."""
+    """`multiply_fp8` without a bias, as an operator."""
+    return multiply_fp8(a, scale_a, b, scale_b, None, dtype)
+
+
+@fp8_product.register_fake
+def _(a, _scale_a, b, _scale_b, dtype):
+    return a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
+
+
+def multiply_fp8(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """a [M, K] times b [N, K] transposed, both e4m3, scaled by scale_a [M, 1] and scale_b [N], plus bias [N]."""
     if a.device.type != "cuda":
         y = (a.float() @ b.float().t()) * scale_a
-        return (y if scale_b is None else y * scale_b).to(dtype)
+        y = y if scale_b is None else y * scale_b
+        return (y if bias is None else y + bias.float()).to(dtype)
     if scale_b is None:
         scale_b = torch.ones(b.shape[0], device=a.device)
     y = torch._scaled_mm(
@@ -102,15 +132,11 @@ def fp8_product(
         b.contiguous().t(),  # columns one after another, as the tensor cores read them
         scale_a=scale_a.contiguous(),
         scale_b=scale_b.contiguous()[None],
+        bias=None if bias is None else bias.to(torch.bfloat16),
         out_dtype=torch.bfloat16,  # the only one of row by row scales
         use_fast_accum=True,
     )
     return y if dtype == torch.bfloat16 else y.to(dtype)
-
-
-@fp8_product.register_fake
-def _(a, _scale_a, b, _scale_b, dtype):
-    return a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
 
 
 @torch.library.custom_op("flux_dreambooth::int8_product", mutates_args=())
@@ -147,7 +173,9 @@ def widened_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, 
 
     Opaque to the compiler, which would else keep the widened weight from forward to backward.
     """
-    return F.linear(x, widened(weight, scale, x.dtype, out_features))
+    if weight.dtype == NF4:
+        return F.linear(x, widened(weight, scale, x.dtype, out_features))
+    return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)  # 8 bits are exact there
 
 
 @widened_product.register_fake
@@ -158,7 +186,9 @@ def _(x, _weight, _scale, out_features):
 @torch.library.custom_op("flux_dreambooth::widened_gradient", mutates_args=())
 def widened_gradient(dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """dy [..., N] times a stored weight [N, K]."""
-    return dy @ widened(weight, scale, dy.dtype, dy.shape[-1])
+    if weight.dtype == NF4:
+        return dy @ widened(weight, scale, dy.dtype, dy.shape[-1])
+    return (dy * scale).to(dy.dtype) @ weight.to(dy.dtype)
 
 
 @widened_gradient.register_fake

@@ -2,14 +2,17 @@
 
 `--base_precision fp8` and `int8` multiply in 8 bits, which is faster on GPUs that can; `nf4` only stores
 in 4 bits, for cards with little memory. Embedders, norms without weights and the final layer stay as they
-are. Everything that is stored is a plain `nn.Parameter` that needs no gradient, so that whatever moves a
-model's parameters between devices moves these too; never cast such a module to another dtype.
+are, and so do layers of modulation where a weight is kept in both layouts: they see one row a picture, so
+for the same bytes they need not be widened each time. Everything that is stored is a plain `nn.Parameter`
+that needs no gradient, so that whatever moves a model's parameters between devices moves these too, unless
+layers were joined; never cast such a module to another dtype.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 Precision = Literal["bf16", "fp8", "int8", "nf4"]
 EIGHT_BIT = {"fp8": FP8, "int8": INT8}
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+MODULATION = ".linear"  # how the names of its layers end
 ROOM_FOR_BOTH_LAYOUTS = 40 << 30  # bytes of a device's memory from which on a weight is kept in both
 LEAST_CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
 HALF_RATE_FP8 = 12  # the major capability of GPUs that multiply fp8 at full rate only with scales per 32 numbers
@@ -48,16 +52,30 @@ class Storage:
         return 4.5 / 8 if self.precision == "nf4" else 1.0 + self.both_layouts
 
 
+class Joined(NamedTuple):
+    """Layers that read one input as one: weight [N, K], scale [N], transposed [K, N] or None, bias [N].
+
+    N: the widths of what all of them give, one after another.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    transposed: torch.Tensor | None
+    bias: torch.Tensor
+
+
 class QuantizedLinear(nn.Linear):
     """A frozen linear layer without its weight until `store` is called.
 
     weight: [N, K] e4m3 or int8, or nf4 as bitsandbytes packs it; scale: float32, [N] or one per 64 numbers;
-    transposed: the weight as [K, N], or None. peft adapts it as the `nn.Linear` that it is.
+    transposed: the weight as [K, N], or None; joined: with the layers whose weights are stored with this one's,
+    of which it is the first. peft adapts it as the `nn.Linear` that it is.
     """
 
     def __init__(self, in_features: int, out_features: int, storage: Storage):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.storage = in_features, out_features, storage
+        self.joined: Joined | None = None
         for name in ("weight", "scale", "transposed", "bias"):
             self.register_parameter(name, None)
 
@@ -85,10 +103,31 @@ def _frozen(tensor: torch.Tensor) -> nn.Parameter:
 
 
 def make_quantized(transformer: nn.Module, storage: Storage) -> None:
-    """Put a `QuantizedLinear`, still empty, in the place of each linear layer of the blocks."""
+    """Put a `QuantizedLinear`, still empty, in the place of each linear layer of the blocks that is stored so."""
     for name, module in list(transformer.named_modules()):
-        if isinstance(module, nn.Linear) and name.startswith(BLOCKS):
+        stays = storage.both_layouts and name.endswith(MODULATION)
+        if isinstance(module, nn.Linear) and name.startswith(BLOCKS) and not stays:
             transformer.set_submodule(name, QuantizedLinear(module.in_features, module.out_features, storage))
+
+
+def join(layers: Sequence[QuantizedLinear]) -> None:
+    """Store layers with biases that read one input as one matrix; what each has becomes a view of it."""
+    layers[0].joined = Joined(
+        weight=_as_one(layers, "weight"),
+        scale=_as_one(layers, "scale"),
+        transposed=None if layers[0].transposed is None else _as_one(layers, "transposed", dim=1),
+        bias=_as_one(layers, "bias"),
+    )
+
+
+def _as_one(layers: Sequence[QuantizedLinear], name: str, dim: int = 0) -> torch.Tensor:
+    own = [getattr(layer, name).data for layer in layers]
+    if len(own) == 1:
+        return own[0]
+    whole = torch.cat(own, dim=dim)
+    for layer, part in zip(layers, whole.split([each.shape[dim] for each in own], dim=dim), strict=True):
+        setattr(layer, name, _frozen(part))
+    return whole
 
 
 def say_storage(storage: Storage, device: torch.device | str) -> None:

@@ -1,0 +1,137 @@
+"""Layers in fp8 that read one input, stored and multiplied as one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.compilers import needs_inductor
+from tests.quantized_layers import Adapted, cosine, draw
+from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter
+from trainer.lora.projection import are_alike, project
+from trainer.models.products import FP8
+from trainer.models.quantized import QuantizedLinear, Storage, join
+
+WIDTHS = {"to_q": 32, "to_k": 32, "to_v": 48}  # of what the layers give, for an input of 64 numbers
+LAYOUTS = pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True)], ids=["one", "both"])
+
+
+def stored(storage: Storage, joined: bool = True, dropouts: Dropouts = NO_DROPOUTS) -> tuple[nn.Module, list[nn.Module]]:
+    """A model of one block with three adapted layers, and these layers."""
+    model, block = nn.Module(), nn.Module()
+    model.transformer_blocks = nn.ModuleList([block])  # type: ignore[assignment]
+    for seed, (name, width) in enumerate(WIDTHS.items()):
+        layer = QuantizedLinear(64, width, storage)
+        layer.store(draw(width, 64, seed=seed) / 8)
+        layer.bias = nn.Parameter(draw(width, seed=seed + 10), requires_grad=False)
+        block.add_module(name, layer)
+    if joined:
+        join([block.get_submodule(name) for name in WIDTHS])  # type: ignore[misc]
+    add_lora(model, {f"transformer_blocks.0.{name}": 4 for name in WIDTHS}, 8.0, seed=0, dropouts=dropouts)
+    for seed, parameter in enumerate(adapter_parameters(model).values()):
+        parameter.data.copy_(draw(*parameter.shape, seed=seed) / 4)
+    return model, [block.get_submodule(name) for name in WIDTHS]
+
+
+def results(model: nn.Module, layers: list[nn.Module], parts: tuple[int, ...] = (64,)) -> list[Tensor]:
+    """Outputs, gradients of the parts of the input, gradients of the adapter."""
+    inputs = [x.contiguous().requires_grad_() for x in draw(2, 20, 64, seed=30).split(parts, dim=-1)]
+    outputs = project(inputs, layers)
+    loss = torch.stack([(y * draw(*y.shape, seed=seed)).sum() for seed, y in enumerate(outputs)]).sum()
+    return [*outputs, *torch.autograd.grad(loss, [*inputs, *adapter_parameters(model).values()])]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("parts", [(64,), (24, 40)], ids=["whole", "parts"])
+def test_joined_layers_give_what_each_gives(storage, parts):
+    expected, found = (results(*stored(storage, joined), parts) for joined in (False, True))
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.shape == other.shape
+        # of the input alone the gradient is another: all layers' gradients are quantised as one row
+        error = 0.05 if len(WIDTHS) <= index < len(WIDTHS) + len(parts) else 2e-6
+        assert (one - other).norm() <= error * other.norm(), index
+
+
+@LAYOUTS
+def test_the_gradient_of_the_input_is_close_to_the_unrounded_one(storage):
+    model, layers = stored(storage)
+    found = results(model, layers)[3]
+    x = draw(2, 20, 64, seed=30).requires_grad_()
+    outputs = []
+    for layer in layers:
+        base = layer.base_layer  # type: ignore[union-attr]
+        weight = base.weight.float() * base.scale[:, None]  # type: ignore[operator, union-attr]
+        up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight  # type: ignore[index, union-attr]
+        outputs.append(x @ weight.t() + 2.0 * (x @ down.t()) @ up.t())  # type: ignore[operator, union-attr]
+    loss = torch.stack([(y * draw(*y.shape, seed=seed)).sum() for seed, y in enumerate(outputs)]).sum()
+    (expected,) = torch.autograd.grad(loss, x)
+    assert (found - expected).norm() < 0.04 * expected.norm()
+
+
+@LAYOUTS
+def test_what_was_joined_is_stored_once_and_each_layer_still_works_alone(storage):
+    model, layers = stored(storage)
+    bases = [layer.base_layer for layer in layers]  # type: ignore[union-attr]
+    for name in ("weight", "scale", "bias", *(["transposed"] if storage.both_layouts else [])):
+        assert len({getattr(base, name).untyped_storage().data_ptr() for base in bases}) == 1, name
+    assert bases[0].joined.weight.dtype == FP8  # type: ignore[union-attr]
+    _, apart = stored(storage, joined=False)
+    with disabled_adapter(model):
+        assert not are_alike(layers)
+        for one, other in zip(layers, apart, strict=True):
+            outputs = []
+            for base in (one.base_layer, other.base_layer):  # type: ignore[union-attr]
+                x = draw(2, 20, 64, seed=1).requires_grad_()
+                y = base(x)  # type: ignore[operator]
+                outputs.append((y, *torch.autograd.grad(y.square().sum(), x)))
+            for a, b in zip(*outputs, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_layers_go_together_only_where_they_are_joined_and_adapted_alike():
+    storage = Storage("fp8")
+    model, layers = stored(storage)
+    assert are_alike(layers)
+    assert not are_alike(layers[:2])
+    assert not are_alike(layers[1:])
+    assert not are_alike(stored(storage, joined=False)[1])
+    layers[1].scaling["default"] = 0.5  # type: ignore[index, union-attr]
+    assert not are_alike(layers)
+    model, layers = stored(storage, dropouts=Dropouts(network=0.5))
+    assert not are_alike(layers)
+    model.eval()
+    assert are_alike(layers)
+
+
+def test_the_gradient_of_a_part_is_dense():
+    """Attention's backward takes it to be so."""
+    found = results(*stored(Storage("fp8")), (24, 40))
+    assert all(gradient.is_contiguous() for gradient in found[3:5])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_inductor])])
+@LAYOUTS
+def test_compiled_blocks_are_one_graph_with_the_eager_gradient(tiny_flux, storage, backend):
+    eager, compiled = Adapted(tiny_flux.transformer, storage), Adapted(tiny_flux.transformer, storage)
+    compiled.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    assert cosine(compiled.gradient(), eager.gradient()) > 0.9999
+    torch.compiler.reset()
+
+
+@LAYOUTS
+def test_the_adapters_gradient_points_where_float32s_does(tiny_flux, storage):
+    plain, apart = Adapted(tiny_flux.transformer), Adapted(tiny_flux.transformer, storage, trained=False)
+    adapted = Adapted(tiny_flux.transformer, storage)
+    block = adapted.transformer.single_transformer_blocks[0]
+    assert are_alike((block.proj_mlp, block.attn.to_q, block.attn.to_k, block.attn.to_v))
+    found, expected = adapted.gradient(), plain.gradient()
+    assert cosine(found, expected) > 0.99
+    assert cosine(found, expected) > cosine(apart.gradient(), expected) - 0.002
+    assert float(found.norm() / expected.norm()) == pytest.approx(1, abs=0.05)
+
+
+def test_modulation_is_kept_as_it_is_where_it_costs_nothing(tiny_flux):
+    one = Adapted(tiny_flux.transformer, Storage("fp8")).transformer
+    both = Adapted(tiny_flux.transformer, Storage("fp8", both_layouts=True)).transformer
+    for name in ("transformer_blocks.0.norm1.linear", "single_transformer_blocks.0.norm.linear"):
+        assert isinstance(one.get_submodule(name).base_layer, QuantizedLinear)
+        assert type(both.get_submodule(name).base_layer) is nn.Linear
