@@ -58,4 +58,5 @@ def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys:
         accumulates=config.gradient_accumulation_steps > 1 or config.cuda_graphs,
         compiled=config.torch_compile,
         beside=clip,
+        recorded=config.cuda_graphs,
     )

@@ -145,6 +145,15 @@ def test_swapping_is_chosen_only_where_copies_are_fast_enough(full_size):
     assert plan_for(work, 44, link=2e9, flops=400e12).choice.swapped == 0
 
 
+def test_a_gpu_that_outruns_its_host_swaps_nothing_that_could_be_recorded(full_size):
+    """Swapped blocks cannot be recorded as CUDA graphs, and launching their kernels one by one takes longer."""
+    work, fast = full_work(full_size, rank=256), {"link": 50e9, "flops": 650e12}
+    assert plan_for(work, 48, **fast).choice.swapped > 0
+    recorded = plan_for(replace(work, recorded=True), 48, **fast).choice
+    assert recorded.swapped == 0 and recorded.checkpointed > 0
+    assert plan_for(replace(work, recorded=True), 44, link=50e9, flops=100e12).choice.swapped > 0  # a slower GPU
+
+
 def test_shared_memory_is_never_swapped(full_size):
     for gib in (40, 24, 12):
         assert plan_for(full_work(full_size), gib, unified=True).choice.swapped == 0

@@ -46,7 +46,8 @@ class Work:
     img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes of a number in the computation;
     outside: frozen numbers outside the blocks; trained: numbers of all adapters, CLIP's included;
     trained_itemsize: theirs; optimizer: bytes of its state, averages included; beside: other models' bytes;
-    accumulates: gradients are there from the start of a batch: several batches a step, or recorded ones.
+    accumulates: gradients are there from the start of a batch: several batches a step, or recorded ones;
+    recorded: batches are recorded as CUDA graphs where nothing is swapped.
     """
 
     blocks: tuple[Block, ...]
@@ -61,6 +62,7 @@ class Work:
     accumulates: bool
     compiled: bool
     beside: int = 0
+    recorded: bool = False
 
     @property
     def num_double(self) -> int:

@@ -31,6 +31,7 @@ RESERVE = 0.6 * GIB  # kernels and libraries that load later, and their workspac
 HOST_SHARE = 0.7  # of free host memory, for swapped blocks
 LESS = 0.08  # of the peak of what did not fit: so much less is asked for next
 COPY_COST = 0.1  # of a copy's time is lost even where computation hides it
+LAUNCHING = 0.008  # seconds in which a host launches a block's kernels, forward and backward; a third more recomputed
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -243,10 +244,16 @@ def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
 
 
 def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
-    """Time of a step for comparing choices of one device: arithmetic at a large product's speed, copies beside it."""
+    """Time of a step for comparing choices of one device: arithmetic at a large product's speed, copies beside it.
+
+    A GPU can be faster than its host launches kernels; what is recorded as a CUDA graph needs no launches, but
+    swapped blocks cannot be recorded.
+    """
     computing = step_flops(work, choice.checkpointed) / device.flops
     copying = copied_bytes(work, choice) / device.link
-    return max(computing + COPY_COST * copying, copying)
+    is_recorded = work.recorded and not choice.swapped
+    launching = 0.0 if is_recorded else LAUNCHING * (len(work.blocks) + choice.checkpointed / 3)
+    return max(computing + COPY_COST * copying, copying, launching)
 
 
 def in_words(work: Work, choice: Choice) -> str:
