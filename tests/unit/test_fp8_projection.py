@@ -15,7 +15,9 @@ WIDTHS = {"to_q": 32, "to_k": 32, "to_v": 48}  # of what the layers give, for an
 LAYOUTS = pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True)], ids=["one", "both"])
 
 
-def stored(storage: Storage, joined: bool = True, dropouts: Dropouts = NO_DROPOUTS) -> tuple[nn.Module, list[nn.Module]]:
+def stored(
+    storage: Storage, joined: bool = True, dropouts: Dropouts = NO_DROPOUTS
+) -> tuple[nn.Module, list[nn.Module]]:
     """A model of one block with three adapted layers, and these layers."""
     model, block = nn.Module(), nn.Module()
     model.transformer_blocks = nn.ModuleList([block])  # type: ignore[assignment]

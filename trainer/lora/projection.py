@@ -47,8 +47,8 @@ def project(inputs: Sequence[Tensor], layers: Sequence[nn.Module]) -> tuple[Tens
         return tuple(layer(x) for layer in layers)
     adapted = cast(Sequence[LoraLayer], layers)
     scale = adapted[0].scaling[ADAPTER]
-    downs = [layer.lora_A[ADAPTER].weight for layer in adapted]
-    ups = [layer.lora_B[ADAPTER].weight for layer in adapted]
+    downs = [cast(Tensor, layer.lora_A[ADAPTER].weight) for layer in adapted]
+    ups = [cast(Tensor, layer.lora_B[ADAPTER].weight) for layer in adapted]
     bases = [cast(nn.Linear, layer.base_layer) for layer in adapted]
     if isinstance(bases[0], QuantizedLinear):
         return project_fp8(inputs, cast(Joined, bases[0].joined), downs, ups, scale)

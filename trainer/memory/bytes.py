@@ -22,6 +22,7 @@ from trainer.models.quantized import Precision, Storage
 # Gradients of activations that are alive at once within a block, in widths per token: an MLP's (4 and 4,
 # or 5 and 4 in a single block), attention's four and the residual's. Measured: 0.4 GiB at 1024 px.
 WORK_WIDTHS = 14
+ROOM_BESIDE_GRAPHS = 3 << 29  # bytes that stay free beside recorded batches, for the optimizer's work between steps
 GIB = 2**30
 
 
@@ -87,6 +88,10 @@ class Choice:
     both_layouts: bool = False
     checkpointed: int = 0
     swapped: int = 0
+
+    def records(self, work: Work) -> bool:
+        """Whether batches are recorded as CUDA graphs."""
+        return work.recorded and not self.swapped
 
     @property
     def storage(self) -> Storage:

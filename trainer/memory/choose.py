@@ -13,6 +13,7 @@ from trainer.config import TrainConfig
 from trainer.estimate import in_seconds
 from trainer.memory.bytes import (
     GIB,
+    ROOM_BESIDE_GRAPHS,
     Choice,
     StepBytes,
     Work,
@@ -194,7 +195,8 @@ def _first(allowed: Allowed) -> Choice:
 
 def needed_bytes(work: Work, choice: Choice) -> float:
     """What has to be free for a choice: its peak, and room beside it."""
-    return step_bytes(work, choice).peak * (1 + MARGIN) + RESERVE
+    room = RESERVE + (ROOM_BESIDE_GRAPHS if choice.records(work) else 0)
+    return step_bytes(work, choice).peak * (1 + MARGIN) + room
 
 
 def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
@@ -251,8 +253,7 @@ def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
     """
     computing = step_flops(work, choice.checkpointed) / device.flops
     copying = copied_bytes(work, choice) / device.link
-    is_recorded = work.recorded and not choice.swapped
-    launching = 0.0 if is_recorded else LAUNCHING * (len(work.blocks) + choice.checkpointed / 3)
+    launching = 0.0 if choice.records(work) else LAUNCHING * (len(work.blocks) + choice.checkpointed / 3)
     return max(computing + COPY_COST * copying, copying, launching)
 
 
