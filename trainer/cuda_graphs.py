@@ -23,13 +23,13 @@ from trainer.cache import free_memory
 from trainer.config import TrainConfig
 from trainer.data.dataset import Draw
 from trainer.lora.adapter import DownLinear
-from trainer.memory.bytes import ROOM_BESIDE_GRAPHS
 from trainer.models.weights import shares_host_memory
 from trainer.optim.foreach import gradients_or_zeros, with_gradient
 from trainer.step import AdaptedModel, batch_gradient
 
 log = logging.getLogger(__name__)
 RUNS_BEFORE = 2  # of a kind of batch, kernel by kernel: the first compiles, and both allocate what stays
+ROOM = 3 << 29  # bytes that stay free beside the graphs, for the optimizer's work and all that comes between steps
 PATIENCE = 200  # batches until what is recorded no longer waits for kinds that have not come yet
 Kind = tuple[Any, ...]
 
@@ -107,7 +107,7 @@ class GradientGraphs:
             if self._pool is None and model.device.type == "cuda":
                 self._pool = torch.cuda.graph_pool_handle()
             self._recorded[kind] = self._record(model, batch, self._pool)
-            if (left := self._free(model.device)) < ROOM_BESIDE_GRAPHS:
+            if (left := self._free(model.device)) < ROOM:
                 raise RuntimeError(f"they would leave {left / 2**30:.1f} GiB of memory")
         except (RuntimeError, torch.OutOfMemoryError) as reason:
             self.is_broken = True

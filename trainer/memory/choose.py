@@ -10,10 +10,10 @@ import psutil
 import torch
 
 from trainer.config import TrainConfig
+from trainer.cuda_graphs import ROOM
 from trainer.estimate import in_seconds
 from trainer.memory.bytes import (
     GIB,
-    ROOM_BESIDE_GRAPHS,
     Choice,
     StepBytes,
     Work,
@@ -195,7 +195,7 @@ def _first(allowed: Allowed) -> Choice:
 
 def needed_bytes(work: Work, choice: Choice) -> float:
     """What has to be free for a choice: its peak, and room beside it."""
-    room = RESERVE + (ROOM_BESIDE_GRAPHS if choice.records(work) else 0)
+    room = RESERVE + (ROOM if choice.records(work) else 0)
     return step_bytes(work, choice).peak * (1 + MARGIN) + room
 
 
