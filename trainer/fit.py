@@ -55,7 +55,7 @@ def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys:
         trained=adapter.num_parameters,
         trained_itemsize=trained_itemsize(config),
         optimizer=int(adapter.num_parameters * (averages if paged else optimizer_bytes_per_number(config))),
-        accumulates=config.gradient_accumulation_steps > 1 or config.cuda_graphs,
+        accumulates=config.gradient_accumulation_steps > 1,
         compiled=config.torch_compile,
         beside=clip,
         recorded=config.cuda_graphs,

@@ -47,14 +47,14 @@ def join_layers(transformer: FluxTransformer2DModel) -> None:
             join(cast(Sequence[QuantizedLinear], group))
 
 
-def _groups_of_double(block: nn.Module) -> list[tuple[nn.Module, ...]]:
-    attn, mlps = cast(Any, block).attn, (cast(Any, block).ff.net, cast(Any, block).ff_context.net)
+def _groups_of_double(block: Any) -> list[tuple[nn.Module, ...]]:
+    attn, mlps = block.attn, (block.ff.net, block.ff_context.net)
     alone = [attn.to_out[0], attn.to_add_out, *(layer for up, _, down in mlps for layer in (up.proj, down))]
     return [_qkv(attn), _added_qkv(attn), *((layer,) for layer in alone)]
 
 
-def _groups_of_single(block: nn.Module) -> list[tuple[nn.Module, ...]]:
-    return [_firsts(block), (cast(Any, block).proj_out,)]
+def _groups_of_single(block: Any) -> list[tuple[nn.Module, ...]]:
+    return [_firsts(block), (block.proj_out,)]
 
 
 def _qkv(attn: Any) -> tuple[nn.Module, ...]:

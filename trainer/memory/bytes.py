@@ -46,8 +46,7 @@ class Work:
     img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes of a number in the computation;
     outside: frozen numbers outside the blocks; trained: numbers of all adapters, CLIP's included;
     trained_itemsize: theirs; optimizer: bytes of its state, averages included; beside: other models' bytes;
-    accumulates: gradients are there from the start of a batch: several batches a step, or recorded ones;
-    recorded: batches are recorded as CUDA graphs where nothing is swapped.
+    accumulates: a step has several batches; recorded: they are recorded as CUDA graphs where nothing is swapped.
     """
 
     blocks: tuple[Block, ...]
@@ -63,6 +62,11 @@ class Work:
     compiled: bool
     beside: int = 0
     recorded: bool = False
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether they are there from the start of a batch: those of earlier ones, or where a graph adds to them."""
+        return self.accumulates or self.recorded
 
     @property
     def num_double(self) -> int:
@@ -186,13 +190,13 @@ def _fullest_moment(work: Work, checkpointed: int) -> int:
     unit = work.tokens * work.blocks[0].hidden * work.itemsize  # a block's input, all that a recomputed one keeps
     kept = [unit if index < checkpointed else size for index, size in enumerate(full)]
     gradients = [block.adapter * work.trained_itemsize for block in work.blocks]
-    there = work.trained * work.trained_itemsize if work.accumulates else 0
+    there = work.trained * work.trained_itemsize if work.has_gradients else 0
     left, fullest = sum(kept), 0
     for index in reversed(range(len(kept))):
         again = full[index] if index < checkpointed else 0
         fullest = max(fullest, left + again + WORK_WIDTHS * unit + there)
         left -= kept[index]
-        there += 0 if work.accumulates else gradients[index]
+        there += 0 if work.has_gradients else gradients[index]
     return max(fullest, work.trained * work.trained_itemsize)
 
 
