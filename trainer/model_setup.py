@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer.batches import num_img_tokens
-from trainer.compilation import compile_blocks, use_cache
+from trainer.compilation import compile_blocks, import_compiler, use_cache
 from trainer.config import TrainConfig
 from trainer.lora.adapter import Dropouts, add_lora
 from trainer.lora.blocks import join_layers, use_training_blocks
@@ -29,6 +29,7 @@ def load_adapted_model(
     assert config.pretrained_model_name_or_path and config.clip_l
     device, network = accelerator.device, plan.adapter.network
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    compiler = import_compiler() if config.torch_compile else None
     start = load_lora(config.network_weights) if config.network_weights else None
     memory, work = plan.memory, plan.memory.work
     waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, memory.choice.swapped)
@@ -54,7 +55,8 @@ def load_adapted_model(
     model = AdaptedModel(memory.settings(config), transformer, text_encoder, accelerator.process_index)
     if start:
         copy_into(start, model.parameters, model.alphas, f"--network_weights={config.network_weights}")
-    if config.torch_compile:
+    if compiler:
+        compiler.join()
         use_cache(plan.cache_dir / "compiled")
         compile_blocks(transformer, config.dynamo_backend, config.compile_dynamic, len(shapes))
     return model

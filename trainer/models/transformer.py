@@ -94,6 +94,8 @@ def predict_velocity(
     temb = _time_embedding(transformer, sigmas, guidance, conditioning.pooled)
     attention = _attention_arguments(conditioning.txt_mask, img.shape[1])
     double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
+    if _is_compiled(double[0]):
+        img, txt = _like_later_inputs(img), _like_later_inputs(txt)
     recomputed = len(double) + len(single) if checkpointed is True else checkpointed
     swap = block_swap(transformer)
     for index, block in enumerate((*double, *single)):
@@ -106,6 +108,16 @@ def predict_velocity(
             txt, img = swap.bring_for_backward(index, txt, img)
     tokens = transformer.proj_out(transformer.norm_out(img, temb))
     return unpack_latents(tokens, height, width)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _like_later_inputs(tokens: torch.Tensor) -> torch.Tensor:
+    """The same in memory of its own, and needing a gradient, as what blocks give to each other: else the first
+    block is compiled apart from the others, which costs a run more time than the gradient that nobody asks for."""
+    return tokens.clone().requires_grad_(torch.is_grad_enabled())
 
 
 def _as_one(txt: torch.Tensor, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
