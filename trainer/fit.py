@@ -9,7 +9,7 @@ from trainer.cache import CacheKeys
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
 from trainer.memory.bytes import Work
-from trainer.memory.choose import MemoryPlan, allowed_by, look_at, make_memory_plan
+from trainer.memory.choose import MemoryPlan, allowed_by, look_at, make_memory_plan, with_faster
 from trainer.memory.record import find_measured, record_key
 from trainer.plan import AdapterPlan, Plan, optimizer_bytes_per_number, trained_itemsize
 
@@ -20,7 +20,10 @@ def plan_memory(
     """What the run will take on a device, and the fastest way to fit it in there."""
     work = work_of(config, data, adapter, keys)
     gpu = look_at(device)
-    return make_memory_plan(work, gpu, allowed_by(config, len(work.blocks), gpu, device), device)
+    plan = make_memory_plan(work, gpu, allowed_by(config, len(work.blocks), gpu, device), device)
+    if config.base_precision != "bf16" or not plan.choice.swapped:
+        return plan
+    return with_faster(plan, allowed_by(replace(config, base_precision="auto"), len(work.blocks), gpu, device))
 
 
 def with_measured(plan: Plan) -> Plan:

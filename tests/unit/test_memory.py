@@ -29,7 +29,17 @@ from trainer.memory.bytes import (
     step_bytes,
     step_flops,
 )
-from trainer.memory.choose import Allowed, Device, MemoryPlan, allowed_by, fastest, make_memory_plan, needed_bytes
+from trainer.memory.choose import (
+    Allowed,
+    Device,
+    MemoryPlan,
+    allowed_by,
+    expected_seconds,
+    fastest,
+    make_memory_plan,
+    needed_bytes,
+    with_faster,
+)
 from trainer.memory.record import LAST, Measured, Measuring, find_measured, keep_measured
 from trainer.models.quantized import Storage
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
@@ -186,6 +196,49 @@ def test_a_lower_precision_comes_before_swapping_and_only_when_allowed(full_size
     assert plan_for(work, 20, allowed).choice.precision == "fp8" and plan_for(work, 20, allowed).choice.swapped == 0
     assert plan_for(work, 11, allowed).choice.precision == "nf4"
     assert plan_for(work, 11).choice.precision == "bf16"
+
+
+def test_where_all_must_swap_the_first_of_equals_is_taken(full_size):
+    work = full_work(full_size)
+    allowed = Allowed(storages=(Storage("bf16"), Storage("fp8", True), Storage("fp8"), Storage("int8")))
+    for gib in (14, 11):
+        choice = plan_for(work, gib, allowed).choice
+        alone = plan_for(work, gib).choice
+        assert choice.storage == Storage("fp8") and choice.swapped
+        assert expected_seconds(work, GPU, choice) < expected_seconds(work, GPU, alone)
+    slow = {"link": 50e9, "flops": 20e12}  # copies of any size hide behind it
+    assert plan_for(work, 14, allowed, **slow).choice.precision == "fp8"
+
+
+def test_a_small_fast_card_recomputes_instead_of_waiting_for_copies(full_size):
+    """One H100, 23.5 GiB left free: 45 blocks swapped and 34 recomputed took 0.83 s a picture, the bus fully busy."""
+    work = full_work(full_size, recorded=True)
+    plan = plan_for(work, 23, flops=457e12, link=35e9)
+    assert plan.device
+    busy = Choice(checkpointed=34, swapped=45)
+    assert expected_seconds(work, plan.device, busy) == pytest.approx(0.83, rel=0.05)
+    assert expected_seconds(work, plan.device, plan.choice) < 0.62 and plan.choice.swapped < 42
+
+
+def test_what_would_be_faster_in_8_bits_is_said_and_not_done(full_size):
+    work, allowed = full_work(full_size), Allowed(storages=(Storage("bf16"), Storage("fp8")))
+    plan = with_faster(plan_for(work, 23), allowed)
+    assert plan.choice.precision == "bf16" and plan.choice.swapped
+    assert plan.faster and plan.faster.precision == "fp8" and not plan.faster.swapped
+    assert any("--base_precision=auto (the base in fp8, " in line for line in plan.lines())
+    roomy = plan_for(work, 79)
+    assert with_faster(roomy, allowed) == roomy
+    smaller = plan.smaller()
+    assert smaller and smaller.faster is None
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(("flags", "asked"), [({}, 0), ({"blocks_to_swap": 1}, 1)])
+def test_it_is_looked_for_only_where_blocks_are_swapped(workshop, monkeypatch, flags, asked):
+    found = []
+    monkeypatch.setattr(trainer.fit, "with_faster", lambda plan, allowed: found.append(allowed) or plan)
+    make_plan(workshop.config("faster", **SETTINGS, **flags))
+    assert len(found) == asked
 
 
 def test_given_flags_win():

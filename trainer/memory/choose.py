@@ -31,14 +31,18 @@ MARGIN = 0.03  # of the peak: what lies between torch's blocks of memory
 RESERVE = 0.6 * GIB  # kernels and libraries that load later, and their workspaces
 HOST_SHARE = 0.7  # of free host memory, for swapped blocks
 LESS = 0.08  # of the peak of what did not fit: so much less is asked for next
+CLEARLY = 0.95  # another choice is named when it is expected to take less than this share of the time
 COPY_COST = 0.1  # of a copy's time is lost even where computation hides it
+STEP_SHARE = 0.65  # of a large product's speed that a step's arithmetic reaches
+LINK_SHARE = 0.7  # of the speed of copies alone that copies beside computation reach
 LAUNCHING = 0.008  # seconds in which a host launches a block's kernels, forward and backward; a third more recomputed
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as far as planning goes. free, host_free: bytes; flops, link: per second, assumed until they matter."""
+    """A GPU as far as planning goes. free, host_free: bytes; flops, link: what a step computes and copies per
+    second, assumed until they matter."""
 
     name: str
     free: int
@@ -49,8 +53,9 @@ class Device:
     is_measured: bool = False
 
     def measured_on(self, device: torch.device) -> "Device":
-        """With the speed of a large product and of copies from the host, a tenth of a second's work."""
-        return replace(self, flops=_product_flops(device), link=_link_bytes(device), is_measured=True)
+        """With what a large product and copies from the host reach there, a tenth of a second's work."""
+        flops, link = STEP_SHARE * _product_flops(device), LINK_SHARE * _link_bytes(device)
+        return replace(self, flops=flops, link=link, is_measured=True)
 
 
 def look_at(device: torch.device) -> Device | None:
@@ -66,7 +71,7 @@ def look_at(device: torch.device) -> Device | None:
 
 
 def _product_flops(device: torch.device, side: int = 4096, times: int = 10) -> float:
-    matrix = torch.ones(side, side, dtype=torch.bfloat16, device=device)
+    matrix = torch.randn(side, side, dtype=torch.bfloat16, device=device)  # of equal numbers it would be faster
     return times * 2 * side**3 / _seconds(lambda: torch.mm(matrix, matrix), times)
 
 
@@ -125,13 +130,17 @@ def _storages(precision: Precision, device: torch.device) -> Iterator[Storage]:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One choice for a run on one device (None: the CPU), with what it is expected to take."""
+    """One choice for a run on one device (None: the CPU), with what it is expected to take.
+
+    faster: what would be chosen if the base might be kept in less than bf16, where that is expected to be faster.
+    """
 
     work: Work
     device: Device | None
     allowed: Allowed
     choice: Choice
     measured: Measured | None = None
+    faster: Choice | None = None
 
     @cached_property
     def bytes(self) -> StepBytes:
@@ -155,7 +164,7 @@ class MemoryPlan:
         free = needed_bytes(self.work, self.choice) - LESS * self.bytes.peak
         device = replace(self.device, free=int(free))
         choice = fastest(self.work, device, self.allowed)
-        return None if choice is None else replace(self, device=device, choice=choice, measured=None)
+        return None if choice is None else replace(self, device=device, choice=choice, measured=None, faster=None)
 
     def lines(self) -> list[str]:
         """The choice in words; nothing on the CPU."""
@@ -173,6 +182,9 @@ class MemoryPlan:
             without = step_bytes(self.work, replace(self.choice, checkpointed=0, swapped=0)).peak
             slower = f"a step has {self.slowdown:.2f} times the arithmetic"
             lines.append(f"  with neither it would take {without / GIB:.1f} GiB; so {slower}")
+        if self.faster:
+            words = in_words(self.work, self.faster)
+            lines.append(f"  faster, at a small loss of exactness: --base_precision=auto ({words})")
         if not self.measured and needed_bytes(self.work, self.choice) > self.device.free:
             lines.append("  this may not fit: a lower resolution, batch size or network_dim takes less")
         return lines
@@ -186,6 +198,15 @@ def make_memory_plan(work: Work, device: Device | None, allowed: Allowed, torch_
     if not device.unified and not device.is_measured and allowed.swapped is None:
         device = device.measured_on(torch_device)
     return MemoryPlan(work, device, allowed, fastest(work, device, allowed) or smallest(work, device, allowed))
+
+
+def with_faster(plan: MemoryPlan, allowed: Allowed) -> MemoryPlan:
+    """The plan, which keeps to bf16, with the choice of `allowed` where that is expected to take clearly less time."""
+    other = fastest(plan.work, plan.device, allowed) if plan.device else None
+    if plan.device is None or other is None:
+        return plan
+    seconds, now = (expected_seconds(plan.work, plan.device, choice) for choice in (other, plan.choice))
+    return replace(plan, faster=other) if seconds < CLEARLY * now else plan
 
 
 def _first(allowed: Allowed) -> Choice:
@@ -203,7 +224,8 @@ def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
     """The choice that fits and is expected to take the least time; None if none fits.
 
     The base in a lower precision comes after recomputing, and swapping blocks instead of recomputing
-    them only where the copies take less time.
+    them only where the copies take less time. Where nothing fits without swapping, all precisions are
+    compared with it, and of equals the first is taken.
     """
     for storage in allowed.storages:
         fitting = [
@@ -214,7 +236,8 @@ def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
         if fitting:
             return min(fitting, key=lambda choice: (expected_seconds(work, device, choice), choice.swapped))
     if len(allowed.storages) > 1:
-        return fastest(work, device, replace(allowed, storages=allowed.storages[-1:]))
+        alone = (fastest(work, device, replace(allowed, storages=(storage,))) for storage in allowed.storages)
+        return min(filter(None, alone), key=lambda choice: expected_seconds(work, device, choice), default=None)
     return None
 
 
