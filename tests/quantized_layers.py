@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainer.lora.adapter import adapter_parameters, add_lora, linear_modules
-from trainer.lora.blocks import join_layers, use_training_blocks
+from trainer.lora.blocks import layers_on_one_input, use_training_blocks
 from trainer.models.load import load_transformer
 from trainer.models.quantized import QuantizedLinear, Storage
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
@@ -39,10 +39,10 @@ class Adapted:
 
     def __init__(self, path, base: Any = "bf16", dtype=torch.float32, device: torch.device | str = "cpu", trained=True):
         self.dtype, self.device = dtype, torch.device(device)
-        self.transformer = load_transformer(path, device, dtype, base)
+        joined = layers_on_one_input if trained else None
+        self.transformer = load_transformer(path, device, dtype, base, joined=joined)
         if trained:
             use_training_blocks(self.transformer)
-            join_layers(self.transformer)
         add_lora(self.transformer, dict.fromkeys(linear_modules(self.transformer), 4), None, seed=7)
         self.parameters = adapter_parameters(self.transformer)
         for index, parameter in enumerate(self.parameters.values()):

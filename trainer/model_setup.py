@@ -9,7 +9,7 @@ from trainer.batches import num_img_tokens
 from trainer.compilation import compile_blocks, import_compiler, use_cache
 from trainer.config import TrainConfig
 from trainer.lora.adapter import Dropouts, add_lora
-from trainer.lora.blocks import join_layers, use_training_blocks
+from trainer.lora.blocks import layers_on_one_input, use_training_blocks
 from trainer.lora.file import copy_into, load_lora
 from trainer.models.attention import choose_attention
 from trainer.models.load import load_clip, load_transformer
@@ -33,11 +33,12 @@ def load_adapted_model(
     start = load_lora(config.network_weights) if config.network_weights else None
     memory, work = plan.memory, plan.memory.work
     waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, memory.choice.swapped)
-    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype, memory.choice.storage, waiting)
+    joined = None if memory.choice.swapped else layers_on_one_input
+    transformer = load_transformer(
+        config.pretrained_model_name_or_path, device, dtype, memory.choice.storage, waiting, joined
+    )
     swap_blocks(transformer, memory.choice.swapped, device)
     use_training_blocks(transformer)
-    if not memory.choice.swapped:
-        join_layers(transformer)
     shapes = Counter((len(draws), num_img_tokens(draws[0].sample)) for draws in plan.data.batches(0))
     masked, timed = config.apply_t5_attn_mask, not config.deterministic
     choose_attention(transformer, plan.keys.t5_length, shapes, masked, timed)

@@ -9,7 +9,7 @@ from tests.quantized_layers import Adapted, cosine, draw
 from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter
 from trainer.lora.projection import are_alike, project
 from trainer.models.products import FP8
-from trainer.models.quantized import QuantizedLinear, Storage, join
+from trainer.models.quantized import QuantizedLinear, Storage, fill, join
 
 WIDTHS = {"to_q": 32, "to_k": 32, "to_v": 48}  # of what the layers give, for an input of 64 numbers
 LAYOUTS = pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True)], ids=["one", "both"])
@@ -21,13 +21,13 @@ def stored(
     """A model of one block with three adapted layers, and these layers."""
     model, block = nn.Module(), nn.Module()
     model.transformer_blocks = nn.ModuleList([block])  # type: ignore[assignment]
-    for seed, (name, width) in enumerate(WIDTHS.items()):
-        layer = QuantizedLinear(64, width, storage)
-        layer.store(draw(width, 64, seed=seed) / 8)
-        layer.bias = nn.Parameter(draw(width, seed=seed + 10), requires_grad=False)
-        block.add_module(name, layer)
+    layers = {name: QuantizedLinear(64, width, storage) for name, width in WIDTHS.items()}
     if joined:
-        join([block.get_submodule(name) for name in WIDTHS])  # type: ignore[misc]
+        join([*layers.values()], "cpu", torch.float32)
+    for seed, (name, layer) in enumerate(layers.items()):
+        layer.store(draw(layer.out_features, 64, seed=seed) / 8)
+        fill(layer, "bias", draw(layer.out_features, seed=seed + 10))
+        block.add_module(name, layer)
     add_lora(model, {f"transformer_blocks.0.{name}": 4 for name in WIDTHS}, 8.0, seed=0, dropouts=dropouts)
     for seed, parameter in enumerate(adapter_parameters(model).values()):
         parameter.data.copy_(draw(*parameter.shape, seed=seed) / 4)

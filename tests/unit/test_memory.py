@@ -1,21 +1,17 @@
-"""What a step takes is foreseen, the fastest that fits is chosen, and a first step that does not fit is survived."""
+"""What a step takes is foreseen, what it took is remembered, and a first step that does not fit is survived."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import init_empty_weights
-from diffusers import FluxTransformer2DModel
 
 import trainer.fit
 import trainer.train
+from tests.full_size import GPU, full_work
 from tests.parity.test_transformer import make_transformer
 from tests.recipe_files import Finished, Workshop, make_workshop
 from trainer.bench.random_flux import ModelFiles
 from trainer.check import make_plan
-from trainer.config import TrainConfig
-from trainer.cuda_graphs import ROOM
 from trainer.faults import Faults
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
@@ -29,36 +25,10 @@ from trainer.memory.bytes import (
     step_bytes,
     step_flops,
 )
-from trainer.memory.choose import (
-    Allowed,
-    Device,
-    MemoryPlan,
-    allowed_by,
-    expected_seconds,
-    fastest,
-    make_memory_plan,
-    needed_bytes,
-    with_faster,
-)
 from trainer.memory.record import LAST, Measured, Measuring, find_measured, keep_measured
-from trainer.models.quantized import Storage
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 
 CPU = torch.device("cpu")
-GPU = Device("a GPU", free=80 * GIB, host_free=64 * GIB, flops=450e12, link=20e9, is_measured=True)
-
-
-@pytest.fixture(scope="module")
-def full_size() -> FluxTransformer2DModel:
-    with init_empty_weights():
-        return FluxTransformer2DModel(guidance_embeds=True)
-
-
-def full_work(transformer: FluxTransformer2DModel, rank: int = 16, pixels: int = 1024, **changes) -> Work:
-    blocks, outside = blocks_of(transformer, dict.fromkeys(linear_modules(transformer), rank))
-    trained = sum(block.adapter for block in blocks)
-    work = Work(blocks, outside, (pixels // 16) ** 2, 512, 1, 2, trained, 2, 0, False, True)
-    return replace(work, **changes)
 
 
 # Forward and backward of diffusers' compiled blocks with bf16 adapters on all linear layers of all blocks,
@@ -67,15 +37,15 @@ def full_work(transformer: FluxTransformer2DModel, rank: int = 16, pixels: int =
     ("rank", "pixels", "checkpointed", "measured"),
     [(16, 1024, 0, 50.5), (16, 1024, 57, 24.7), (256, 1024, 0, 54.0), (16, 512, 0, 32.1)],
 )
-def test_full_size_is_foreseen_within_a_tenth(full_size, rank, pixels, checkpointed, measured):
-    found = step_bytes(full_work(full_size, rank, pixels), Choice(checkpointed=checkpointed)).peak / GIB
+def test_full_size_is_foreseen_within_a_tenth(rank, pixels, checkpointed, measured):
+    found = step_bytes(full_work(rank, pixels), Choice(checkpointed=checkpointed)).peak / GIB
     assert found == pytest.approx(measured, rel=0.1)
 
 
-def test_arithmetic_of_full_size(full_size):
+def test_arithmetic_of_full_size():
     """FLUX.1-dev at 1024 px: 59.5 TFLOP of products and 14.9 of attention forward."""
-    assert step_flops(full_work(full_size), 0) == pytest.approx(171e12, rel=0.01)
-    assert step_flops(full_work(full_size), 57) == pytest.approx(245e12, rel=0.01)
+    assert step_flops(full_work(), 0) == pytest.approx(171e12, rel=0.01)
+    assert step_flops(full_work(), 57) == pytest.approx(245e12, rel=0.01)
 
 
 def counted(transformer, block: torch.nn.Module, batch: int, img_tokens: int, txt_tokens: int, is_double: bool) -> int:
@@ -121,16 +91,16 @@ def test_kept_bytes_are_what_autograd_keeps(chosen, batch):
         assert kept_bytes(block, work) == pytest.approx(found, rel=0.1)
 
 
-def test_a_double_block_frees_more_for_the_same_arithmetic(full_size):
-    work = full_work(full_size)
+def test_a_double_block_frees_more_for_the_same_arithmetic():
+    work = full_work()
     single, double = work.blocks[-1], work.blocks[0]
     assert double.is_double and not single.is_double
     assert kept_bytes(double, work) > 1.1 * kept_bytes(single, work)
     assert step_flops(work, 20) - step_flops(work, 19) == pytest.approx(step_flops(work, 1) - step_flops(work, 0))
 
 
-def test_more_recomputed_or_swapped_takes_less(full_size):
-    work = full_work(full_size)
+def test_more_recomputed_or_swapped_takes_less():
+    work = full_work()
     peaks = [step_bytes(work, Choice(checkpointed=count)).peak for count in range(57)]
     assert peaks == sorted(peaks, reverse=True)
     bases = [step_bytes(work, Choice(checkpointed=57, swapped=count)).peak for count in range(2, 38)]
@@ -138,138 +108,6 @@ def test_more_recomputed_or_swapped_takes_less(full_size):
     assert host_bytes(work, Choice(swapped=55)) / GIB > 20
     precisions = [step_bytes(work, Choice(precision)).base for precision in ("bf16", "fp8", "nf4")]
     assert precisions[0] > 1.9 * precisions[1] > 1.9 * 1.6 * precisions[2]
-
-
-def plan_for(work: Work, gib: float, allowed: Allowed | None = None, **device) -> MemoryPlan:
-    gpu = replace(GPU, **{"free": int(gib * GIB), **device})
-    return make_memory_plan(work, gpu, allowed or Allowed(), CPU)
-
-
-@pytest.mark.parametrize("gib", [79, 52, 48, 40, 31.5, 23.5, 15.5, 11.5])
-def test_what_is_chosen_fits_and_nothing_larger_would(full_size, gib):
-    work = full_work(full_size)
-    plan = plan_for(work, gib)
-    assert needed_bytes(work, plan.choice) <= gib * GIB
-    if plan.choice.checkpointed:
-        less = replace(plan.choice, checkpointed=plan.choice.checkpointed - 1)
-        assert needed_bytes(work, less) > gib * GIB
-    if gib == 79:
-        assert plan.choice == Choice()
-    if gib < 20:
-        assert plan.choice.swapped and plan.choice.checkpointed
-
-
-def test_swapping_is_chosen_only_where_copies_are_fast_enough(full_size):
-    work = full_work(full_size)
-    assert plan_for(work, 44, link=50e9, flops=100e12).choice.checkpointed == 0
-    assert plan_for(work, 44, link=2e9, flops=400e12).choice.swapped == 0
-
-
-def test_a_gpu_that_outruns_its_host_swaps_nothing_that_could_be_recorded(full_size):
-    """Swapped blocks cannot be recorded as CUDA graphs, and launching their kernels one by one takes longer."""
-    work, fast = full_work(full_size, rank=256), {"link": 50e9, "flops": 650e12}
-    assert plan_for(work, 48, **fast).choice.swapped > 0
-    recorded = plan_for(replace(work, recorded=True), 48, **fast).choice
-    assert recorded.swapped == 0 and recorded.checkpointed > 0
-    assert plan_for(replace(work, recorded=True), 44, link=50e9, flops=100e12).choice.swapped > 0  # a slower GPU
-
-
-def test_recorded_batches_leave_room_for_the_optimizer(full_size):
-    """Without it they are launched kernel by kernel after all: on one H100 at rank 256, 0.9 GiB were left of 78.7."""
-    work = full_work(full_size, rank=256)
-    for gib in (40, 48, 54):
-        plain, recorded = (plan_for(replace(work, recorded=each), gib, Allowed(swapped=0)) for each in (False, True))
-        assert recorded.bytes.peak < plain.bytes.peak
-        assert needed_bytes(recorded.work, recorded.choice) <= gib * GIB
-        assert gib * GIB - recorded.bytes.peak >= 0.03 * recorded.bytes.peak + ROOM
-
-
-def test_shared_memory_is_never_swapped(full_size):
-    for gib in (40, 24, 12):
-        assert plan_for(full_work(full_size), gib, unified=True).choice.swapped == 0
-
-
-def test_a_lower_precision_comes_before_swapping_and_only_when_allowed(full_size):
-    work = full_work(full_size)
-    allowed = Allowed(storages=(Storage("bf16"), Storage("fp8"), Storage("nf4")))
-    assert plan_for(work, 30, allowed).choice.precision == "bf16"
-    assert plan_for(work, 20, allowed).choice.precision == "fp8" and plan_for(work, 20, allowed).choice.swapped == 0
-    assert plan_for(work, 11, allowed).choice.precision == "nf4"
-    assert plan_for(work, 11).choice.precision == "bf16"
-
-
-def test_where_all_must_swap_the_first_of_equals_is_taken(full_size):
-    work = full_work(full_size)
-    allowed = Allowed(storages=(Storage("bf16"), Storage("fp8", True), Storage("fp8"), Storage("int8")))
-    for gib in (14, 11):
-        choice = plan_for(work, gib, allowed).choice
-        alone = plan_for(work, gib).choice
-        assert choice.storage == Storage("fp8") and choice.swapped
-        assert expected_seconds(work, GPU, choice) < expected_seconds(work, GPU, alone)
-    slow = {"link": 50e9, "flops": 20e12}  # copies of any size hide behind it
-    assert plan_for(work, 14, allowed, **slow).choice.precision == "fp8"
-
-
-def test_a_small_fast_card_recomputes_instead_of_waiting_for_copies(full_size):
-    """One H100, 23.5 GiB left free: 45 blocks swapped and 34 recomputed took 0.83 s a picture, the bus fully busy."""
-    work = full_work(full_size, recorded=True)
-    plan = plan_for(work, 23, flops=457e12, link=35e9)
-    assert plan.device
-    busy = Choice(checkpointed=34, swapped=45)
-    assert expected_seconds(work, plan.device, busy) == pytest.approx(0.83, rel=0.05)
-    assert expected_seconds(work, plan.device, plan.choice) < 0.62 and plan.choice.swapped < 42
-
-
-def test_what_would_be_faster_in_8_bits_is_said_and_not_done(full_size):
-    work, allowed = full_work(full_size), Allowed(storages=(Storage("bf16"), Storage("fp8")))
-    plan = with_faster(plan_for(work, 23), allowed)
-    assert plan.choice.precision == "bf16" and plan.choice.swapped
-    assert plan.faster and plan.faster.precision == "fp8" and not plan.faster.swapped
-    assert any("--base_precision=auto (the base in fp8, " in line for line in plan.lines())
-    roomy = plan_for(work, 79)
-    assert with_faster(roomy, allowed) == roomy
-    smaller = plan.smaller()
-    assert smaller and smaller.faster is None
-
-
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize(("flags", "asked"), [({}, 0), ({"blocks_to_swap": 1}, 1)])
-def test_it_is_looked_for_only_where_blocks_are_swapped(workshop, monkeypatch, flags, asked):
-    found = []
-    monkeypatch.setattr(trainer.fit, "with_faster", lambda plan, allowed: found.append(allowed) or plan)
-    make_plan(workshop.config("faster", **SETTINGS, **flags))
-    assert len(found) == asked
-
-
-def test_given_flags_win():
-    given = TrainConfig(checkpoint_blocks=3, blocks_to_swap=4)
-    assert allowed_by(given, 57, GPU, CPU) == Allowed(checkpointed=3, swapped=4)
-    assert allowed_by(TrainConfig(gradient_checkpointing=True), 57, GPU, CPU) == Allowed(checkpointed=57)
-    assert allowed_by(TrainConfig(), 57, GPU, CPU) == Allowed()
-    assert allowed_by(TrainConfig(memory="manual"), 57, GPU, CPU) == Allowed(checkpointed=0, swapped=0)
-    assert allowed_by(TrainConfig(), 57, None, CPU) == Allowed(checkpointed=0, swapped=0)
-
-
-def test_smaller_plans_take_less_each_time_and_end(full_size):
-    plan = plan_for(full_work(full_size), 79)
-    peaks = []
-    while plan:
-        peaks.append(plan.bytes.peak)
-        plan = plan.smaller()
-    assert 5 < len(peaks) < 40 and peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
-    assert fastest(full_work(full_size), replace(GPU, free=GIB), Allowed()) is None
-
-
-def test_a_plan_says_what_and_why(full_size):
-    work = full_work(full_size)
-    (line,) = plan_for(work, 79).lines()
-    assert "GiB" in line and "nothing recomputed" in line
-    text = " ".join(plan_for(work, 15.5).lines())
-    assert "56 of 57 blocks recomputed" in text and "in host memory" in text and "1.43 times" in text
-    assert "may not fit" in " ".join(plan_for(work, 3).lines())
-    measured = replace(plan_for(work, 79), measured=Measured(0.41, 52.1, 50.1, "2026-11-22"))
-    assert "0.41 s per picture, 52.1 GiB (measured here on 2026-11-22)" in measured.lines()[0]
-    assert make_memory_plan(work, None, Allowed(), CPU).lines() == []
 
 
 # --- what was measured
@@ -379,6 +217,15 @@ def test_nothing_smaller_is_a_fault(workshop, monkeypatch):
     fails(monkeypatch, "gradient", lambda _: True)
     with pytest.raises(Faults, match="first step: out of memory"):
         workshop.train("hopeless", **SETTINGS)
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(("flags", "asked"), [({}, 0), ({"blocks_to_swap": 1}, 1)])
+def test_it_is_looked_for_only_where_blocks_are_swapped(workshop, monkeypatch, flags, asked):
+    found = []
+    monkeypatch.setattr(trainer.fit, "with_faster", lambda plan, allowed: found.append(allowed) or plan)
+    make_plan(workshop.config("faster", **SETTINGS, **flags))
+    assert len(found) == asked
 
 
 def test_on_the_cpu_nothing_is_planned_or_said(workshop):

@@ -13,12 +13,14 @@ from tests.quantized_layers import EIGHT_BITS, PRECISIONS, Adapted, cosine, draw
 from trainer.bench.random_flux import ModelFiles
 from trainer.config import TrainConfig, config_differences, to_dict
 from trainer.lora.adapter import disabled_adapter, linear_modules
+from trainer.lora.blocks import layers_on_one_input
 from trainer.models import quantized
 from trainer.models.load import load_transformer
 from trainer.models.products import FP8, INT8, quantize_rows, widened
 from trainer.models.quantized import (
     QuantizedLinear,
     Storage,
+    allocate,
     alternative,
     make_quantized,
     precision_faults,
@@ -153,6 +155,40 @@ def test_weights_are_quantised_as_they_arrive(tiny_flux, monkeypatch):
     monkeypatch.setattr(QuantizedLinear, "store", store)
     transformer = load_transformer(tiny_flux.transformer, "cpu", torch.bfloat16, "int8")
     assert sum(alive.values()) == len(linear_modules(transformer))
+
+
+@pytest.mark.parametrize("joined", [None, layers_on_one_input])
+@pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True), Storage("int8")])
+def test_all_that_stays_has_its_memory_before_a_weight_comes(tiny_flux, monkeypatch, storage, joined):
+    """Taken in between what comes and goes, it would be scattered over a device's memory."""
+    first: list[dict[str, int]] = []
+    right = QuantizedLinear.store
+
+    def places() -> dict[str, int]:
+        return {name: layer.data_ptr() for name, layer in made[0].named_parameters() if not layer.is_meta}
+
+    def store(self, weight):
+        first.append(places()) if not first else None
+        right(self, weight)
+
+    made: list[nn.Module] = []
+    monkeypatch.setattr("trainer.models.load.allocate", lambda *all: made.append(all[0]) or allocate(*all))
+    monkeypatch.setattr(QuantizedLinear, "store", store)
+    transformer = load_transformer(tiny_flux.transformer, "cpu", torch.bfloat16, storage, joined=joined)
+    layers = [name for name, layer in transformer.named_modules() if isinstance(layer, QuantizedLinear)]
+    assert {f"{name}.weight" for name in layers} <= first[0].keys()
+    later = places()
+    assert all(later[name] == place for name, place in first[0].items())
+
+
+@pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True)])
+def test_joined_or_not_the_same_numbers_are_stored(tiny_flux, storage):
+    one, other = (
+        load_transformer(tiny_flux.transformer, "cpu", torch.bfloat16, storage, joined=joined).state_dict()
+        for joined in (None, layers_on_one_input)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name].float(), other[name].float()) for name in one)
 
 
 def test_adapters_are_placed_and_turned_off_as_on_plain_layers(tiny_flux):

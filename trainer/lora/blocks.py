@@ -21,8 +21,6 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import Tensor, nn
 
 from trainer.lora.projection import are_alike, project
-from trainer.models.products import FP8
-from trainer.models.quantized import QuantizedLinear, join
 
 Heads = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, tokens, heads, width of a head]
 Rotary = tuple[Tensor, Tensor]
@@ -37,14 +35,10 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     transformer._repeated_blocks = [DoubleBlock.__name__, SingleBlock.__name__]  # what is compiled
 
 
-def join_layers(transformer: FluxTransformer2DModel) -> None:
-    """Store fp8 layers that read one input as one, in all blocks; before they are adapted, and not where weights
-    are swapped."""
+def layers_on_one_input(transformer: FluxTransformer2DModel) -> list[tuple[nn.Module, ...]]:
+    """The layers of all blocks, grouped by what they read; not those of modulation."""
     groups = [group for block in transformer.transformer_blocks for group in _groups_of_double(block)]
-    groups += [group for block in transformer.single_transformer_blocks for group in _groups_of_single(block)]
-    for group in groups:
-        if isinstance(group[0], QuantizedLinear) and group[0].weight.dtype == FP8:
-            join(cast(Sequence[QuantizedLinear], group))
+    return groups + [group for block in transformer.single_transformer_blocks for group in _groups_of_single(block)]
 
 
 def _groups_of_double(block: Any) -> list[tuple[nn.Module, ...]]:

@@ -1,6 +1,6 @@
 """Adapted layers whose frozen weights are stored in fp8 as one matrix, multiplied together.
 
-As `trainer.lora.projection`, for weights that `trainer.models.quantized.join` has put together: one product in
+As `trainer.lora.projection`, for weights that `trainer.models.quantized.join` keeps together: one product in
 8 bits for all layers on an input, forward and backward, and the adapters' products in the precision of x. The
 input is quantised once for all layers, by the kernel that makes it where blocks are compiled, and so is the
 gradient, which arrives side by side.

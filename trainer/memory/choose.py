@@ -33,8 +33,8 @@ HOST_SHARE = 0.7  # of free host memory, for swapped blocks
 LESS = 0.08  # of the peak of what did not fit: so much less is asked for next
 CLEARLY = 0.95  # another choice is named when it is expected to take less than this share of the time
 COPY_COST = 0.1  # of a copy's time is lost even where computation hides it
-STEP_SHARE = 0.65  # of a large product's speed that a step's arithmetic reaches
-LINK_SHARE = 0.7  # of the speed of copies alone that copies beside computation reach
+STEP_SHARE = 0.6  # of a large product's speed that a step's arithmetic reaches
+LINK_SHARE = 0.63  # of the speed of copies alone that copies beside computation reach
 LAUNCHING = 0.008  # seconds in which a host launches a block's kernels, forward and backward; a third more recomputed
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 

@@ -6,7 +6,7 @@ file lacks or has too much is found from its header, before a byte of its weight
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from trainer.faults import Fault, Faults, raise_if_any
 from trainer.models.layout import autoencoder_to_diffusers, strip_prefix, transformer_to_diffusers
-from trainer.models.quantized import Precision, QuantizedLinear, Storage, make_quantized, say_storage
+from trainer.models.quantized import Precision, QuantizedLinear, Storage, allocate, fill, make_quantized, say_storage
 from trainer.models.weights import Header, read_header, stream_tensors, weight_names
 
 FLUX_AXES = (16, 56, 56)  # FLUX.1's split of a head of 128 into index, row and column
@@ -46,19 +46,26 @@ def load_transformer(
     dtype: torch.dtype,
     base: Storage | Precision = "bf16",
     waiting: tuple[str, ...] = (),
+    joined: Callable[[FluxTransformer2DModel], Sequence[Sequence[nn.Module]]] | None = None,
 ) -> FluxTransformer2DModel:
     """FLUX.1-dev's or schnell's transformer, frozen; `config.guidance_embeds` says which.
 
     base: how the blocks' linear layers are kept, bf16 meaning dtype; each is quantised on the device as it
-    arrives. waiting: how the names begin of what is then kept in host memory. Raises `Faults` naming every
-    tensor that is missing, unexpected or of another shape.
+    arrives. waiting: how the names begin of what is then kept in host memory. joined: which layers of it read one
+    input, to be stored as one in fp8 (`quantized.allocate`). Raises `Faults` naming every tensor that is missing,
+    unexpected or of another shape.
     """
     plan = plan_module(_header(path), plan_transformer)
     storage = base if isinstance(base, Storage) else Storage.for_device(base, device)
     if storage.precision == "bf16":
         return _fill(plan, device, dtype, waiting=waiting)
     say_storage(storage, device)
-    return _fill(plan, device, dtype, lambda module: make_quantized(module, storage), waiting)
+
+    def change(transformer: FluxTransformer2DModel) -> None:
+        make_quantized(transformer, storage)
+        allocate(transformer, storage, device, dtype, joined(transformer) if joined else (), waiting)
+
+    return _fill(plan, device, dtype, change, waiting)
 
 
 def load_autoencoder(path: Path, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
@@ -230,7 +237,7 @@ def _fill(
     plan: Plan,
     device: torch.device | str,
     dtype: torch.dtype,
-    change: Callable[[nn.Module], None] | None = None,
+    change: Callable[[Any], None] | None = None,
     waiting: tuple[str, ...] = (),
 ) -> Any:
     """The module with the file's weights. change: what is done to it while it is still empty; waiting: what
@@ -250,7 +257,7 @@ def _fill(
             if leaf == "weight" and isinstance(module, QuantizedLinear):
                 module.store(part)
             else:
-                setattr(module, leaf, nn.Parameter(part, requires_grad=False))
+                fill(module, leaf, part)
             if waiting and new.startswith(waiting):
                 _to_host(module)
     module = plan.module if waiting else plan.module.to(device)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -65,12 +65,15 @@ class Joined(NamedTuple):
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer without its weight until `store` is called.
+    """A frozen linear layer without its weight until `store` is called; `allocate` may give it memory before.
 
     weight: [N, K] e4m3 or int8, or nf4 as bitsandbytes packs it; scale: float32, [N] or one per 64 numbers;
     transposed: the weight as [K, N], or None; joined: with the layers whose weights are stored with this one's,
     of which it is the first. peft adapts it as the `nn.Linear` that it is.
     """
+
+    scale: nn.Parameter
+    transposed: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, storage: Storage):
         nn.Module.__init__(self)
@@ -80,15 +83,17 @@ class QuantizedLinear(nn.Linear):
             self.register_parameter(name, None)
 
     def store(self, weight: torch.Tensor) -> None:
-        """Quantise a weight [N, K] on the device where it is."""
+        """Quantise a weight [N, K] on the device where it is, into the layer's own memory if it has some."""
         precision = self.storage.precision
         if precision == "nf4":
             values, scale = products.quantize_nf4(weight)
         else:
             values, scale = products.quantize_rows(weight, EIGHT_BIT[precision])
-        self.weight, self.scale = _frozen(values), _frozen(scale.flatten())
+        stored = {"weight": values, "scale": scale.flatten()}
         if self.storage.both_layouts:
-            self.transposed = _frozen(values.t().contiguous())
+            stored["transposed"] = values.t()
+        for name, tensor in stored.items():
+            fill(self, name, tensor)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         y = products.product(input, self.weight, self.scale, self.transposed, self.out_features)
@@ -102,6 +107,15 @@ def _frozen(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
+def fill(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Make a tensor the module's frozen parameter: in the memory that it has already, or as its own."""
+    own = getattr(module, name)
+    if own is None or own.is_meta:
+        setattr(module, name, _frozen(tensor.contiguous()))
+    else:
+        own.data.copy_(tensor)
+
+
 def make_quantized(transformer: nn.Module, storage: Storage) -> None:
     """Put a `QuantizedLinear`, still empty, in the place of each linear layer of the blocks that is stored so."""
     for name, module in list(transformer.named_modules()):
@@ -110,22 +124,57 @@ def make_quantized(transformer: nn.Module, storage: Storage) -> None:
             transformer.set_submodule(name, QuantizedLinear(module.in_features, module.out_features, storage))
 
 
-def join(layers: Sequence[QuantizedLinear]) -> None:
-    """Store layers with biases that read one input as one matrix; what each has becomes a view of it."""
-    layers[0].joined = Joined(
-        weight=_as_one(layers, "weight"),
-        scale=_as_one(layers, "scale"),
-        transposed=None if layers[0].transposed is None else _as_one(layers, "transposed", dim=1),
-        bias=_as_one(layers, "bias"),
-    )
+def allocate(
+    transformer: nn.Module,
+    storage: Storage,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    joined: Sequence[Sequence[nn.Module]] = (),
+    waiting: tuple[str, ...] = (),
+) -> None:
+    """Take the memory of all 8-bit weights before the first of them comes.
+
+    What is quantised comes and goes in pieces of many sizes. If what stays were taken in between, it would lie
+    scattered, and the gaps, gigabytes of them, could be given back to nobody. joined: layers with biases (in
+    dtype) that read one input, stored as one where they are in fp8. waiting: how the names begin of what goes on
+    to host memory at once.
+    """
+    if storage.precision == "nf4":
+        return  # bitsandbytes makes its own
+    if storage.precision == "fp8":
+        for group in joined:
+            if all(isinstance(layer, QuantizedLinear) for layer in group):
+                join(cast(Sequence[QuantizedLinear], group), device, dtype)
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, QuantizedLinear) and layer.weight is None and not (waiting and name.startswith(waiting)):
+            _allocate_weights([layer], device)
 
 
-def _as_one(layers: Sequence[QuantizedLinear], name: str, dim: int = 0) -> torch.Tensor:
-    own = [getattr(layer, name).data for layer in layers]
-    if len(own) == 1:
-        return own[0]
-    whole = torch.cat(own, dim=dim)
-    for layer, part in zip(layers, whole.split([each.shape[dim] for each in own], dim=dim), strict=True):
+def join(layers: Sequence[QuantizedLinear], device: torch.device | str, dtype: torch.dtype) -> None:
+    """Let layers that read one input have one matrix, still without numbers; each has a view of it."""
+    weight, scale, transposed = _allocate_weights(layers, device)
+    bias = _shared_out(layers, "bias", torch.empty(len(scale), device=device, dtype=dtype))
+    layers[0].joined = Joined(weight, scale, transposed, bias)
+
+
+def _allocate_weights(
+    layers: Sequence[QuantizedLinear], device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What `Joined` has of these layers but their biases, and for each layer a view of it."""
+    storage, columns = layers[0].storage, layers[0].in_features
+    rows, dtype = sum(layer.out_features for layer in layers), EIGHT_BIT[storage.precision]
+    weight = _shared_out(layers, "weight", torch.empty(rows, columns, device=device, dtype=dtype))
+    scale = _shared_out(layers, "scale", torch.empty(rows, device=device))
+    if not storage.both_layouts:
+        return weight, scale, None
+    turned = torch.empty(columns, rows, device=device, dtype=dtype)
+    return weight, scale, _shared_out(layers, "transposed", turned, dim=1)
+
+
+def _shared_out(layers: Sequence[QuantizedLinear], name: str, whole: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """`whole`, of whose rows or columns each layer gets its own as a parameter."""
+    parts = whole.split([layer.out_features for layer in layers], dim=dim)
+    for layer, part in zip(layers, parts, strict=True):
         setattr(layer, name, _frozen(part))
     return whole
 
