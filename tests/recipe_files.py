@@ -179,30 +179,32 @@ def touching(name: str, step: int) -> Iterator[None]:
         yield
 
 
-def environment() -> dict[str, str]:
+def environment(**changes: str) -> dict[str, str]:
     """For processes that a test starts: this checkout, the CPU, no network, the same date in every file."""
     fixed = {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "ACCELERATE_USE_CPU": "true",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "SOURCE_DATE_EPOCH": "1700000000",
         "OMP_NUM_THREADS": "1",
     }
-    return {**os.environ, **fixed}
+    return {**os.environ, **fixed, **changes}
 
 
 @contextmanager
-def started(command: list[str], folder: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Run a command in `folder`; whatever it has started is ended with the block."""
+def started(command: list[str], folder: Path | None = None, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a command in `folder` with these in its environment; whatever it has started is ended with the block."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env=environment(), cwd=folder, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, env=environment(**variables), cwd=folder, start_new_session=True, **pipes)
     try:
         yield process
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 def wait_for(seen: Callable[[], bool], process: subprocess.Popen) -> None:

@@ -71,8 +71,10 @@ def trained(workshop: Workshop, place: str, monkeypatch, **settings) -> Trained:
         {"gradient_checkpointing": True, "optimizer_type": "Prodigy", "learning_rate": 1.0},
         {"validate_every_n_steps": 7, "ema_decay": 0.9},
         {"base_precision": "fp8", "torch_compile": True},
+        {"blocks_to_swap": 1, "checkpoint_blocks": 2, "validate_every_n_steps": 7},
+        {"blocks_to_swap": 2, "base_precision": "fp8", "torch_compile": True},
     ],
-    ids=["eager", "compiled", "checkpointed", "validated", "fp8"],
+    ids=["eager", "compiled", "checkpointed", "validated", "fp8", "swapped", "swapped-fp8"],
 )
 def test_a_recorded_training_is_the_same_training(workshop, monkeypatch, settings):
     name = "-".join(map(str, settings)) or "plain"
@@ -105,7 +107,7 @@ def test_a_recorded_training_ends_when_all_its_processes_are_told_to(workshop):
     settings = {"mixed_precision": "bf16", "torch_compile": True, "max_train_steps": 100_000, "log_every": 1}
     settings["dataset_config"] = workshop.folder / "two.toml"
     log = workshop.config("told", **settings).run_dir / "tj" / "log.jsonl"
-    with started(workshop.command("told", **settings)) as process:
+    with started(workshop.command("told", **settings), ACCELERATE_USE_CPU="false") as process:
         wait_for(lambda: log.exists() and log.read_text(encoding="utf-8").count('"kind": "step"') > 30, process)
         os.killpg(process.pid, signal.SIGTERM)
         output, _ = process.communicate(timeout=60)

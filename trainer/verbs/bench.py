@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,14 @@ def run(argv: Sequence[str]) -> int:
     length = Length(given.warm_up, given.pictures, given.profile)
     ready = [prepare(setting, given.work, length, given.mixed, given.num_processes) for setting in settings]
     described = _describe(given.peak_seconds)
+    name = "of the flags" if brings_own else _model_name(model)
+    results: list[Result] = []
     with ended_by_sigterm("stopped, and the training that was measured too."):
-        results = _measure_all(ready, given.repeat, described["peaks"])
-    found = report.as_json(described, "of the flags" if brings_own else _model_name(model), results)
-    print(report.render(found))
-    if given.output:
-        report.save(given.output, found)
+        for result in _measure_all(ready, given.repeat, described["peaks"]):
+            results.append(result)
+            if given.output:  # what is there is kept, whatever becomes of the next one
+                report.save(given.output, report.as_json(described, name, results))
+    print(report.render(report.as_json(described, name, results)))
     return int(any(result.figures is None for result in results))
 
 
@@ -170,13 +172,12 @@ def _describe(peak_seconds: float) -> dict[str, Any]:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def _measure_all(ready: Sequence[Prepared], repeat: int, peaks: dict[str, dict[str, Any]]) -> list[Result]:
-    results = []
+def _measure_all(ready: Sequence[Prepared], repeat: int, peaks: dict[str, dict[str, Any]]) -> Iterator[Result]:
     for prepared in ready:
         for number in range(1, repeat + 1):
             one = prepared if number == 1 else again(prepared, number)
             announce(f"{one.setting.name}: {one.job.steps} steps, output in {one.job.folder / 'output.txt'}")
-            results.append(measure(one, peaks))
-            found = results[-1].figures
-            announce(f"  {found.seconds_per_picture:.3f} s per picture" if found else f"  {results[-1].failure}")
-    return results
+            result = measure(one, peaks)
+            found = result.figures
+            announce(f"  {found.seconds_per_picture:.3f} s per picture" if found else f"  {result.failure}")
+            yield result
