@@ -9,7 +9,7 @@ from trainer.batches import num_img_tokens
 from trainer.compilation import compile_blocks, import_compiler, use_cache
 from trainer.config import TrainConfig
 from trainer.lora.adapter import Dropouts, add_lora
-from trainer.lora.blocks import layers_on_one_input, use_training_blocks
+from trainer.lora.blocks import layers_on_one_input, place_adapters_together, use_training_blocks
 from trainer.lora.file import copy_into, load_lora
 from trainer.models.attention import choose_attention
 from trainer.models.load import load_clip, load_transformer
@@ -33,9 +33,8 @@ def load_adapted_model(
     start = load_lora(config.network_weights) if config.network_weights else None
     memory, work = plan.memory, plan.memory.work
     waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, memory.choice.swapped)
-    joined = None if memory.choice.swapped else layers_on_one_input
     transformer = load_transformer(
-        config.pretrained_model_name_or_path, device, dtype, memory.choice.storage, waiting, joined
+        config.pretrained_model_name_or_path, device, dtype, memory.choice.storage, waiting, layers_on_one_input
     )
     swap_blocks(transformer, memory.choice.swapped, device)
     use_training_blocks(transformer)
@@ -49,6 +48,7 @@ def load_adapted_model(
         "dropouts": Dropouts(config.network_dropout or 0.0, network.rank_dropout, network.module_dropout),
     }
     add_lora(transformer, plan.adapter.ranks, **adapt)
+    place_adapters_together(transformer)
     text_encoder = None
     if config.text_encoder_lr > 0:
         text_encoder = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)

@@ -5,9 +5,19 @@ import torch
 from torch import Tensor, nn
 
 from tests.compilers import needs_inductor
+from tests.unit.test_offload import deep_transformer
 from trainer.lora import projection
-from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter
-from trainer.lora.projection import are_alike, project
+from trainer.lora.adapter import (
+    NO_DROPOUTS,
+    Dropouts,
+    adapter_parameters,
+    add_lora,
+    disabled_adapter,
+    linear_modules,
+)
+from trainer.lora.blocks import place_adapters_together, use_training_blocks
+from trainer.lora.projection import adapters_of, are_alike, project
+from trainer.lora.thin import in_precision_of_product, place_together
 
 WIDTHS = {"to_q": 6, "to_k": 6, "to_v": 10}  # of what the layers give
 
@@ -82,6 +92,42 @@ def test_layers_of_different_ranks_with_one_scale_go_together():
     assert are_alike(block.layers)
     expected = results(separately, model, block.layers, drawn((1, 5, 8)))
     assert_close(results(project, model, block.layers, drawn((1, 5, 8))), expected, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_in_one_memory_give_the_same_bits(dtype):
+    found = []
+    for together in (False, True):
+        model, block = adapted(dtype=dtype)
+        downs, ups = adapters_of(block.layers)
+        if together:
+            place_together(downs, ups)
+            assert len({parameter.untyped_storage().data_ptr() for parameter in (*downs, *ups)}) == 1
+        stack, casts = in_precision_of_product(downs, ups, torch.float32)
+        assert (stack.data_ptr() == downs[0].data_ptr()) == together  # read where they are, not copied
+        assert all(torch.equal(*pair) for pair in zip([*stack.split(4), *casts], [*downs, *ups], strict=True))
+        found.append(results(project, model, block.layers, drawn((2, 5, 8), dtype=dtype)))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_adapters_that_only_look_like_one_memory_are_copied():
+    parts = list(torch.arange(40.0).view(10, 4).split([4, 6]))
+    assert in_precision_of_product(parts[:1], parts[1:], torch.float32)[0].data_ptr() == parts[0].data_ptr()
+    for downs, ups in ((parts[1:], parts[:1]), ([parts[0].t()], parts[1:]), (parts[:1], [parts[1].bfloat16()])):
+        stack, casts = in_precision_of_product(downs, ups, torch.float32)
+        assert torch.equal(stack, downs[0]) and torch.equal(casts[0], ups[0].float())
+
+
+def test_all_adapters_of_a_transformer_are_placed_by_the_input_that_they_read():
+    transformer = deep_transformer(num_double=2, num_single=3)
+    use_training_blocks(transformer)
+    add_lora(transformer, dict.fromkeys(linear_modules(transformer), 2), None, seed=0)
+    before = {name: parameter.clone() for name, parameter in adapter_parameters(transformer).items()}
+    place_adapters_together(transformer)
+    parameters = adapter_parameters(transformer)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
+    memories = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
+    assert len(memories) == 2 * 9 + 3 * 3
 
 
 def test_an_input_that_needs_no_gradient_gets_none():

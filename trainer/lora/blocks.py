@@ -20,7 +20,8 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from trainer.lora.projection import are_alike, project
+from trainer.lora.projection import adapters_of, are_alike, project
+from trainer.lora.thin import place_together
 
 Heads = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, tokens, heads, width of a head]
 Rotary = tuple[Tensor, Tensor]
@@ -33,6 +34,15 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     for block in transformer.single_transformer_blocks:
         block.__class__ = SingleBlock
     transformer._repeated_blocks = [DoubleBlock.__name__, SingleBlock.__name__]  # what is compiled
+
+
+def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
+    """Let the adapters of layers that are multiplied together share one memory (`trainer.lora.thin`)."""
+    modulation = [_modulation_of_double(block) for block in transformer.transformer_blocks]
+    modulation += [_modulation_of_single(block) for block in transformer.single_transformer_blocks]
+    for group in [*layers_on_one_input(transformer), *modulation]:
+        if are_alike(group):
+            place_together(*adapters_of(group))
 
 
 def layers_on_one_input(transformer: FluxTransformer2DModel) -> list[tuple[nn.Module, ...]]:
@@ -49,6 +59,14 @@ def _groups_of_double(block: Any) -> list[tuple[nn.Module, ...]]:
 
 def _groups_of_single(block: Any) -> list[tuple[nn.Module, ...]]:
     return [_firsts(block), (block.proj_out,)]
+
+
+def _modulation_of_double(block: Any) -> tuple[nn.Module, ...]:
+    return block.norm1.linear, block.norm1_context.linear
+
+
+def _modulation_of_single(block: Any) -> tuple[nn.Module, ...]:
+    return (block.norm.linear,)
 
 
 def _qkv(attn: Any) -> tuple[nn.Module, ...]:
@@ -79,7 +97,7 @@ class DoubleBlock(FluxTransformerBlock):
         Returns text, image.
         """
         img, txt, attn = hidden_states, encoder_hidden_states, self.attn
-        of_img, of_txt = project((F.silu(temb),), (self.norm1.linear, self.norm1_context.linear))
+        of_img, of_txt = project((F.silu(temb),), _modulation_of_double(self))
         shift_img, scale_img, gate_img, *mlp_img = of_img[:, None].chunk(6, dim=-1)
         shift_txt, scale_txt, gate_txt, *mlp_txt = of_txt[:, None].chunk(6, dim=-1)
         normed_img = _modulated(self.norm1.norm, img, shift_img, scale_img)
@@ -111,7 +129,7 @@ class SingleBlock(FluxSingleTransformerBlock):
         """As `DoubleBlock.forward`."""
         txt_length, attn = encoder_hidden_states.shape[1], self.attn
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        (modulation,) = project((F.silu(temb),), (self.norm.linear,))
+        (modulation,) = project((F.silu(temb),), _modulation_of_single(self))
         shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
         normed = _modulated(self.norm.norm, tokens, shift, scale)
         up, *qkv = project((normed,), _firsts(self))

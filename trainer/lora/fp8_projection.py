@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.lora.thin import (
     adapter_gradients,
     columns_of,
+    empty_gradients,
     hidden_values,
     in_precision_of_product,
     ranks_of,
@@ -57,11 +58,11 @@ class _Fp8Projection(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2 : 2 + parts]
         turned = weight.t().contiguous() if transposed is None else transposed
         values, row_scale = quantize_rows(rows_of(dy) * weight_scale, weight.dtype)
-        dx, *found = _backward(values, row_scale, turned, dy, hidden, inputs, downs, ups, ctx.scale)
+        dx, d_down, *d_ups = _backward(values, row_scale, turned, dy, hidden, inputs, downs, ups, ctx.scale)
         # each part dense, as attention's backward takes its gradient to be
         of_parts = dx.split(columns_of(inputs), dim=-1) if parts > 1 else [dx]
         given = [each.contiguous() if want else None for each, want in zip(of_parts, wanted, strict=True)]
-        return None, None, *given, None, None, None, None, *found
+        return None, None, *given, None, None, None, None, *d_down.split(ranks_of(downs)), *d_ups
 
 
 @torch.library.custom_op("flux_dreambooth::adapted_fp8", mutates_args=())
@@ -108,20 +109,20 @@ def _backward(
     ups: Sequence[Tensor],
     scale: float,
 ) -> list[Tensor]:
-    """The gradient of the whole input [..., K], then of all downs, then of all ups.
+    """The gradient of the whole input [..., K], then of all downs as one, then of each up.
 
     values, row_scale: dy [..., N] in 8 bits, the scales of the weight's rows multiplied in; turned: [K, N].
     """
     x = inputs[0]
     down, casts = in_precision_of_product(downs, ups, x.dtype)
     dys, rows = split(rows_of(dy), [len(up) for up in ups]), [rows_of(each) for each in inputs]
-    d_hidden, found = adapter_gradients(dys, hidden, rows, downs, ups, casts, scale)
+    d_hidden, d_down, d_ups = adapter_gradients(dys, hidden, rows, downs, casts, scale)
     dx = multiply_fp8(values, row_scale, turned, None, None, x.dtype)
     dx.addmm_(d_hidden, down)
-    return [dx.view(*x.shape[:-1], -1), *found]
+    return [dx.view(*x.shape[:-1], -1), d_down, *d_ups]
 
 
 @_backward.register_fake
 def _(_values, _row_scale, turned, _dy, _hidden, inputs, downs, ups, _scale):
     x = inputs[0]
-    return [x.new_empty(*x.shape[:-1], len(turned)), *(torch.empty_like(each) for each in (*downs, *ups))]
+    return [x.new_empty(*x.shape[:-1], len(turned)), *empty_gradients(downs, ups)]

@@ -25,6 +25,7 @@ from trainer.lora.fp8_projection import project_fp8
 from trainer.lora.thin import (
     adapter_gradients,
     columns_of,
+    empty_gradients,
     hidden_values,
     in_precision_of_product,
     ranks_of,
@@ -47,13 +48,19 @@ def project(inputs: Sequence[Tensor], layers: Sequence[nn.Module]) -> tuple[Tens
         return tuple(layer(x) for layer in layers)
     adapted = cast(Sequence[LoraLayer], layers)
     scale = adapted[0].scaling[ADAPTER]
-    downs = [cast(Tensor, layer.lora_A[ADAPTER].weight) for layer in adapted]
-    ups = [cast(Tensor, layer.lora_B[ADAPTER].weight) for layer in adapted]
+    downs, ups = adapters_of(layers)
     bases = [cast(nn.Linear, layer.base_layer) for layer in adapted]
     if isinstance(bases[0], QuantizedLinear):
         return project_fp8(inputs, cast(Joined, bases[0].joined), downs, ups, scale)
     weights, biases = [base.weight for base in bases], [base.bias for base in bases]
     return _Projection.apply(scale, (len(inputs), len(layers)), *inputs, *weights, *biases, *downs, *ups)
+
+
+def adapters_of(layers: Sequence[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The down and the up projections of adapted layers."""
+    adapted = cast(Sequence[LoraLayer], layers)
+    downs, ups = ([getattr(layer, key)[ADAPTER].weight for layer in adapted] for key in ("lora_A", "lora_B"))
+    return downs, ups
 
 
 def are_alike(layers: Sequence[nn.Module]) -> bool:
@@ -100,7 +107,8 @@ class _Projection(torch.autograd.Function):
         found = _backward(list(gradients), hidden, inputs, weights, downs, ups, ctx.scale, wanted)
         of_inputs = iter(found[: sum(wanted)])
         dx = [next(of_inputs) if each else None for each in wanted]
-        return None, None, *dx, *[None] * (2 * layers), *found[sum(wanted) :]
+        d_down, *d_ups = found[sum(wanted) :]
+        return None, None, *dx, *[None] * (2 * layers), *d_down.split(ranks_of(downs)), *d_ups
 
 
 def _grouped(tensors: Sequence[Tensor], counts: tuple[int, int]) -> list[list[Tensor]]:
@@ -151,11 +159,11 @@ def _backward(
     scale: float,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients of those inputs that are wanted, then of all downs, then of all ups."""
+    """The gradients of those inputs that are wanted, then of all downs as one, then of each up."""
     columns, rows = columns_of(inputs), [rows_of(x) for x in inputs]
     dys = [rows_of(dy) for dy in gradients]
     down, casts = in_precision_of_product(downs, ups, inputs[0].dtype)
-    d_hidden, found = adapter_gradients(dys, hidden, rows, downs, ups, casts, scale)
+    d_hidden, d_down, d_ups = adapter_gradients(dys, hidden, rows, downs, casts, scale)
     down_parts = split(down, columns)
     weight_parts = [split(weight, columns) for weight in weights]
     dx = [
@@ -163,7 +171,7 @@ def _backward(
         for index, x in enumerate(inputs)
         if wanted[index]
     ]
-    return [*dx, *found]
+    return [*dx, d_down, *d_ups]
 
 
 @_backward.register_fake
@@ -173,4 +181,4 @@ def _(_gradients, _hidden, inputs, _weights, downs, ups, _scale, wanted):
         for x, want in zip(inputs, wanted, strict=True)
         if want
     ]
-    return [*dx, *(torch.empty_like(each) for each in (*downs, *ups))]
+    return [*dx, *empty_gradients(downs, ups)]

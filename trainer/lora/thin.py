@@ -7,7 +7,7 @@ into copies.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -30,16 +30,39 @@ def split(matrix: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     return torch.split(matrix, list(widths), dim=1)
 
 
+def place_together(downs: Sequence[nn.Parameter], ups: Sequence[nn.Parameter]) -> None:
+    """Put what these adapters have into one memory, in this order: so one kernel casts all of it at full speed."""
+    whole = torch.cat([parameter.detach().flatten() for parameter in (*downs, *ups)])
+    parts = whole.split([parameter.numel() for parameter in (*downs, *ups)])
+    for parameter, part in zip((*downs, *ups), parts, strict=True):
+        parameter.data = part.view(parameter.shape)
+
+
 def in_precision_of_product(
     downs: Sequence[Tensor], ups: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """All down projections [sum of ranks, K], one below the other, and each up projection: one kernel for all."""
-    stack = downs[0].new_empty(sum(ranks_of(downs)), downs[0].shape[1], dtype=dtype)
-    casts = [up if up.dtype == dtype else torch.empty_like(up, dtype=dtype) for up in ups]
-    copied = [(cast, up) for cast, up in zip(casts, ups, strict=True) if cast is not up]
-    copied += zip(stack.split(ranks_of(downs)), downs, strict=True)
-    torch._foreach_copy_([target for target, _ in copied], [source for _, source in copied])
-    return stack, casts
+    """All down projections [sum of ranks, K], one below the other, and each up projection.
+
+    They may be views of the adapters themselves, where those were placed together and have that precision.
+    """
+    whole = _one_memory([*downs, *ups])
+    if whole is None:
+        whole = torch.cat([each.flatten() for each in (*downs, *ups)])
+    parts = whole.to(dtype).split([sum(down.numel() for down in downs), *(up.numel() for up in ups)])
+    return parts[0].view(-1, downs[0].shape[1]), [part.view(up.shape) for part, up in zip(parts[1:], ups, strict=True)]
+
+
+def _one_memory(tensors: Sequence[Tensor]) -> Tensor | None:
+    """All of them as one [numbers] where they lie one after another."""
+    first = tensors[0]
+    end = first.data_ptr()
+    for tensor in tensors:
+        if tensor.dtype != first.dtype or tensor.data_ptr() != end or not tensor.is_contiguous():
+            return None
+        end += tensor.nbytes
+    if end - first.untyped_storage().data_ptr() > first.untyped_storage().nbytes():
+        return None  # neighbours by chance
+    return first.as_strided((sum(tensor.numel() for tensor in tensors),), (1,))
 
 
 def hidden_values(rows: Sequence[Tensor], down: Tensor) -> Tensor:
@@ -52,25 +75,36 @@ def adapter_gradients(
     hidden: Tensor,
     rows: Sequence[Tensor],
     downs: Sequence[Tensor],
-    ups: Sequence[Tensor],
     casts: Sequence[Tensor],
     scale: float,
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradient of the hidden values [tokens, sum of ranks], and those of all downs, then of all ups.
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The gradient of the hidden values [tokens, sum of ranks], that of all downs as one [sum of ranks, K], and
+    that of each up, both in the adapters' own precision.
 
     dys: of each layer's output, [tokens, N_i]; casts: the up projections in the precision of the product.
     """
     ranks = ranks_of(downs)
-    d_hidden, scaled = torch.empty_like(hidden), hidden * scale
+    d_hidden, scaled = torch.empty_like(hidden), hidden if scale == 1 else hidden * scale
     d_ups = []
     for dy, up, own, d_own in zip(dys, casts, split(scaled, ranks), split(d_hidden, ranks), strict=True):
         torch.mm(dy, up, out=d_own)
-        d_ups.append(dy.t() @ own)
-    d_hidden *= scale
-    d_downs = torch.cat([d_hidden.t() @ x for x in rows], dim=1) if len(rows) > 1 else d_hidden.t() @ rows[0]
-    found = [torch.empty_like(each) for each in (*downs, *ups)]  # the parts of d_downs are one tensor's
-    torch._foreach_copy_(found, [*d_downs.split(ranks), *d_ups])
-    return d_hidden, found
+        d_ups.append(_product(dy.t(), own, downs[0].dtype))
+    if scale != 1:
+        d_hidden *= scale
+    parts = [_product(d_hidden.t(), x, downs[0].dtype) for x in rows]
+    return d_hidden, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), d_ups
+
+
+def empty_gradients(downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
+    """What the last two of `adapter_gradients` look like."""
+    return [downs[0].new_empty(sum(ranks_of(downs)), downs[0].shape[1]), *map(torch.empty_like, ups)]
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right in dtype. A GPU writes the float32 in which it adds up, instead of rounding it before."""
+    if left.is_cuda and dtype == torch.float32 and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
 
 
 def sum_of_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
