@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from trainer.bench.random_flux import SIZES
 from trainer.lora.adapter import adapter_parameters, add_lora, linear_modules
 from trainer.lora.blocks import layers_on_one_input, use_training_blocks
 from trainer.models.load import load_transformer
+from trainer.models.offload import swap_blocks, swapped_names
 from trainer.models.quantized import QuantizedLinear, Storage
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 
+NUM_DOUBLE, NUM_SINGLE = SIZES["tiny"].double_blocks, SIZES["tiny"].single_blocks
 EIGHT_BITS = ["fp8", "int8"]
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs: pip install bitsandbytes")
 PRECISIONS = [*EIGHT_BITS, pytest.param("nf4", marks=needs_bitsandbytes)]
@@ -35,12 +38,23 @@ class Adapted:
     """The tiny FLUX with an adapter that is not zero, on a device, and a gradient of it.
 
     trained: with the blocks that training runs, whose layers are multiplied together; else diffusers' own.
+    swapped: how many blocks wait in host memory.
     """
 
-    def __init__(self, path, base: Any = "bf16", dtype=torch.float32, device: torch.device | str = "cpu", trained=True):
+    def __init__(
+        self,
+        path,
+        base: Any = "bf16",
+        dtype=torch.float32,
+        device: torch.device | str = "cpu",
+        trained: bool = True,
+        swapped: int = 0,
+    ):
         self.dtype, self.device = dtype, torch.device(device)
         joined = layers_on_one_input if trained else None
-        self.transformer = load_transformer(path, device, dtype, base, joined=joined)
+        waiting = swapped_names(NUM_DOUBLE, NUM_SINGLE, swapped)
+        self.transformer = load_transformer(path, device, dtype, base, waiting, joined)
+        swap_blocks(self.transformer, swapped, self.device)
         if trained:
             use_training_blocks(self.transformer)
         add_lora(self.transformer, dict.fromkeys(linear_modules(self.transformer), 4), None, seed=7)

@@ -23,13 +23,15 @@ from trainer.cache import free_memory
 from trainer.config import TrainConfig
 from trainer.data.dataset import Draw
 from trainer.lora.adapter import DownLinear
+from trainer.models.offload import BlockSwap, block_swap
 from trainer.models.weights import shares_host_memory
 from trainer.optim.foreach import gradients_or_zeros, with_gradient
 from trainer.step import AdaptedModel, batch_gradient
 
 log = logging.getLogger(__name__)
 RUNS_BEFORE = 2  # of a kind of batch, kernel by kernel: the first compiles, and both allocate what stays
-ROOM = 3 << 29  # bytes that stay free beside the graphs, for the optimizer's work and all that comes between steps
+ROOM = 3 << 29  # bytes that are to stay free beside the graphs, for all that comes between steps
+LEAST_ROOM = ROOM // 2  # what the optimizer's work must find there
 PATIENCE = 200  # batches until what is recorded no longer waits for kinds that have not come yet
 Kind = tuple[Any, ...]
 
@@ -107,7 +109,7 @@ class GradientGraphs:
             if self._pool is None and model.device.type == "cuda":
                 self._pool = torch.cuda.graph_pool_handle()
             self._recorded[kind] = self._record(model, batch, self._pool)
-            if (left := self._free(model.device)) < ROOM:
+            if (left := self._free(model.device)) < LEAST_ROOM:
                 raise RuntimeError(f"they would leave {left / 2**30:.1f} GiB of memory")
         except (RuntimeError, torch.OutOfMemoryError) as reason:
             self.is_broken = True
@@ -128,8 +130,6 @@ def why_not(config: TrainConfig, model: AdaptedModel) -> str | None:
         return "--cuda_graphs=false"
     if config.torch_compile and config.dynamo_backend == "cudagraphs":
         return "--dynamo_backend=cudagraphs records by itself"
-    if model.config.blocks_to_swap:
-        return "blocks are swapped"
     if model.text_encoder is not None:
         return "CLIP is trained"
     if any(isinstance(module, DownLinear) and module.drops for module in model.transformer.modules()):
@@ -159,12 +159,21 @@ def record_gradient(model: AdaptedModel, batch: Batch, pool: Any) -> Recorded:
     """Record `batch_gradient` without running it. Raises RuntimeError where something cannot be recorded."""
     inputs = batch.copied()
     loss = torch.zeros((), device=model.device)  # outside of the graphs' memory, which the next replay overwrites
-    graph = torch.cuda.CUDAGraph()
+    graph, swap = torch.cuda.CUDAGraph(), block_swap(model.transformer)
+    if swap:
+        swap.rewind()
     free_memory(model.device)
-    # other threads may go on using the GPU: pictures are prepared meanwhile
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        loss.copy_(batch_gradient(model, inputs))
-    return _Graph(graph, inputs, loss)
+    try:
+        # other threads may go on using the GPU: pictures are prepared meanwhile
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            loss.copy_(batch_gradient(model, inputs))
+            if swap:
+                swap.rewind()
+    except BaseException:
+        if swap:
+            swap.forget()
+        raise
+    return _Graph(graph, inputs, loss, swap)
 
 
 @dataclass(frozen=True)
@@ -172,8 +181,11 @@ class _Graph:
     graph: torch.cuda.CUDAGraph
     inputs: Batch
     loss: torch.Tensor
+    swap: BlockSwap | None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
+        if self.swap:
+            self.swap.rewind()
         given = batch.tensors()
         for name, tensor in self.inputs.tensors().items():
             tensor.copy_(given[name], non_blocking=True)

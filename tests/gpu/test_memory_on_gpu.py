@@ -8,14 +8,17 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from tests.unit.test_step import make_batch
+from trainer import cuda_graphs
 from trainer.batches import Batch
 from trainer.config import TrainConfig
+from trainer.cuda_graphs import record_gradient
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.memory.bytes import Choice, Work, blocks_of, step_bytes
 from trainer.memory.choose import look_at
 from trainer.models.offload import block_swap, swap_blocks
-from trainer.step import AdaptedModel, accumulate_gradients
+from trainer.optim.foreach import gradients_or_zeros
+from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -110,6 +113,48 @@ def test_recomputed_and_swapped_blocks_give_the_plain_gradient(checkpointed, swa
     model = make_model(checkpointed, swapped, compiled)
     for _ in range(3):  # each pass starts with what the one before has left in the slots
         assert_same(gradient(model, on_device), expected)
+
+
+@pytest.mark.parametrize(("checkpointed", "swapped"), [(0, 5), (12, 10), (4, 1)])
+def test_copies_are_recorded_beside_the_computation(checkpointed, swapped):
+    """Whatever the slots hold when a replay begins: what another replay, a step or a forward alone has left there."""
+    on_device = batch()
+    expected = gradient(make_model(), on_device)
+    model = make_model(checkpointed, swapped)
+    gradient(model, on_device)
+    gradients_or_zeros(model.parameters.values())
+    recorded = record_gradient(model, on_device, torch.cuda.graph_pool_handle())
+
+    def replayed() -> torch.Tensor:
+        clear_gradients(model.parameters.values(), in_place=True)
+        recorded(on_device)
+        return torch.cat([p.grad.flatten() for p in model.parameters.values() if p.grad is not None]).double()
+
+    for _ in range(3):
+        assert_same(replayed(), expected)
+    with torch.no_grad():
+        model.losses(on_device)
+    assert_same(replayed(), expected)
+    clear_gradients(model.parameters.values(), in_place=True)
+    accumulate_gradients(model, iter([on_device]), 1, 1, step=1)
+    assert_same(replayed(), expected)
+
+
+def test_a_recording_that_fails_leaves_swapped_blocks_as_they_were(monkeypatch):
+    on_device = batch()
+    expected = gradient(make_model(), on_device)
+    model = make_model(swapped=7)
+    gradient(model, on_device)
+
+    def refused(model: AdaptedModel, on_device: Batch) -> torch.Tensor:
+        batch_gradient(model, on_device)
+        raise RuntimeError("refused")
+
+    monkeypatch.setattr(cuda_graphs, "batch_gradient", refused)
+    with pytest.raises(RuntimeError, match="refused"):
+        record_gradient(model, on_device, torch.cuda.graph_pool_handle())
+    clear_gradients(model.parameters.values())
+    assert_same(gradient(model, on_device), expected)
 
 
 def test_swapping_never_waits_for_the_device():

@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.test_step import make_batch, make_model
 from trainer.batches import Batch
-from trainer.cuda_graphs import ROOM, RUNS_BEFORE, GradientGraphs, kind_of, why_not
+from trainer.cuda_graphs import LEAST_ROOM, RUNS_BEFORE, GradientGraphs, kind_of, why_not
 from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
 
 
@@ -35,7 +35,7 @@ class Recorder:
         return replay
 
 
-def recording(num_kinds: int, recorder: Recorder, free: int = ROOM) -> GradientGraphs:
+def recording(num_kinds: int, recorder: Recorder, free: int = LEAST_ROOM) -> GradientGraphs:
     return GradientGraphs(num_kinds, recorder, free=lambda _device: free)
 
 
@@ -124,12 +124,12 @@ def test_what_cannot_be_recorded_goes_on_and_is_told_once(caplog: pytest.LogCapt
 def test_graphs_that_leave_no_room_for_the_rest_are_let_go(caplog: pytest.LogCaptureFixture):
     groups = [[make_batch(1, step)] for step in range(5)]
     recorder = Recorder()
-    graphs = recording(1, recorder, free=ROOM - 1)
+    graphs = recording(1, recorder, free=LEAST_ROOM - 1)
     with caplog.at_level(logging.WARNING):
         found = steps(make_model(), graphs, groups)
     torch.testing.assert_close(found, steps(make_model(), None, groups))
     assert (len(recorder.recorded), recorder.replayed, graphs.holds_gradients) == (1, 0, False)
-    assert "they would leave 1.5 GiB of memory" in caplog.text
+    assert "they would leave 0.7 GiB of memory" in caplog.text
 
 
 def test_kinds_differ_in_shape_and_in_what_is_there():

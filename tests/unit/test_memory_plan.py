@@ -50,13 +50,17 @@ def test_swapping_is_chosen_only_where_copies_are_fast_enough():
     assert plan_for(work, 44, link=2e9, flops=400e12).choice.swapped == 0
 
 
-def test_a_gpu_that_outruns_its_host_swaps_nothing_that_could_be_recorded():
-    """Swapped blocks cannot be recorded as CUDA graphs, and launching their kernels one by one takes longer."""
-    work, fast = full_work(rank=256), {"link": 50e9, "flops": 650e12}
-    assert plan_for(work, 48, **fast).choice.swapped > 0
-    recorded = plan_for(replace(work, recorded=True), 48, **fast).choice
-    assert recorded.swapped == 0 and recorded.checkpointed > 0
-    assert plan_for(replace(work, recorded=True), 44, link=50e9, flops=100e12).choice.swapped > 0  # a slower GPU
+def test_a_gpu_that_outruns_its_host_is_waited_for_unless_batches_are_recorded():
+    work, fast = full_work(), replace(GPU, flops=650e12, link=50e9)
+    for choice in (Choice(), Choice(checkpointed=20), Choice(swapped=5)):
+        launched, recorded = (expected_seconds(replace(work, recorded=each), fast, choice) for each in (False, True))
+        assert launched > 1.2 * recorded
+
+
+def test_recorded_blocks_are_swapped_too():
+    work = full_work(recorded=True)
+    assert plan_for(work, 44, link=50e9, flops=100e12).choice.swapped > 0
+    assert plan_for(work, 15.5).choice.swapped > 0
 
 
 def test_recorded_batches_leave_room_for_the_optimizer():

@@ -11,11 +11,13 @@ from diffusers import FluxTransformer2DModel
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.parity.test_transformer import make_transformer
+from tests.quantized_layers import Adapted
 from tests.unit.test_step import CONFIG, gradient, make_batch
 from trainer.config import TrainConfig
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.models.offload import NUM_SLOTS, block_swap, swap_blocks, swapped_blocks, swapped_names
+from trainer.models.quantized import Storage
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 from trainer.step import AdaptedModel
 
@@ -61,6 +63,34 @@ def test_gradients_are_the_same_bits(plain, swapped, checkpoint_blocks):
     for expected, seed in zip(plain, (0, 5), strict=True):
         found, _ = gradient(model, [make_batch(2, seed), make_batch(1, seed + 1)])
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "storage", [Storage("bf16"), Storage("fp8"), Storage("fp8", both_layouts=True), Storage("int8")]
+)
+def test_quantised_and_joined_layers_are_swapped_as_they_are(tiny_flux, storage):
+    plain, swapped = Adapted(tiny_flux.transformer, storage), Adapted(tiny_flux.transformer, storage, swapped=2)
+    swap = block_swap(swapped.transformer)
+    assert swap and swap.host_bytes > 0
+    expected = plain.gradient()
+    for _ in range(2):
+        assert torch.equal(swapped.gradient(), expected)
+    one, other = plain.transformer.state_dict(), swapped.transformer.state_dict()
+    assert all(one[name].stride() == other[name].stride() for name in one)
+
+
+def test_it_begins_again_from_whatever_is_in_the_slots(plain):
+    model = make_model(5)
+    swap = block_swap(model.transformer)
+    assert swap
+    for unsettle in (lambda: swap.bring(6), swap.forget, swap.rewind, lambda: (swap.forget(), swap.rewind())):
+        unsettle()
+        assert torch.equal(gradient(model, [make_batch(2, 0), make_batch(1, 1)])[0], plain[0])
+    assert swap.held == [0, 1]
+    swap.bring(6)
+    assert swap.held != [0, 1]
+    swap.rewind()
+    assert swap.held == [0, 1]
 
 
 def test_a_forgotten_copy_would_be_seen(plain):

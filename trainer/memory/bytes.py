@@ -46,7 +46,7 @@ class Work:
     img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes of a number in the computation;
     outside: frozen numbers outside the blocks; trained: numbers of all adapters, CLIP's included;
     trained_itemsize: theirs; optimizer: bytes of its state, averages included; beside: other models' bytes;
-    accumulates: a step has several batches; recorded: they are recorded as CUDA graphs where nothing is swapped.
+    accumulates: a step has several batches; recorded: they are recorded as CUDA graphs.
     """
 
     blocks: tuple[Block, ...]
@@ -91,10 +91,6 @@ class Choice:
     both_layouts: bool = False
     checkpointed: int = 0
     swapped: int = 0
-
-    def records(self, work: Work) -> bool:
-        """Whether batches are recorded as CUDA graphs."""
-        return work.recorded and not self.swapped
 
     @property
     def storage(self) -> Storage:

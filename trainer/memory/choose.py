@@ -216,8 +216,7 @@ def _first(allowed: Allowed) -> Choice:
 
 def needed_bytes(work: Work, choice: Choice) -> float:
     """What has to be free for a choice: its peak, and room beside it."""
-    room = RESERVE + (ROOM if choice.records(work) else 0)
-    return step_bytes(work, choice).peak * (1 + MARGIN) + room
+    return step_bytes(work, choice).peak * (1 + MARGIN) + RESERVE + (ROOM if work.recorded else 0)
 
 
 def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
@@ -271,12 +270,11 @@ def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
 def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
     """Time of a step for comparing choices of one device: arithmetic at a large product's speed, copies beside it.
 
-    A GPU can be faster than its host launches kernels; what is recorded as a CUDA graph needs no launches, but
-    swapped blocks cannot be recorded.
+    A GPU can be faster than its host launches kernels; what is recorded as a CUDA graph needs no launches.
     """
     computing = step_flops(work, choice.checkpointed) / device.flops
     copying = copied_bytes(work, choice) / device.link
-    launching = 0.0 if choice.records(work) else LAUNCHING * (len(work.blocks) + choice.checkpointed / 3)
+    launching = 0.0 if work.recorded else LAUNCHING * (len(work.blocks) + choice.checkpointed / 3)
     return max(computing + COPY_COST * copying, copying, launching)
 
 

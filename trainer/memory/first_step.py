@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from trainer.faults import Fault, Faults
+from trainer.memory.bytes import GIB
 from trainer.memory.choose import MemoryPlan, in_words
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,21 @@ def _begin_again(run: CanShrink) -> None:
     memory = run.memory.smaller()
     if memory is None:
         raise Faults([out_of_memory("the first step", run.memory)])
-    log.warning("memory: out of memory in the first step; once more with %s", in_words(memory.work, memory.choice))
+    on_gpu = run.accelerator.device.type == "cuda"
+    reached = f", with {_reached(run.accelerator.device)}" if on_gpu else ""
+    words = in_words(memory.work, memory.choice)
+    log.warning("memory: out of memory in the first step%s; once more with %s", reached, words)
     run.let_go()
     gc.collect()
-    if run.accelerator.device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
     run.load_again(memory)
+
+
+def _reached(device: torch.device) -> str:
+    tensors, taken = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    return f"{tensors / GIB:.1f} GiB of tensors in {taken / GIB:.1f} GiB taken from the device"
 
 
 @contextmanager

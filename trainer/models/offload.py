@@ -5,14 +5,20 @@ slots, each as large as the largest swapped block; the n-th swapped block always
 their number, and its parameters point there for good. Only the bytes in a slot change. So nothing that
 autograd or a compiled block keeps of a parameter (a transposed view, an address, a guard) is ever
 wrong or new, as long as the right bytes are there before the block runs, forward, backward or again.
+
+Copies can be recorded in a CUDA graph with the computation beside them. What is recorded counts on the bytes
+that are in the slots when a replay begins, so that `rewind` comes before it, and last of what is recorded.
 """
 
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from trainer.models.quantized import QuantizedLinear
 
 NUM_SLOTS = 2  # one in use, one being filled
 DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
@@ -55,15 +61,15 @@ class BlockSwap:
 
     def __init__(self, blocks: Sequence[nn.Module], indices: Sequence[int], device: torch.device):
         self.positions = {index: position for position, index in enumerate(sorted(indices))}
-        frozen = [list(_frozen_tensors(blocks[index])) for index in self.positions]
-        sizes = [sum(map(_padded_bytes, tensors)) for tensors in frozen]
-        pin = device.type == "cuda"
-        self.hosts = [_packed(tensors, size, pin) for tensors, size in zip(frozen, sizes, strict=True)]
+        frozen = [_pieces(blocks[index]) for index in self.positions]
+        sizes = [sum(piece.padded_bytes for piece in pieces) for pieces in frozen]
         slots = min(NUM_SLOTS, len(frozen))
         self.slots = [torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(slots)]
+        self.hosts = []
+        for position, (pieces, size) in enumerate(zip(frozen, sizes, strict=True)):
+            self.hosts.append(_packed(pieces, size, pin=device.type == "cuda"))
+            _point_into(self.slots[position % slots], pieces)  # which frees what was there before the next is packed
         self.held: list[int | None] = [None] * slots  # which position's bytes a slot has, or is getting
-        for position, tensors in enumerate(frozen):
-            _point_into(self.slots[position % slots], tensors)
         self.copying = _CopyStream(device, slots) if device.type == "cuda" else None
 
     @property
@@ -87,6 +93,21 @@ class BlockSwap:
                 self._fetch(position + direction * ahead)
         if self.copying:
             self.copying.wait_for(position % len(self.slots))
+
+    def rewind(self) -> None:
+        """Have the first blocks' weights in place, as a forward finds them after a backward, and no copy under way."""
+        if self.copying:
+            self.copying.mark()
+        for position in range(len(self.slots)):
+            self._fetch(position)
+            if self.copying:
+                self.copying.wait_for(position)
+
+    def forget(self) -> None:
+        """Count on nothing that is in the slots: what was being recorded has not been copied."""
+        self.held = [None] * len(self.slots)
+        if self.copying:
+            self.copying.is_under_way = [False] * len(self.slots)
 
     def bring_for_backward(self, index: int, txt: torch.Tensor, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's outputs, unchanged; their gradients bring its weights before its backward begins."""
@@ -115,6 +136,7 @@ class _CopyStream:
         self.stream = torch.cuda.Stream(device)
         self.enqueued = torch.cuda.Event()  # the computation so far
         self.copied = [torch.cuda.Event() for _ in range(slots)]
+        self.is_under_way = [False] * slots  # a copy that the computation has not been told to wait for
 
     def mark(self) -> None:
         """Let later copies start only after all computation that was enqueued so far."""
@@ -125,10 +147,14 @@ class _CopyStream:
         with torch.cuda.stream(self.stream):
             target.copy_(host, non_blocking=True)
             self.copied[slot].record(self.stream)
+        self.is_under_way[slot] = True
 
     def wait_for(self, slot: int) -> None:
-        """Let later computation start only after the slot's last copy."""
-        torch.cuda.current_stream(self.device).wait_event(self.copied[slot])
+        """Let later computation start only after the slot's last copy. Once: a recording may wait for no copy but
+        its own."""
+        if self.is_under_way[slot]:
+            torch.cuda.current_stream(self.device).wait_event(self.copied[slot])
+            self.is_under_way[slot] = False
 
 
 class _BringInBackward(torch.autograd.Function):
@@ -167,23 +193,72 @@ def swapped_names(num_double: int, num_single: int, count: int) -> tuple[str, ..
     )
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Frozen tensors of a block in one memory: a parameter, or layers' parts of a matrix and the matrix itself."""
+
+    tensors: Sequence[torch.Tensor]
+
+    @property
+    def begin(self) -> int:
+        """The first byte that any of them uses."""
+        return min(map(_offset, self.tensors))
+
+    @property
+    def num_bytes(self) -> int:
+        """From there to the last one."""
+        return max(_offset(tensor) + _span(tensor) for tensor in self.tensors) - self.begin
+
+    @property
+    def padded_bytes(self) -> int:
+        """What it takes of a slot."""
+        return -(-self.num_bytes // ALIGNMENT) * ALIGNMENT
+
+    def raw(self) -> torch.Tensor:
+        """Its bytes as they are, [num_bytes] uint8."""
+        first = self.tensors[0].detach()
+        whole = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
+        return whole[self.begin : self.begin + self.num_bytes]
+
+    def move_to(self, memory: torch.Tensor) -> None:
+        """Let all of its tensors point there, [num_bytes] uint8, each as far from the begin as it was."""
+        begin = self.begin
+        for tensor in self.tensors:
+            own = memory[_offset(tensor) - begin :][: _span(tensor)].view(tensor.dtype)
+            tensor.data = own.as_strided(tensor.shape, tensor.stride())
+
+
+def _offset(tensor: torch.Tensor) -> int:
+    return int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _span(tensor: torch.Tensor) -> int:
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size() if tensor.numel() else 0
+
+
+def _pieces(block: nn.Module) -> list[_Piece]:
+    pieces: dict[int, list[torch.Tensor]] = {}
+    for tensor in _frozen_tensors(block):
+        pieces.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    return [_Piece(tensors) for tensors in pieces.values()]
+
+
 def _frozen_tensors(block: nn.Module) -> Iterator[torch.Tensor]:
     yield from (parameter for parameter in block.parameters() if not parameter.requires_grad)
     yield from block.buffers()
+    for module in block.modules():
+        if isinstance(module, QuantizedLinear) and module.joined:
+            yield from (tensor for tensor in module.joined if tensor is not None)
 
 
-def _padded_bytes(tensor: torch.Tensor) -> int:
-    return -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
-
-
-def _packed(tensors: Sequence[torch.Tensor], size: int, pin: bool) -> torch.Tensor:
-    """The tensors' bytes one after another in host memory, page-locked for a GPU."""
+def _packed(pieces: Sequence[_Piece], size: int, pin: bool) -> torch.Tensor:
+    """The pieces' bytes one after another in host memory, page-locked for a GPU."""
     host = torch.empty(size, dtype=torch.uint8)
     offset = 0
-    for tensor in tensors:
-        raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        host[offset : offset + len(raw)].copy_(raw)
-        offset += _padded_bytes(tensor)
+    for piece in pieces:
+        host[offset : offset + piece.num_bytes].copy_(piece.raw())
+        offset += piece.padded_bytes
     if pin:
         _lock_pages(host)
     return host
@@ -197,9 +272,9 @@ def _lock_pages(host: torch.Tensor) -> None:
     weakref.finalize(host, runtime.cudaHostUnregister, address)
 
 
-def _point_into(slot: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+def _point_into(slot: torch.Tensor, pieces: Sequence[_Piece]) -> None:
     offset = 0
-    for tensor in tensors:
-        num_bytes = tensor.numel() * tensor.element_size()
-        tensor.data = slot[offset : offset + num_bytes].view(tensor.dtype).view(tensor.shape)
-        offset += _padded_bytes(tensor)
+    for piece in pieces:
+        length = piece.padded_bytes
+        piece.move_to(slot[offset : offset + length])
+        offset += length

@@ -5,7 +5,7 @@ in 4 bits, for cards with little memory. Embedders, norms without weights and th
 are, and so do layers of modulation where a weight is kept in both layouts: they see one row a picture, so
 for the same bytes they need not be widened each time. Everything that is stored is a plain `nn.Parameter`
 that needs no gradient, so that whatever moves a model's parameters between devices moves these too, unless
-layers were joined; never cast such a module to another dtype.
+layers were joined, which share their memory; never cast such a module to another dtype.
 """
 
 import logging
@@ -136,18 +136,20 @@ def allocate(
 
     What is quantised comes and goes in pieces of many sizes. If what stays were taken in between, it would lie
     scattered, and the gaps, gigabytes of them, could be given back to nobody. joined: layers with biases (in
-    dtype) that read one input, stored as one where they are in fp8. waiting: how the names begin of what goes on
-    to host memory at once.
+    dtype) that read one input, stored as one where they are in fp8. waiting: how the names begin of what is kept
+    in host memory.
     """
     if storage.precision == "nf4":
         return  # bitsandbytes makes its own
-    if storage.precision == "fp8":
-        for group in joined:
-            if all(isinstance(layer, QuantizedLinear) for layer in group):
-                join(cast(Sequence[QuantizedLinear], group), device, dtype)
-    for name, layer in transformer.named_modules():
-        if isinstance(layer, QuantizedLinear) and layer.weight is None and not (waiting and name.startswith(waiting)):
-            _allocate_weights([layer], device)
+    layers = {layer: name for name, layer in transformer.named_modules() if isinstance(layer, QuantizedLinear)}
+    places = {layer: "cpu" if waiting and name.startswith(waiting) else device for layer, name in layers.items()}
+    for group in joined if storage.precision == "fp8" else ():
+        if all(isinstance(layer, QuantizedLinear) for layer in group):
+            together = cast(Sequence[QuantizedLinear], group)
+            join(together, places[together[0]], dtype)
+    for layer, place in places.items():
+        if layer.weight is None:
+            _allocate_weights([layer], place)
 
 
 def join(layers: Sequence[QuantizedLinear], device: torch.device | str, dtype: torch.dtype) -> None:
