@@ -182,6 +182,9 @@ class MemoryPlan:
             without = step_bytes(self.work, replace(self.choice, checkpointed=0, swapped=0)).peak
             slower = f"a step has {self.slowdown:.2f} times the arithmetic"
             lines.append(f"  with neither it would take {without / GIB:.1f} GiB; so {slower}")
+            if self.device.is_measured:
+                flops, link = f"{self.device.flops / 1e12:.0f} TFLOP/s", f"{self.device.link / 1e9:.0f} GB/s"
+                lines.append(f"  reckoned with {flops} here, and {link} for copies beside them")
         if self.faster:
             words = in_words(self.work, self.faster)
             lines.append(f"  faster, at a small loss of exactness: --base_precision=auto ({words})")
