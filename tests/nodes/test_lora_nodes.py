@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COM
 APPLY = Path(__file__).with_name("apply_loras.py")
 LAYERS, CLIP = make_layers(), make_clip_layers()
 COUNTED = {"double": "img_mod.lin.weight", "single": "modulation.lin.weight"}  # in every block
-SLOWER_AT_MOST = 1.5  # times core's loader, which maps the file: 1.02 and 1.05 were measured on one machine, 1.3 on one
+SLOWER_AT_MOST = 1.2  # times core's loader; 1.02 and 1.05 were measured on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_the_report_counts_what_fits(answers: dict[str, Any]):
     assert "tjtoy toy" in answers["reports"]["ours"]["text"]
 
 
-def test_loading_costs_little_more_than_cores(answers: dict[str, Any]):
+def test_loading_costs_no_more_than_cores(answers: dict[str, Any]):
     cost = answers["cost"]
     print(f"rank 16, all blocks: ours {cost['ours']:.3f} s, core {cost['core']:.3f} s")
     assert cost["modules"] == 19 * 10 + 38 * 3
