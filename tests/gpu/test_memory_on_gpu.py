@@ -73,10 +73,13 @@ def batch() -> Batch:
 
 def gradient(model: AdaptedModel, on_device: Batch) -> torch.Tensor:
     accumulate_gradients(model, iter([on_device]), 1, 1, step=1)
-    found = torch.cat([p.grad.flatten() for p in model.parameters.values() if p.grad is not None]).double()
-    for parameter in model.parameters.values():
-        parameter.grad = None
+    found = in_one(model)
+    clear_gradients(model.parameters.values())
     return found
+
+
+def in_one(model: AdaptedModel) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters.values() if p.grad is not None]).double()
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -128,7 +131,7 @@ def test_copies_are_recorded_beside_the_computation(checkpointed, swapped):
     def replayed() -> torch.Tensor:
         clear_gradients(model.parameters.values(), in_place=True)
         recorded(on_device)
-        return torch.cat([p.grad.flatten() for p in model.parameters.values() if p.grad is not None]).double()
+        return in_one(model)
 
     for _ in range(3):
         assert_same(replayed(), expected)

@@ -58,8 +58,7 @@ def project(inputs: Sequence[Tensor], layers: Sequence[nn.Module]) -> tuple[Tens
 
 def adapters_of(layers: Sequence[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The down and the up projections of adapted layers."""
-    adapted = cast(Sequence[LoraLayer], layers)
-    downs, ups = ([getattr(layer, key)[ADAPTER].weight for layer in adapted] for key in ("lora_A", "lora_B"))
+    downs, ups = ([getattr(layer, key)[ADAPTER].weight for layer in layers] for key in ("lora_A", "lora_B"))
     return downs, ups
 
 

@@ -32,9 +32,10 @@ def split(matrix: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
 
 def place_together(downs: Sequence[nn.Parameter], ups: Sequence[nn.Parameter]) -> None:
     """Put what these adapters have into one memory, in this order: so one kernel casts all of it at full speed."""
-    whole = torch.cat([parameter.detach().flatten() for parameter in (*downs, *ups)])
-    parts = whole.split([parameter.numel() for parameter in (*downs, *ups)])
-    for parameter, part in zip((*downs, *ups), parts, strict=True):
+    adapters = [*downs, *ups]
+    whole = torch.cat([parameter.detach().flatten() for parameter in adapters])
+    parts = whole.split([parameter.numel() for parameter in adapters])
+    for parameter, part in zip(adapters, parts, strict=True):
         parameter.data = part.view(parameter.shape)
 
 

@@ -68,7 +68,8 @@ class BlockSwap:
         self.hosts = []
         for position, (pieces, size) in enumerate(zip(frozen, sizes, strict=True)):
             self.hosts.append(_packed(pieces, size, pin=device.type == "cuda"))
-            _point_into(self.slots[position % slots], pieces)  # which frees what was there before the next is packed
+            for piece, place in _places(self.slots[position % slots], pieces):
+                piece.move_to(place)  # which frees what was there before the next block is packed
         self.held: list[int | None] = [None] * slots  # which position's bytes a slot has, or is getting
         self.copying = _CopyStream(device, slots) if device.type == "cuda" else None
 
@@ -255,10 +256,8 @@ def _frozen_tensors(block: nn.Module) -> Iterator[torch.Tensor]:
 def _packed(pieces: Sequence[_Piece], size: int, pin: bool) -> torch.Tensor:
     """The pieces' bytes one after another in host memory, page-locked for a GPU."""
     host = torch.empty(size, dtype=torch.uint8)
-    offset = 0
-    for piece in pieces:
-        host[offset : offset + piece.num_bytes].copy_(piece.raw())
-        offset += piece.padded_bytes
+    for piece, place in _places(host, pieces):
+        place.copy_(piece.raw())
     if pin:
         _lock_pages(host)
     return host
@@ -272,9 +271,9 @@ def _lock_pages(host: torch.Tensor) -> None:
     weakref.finalize(host, runtime.cudaHostUnregister, address)
 
 
-def _point_into(slot: torch.Tensor, pieces: Sequence[_Piece]) -> None:
-    offset = 0
+def _places(memory: torch.Tensor, pieces: Sequence[_Piece]) -> Iterator[tuple[_Piece, torch.Tensor]]:
+    """Each piece with its own [num_bytes] of a memory: the same in a block's host memory and in its slot."""
+    begin = 0
     for piece in pieces:
-        length = piece.padded_bytes
-        piece.move_to(slot[offset : offset + length])
-        offset += length
+        yield piece, memory[begin : begin + piece.num_bytes]
+        begin += piece.padded_bytes

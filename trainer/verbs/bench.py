@@ -65,9 +65,10 @@ def run(argv: Sequence[str]) -> int:
     with ended_by_sigterm("stopped, and the training that was measured too."):
         for result in _measure_all(ready, given.repeat, described["peaks"]):
             results.append(result)
+            found = report.as_json(described, name, results)
             if given.output:  # what is there is kept, whatever becomes of the next one
-                report.save(given.output, report.as_json(described, name, results))
-    print(report.render(report.as_json(described, name, results)))
+                report.save(given.output, found)
+    print(report.render(found))
     return int(any(result.figures is None for result in results))
 
 
