@@ -34,6 +34,15 @@ def layer_of(weight: torch.Tensor, precision: str, both_layouts: bool = False) -
     return layer
 
 
+def keep_transposed(transformer: torch.nn.Module) -> None:
+    """Give all its 8-bit layers the other layout too, as `Storage(both_layouts=True)` does."""
+    for layer in transformer.modules():
+        if isinstance(layer, QuantizedLinear):
+            layer.transposed = torch.nn.Parameter(layer.weight.t().contiguous(), requires_grad=False)
+            if layer.joined:
+                layer.joined = layer.joined._replace(transposed=layer.joined.weight.t().contiguous())
+
+
 class Adapted:
     """The tiny FLUX with an adapter that is not zero, on a device, and a gradient of it.
 
