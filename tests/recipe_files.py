@@ -207,12 +207,14 @@ def started(command: list[str], folder: Path | None = None, **variables: str) ->
             process.stdout.close()
 
 
-def wait_for(seen: Callable[[], bool], process: subprocess.Popen) -> None:
-    """Wait until it is seen; fail when the process ends first or it takes too long."""
-    deadline = time.monotonic() + PATIENCE
+def wait_for(seen: Callable[[], bool], process: subprocess.Popen, seconds: float = PATIENCE) -> None:
+    """Wait until it is seen; fail with what the process has said when it ends first or takes too long."""
+    deadline = time.monotonic() + seconds
     while not seen():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "it took too long"
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"after {seconds} s it had come no further than this:\n{process.communicate()[0]}")
         time.sleep(0.01)
 
 

@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: run `make test` on one"),
 ]
+COMPILED = 240  # seconds: graphs of two sizes, forward and backward, which nobody has compiled before
 TWO_SIZES = """
 [[datasets]]
 resolution = 64
@@ -108,7 +109,9 @@ def test_a_recorded_training_ends_when_all_its_processes_are_told_to(workshop):
     settings["dataset_config"] = workshop.folder / "two.toml"
     log = workshop.config("told", **settings).run_dir / "tj" / "log.jsonl"
     with started(workshop.command("told", **settings), ACCELERATE_USE_CPU="false") as process:
-        wait_for(lambda: log.exists() and log.read_text(encoding="utf-8").count('"kind": "step"') > 30, process)
+        wait_for(
+            lambda: log.exists() and log.read_text(encoding="utf-8").count('"kind": "step"') > 30, process, COMPILED
+        )
         os.killpg(process.pid, signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "recorded as CUDA graphs" in output, output
