@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_auto_goes_by_the_number_of_shapes():
 
 PROCESS = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from trainer.compilation import compile_report, use_cache
 use_cache(Path(sys.argv[1]))
@@ -118,6 +120,14 @@ def test_the_next_process_finds_the_compilers_work(tmp_path: Path):
     assert told() == f"1 2 of 2 compiled graphs came from the cache {tmp_path / 'inductor'}"
 
 
+@pytest.fixture
+def own_tag() -> Iterator[None]:
+    """Whatever a test makes of torch's tag is undone; monkeypatch would delete the setting for good."""
+    with torch.compiler.config.patch(cache_key_tag=""):
+        yield
+
+
+@pytest.mark.usefixtures("own_tag")
 def test_what_is_cached_is_bound_to_the_source_of_our_operators(tmp_path: Path, monkeypatch):
     def tag() -> str:
         use_cache(tmp_path / "cache")
@@ -125,7 +135,6 @@ def test_what_is_cached_is_bound_to_the_source_of_our_operators(tmp_path: Path, 
 
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
     monkeypatch.setattr("trainer.compilation.OWN_OPERATORS", [tmp_path])
     (tmp_path / "operator.py").write_text("y = x + 1")
     first = tag()
