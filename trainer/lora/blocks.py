@@ -118,17 +118,23 @@ class DoubleBlock(FluxTransformerBlock):
 class SingleBlock(FluxSingleTransformerBlock):
     """Text and image in one, attention beside the MLP."""
 
+    text_in_front = True  # see `trainer.models.transformer.takes_text_in_front`
+
     def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
         temb: Tensor,
         image_rotary_emb: Rotary,
         joint_attention_kwargs: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `DoubleBlock.forward`."""
-        txt_length, attn = encoder_hidden_states.shape[1], self.attn
-        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+    ) -> tuple[Tensor | None, Tensor]:
+        """hidden_states: text and image [B, L + I, D], with encoder_hidden_states None; or as `DoubleBlock.forward`.
+
+        Returns None and both, or text and image.
+        """
+        txt, tokens, attn = encoder_hidden_states, hidden_states, self.attn
+        if txt is not None:
+            tokens = torch.cat([txt, tokens], dim=1)
         (modulation,) = project((F.silu(temb),), _modulation_of_single(self))
         shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
         normed = _modulated(self.norm.norm, tokens, shift, scale)
@@ -139,7 +145,7 @@ class SingleBlock(FluxSingleTransformerBlock):
             attended = _DenseGradient.apply(attended)
         (out,) = project((attended, F.gelu(up, approximate="tanh")), (self.proj_out,))
         tokens = tokens + gate * out
-        return tokens[:, :txt_length], tokens[:, txt_length:]
+        return (None, tokens) if txt is None else (tokens[:, : txt.shape[1]], tokens[:, txt.shape[1] :])
 
 
 class _DenseGradient(torch.autograd.Function):

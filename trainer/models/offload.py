@@ -110,11 +110,15 @@ class BlockSwap:
         if self.copying:
             self.copying.is_under_way = [False] * len(self.slots)
 
-    def bring_for_backward(self, index: int, txt: torch.Tensor, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def bring_for_backward(
+        self, index: int, txt: torch.Tensor | None, img: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The block's outputs, unchanged; their gradients bring its weights before its backward begins."""
-        if index not in self.positions or not (txt.requires_grad or img.requires_grad):
+        outputs = [img] if txt is None else [txt, img]
+        if index not in self.positions or not any(output.requires_grad for output in outputs):
             return txt, img
-        return _BringInBackward.apply(self, index, txt, img)  # type: ignore[return-value]
+        *before, img = _BringInBackward.apply(self, index, *outputs)  # type: ignore[misc]
+        return (before[0] if before else None), img
 
     def _fetch(self, position: int) -> None:
         slot = position % len(self.slots)
@@ -159,18 +163,20 @@ class _CopyStream:
 
 
 class _BringInBackward(torch.autograd.Function):
-    """The identity of a block's two outputs: one node, so that its backward is before all of the block's."""
+    """The identity of a block's outputs: one node, so that its backward is before all of the block's."""
 
     @staticmethod
-    def forward(ctx, swap: BlockSwap, index: int, txt: torch.Tensor, img: torch.Tensor):  # type: ignore[override]
+    def forward(ctx, swap: BlockSwap, index: int, *outputs: torch.Tensor):  # type: ignore[override]
         ctx.swap, ctx.index = swap, index
         ctx.set_materialize_grads(False)
-        return txt[...], img[...]  # with their very strides, which view_as changes for one picture
+        return tuple(
+            output[...] for output in outputs
+        )  # with their very strides, which view_as changes for one picture
 
     @staticmethod
-    def backward(ctx, txt, img):  # type: ignore[override]
+    def backward(ctx, *gradients):  # type: ignore[override]
         ctx.swap.bring(ctx.index, direction=-1)
-        return None, None, txt, img
+        return None, None, *gradients
 
 
 def swap_blocks(transformer: nn.Module, count: int, device: torch.device) -> None:

@@ -97,17 +97,24 @@ def predict_velocity(
     if _is_compiled(double[0]):
         img, txt = _like_later_inputs(img), _like_later_inputs(txt)
     recomputed = len(double) + len(single) if checkpointed is True else checkpointed
-    swap = block_swap(transformer)
+    swap, txt_length = block_swap(transformer), txt.shape[1]
     for index, block in enumerate((*double, *single)):
-        if index == len(double):
-            txt, img = _as_one(txt, img)
+        if txt is not None and takes_text_in_front(block):
+            txt, img = None, torch.cat([txt, img], dim=1)
         if swap:
             swap.bring(index)
         txt, img = _run_block(block, img, txt, temb, rotary, attention, index < recomputed)
         if swap:
             txt, img = swap.bring_for_backward(index, txt, img)
+    img = img if txt is not None else img[:, txt_length:]
     tokens = transformer.proj_out(transformer.norm_out(img, temb))
     return unpack_latents(tokens, height, width)
+
+
+def takes_text_in_front(block: nn.Module) -> bool:
+    """Whether a block takes text and image as one tensor, so that nothing is put together and taken apart between
+    blocks: `hidden_states` holds the text in front, `encoder_hidden_states` is None, and so it is returned."""
+    return getattr(block, "text_in_front", False)
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -118,13 +125,6 @@ def _like_later_inputs(tokens: torch.Tensor) -> torch.Tensor:
     """The same in memory of its own, and needing a gradient, as what blocks give to each other: else the first
     block is compiled apart from the others, which costs a run more time than the gradient that nobody asks for."""
     return tokens.clone().requires_grad_(torch.is_grad_enabled())
-
-
-def _as_one(txt: torch.Tensor, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text and image as the two parts of one tensor, as single blocks return them: else the first block's
-    inputs have strides of their own, and it is compiled a second time."""
-    joined = torch.cat([txt, img], dim=1)
-    return joined[:, : txt.shape[1]], joined[:, txt.shape[1] :]
 
 
 def _time_embedding(
@@ -147,12 +147,12 @@ def _attention_arguments(txt_mask: torch.Tensor | None, num_img_tokens: int) -> 
 def _run_block(
     block: nn.Module,
     img: torch.Tensor,
-    txt: torch.Tensor,
+    txt: torch.Tensor | None,
     temb: torch.Tensor,
     rotary: RotaryTable,
     attention: dict[str, torch.Tensor] | None,
     checkpointed: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor | None, torch.Tensor]:
     if checkpointed and torch.is_grad_enabled():
         # a step is recorded only where nothing is drawn, and then the state of what draws may not be read
         keeps_state = not (img.is_cuda and torch.cuda.is_current_stream_capturing())
