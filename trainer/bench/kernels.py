@@ -109,10 +109,13 @@ def _rows(shape: Sequence[int]) -> int:
     return rows
 
 
-def read_trace(path: Path, pictures: int, thin_side: int, on_gpu: bool) -> Breakdown | None:
+def read_trace(
+    path: Path, pictures: int, thin_side: int, on_gpu: bool, num_longest: int = NUM_LONGEST
+) -> Breakdown | None:
     """The breakdown of a trace as `torch.profiler` exports it, over so many pictures.
 
-    None where a GPU's trace holds no kernel: some systems let nobody but root count them.
+    num_longest: how many kernels are named. None where a GPU's trace holds no kernel: some systems let nobody but
+    root count them.
     """
     with path.open(encoding="utf-8") as file:
         events = [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
@@ -121,10 +124,10 @@ def read_trace(path: Path, pictures: int, thin_side: int, on_gpu: bool) -> Break
     ops = [event for event in events if event.get("cat") == "cpu_op"]
     windows = [_span(event) for event in events if event.get("name") == OPTIMIZER_MARK and "gpu" not in event["cat"]]
     kernels = _device_kernels(device, events, ops, windows, thin_side) if on_gpu else _own(ops, windows, thin_side)
-    return summarise(kernels, pictures) if kernels else None
+    return summarise(kernels, pictures, num_longest) if kernels else None
 
 
-def summarise(kernels: Sequence[_Kernel], pictures: int) -> Breakdown:
+def summarise(kernels: Sequence[_Kernel], pictures: int, num_longest: int = NUM_LONGEST) -> Breakdown:
     """Kernels added up, per picture."""
     to_seconds = 1 / (1e6 * pictures)
     by_kind: Counter[str] = Counter()
@@ -132,7 +135,7 @@ def summarise(kernels: Sequence[_Kernel], pictures: int) -> Breakdown:
     for kernel in kernels:
         by_kind[kernel.kind] += kernel.own  # type: ignore  (counters count fractions too)
         by_name[kernel.name[:NAME_LENGTH], kernel.kind].append(kernel.own)
-    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:NUM_LONGEST]
+    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:num_longest]
     window = max((k.end for k in kernels), default=0.0) - min((k.begin for k in kernels), default=0.0)
     return Breakdown(
         seconds={kind: by_kind[kind] * to_seconds for kind in CLASSES if kind in by_kind},
