@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 STATIC_SHAPES = 4  # each has graphs of its own, which cost compilation once and nothing afterwards
 GRAPHS_PER_SHAPE = 8  # of one kind of block: with gradients or without, adapter on or off, each seen twice at most
 KEEP_OWN_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
-OWN_OPERATORS = tuple(Path(__file__).parent / part for part in ("lora", "models"))
+OWN_OPERATORS = tuple(Path(__file__).parent / part for part in ("kernels", "lora", "models"))
 
 
 def use_cache(folder: Path) -> None:

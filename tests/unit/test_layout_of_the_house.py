@@ -12,7 +12,7 @@ from trainer.config import TrainConfig
 
 # in import order: a module imports only what stands before it, or its own package
 STATIONS = """
-faults rng files clock readback runtime config data models optim state lora
+faults rng files clock readback runtime config data kernels models optim state lora
 flow cache batches checkpoints disk hub control estimate log step cuda_graphs sample judge evaluation contact_sheet
 validation memory plan fit saving compilation resume notices check model_setup run watch train bench verbs __main__
 """.split()

@@ -20,10 +20,10 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
+from trainer.kernels.heads import can_turn, turned_heads
 from trainer.lora.projection import adapters_of, are_alike, project
 from trainer.lora.thin import place_together
 
-Heads = tuple[Tensor, Tensor, Tensor]  # query, key and value, each [B, tokens, heads, width of a head]
 Rotary = tuple[Tensor, Tensor]
 
 
@@ -104,10 +104,8 @@ class DoubleBlock(FluxTransformerBlock):
         normed_txt = _modulated(self.norm1_context.norm, txt, shift_txt, scale_txt)
         qkv_img = project((normed_img,), _qkv(attn))
         qkv_txt = project((normed_txt,), _added_qkv(attn))
-        img_heads = _heads(attn, qkv_img, (attn.norm_q, attn.norm_k))
-        txt_heads = _heads(attn, qkv_txt, (attn.norm_added_q, attn.norm_added_k))
-        joined = cast(Heads, tuple(torch.cat(pair, dim=1) for pair in zip(txt_heads, img_heads, strict=True)))
-        attended = _attend(attn, joined, image_rotary_emb, joint_attention_kwargs)
+        norms = (attn.norm_added_q, attn.norm_q), (attn.norm_added_k, attn.norm_k)
+        attended = _attend(attn, (qkv_txt, qkv_img), norms, image_rotary_emb, joint_attention_kwargs)
         for_txt, for_img = attended.split((txt.shape[1], img.shape[1]), dim=1)
         (out_img,) = project((for_img.contiguous(),), (attn.to_out[0],))
         (out_txt,) = project((for_txt.contiguous(),), (attn.to_add_out,))
@@ -139,8 +137,8 @@ class SingleBlock(FluxSingleTransformerBlock):
         shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
         normed = _modulated(self.norm.norm, tokens, shift, scale)
         up, *qkv = project((normed,), _firsts(self))
-        heads = _heads(attn, qkv, (attn.norm_q, attn.norm_k))
-        attended = _attend(attn, heads, image_rotary_emb, joint_attention_kwargs)
+        norms = (attn.norm_q,), (attn.norm_k,)
+        attended = _attend(attn, (qkv,), norms, image_rotary_emb, joint_attention_kwargs)
         if not are_alike((self.proj_out,)):  # they will be joined, and the gradient is a slice
             attended = _DenseGradient.apply(attended)
         (out,) = project((attended, F.gelu(up, approximate="tanh")), (self.proj_out,))
@@ -162,17 +160,34 @@ def _modulated(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) ->
     return norm(tokens) * (1 + scale) + shift
 
 
-def _heads(attn: FluxAttention, qkv: Sequence[Tensor], norms: tuple[nn.Module, nn.Module]) -> Heads:
-    query, key, value = (each.unflatten(-1, (-1, attn.head_dim)) for each in qkv)
-    return norms[0](query), norms[1](key), value
-
-
-def _attend(attn: FluxAttention, heads: Heads, rotary: Rotary, arguments: dict[str, Tensor] | None) -> Tensor:
-    """[B, tokens, D]"""
-    query, key = (cast(Tensor, apply_rotary_emb(each, cast(Any, rotary), sequence_dim=1)) for each in heads[:2])
+def _attend(
+    attn: FluxAttention,
+    streams: Sequence[Sequence[Tensor]],
+    norms: Sequence[Sequence[nn.Module]],
+    rotary: Rotary,
+    arguments: dict[str, Tensor] | None,
+) -> Tensor:
+    """[B, tokens, D]. streams: query, key and value of text and image, or of both as one; norms: of all queries, and
+    of all keys."""
+    apart = [[each.unflatten(-1, (-1, attn.head_dim)) for each in qkv] for qkv in streams]
+    queries, keys, values = zip(*apart, strict=True)
+    query, key = _turned(queries, norms[0], rotary), _turned(keys, norms[1], rotary)
     mask = arguments["attention_mask"] if arguments else None
     backend = cast(Any, attn.processor)._attention_backend
-    return dispatch_attention_fn(query, key, heads[2], attn_mask=mask, backend=backend).flatten(2, 3)
+    attended = dispatch_attention_fn(query, key, _one_after_another(values), attn_mask=mask, backend=backend)
+    return attended.flatten(2, 3)
+
+
+def _turned(parts: Sequence[Tensor], norms: Sequence[nn.Module], rotary: Rotary) -> Tensor:
+    """Normed heads with their positions, those of text and image as one [B, tokens, heads, width of a head]."""
+    if can_turn(parts, norms):
+        return turned_heads(parts, norms, *rotary)
+    normed = _one_after_another([norm(part) for norm, part in zip(norms, parts, strict=True)])
+    return cast(Tensor, apply_rotary_emb(normed, cast(Any, rotary), sequence_dim=1))
+
+
+def _one_after_another(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def _mlp(norm: nn.Module, mlp: nn.Module, tokens: Tensor, modulation: Sequence[Tensor]) -> Tensor:
