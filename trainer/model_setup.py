@@ -28,6 +28,7 @@ def load_adapted_model(
     """
     assert config.pretrained_model_name_or_path and config.clip_l
     device, network = accelerator.device, plan.adapter.network
+    use_cache(plan.cache_dir / "compiled")  # of kernels too, the first of which are tried before anything is compiled
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     compiler = import_compiler() if config.torch_compile else None
     start = load_lora(config.network_weights) if config.network_weights else None
@@ -58,7 +59,6 @@ def load_adapted_model(
         copy_into(start, model.parameters, model.alphas, f"--network_weights={config.network_weights}")
     if compiler:
         compiler.join()
-        use_cache(plan.cache_dir / "compiled")
         compile_blocks(transformer, config.dynamo_backend, config.compile_dynamic, len(shapes))
     return model
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from tests.quantized_layers import draw
 from tests.triton_kernels import DEVICE, INTERPRETED, needs_triton
-from trainer.kernels.heads import can_turn, turn, turn_back, turned_heads
+from trainer.kernels import heads
+from trainer.kernels.heads import TOLERANCE, kernel_error, turn, turn_back, turned_heads, turns_heads
+from trainer.kernels.trial import is_right
 
 EPS = 1e-6
 
@@ -30,17 +32,17 @@ def plainly(parts: list[Tensor], norms: list[nn.RMSNorm], rotary: tuple[Tensor, 
     return turned
 
 
-def heads_in_wider_rows(batch: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype, seed: int) -> Tensor:
+def heads_in_wider_rows(batch: int, tokens: int, count: int, head_dim: int, dtype: torch.dtype, seed: int) -> Tensor:
     """As queries stand beside keys, values and an MLP."""
-    rows = draw(batch, tokens, 3 * heads * head_dim, seed=seed).to(DEVICE, dtype)
-    return rows[..., heads * head_dim : 2 * heads * head_dim].unflatten(-1, (heads, head_dim))
+    rows = draw(batch, tokens, 3 * count * head_dim, seed=seed).to(DEVICE, dtype)
+    return rows[..., count * head_dim : 2 * count * head_dim].unflatten(-1, (count, head_dim))
 
 
 @needs_triton
-@pytest.mark.parametrize("heads, head_dim", [(3, 16), (8, 32), (24, 128)])
+@pytest.mark.parametrize("num_heads, head_dim", [(3, 16), (8, 32), (24, 128)])
 @pytest.mark.parametrize("lengths", [(7,), (3, 10)], ids=["one", "text and image"])
-def test_numbers_and_gradients_are_those_of_plain_operations(heads, head_dim, lengths):
-    parts = [heads_in_wider_rows(2, n, heads, head_dim, torch.float32, seed=n).requires_grad_() for n in lengths]
+def test_numbers_and_gradients_are_those_of_plain_operations(num_heads, head_dim, lengths):
+    parts = [heads_in_wider_rows(2, n, num_heads, head_dim, torch.float32, seed=n).requires_grad_() for n in lengths]
     norms = [norm_of(head_dim, seed) for seed, _ in enumerate(lengths)]
     rotary = table(sum(lengths), head_dim)
     expected, found = plainly(parts, norms, rotary), turned_heads(parts, norms, *rotary)
@@ -80,11 +82,28 @@ def test_shapes_for_the_compiler_are_those_of_the_kernels():
     torch.library.opcheck(turn_back, (dy, *arguments), test_utils=("test_schema", "test_faketensor"))
 
 
-def test_what_the_kernel_is_not_made_for_is_left_to_plain_operations():
-    part = torch.zeros(1, 4, 2, 16)
-    assert not can_turn([part], [norm_of(16, 0)]), "on the CPU"
-    if torch.cuda.is_available():
-        on_gpu = part.cuda()
-        assert can_turn([on_gpu], [norm_of(16, 0)])
-        assert not can_turn([on_gpu], [nn.LayerNorm(16)]) and not can_turn([on_gpu], [nn.RMSNorm(16)]), "unknown norms"
-        assert not can_turn([on_gpu[..., :12]], [nn.RMSNorm(12, eps=EPS)]), "no power of two"
+@needs_triton
+def test_what_is_tried_before_it_is_relied_on_is_right():
+    assert kernel_error(DEVICE) < TOLERANCE / 4
+
+
+def test_what_the_kernels_are_not_made_for_is_left_to_plain_operations(monkeypatch):
+    norm, gpu = norm_of(16, 0), torch.device("cuda")
+    assert not turns_heads(torch.device("cpu"), [norm], 16)
+    monkeypatch.setattr(heads, "_works", lambda _device: True)
+    assert turns_heads(gpu, [norm], 16)
+    assert not turns_heads(gpu, [norm, nn.LayerNorm(16)], 16) and not turns_heads(gpu, [nn.RMSNorm(16)], 16)
+    assert not turns_heads(gpu, [nn.RMSNorm(12, eps=EPS)], 12), "no power of two"
+
+
+@pytest.mark.parametrize("error, words", [(0.5, "the kernel is wrong on this machine (0.5)"), (None, "no compiler")])
+def test_a_kernel_that_fails_its_trial_is_not_used_and_the_log_says_so(caplog, error, words):
+    def tried() -> float:
+        if error is None:
+            raise RuntimeError("no compiler\nand more lines")
+        return error
+
+    assert not is_right("heads are turned", tried, 0.02)
+    assert f"heads are turned by plain operations: {'' if error else 'RuntimeError: '}{words}" in caplog.text
+    assert "more lines" not in caplog.text
+    assert not is_right("heads are turned", lambda: float("nan"), 0.02) and is_right("it", lambda: 0.001, 0.02)

@@ -11,32 +11,62 @@ as long, forward and backward: it reads each pair for each of its numbers, and w
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from functools import cache
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-HAS_TRITON = find_spec("triton") is not None
+from trainer.kernels.trial import HAS_TRITON, is_right
+
 WIDEST_HEAD = 256
+TOLERANCE = 0.02  # in bfloat16 a right kernel is off by 0.002
 
 
-def can_turn(parts: Sequence[Tensor], norms: Sequence[nn.Module]) -> bool:
-    """Whether `turned_heads` takes these heads: on a GPU with Triton, of a power of two, with norms that it knows."""
-    head_dim = parts[0].shape[-1]
-    fits = parts[0].is_cuda and HAS_TRITON and 16 <= head_dim <= WIDEST_HEAD and head_dim & (head_dim - 1) == 0
-    return fits and all(_is_known(norm) for norm in norms)
+def turns_heads(device: torch.device, norms: Sequence[nn.Module], head_dim: int) -> bool:
+    """Whether `turned_heads` serves: on a GPU with Triton where it gives the right numbers, for heads of a power of
+    two and norms that it knows. To be asked before a block is compiled."""
+    fits = 16 <= head_dim <= WIDEST_HEAD and head_dim & (head_dim - 1) == 0
+    return fits and all(_is_known(norm) for norm in norms) and _works(device)
 
 
 def _is_known(norm: nn.Module) -> bool:
     return isinstance(norm, nn.RMSNorm) and norm.eps is not None and norm.weight is not None
 
 
+@cache
+def _works(device: torch.device) -> bool:
+    if device.type != "cuda" or not HAS_TRITON:
+        return False
+    return is_right("heads of attention are normed and turned", lambda: kernel_error(device), TOLERANCE)
+
+
+def kernel_error(device: torch.device) -> float:
+    """The largest relative error of the kernels' heads and gradient against float32, on a few random ones."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(1, 12, 3, 64, generator=generator).to(device, torch.bfloat16) for _ in range(2))
+    weight, angles = torch.randn(2, 12, 64, generator=generator).to(device)
+    weight, angles = weight[0].bfloat16(), angles.repeat_interleave(2, dim=1)[:, :64]
+    cosines, sines = angles.cos(), angles.sin()
+    exact = x.float().requires_grad_()
+    with torch.enable_grad():
+        normed = F.rms_norm(exact, (64,), weight.float(), 1e-6)
+        across = torch.stack([-normed[..., 1::2], normed[..., ::2]], dim=-1).flatten(-2)
+        y = normed * cosines[:, None] + across * sines[:, None]
+    (dx,) = torch.autograd.grad(y, exact, dy.float())
+    compared = [
+        (turn([x], [weight], cosines, sines, 1e-6), y.detach()),
+        (turn_back(dy, [x], [weight], cosines, sines, 1e-6)[0], dx),
+    ]
+    return max(float((found.float() - expected).norm() / expected.norm()) for found, expected in compared)
+
+
 def turned_heads(parts: Sequence[Tensor], norms: Sequence[nn.Module], cosines: Tensor, sines: Tensor) -> Tensor:
     """The heads of all parts, one after another along their tokens, normed and turned: [B, tokens, H, D].
 
     parts: each [B, tokens_i, H, D], heads side by side in memory; norms: one `RMSNorm` for each, all frozen;
-    cosines, sines: [tokens, D] in float32, each angle twice. See `can_turn`.
+    cosines, sines: [tokens, D] in float32, each angle twice. See `turns_heads`.
     """
     known = cast(Sequence[nn.RMSNorm], norms)
     assert len({norm.eps for norm in known}) == 1
@@ -45,13 +75,14 @@ def turned_heads(parts: Sequence[Tensor], norms: Sequence[nn.Module], cosines: T
 
 
 class _Turned(torch.autograd.Function):
-    """apply(eps, parts, cosines, sines, *parts, *weights) → the heads."""
+    """apply(eps, number of parts, cosines, sines, *parts, *weights) → the heads."""
 
     @staticmethod
-    def forward(ctx: Any, eps: float, count: int, cosines: Tensor, sines: Tensor, *tensors: Tensor):  # type: ignore[override]
+    def forward(ctx: Any, eps: float, count: int, *tensors: Tensor):  # type: ignore[override]
+        cosines, sines, *rest = tensors
         ctx.eps, ctx.count = eps, count
-        ctx.save_for_backward(cosines, sines, *tensors)
-        return turn(tensors[:count], tensors[count:], cosines, sines, eps)
+        ctx.save_for_backward(*tensors)
+        return turn(rest[:count], rest[count:], cosines, sines, eps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[override]

@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from trainer.kernels.heads import can_turn, turned_heads
+from trainer.kernels.heads import turned_heads, turns_heads
 from trainer.lora.projection import adapters_of, are_alike, project
 from trainer.lora.thin import place_together
 
@@ -34,6 +34,9 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     for block in transformer.single_transformer_blocks:
         block.__class__ = SingleBlock
     transformer._repeated_blocks = [DoubleBlock.__name__, SingleBlock.__name__]  # what is compiled
+    for attn in (module for module in transformer.modules() if isinstance(module, FluxAttention)):
+        norms = [module for name, module in attn.named_children() if name.startswith("norm_")]
+        attn.turns_heads = turns_heads(transformer.device, norms, attn.head_dim)  # type: ignore[assignment]
 
 
 def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
@@ -171,19 +174,18 @@ def _attend(
     of all keys."""
     apart = [[each.unflatten(-1, (-1, attn.head_dim)) for each in qkv] for qkv in streams]
     queries, keys, values = zip(*apart, strict=True)
-    query, key = _turned(queries, norms[0], rotary), _turned(keys, norms[1], rotary)
+    turned = turned_heads if attn.turns_heads else _turned
+    query, key = (turned(heads, own, *rotary) for heads, own in zip((queries, keys), norms, strict=True))
     mask = arguments["attention_mask"] if arguments else None
     backend = cast(Any, attn.processor)._attention_backend
     attended = dispatch_attention_fn(query, key, _one_after_another(values), attn_mask=mask, backend=backend)
     return attended.flatten(2, 3)
 
 
-def _turned(parts: Sequence[Tensor], norms: Sequence[nn.Module], rotary: Rotary) -> Tensor:
-    """Normed heads with their positions, those of text and image as one [B, tokens, heads, width of a head]."""
-    if can_turn(parts, norms):
-        return turned_heads(parts, norms, *rotary)
+def _turned(parts: Sequence[Tensor], norms: Sequence[nn.Module], cosines: Tensor, sines: Tensor) -> Tensor:
+    """`turned_heads` in plain operations."""
     normed = _one_after_another([norm(part) for norm, part in zip(norms, parts, strict=True)])
-    return cast(Tensor, apply_rotary_emb(normed, cast(Any, rotary), sequence_dim=1))
+    return cast(Tensor, apply_rotary_emb(normed, cast(Any, (cosines, sines)), sequence_dim=1))
 
 
 def _one_after_another(parts: Sequence[Tensor]) -> Tensor:

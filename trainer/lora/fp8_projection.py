@@ -1,9 +1,9 @@
 """Adapted layers whose frozen weights are stored in fp8 as one matrix, multiplied together.
 
 As `trainer.lora.projection`, for weights that `trainer.models.quantized.join` keeps together: one product in
-8 bits for all layers on an input, forward and backward, and the adapters' products in the precision of x. The
-input is quantised once for all layers, by the kernel that makes it where blocks are compiled, and so is the
-gradient, which arrives side by side.
+8 bits for all layers on an input, forward and backward, onto which what the adapters give is added. The input is
+quantised once for all layers, by the kernel that makes it where blocks are compiled; so are the gradients of what
+the layers give, side by side as one row, and never put together in their own precision.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.kernels.fp8 import LowRank
 from trainer.lora.thin import (
     adapter_gradients,
     columns_of,
@@ -20,9 +21,8 @@ from trainer.lora.thin import (
     in_precision_of_product,
     ranks_of,
     rows_of,
-    split,
 )
-from trainer.models.products import multiply_fp8, quantize_parts, quantize_rows
+from trainer.models.products import multiply_fp8, quantize_parts
 from trainer.models.quantized import Joined
 
 
@@ -31,12 +31,12 @@ def project_fp8(
 ) -> tuple[Tensor, ...]:
     """What each layer gives for an input whose parts are `inputs`, each [..., K_j]: one [..., N_i] a layer."""
     frozen = (joined.weight, joined.scale, joined.transposed, joined.bias)
-    y = _Fp8Projection.apply(scale, (len(inputs), len(downs)), *inputs, *frozen, *downs, *ups)
-    return (y,) if len(ups) == 1 else y.split([len(up) for up in ups], dim=-1)
+    return _Fp8Projection.apply(scale, (len(inputs), len(downs)), *inputs, *frozen, *downs, *ups)
 
 
 class _Fp8Projection(torch.autograd.Function):
-    """apply(scale, (inputs, layers), *inputs, weight, its scale, weight transposed, bias, *downs, *ups) → [..., N]."""
+    """apply(scale, (inputs, layers), *inputs, weight, its scale, weight transposed, bias, *downs, *ups) → one output
+    for each layer, side by side in memory."""
 
     @staticmethod
     def forward(ctx: Any, scale: float, counts: tuple[int, int], *tensors: Tensor):  # type: ignore[override]
@@ -47,18 +47,21 @@ class _Fp8Projection(torch.autograd.Function):
         y, hidden = _forward(values, row_scale, weight, weight_scale, bias, inputs, downs, ups, scale)
         ctx.scale, ctx.counts = scale, counts
         ctx.save_for_backward(hidden, *inputs, weight, weight_scale, transposed, *downs, *ups)
-        return y
+        return y.split([len(up) for up in ups], dim=-1)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor):  # type: ignore[override]
         hidden, *tensors = ctx.saved_tensors
         parts, layers = ctx.counts
         inputs, (weight, weight_scale, transposed) = tensors[:parts], tensors[parts : parts + 3]
         downs, ups = tensors[parts + 3 : -layers], tensors[-layers:]
         wanted = ctx.needs_input_grad[2 : 2 + parts]
         turned = weight.t().contiguous() if transposed is None else transposed
-        values, row_scale = quantize_rows(rows_of(dy) * weight_scale, weight.dtype)
-        dx, d_down, *d_ups = _backward(values, row_scale, turned, dy, hidden, inputs, downs, ups, ctx.scale)
+        scales = weight_scale.split([len(up) for up in ups])
+        scaled = [rows_of(dy) * own for dy, own in zip(gradients, scales, strict=True)]
+        values, row_scale = quantize_parts(scaled, weight.dtype)
+        found = _backward(values, row_scale, turned, list(gradients), hidden, inputs, downs, ups, ctx.scale)
+        dx, d_down, *d_ups = found
         # each part dense, as attention's backward takes its gradient to be
         of_parts = dx.split(columns_of(inputs), dim=-1) if parts > 1 else [dx]
         given = [each.contiguous() if want else None for each, want in zip(of_parts, wanted, strict=True)]
@@ -84,10 +87,7 @@ def _forward(
     x = inputs[0]
     down, casts = in_precision_of_product(downs, ups, x.dtype)
     hidden = hidden_values([rows_of(each) for each in inputs], down)
-    y = multiply_fp8(values, row_scale, weight, weight_scale, bias, x.dtype)
-    widths = [len(up) for up in ups]
-    for own_y, own, up in zip(split(y, widths), split(hidden, ranks_of(downs)), casts, strict=True):
-        own_y.addmm_(own, up.t(), alpha=scale)
+    y = multiply_fp8(values, row_scale, weight, weight_scale, bias, x.dtype, LowRank(hidden, casts, scale))
     return [y.view(*x.shape[:-1], -1), hidden]
 
 
@@ -102,7 +102,7 @@ def _backward(
     values: Tensor,
     row_scale: Tensor,
     turned: Tensor,
-    dy: Tensor,
+    gradients: Sequence[Tensor],
     hidden: Tensor,
     inputs: Sequence[Tensor],
     downs: Sequence[Tensor],
@@ -111,18 +111,18 @@ def _backward(
 ) -> list[Tensor]:
     """The gradient of the whole input [..., K], then of all downs as one, then of each up.
 
-    values, row_scale: dy [..., N] in 8 bits, the scales of the weight's rows multiplied in; turned: [K, N].
+    gradients: of each layer's output [..., N_i]; values, row_scale: all of them in 8 bits, the scales of the weight's
+    rows multiplied in; turned: the weight [K, N].
     """
     x = inputs[0]
     down, casts = in_precision_of_product(downs, ups, x.dtype)
-    dys, rows = split(rows_of(dy), [len(up) for up in ups]), [rows_of(each) for each in inputs]
+    dys, rows = [rows_of(dy) for dy in gradients], [rows_of(each) for each in inputs]
     d_hidden, d_down, d_ups = adapter_gradients(dys, hidden, rows, downs, casts, scale)
-    dx = multiply_fp8(values, row_scale, turned, None, None, x.dtype)
-    dx.addmm_(d_hidden, down)
+    dx = multiply_fp8(values, row_scale, turned, None, None, x.dtype, LowRank(d_hidden, [down.t()], 1.0))
     return [dx.view(*x.shape[:-1], -1), d_down, *d_ups]
 
 
 @_backward.register_fake
-def _(_values, _row_scale, turned, _dy, _hidden, inputs, downs, ups, _scale):
+def _(_values, _row_scale, turned, _gradients, _hidden, inputs, downs, ups, _scale):
     x = inputs[0]
     return [x.new_empty(*x.shape[:-1], len(turned)), *empty_gradients(downs, ups)]

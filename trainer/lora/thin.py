@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from trainer.kernels.fp8 import in_one_memory
+
 
 def rows_of(x: Tensor) -> Tensor:
     """[..., K] as [tokens, K]."""
@@ -46,24 +48,11 @@ def in_precision_of_product(
 
     They may be views of the adapters themselves, where those were placed together and have that precision.
     """
-    whole = _one_memory([*downs, *ups])
+    whole = in_one_memory([*downs, *ups])
     if whole is None:
         whole = torch.cat([each.flatten() for each in (*downs, *ups)])
     parts = whole.to(dtype).split([sum(down.numel() for down in downs), *(up.numel() for up in ups)])
     return parts[0].view(-1, downs[0].shape[1]), [part.view(up.shape) for part, up in zip(parts[1:], ups, strict=True)]
-
-
-def _one_memory(tensors: Sequence[Tensor]) -> Tensor | None:
-    """All of them as one [numbers] where they lie one after another."""
-    first = tensors[0]
-    end = first.data_ptr()
-    for tensor in tensors:
-        if tensor.dtype != first.dtype or tensor.data_ptr() != end or not tensor.is_contiguous():
-            return None
-        end += tensor.nbytes
-    if end - first.untyped_storage().data_ptr() > first.untyped_storage().nbytes():
-        return None  # neighbours by chance
-    return first.as_strided((sum(tensor.numel() for tensor in tensors),), (1,))
 
 
 def hidden_values(rows: Sequence[Tensor], down: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from importlib import import_module
 import torch
 import torch.nn.functional as F
 
+from trainer.kernels.fp8 import LowRank, can_add, multiply_and_add
+
 FP8, INT8, NF4 = torch.float8_e4m3fn, torch.int8, torch.uint8
 LARGEST = {FP8: 448.0, INT8: 127.0}
 SMALLEST_ROW = 1e-12  # a row of zeros has a scale too
@@ -119,8 +121,26 @@ def multiply_fp8(
     scale_b: torch.Tensor | None,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
+    low_rank: LowRank | None = None,
 ) -> torch.Tensor:
-    """a [M, K] times b [N, K] transposed, both e4m3, scaled by scale_a [M, 1] and scale_b [N], plus bias [N]."""
+    """a [M, K] times b [N, K] transposed, both e4m3, scaled by scale_a [M, 1] and scale_b [N], plus bias [N].
+
+    low_rank: what is added beside.
+    """
+    if low_rank and dtype == torch.bfloat16 and can_add(a, b, low_rank):
+        return multiply_and_add(a, scale_a, b, scale_b, bias, low_rank)
+    y = _multiply_fp8(a, scale_a, b, scale_b, bias, dtype)
+    return low_rank.add_to(y) if low_rank else y
+
+
+def _multiply_fp8(
+    a: torch.Tensor,
+    scale_a: torch.Tensor,
+    b: torch.Tensor,
+    scale_b: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     if a.device.type != "cuda":
         y = (a.float() @ b.float().t()) * scale_a
         y = y if scale_b is None else y * scale_b
