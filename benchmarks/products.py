@@ -18,6 +18,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
+from trainer.kernels.quantize import FP8, quantize_rows
 from trainer.models import products
 from trainer.models.quantized import EIGHT_BIT, QuantizedLinear, Storage, precision_faults
 
@@ -124,8 +125,8 @@ def compiled_directions(layer: QuantizedLinear) -> tuple[Callable, Callable]:
 
 def product_alone(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> Callable[[], torch.Tensor]:
     """The product of an input that is quantised already."""
-    values, row_scale = products.quantize_rows(x[0], weight.dtype)
-    if weight.dtype == products.FP8:
+    values, row_scale = quantize_rows(x[0], weight.dtype)
+    if weight.dtype == FP8:
         return lambda: products.fp8_product(values, row_scale, weight, scale, torch.bfloat16)
     return lambda: products.int8_product(values, weight)
 

@@ -62,4 +62,5 @@ def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys:
         compiled=config.torch_compile,
         beside=clip,
         recorded=config.cuda_graphs,
+        drops=bool(config.network_dropout or adapter.network.rank_dropout or adapter.network.module_dropout),
     )

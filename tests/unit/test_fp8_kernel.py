@@ -8,7 +8,8 @@ from tests.quantized_layers import draw
 from tests.triton_kernels import DEVICE, INTERPRETED, needs_triton
 from trainer.kernels import fp8
 from trainer.kernels.fp8 import COLUMNS, LowRank, can_add, in_one_memory, multiply_and_add, one_below_another
-from trainer.models.products import FP8, multiply_fp8, quantize_rows
+from trainer.kernels.quantize import FP8, quantize_rows
+from trainer.models.products import multiply_fp8
 
 # Triton's interpreter does not multiply bf16
 LOW_RANK_DTYPE = torch.float32 if INTERPRETED else torch.bfloat16

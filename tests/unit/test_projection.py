@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tests.compilers import needs_inductor
 from tests.unit.test_offload import deep_transformer
+from trainer.kernels.quantize import gelu
 from trainer.lora import projection
 from trainer.lora.adapter import (
     NO_DROPOUTS,
@@ -184,7 +185,31 @@ def test_the_operators_tell_the_compiler_the_truth():
         )
         torch.library.opcheck(projection._forward, ([x, y], weights, biases, downs, ups, 2.0))
         *outputs, hidden = projection._forward([x, y], weights, biases, downs, ups, 2.0)
-        torch.library.opcheck(projection._backward, (outputs, hidden, [x, y], weights, downs, ups, 2.0, [True, False]))
+        for wanted, activated in ([True, False], [False, True]), ([True, True], [False, False]):
+            arguments = (outputs, hidden, [x, y], weights, downs, ups, 2.0, wanted, activated)
+            torch.library.opcheck(projection._backward, arguments)
+
+
+def test_a_part_that_goes_through_gelu_is_kept_as_it_was_before():
+    model, block = adapted()
+
+    def plainly(inputs: list[Tensor], layers: list[nn.Module]) -> tuple[Tensor, ...]:
+        return separately([inputs[0], gelu(inputs[1])], layers)
+
+    def together(inputs: list[Tensor], layers: list[nn.Module]) -> tuple[Tensor, ...]:
+        return project(inputs, layers, activated=(False, True))
+
+    shapes = (2, 5, 3), (2, 5, 5)
+    expected = results(plainly, model, block.layers, drawn(*shapes))
+    assert_close(results(together, model, block.layers, drawn(*shapes)), expected, 2e-6)
+    inputs, kept = drawn(*shapes), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        together(inputs, block.layers)
+    of_input = {tensor.data_ptr() for tensor in kept if tensor.shape[:2] == (2, 5)}
+    assert of_input == {x.data_ptr() for x in inputs}
+    with disabled_adapter(model):
+        apart = together(drawn(*shapes), block.layers)
+        assert_close(list(apart), list(plainly(drawn(*shapes), block.layers)), 2e-6)
 
 
 def test_what_is_not_plain_works_alone():

@@ -12,11 +12,12 @@ from tests.compilers import needs_inductor
 from tests.quantized_layers import EIGHT_BITS, PRECISIONS, Adapted, cosine, draw, layer_of
 from trainer.bench.random_flux import ModelFiles
 from trainer.config import TrainConfig, config_differences, to_dict
+from trainer.kernels.quantize import FP8, INT8, quantize_rows
 from trainer.lora.adapter import disabled_adapter, linear_modules
 from trainer.lora.blocks import layers_on_one_input
 from trainer.models import quantized
 from trainer.models.load import load_transformer
-from trainer.models.products import FP8, INT8, quantize_rows, widened
+from trainer.models.products import widened
 from trainer.models.quantized import (
     QuantizedLinear,
     Storage,

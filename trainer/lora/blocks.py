@@ -144,7 +144,7 @@ class SingleBlock(FluxSingleTransformerBlock):
         attended = _attend(attn, (qkv,), norms, image_rotary_emb, joint_attention_kwargs)
         if not are_alike((self.proj_out,)):  # they will be joined, and the gradient is a slice
             attended = _DenseGradient.apply(attended)
-        (out,) = project((attended, F.gelu(up, approximate="tanh")), (self.proj_out,))
+        (out,) = project((attended, up), (self.proj_out,), activated=(False, True))
         tokens = tokens + gate * out
         return (None, tokens) if txt is None else (tokens[:, : txt.shape[1]], tokens[:, txt.shape[1] :])
 
@@ -197,5 +197,5 @@ def _mlp(norm: nn.Module, mlp: nn.Module, tokens: Tensor, modulation: Sequence[T
     shift, scale, gate = modulation
     up, _, down = cast(Any, mlp).net
     (hidden,) = project((_modulated(norm, tokens, shift, scale),), (up.proj,))
-    (out,) = project((F.gelu(hidden, approximate="tanh"),), (down,))
+    (out,) = project((hidden,), (down,), activated=(True,))
     return tokens + gate * out

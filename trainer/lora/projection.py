@@ -10,7 +10,8 @@ adapter's output is a tensor of its own that has to be written, read and added, 
 gradient of x; at FLUX's sizes that costs more time than the adapter's arithmetic. The thin products x A_iᵀ
 of all layers are one product too.
 
-x may come in parts that stand side by side, x = [x_1 | x_2], and is never put together.
+x may come in parts that stand side by side, x = [x_1 | x_2], and is never put together. A part may go through GELU
+before; then what comes of that is not kept for backward, where the adapter's gradient makes it again.
 """
 
 from collections.abc import Sequence
@@ -20,40 +21,51 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from trainer.kernels.quantize import FP8, gelu
 from trainer.lora.adapter import ADAPTER, DownLinear
 from trainer.lora.fp8_projection import project_fp8
 from trainer.lora.thin import (
-    adapter_gradients,
     columns_of,
+    down_gradient,
     empty_gradients,
+    gelu_gradient,
     hidden_values,
     in_precision_of_product,
     ranks_of,
     rows_of,
     split,
     sum_of_products,
+    up_gradients,
 )
-from trainer.models.products import FP8
 from trainer.models.quantized import Joined, QuantizedLinear
 
 
-def project(inputs: Sequence[Tensor], layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+def project(
+    inputs: Sequence[Tensor], layers: Sequence[nn.Module], activated: Sequence[bool] | None = None
+) -> tuple[Tensor, ...]:
     """What each linear layer gives for the same input, whose parts are `inputs`, each [..., K_j].
 
-    Together where all of them are adapted alike: plain weights with a bias, or weights in fp8 that were joined;
-    adapters switched on, of one scale, without dropouts. Otherwise each layer does its own work.
+    activated: which parts go through GELU, by tanh, before; None: none of them. Together where all of the layers are
+    adapted alike: plain weights with a bias, or weights in fp8 that were joined; adapters switched on, of one scale,
+    without dropouts. Otherwise each layer does its own work.
     """
+    activated = [False] * len(inputs) if activated is None else activated
     if not are_alike(layers):
-        x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=-1)
+        parts = _after_gelu(inputs, activated)
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return tuple(layer(x) for layer in layers)
     adapted = cast(Sequence[LoraLayer], layers)
     scale = adapted[0].scaling[ADAPTER]
     downs, ups = adapters_of(layers)
     bases = [cast(nn.Linear, layer.base_layer) for layer in adapted]
     if isinstance(bases[0], QuantizedLinear):
-        return project_fp8(inputs, cast(Joined, bases[0].joined), downs, ups, scale)
+        return project_fp8(inputs, cast(Joined, bases[0].joined), downs, ups, scale, activated)
     weights, biases = [base.weight for base in bases], [base.bias for base in bases]
-    return _Projection.apply(scale, (len(inputs), len(layers)), *inputs, *weights, *biases, *downs, *ups)
+    return _Projection.apply(scale, (tuple(activated), len(layers)), *inputs, *weights, *biases, *downs, *ups)
+
+
+def _after_gelu(parts: Sequence[Tensor], activated: Sequence[bool]) -> list[Tensor]:
+    return [gelu(part) if on else part for part, on in zip(parts, activated, strict=True)]
 
 
 def adapters_of(layers: Sequence[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -87,25 +99,29 @@ def _are_joined(bases: Sequence[nn.Module]) -> bool:
 
 
 class _Projection(torch.autograd.Function):
-    """apply(scale, (inputs, layers), *inputs, *weights, *biases, *downs, *ups) → one output for each layer."""
+    """apply(scale, (activated, layers), *inputs, *weights, *biases, *downs, *ups) → one output for each layer."""
 
     @staticmethod
-    def forward(ctx: Any, scale: float, counts: tuple[int, int], *tensors: Tensor):  # type: ignore[override]
-        inputs, weights, biases, downs, ups = _grouped(tensors, counts)
-        *outputs, hidden = _forward(inputs, weights, biases, downs, ups, scale)
-        ctx.scale, ctx.counts = scale, counts
+    def forward(ctx: Any, scale: float, facts: tuple[tuple[bool, ...], int], *tensors: Tensor):  # type: ignore[override]
+        activated, layers = facts
+        inputs, weights, biases, downs, ups = _grouped(tensors, (len(activated), layers))
+        *outputs, hidden = _forward(_after_gelu(inputs, activated), weights, biases, downs, ups, scale)
+        ctx.scale, ctx.facts = scale, facts
         ctx.save_for_backward(hidden, *inputs, *weights, *downs, *ups)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):  # type: ignore[override]
         hidden, *tensors = ctx.saved_tensors
-        parts, layers = ctx.counts
-        inputs, weights, downs, ups = _grouped(tensors, (parts, layers))
-        wanted = list(ctx.needs_input_grad[2 : 2 + parts])
-        found = _backward(list(gradients), hidden, inputs, weights, downs, ups, ctx.scale, wanted)
+        activated, layers = ctx.facts
+        inputs, weights, downs, ups = _grouped(tensors, (len(activated), layers))
+        wanted = list(ctx.needs_input_grad[2 : 2 + len(activated)])
+        found = _backward(list(gradients), hidden, inputs, weights, downs, ups, ctx.scale, wanted, list(activated))
         of_inputs = iter(found[: sum(wanted)])
         dx = [next(of_inputs) if each else None for each in wanted]
+        for index, (gradient, on) in enumerate(zip(dx, activated, strict=True)):
+            if gradient is not None and on:
+                dx[index] = gelu_gradient(gradient, inputs[index])
         d_down, *d_ups = found[sum(wanted) :]
         return None, None, *dx, *[None] * (2 * layers), *d_down.split(ranks_of(downs)), *d_ups
 
@@ -157,12 +173,17 @@ def _backward(
     ups: Sequence[Tensor],
     scale: float,
     wanted: Sequence[bool],
+    activated: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients of those inputs that are wanted, then of all downs as one, then of each up."""
+    """The gradients of those inputs that are wanted, then of all downs as one, then of each up.
+
+    inputs: those that are activated as they were before; their gradients are those of what GELU has given.
+    """
     columns, rows = columns_of(inputs), [rows_of(x) for x in inputs]
     dys = [rows_of(dy) for dy in gradients]
     down, casts = in_precision_of_product(downs, ups, inputs[0].dtype)
-    d_hidden, d_down, d_ups = adapter_gradients(dys, hidden, rows, downs, casts, scale)
+    d_hidden, d_ups = up_gradients(dys, hidden, casts, scale, ups[0].dtype)
+    d_down = down_gradient(d_hidden, rows, activated, downs[0].dtype)
     down_parts = split(down, columns)
     weight_parts = [split(weight, columns) for weight in weights]
     dx = [
@@ -174,7 +195,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(_gradients, _hidden, inputs, _weights, downs, ups, _scale, wanted):
+def _(_gradients, _hidden, inputs, _weights, downs, ups, _scale, wanted, _activated):
     dx = [
         torch.empty_like(x, memory_format=torch.contiguous_format)
         for x, want in zip(inputs, wanted, strict=True)

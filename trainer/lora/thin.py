@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.kernels.fp8 import in_one_memory
+from trainer.kernels.thin import down_gradient_of_activated, float32_product
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -60,41 +61,45 @@ def hidden_values(rows: Sequence[Tensor], down: Tensor) -> Tensor:
     return sum_of_products(rows, [part.t() for part in split(down, columns_of(rows))])
 
 
-def adapter_gradients(
-    dys: Sequence[Tensor],
-    hidden: Tensor,
-    rows: Sequence[Tensor],
-    downs: Sequence[Tensor],
-    casts: Sequence[Tensor],
-    scale: float,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The gradient of the hidden values [tokens, sum of ranks], that of all downs as one [sum of ranks, K], and
-    that of each up, both in the adapters' own precision.
+def up_gradients(
+    dys: Sequence[Tensor], hidden: Tensor, casts: Sequence[Tensor], scale: float, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradient of the hidden values [tokens, sum of ranks], and that of each up in dtype.
 
     dys: of each layer's output, [tokens, N_i]; casts: the up projections in the precision of the product.
     """
-    ranks = ranks_of(downs)
+    ranks = [up.shape[1] for up in casts]
     d_hidden, scaled = torch.empty_like(hidden), hidden if scale == 1 else hidden * scale
     d_ups = []
     for dy, up, own, d_own in zip(dys, casts, split(scaled, ranks), split(d_hidden, ranks), strict=True):
         torch.mm(dy, up, out=d_own)
-        d_ups.append(_product(dy.t(), own, downs[0].dtype))
+        d_ups.append(_product(dy.t(), own, dtype))
     if scale != 1:
         d_hidden *= scale
-    parts = [_product(d_hidden.t(), x, downs[0].dtype) for x in rows]
-    return d_hidden, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), d_ups
+    return d_hidden, d_ups
+
+
+def down_gradient(d_hidden: Tensor, rows: Sequence[Tensor], activated: Sequence[bool], dtype: torch.dtype) -> Tensor:
+    """That of all downs as one [sum of ranks, K]. rows: parts of the input, those that are `activated` before GELU."""
+    parts = [
+        down_gradient_of_activated(d_hidden, x).to(dtype) if on else _product(d_hidden.t(), x, dtype)
+        for x, on in zip(rows, activated, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def gelu_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """What GELU, by tanh, sends back."""
+    return torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
 
 
 def empty_gradients(downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
-    """What the last two of `adapter_gradients` look like."""
+    """What the gradients of all downs as one and of each up look like."""
     return [downs[0].new_empty(sum(ranks_of(downs)), downs[0].shape[1]), *map(torch.empty_like, ups)]
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left @ right in dtype. A GPU writes the float32 in which it adds up, instead of rounding it before."""
-    if left.is_cuda and dtype == torch.float32 and left.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
+    return float32_product(left, right) if dtype == torch.float32 else (left @ right).to(dtype)
 
 
 def sum_of_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ What a block keeps for backward is counted in numbers of the compute dtype per t
 autograd keeps them: the input of a norm, what a product with an adapter multiplies, both sides of a gate,
 what attention and the activation function need. Frozen products keep nothing.
 
-Blocks are recomputed from the first one on. A double block keeps more than a single one (22 against 19
+Blocks are recomputed from the first one on. A double block keeps more than a single one (17 against 14
 times the width) for the same arithmetic, and the first blocks are recomputed last, when the activations
 of all later ones are gone; so each recomputed block lowers the peak by all that it does not keep. Only the
 last block is never worth it: its backward comes at the fullest moment, right after its forward.
@@ -13,6 +13,7 @@ last block is never worth it: its backward comes at the fullest moment, right af
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 from torch import nn
 
@@ -46,7 +47,8 @@ class Work:
     img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes of a number in the computation;
     outside: frozen numbers outside the blocks; trained: numbers of all adapters, CLIP's included;
     trained_itemsize: theirs; optimizer: bytes of its state, averages included; beside: other models' bytes;
-    accumulates: a step has several batches; recorded: they are recorded as CUDA graphs.
+    accumulates: a step has several batches; recorded: they are recorded as CUDA graphs; drops: adapters have dropouts,
+    so that each layer works alone.
     """
 
     blocks: tuple[Block, ...]
@@ -62,6 +64,7 @@ class Work:
     compiled: bool
     beside: int = 0
     recorded: bool = False
+    drops: bool = False
 
     @property
     def has_gradients(self) -> bool:
@@ -78,9 +81,12 @@ class Work:
         return self.batch * (self.img_tokens + self.txt_tokens)
 
     @cached_property
-    def kept(self) -> tuple[int, ...]:
-        """What each block keeps for backward where it is not recomputed."""
-        return tuple(kept_bytes(block, self) for block in self.blocks)
+    def kept(self) -> Mapping[Precision, tuple[int, ...]]:
+        """What each block keeps for backward where it is not recomputed, by the precision of the base."""
+        precisions: tuple[Precision, ...] = get_args(Precision)
+        return {
+            precision: tuple(kept_bytes(block, self, precision) for block in self.blocks) for precision in precisions
+        }
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def step_bytes(work: Work, choice: Choice) -> StepBytes:
         base=base_bytes(work, choice),
         trained=work.trained * work.trained_itemsize,
         optimizer=work.optimizer,
-        activations=_fullest_moment(work, choice.checkpointed),
+        activations=_fullest_moment(work, choice),
     )
 
 
@@ -180,9 +186,9 @@ def block_bytes(block: Block, work: Work, choice: Choice) -> int:
     return int(block.matrices * each) + block.other * work.itemsize
 
 
-def _fullest_moment(work: Work, checkpointed: int) -> int:
+def _fullest_moment(work: Work, choice: Choice) -> int:
     """Walk backward from the last block: activations go, gradients come."""
-    full = work.kept
+    full, checkpointed = work.kept[choice.precision], choice.checkpointed
     unit = work.tokens * work.blocks[0].hidden * work.itemsize  # a block's input, all that a recomputed one keeps
     kept = [unit if index < checkpointed else size for index, size in enumerate(full)]
     gradients = [block.adapter * work.trained_itemsize for block in work.blocks]
@@ -196,17 +202,41 @@ def _fullest_moment(work: Work, checkpointed: int) -> int:
     return max(fullest, work.trained * work.trained_itemsize)
 
 
-def kept_bytes(block: Block, work: Work) -> int:
+def kept_bytes(block: Block, work: Work, precision: Precision = "bf16") -> int:
     """What autograd keeps of one block that is not recomputed, its input included."""
     img, txt = work.batch * work.img_tokens, work.batch * work.txt_tokens
     attention = (img + txt) * block.heads * 4  # one float32 per token and head
+    inputs = _inputs_as_kept(work, precision)
     if block.is_double:
         streams = ((img, "norm1.linear", _IMG), (txt, "norm1_context.linear", _TXT))
-        numbers = sum(_stream_numbers(block, tokens, gate, names, work) for tokens, gate, names in streams)
+        numbers = sum(_stream_numbers(block, tokens, gate, names, work, inputs) for tokens, gate, names in streams)
     else:
-        numbers = _single_numbers(block, img + txt, work)
+        numbers = _single_numbers(block, img + txt, work, inputs)
     casts = 0 if work.compiled or work.trained_itemsize == work.itemsize else block.adapter
     return int((numbers + casts) * work.itemsize) + attention
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What products with an adapter keep of their input, in numbers of the compute dtype for each of the input's.
+
+    plain: of most inputs; attended: of attention's output, which attention keeps too; activated: of what comes from
+    GELU, whose own input is kept in any case; beside: of values that are kept beside queries and keys.
+    """
+
+    plain: float = 1.0
+    attended: float = 0.0
+    activated: float = 0.0
+    beside: float = 0.0
+
+
+def _inputs_as_kept(work: Work, precision: Precision) -> _Inputs:
+    if work.drops or precision in ("int8", "nf4"):  # each layer works alone
+        return _Inputs(activated=1.0)
+    if precision == "fp8":
+        eighth = 1 / work.itemsize
+        return _Inputs(plain=eighth, attended=eighth, activated=eighth, beside=1.0)
+    return _Inputs()
 
 
 _IMG = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -217,23 +247,26 @@ _TXT = (
 _ONE = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
 
 
-def _stream_numbers(block: Block, tokens: int, modulation: str, names: Sequence[str], work: Work) -> float:
+def _stream_numbers(
+    block: Block, tokens: int, modulation: str, names: Sequence[str], work: Work, inputs: _Inputs
+) -> float:
     ranks = [block.ranks.get(name, 0) for name in names]
     *qkv, out, up, down = (rank > 0 for rank in ranks)
     modulated, normed = modulation in block.ranks, 0 if work.compiled else 1
     widths = 2 + 2 + 3 + 1  # inputs of both norms; q and k before theirs; q, k, v; attention's output
-    widths += any(qkv) + up  # what the first products of attention and MLP multiply
-    widths += bool(out) and work.batch > 1  # text and image apart, which is a copy unless it is one picture
+    widths += inputs.plain * (any(qkv) + up) + inputs.beside * any(qkv)
+    apart = work.batch > 1 and not inputs.attended  # text and image, which is a copy unless it is one picture
+    widths += out * (inputs.attended + apart)
     widths += modulated * (2 + 2 * normed)  # both gates; both scales: a compiled block computes the norm again
-    return tokens * (widths * block.hidden + (1 + down) * block.mlp + sum(ranks))
+    return tokens * (widths * block.hidden + (1 + inputs.activated * down) * block.mlp + sum(ranks))
 
 
-def _single_numbers(block: Block, tokens: int, work: Work) -> float:
+def _single_numbers(block: Block, tokens: int, work: Work, inputs: _Inputs) -> float:
     ranks = [block.ranks.get(name, 0) for name in _ONE]
     *first, last = (rank > 0 for rank in ranks)
     modulated, normed = "norm.linear" in block.ranks, 0 if work.compiled else 1
-    widths = 1 + 2 + 3 + 1 + any(first) + modulated * (1 + normed)
-    return tokens * (widths * block.hidden + (1 + last) * block.mlp + sum(ranks))
+    widths = 1 + 2 + 3 + 1 + inputs.plain * any(first) + inputs.attended * last + modulated * (1 + normed)
+    return tokens * (widths * block.hidden + (1 + inputs.activated * last) * block.mlp + sum(ranks))
 
 
 def step_flops(work: Work, checkpointed: int) -> float:

@@ -10,42 +10,17 @@ Plain torch operations quantise, so that a compiler fuses them with what comes b
 themselves are operators that it takes as they are. On the CPU fp8 gives the same numbers by float32.
 """
 
-from collections.abc import Sequence
 from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 
 from trainer.kernels.fp8 import LowRank, can_add, multiply_and_add
+from trainer.kernels.quantize import FP8, quantize_rows
 
-FP8, INT8, NF4 = torch.float8_e4m3fn, torch.int8, torch.uint8
-LARGEST = {FP8: 448.0, INT8: 127.0}
-SMALLEST_ROW = 1e-12  # a row of zeros has a scale too
+NF4 = torch.uint8
 NF4_BLOCK = 64  # numbers that share a scale
 LEAST_INT8_ROWS = 32  # torch._int_mm refuses 16 rows and fewer on a GPU
-
-
-def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [R, K] as q [R, K] of dtype (e4m3 or int8) and scale [R, 1] in float32: x = q scale.
-
-    What is not finite in a row leaves its scale not finite.
-    """
-    return quantize_parts([x], dtype)
-
-
-def quantize_parts(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_rows` of parts that stand side by side, each [R, K_j]: one [R, K] and one scale."""
-    largest = parts[0].abs().amax(-1, keepdim=True)
-    for part in parts[1:]:
-        largest = torch.maximum(largest, part.abs().amax(-1, keepdim=True))
-    scale = largest.float().clamp(min=SMALLEST_ROW) / LARGEST[dtype]
-    values = [_rounded(part.float() / scale, dtype) for part in parts]
-    return values[0] if len(values) == 1 else torch.cat(values, dim=-1), scale
-
-
-def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    values = values.round() if dtype == INT8 else values
-    return values.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
 
 
 def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

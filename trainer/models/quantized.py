@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from trainer.faults import Fault
+from trainer.kernels.quantize import FP8, INT8, quantize_rows
 from trainer.models import products
-from trainer.models.products import FP8, INT8
 
 log = logging.getLogger(__name__)
 Precision = Literal["bf16", "fp8", "int8", "nf4"]
@@ -88,7 +88,7 @@ class QuantizedLinear(nn.Linear):
         if precision == "nf4":
             values, scale = products.quantize_nf4(weight)
         else:
-            values, scale = products.quantize_rows(weight, EIGHT_BIT[precision])
+            values, scale = quantize_rows(weight, EIGHT_BIT[precision])
         stored = {"weight": values, "scale": scale.flatten()}
         if self.storage.both_layouts:
             stored["transposed"] = values.t()
@@ -243,7 +243,7 @@ def product_error(precision: Precision, device: torch.device) -> float:
         (dx,) = torch.autograd.grad(y, given, dy)
         compared = [(y.detach(), x.float() @ wide.t()), (dx, dy.float() @ wide)]
         if precision == "fp8":  # joined layers have their bias added by the product itself
-            bias, (values, scale) = dy[0, 0], products.quantize_rows(x[0], FP8)
+            bias, (values, scale) = dy[0, 0], quantize_rows(x[0], FP8)
             y = products.multiply_fp8(values, scale, layer.weight, layer.scale, bias, x.dtype)
             compared.append((y, x[0].float() @ wide.t() + bias.float()))
         for found, expected in compared:
