@@ -10,8 +10,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.recipe_files import Workshop, make_workshop, started, wait_for
+from trainer import model_setup
 from trainer import train as training
 from trainer.bench.random_flux import ModelFiles
+from trainer.models.attention import choose_attention
 from trainer.run import Run
 
 pytestmark = [
@@ -52,6 +54,8 @@ def trained(workshop: Workshop, place: str, monkeypatch, **settings) -> Trained:
     """The LoRA, each step's loss, and the run."""
     runs: list[Run] = []
     prepare = training.prepare
+    # chosen by timing it might be another kernel in each of two trainings that are compared
+    monkeypatch.setattr(model_setup, "choose_attention", lambda *given: choose_attention(*given[:-1], timed=False))
     monkeypatch.setattr(training, "prepare", lambda *all: runs.append(prepare(*all)) or runs[-1])
     settings = {"mixed_precision": "bf16", "max_train_steps": 20, "log_every": 1} | settings
     config = workshop.config(place, dataset_config=workshop.folder / "two.toml", **settings)

@@ -30,8 +30,7 @@ def down_gradient_of_8_bits(d_hidden: Tensor, values: Tensor, scale: Tensor) -> 
     if d_hidden.shape[1] <= HIGHEST_RANK_OF_8_BITS and _works(values.device, d_hidden.dtype):
         from trainer.kernels import triton_thin
 
-        scaled = (d_hidden * scale).to(d_hidden.dtype)  # so that values are multiplied as they are
-        return triton_thin.down_gradient(scaled, values, activated=False)
+        return triton_thin.down_gradient(d_hidden, values, scale)
     return float32_product(d_hidden.t(), _widened(values, scale, d_hidden.dtype))
 
 
@@ -75,7 +74,7 @@ def kernel_error(device: torch.device) -> float:
     wide = values.float() * scale
     compared = [
         (triton_thin.hidden_values(values, scale, down), wide @ down.float().t()),
-        (triton_thin.down_gradient(d_hidden, values, activated=False), d_hidden.float().t() @ values.float()),
+        (triton_thin.down_gradient(d_hidden, values, scale), d_hidden.float().t() @ wide),
         (triton_thin.down_gradient(d_hidden, x, activated=True), d_hidden.float().t() @ gelu(x.float())),
     ]
     return max(float((found.float() - expected).norm() / expected.norm()) for found, expected in compared)
