@@ -105,6 +105,7 @@ def test_which_products_are_taken(monkeypatch):
 
     assert taken() and taken(widths=(3072,), rank=64)
     assert not taken(rows=512, widths=(3072,)), "too small"
+    assert not taken(depth=15360, widths=(3072,)), "adding to so little costs less than a slower product"
     assert not taken(rank=256), "the rank is too high"
     assert not taken(widths=(12288, 3000, 3072, 3072)), "a tile would be of two layers"
     assert not taken(widths=(3072,) * 5), "too many layers"

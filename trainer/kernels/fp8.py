@@ -3,8 +3,8 @@
     y = (a bᵀ) scale_a scale_bᵀ + bias + scale hidden upᵀ
 
 where a and b are e4m3, and hidden and up what adapters of layers on one input have. torch's own product of this
-kind adds nothing but the bias, and adding the low-rank one afterwards reads and writes all of y once more: at
-FLUX's sizes that takes up to half the time of the product itself. See `can_add`.
+kind adds nothing but the bias, and adding the low-rank one afterwards reads and writes all of y once more: where y
+is as wide as the product is deep, that takes up to half the time of the product itself. See `can_add`.
 """
 
 from collections.abc import Sequence
@@ -45,15 +45,17 @@ class LowRank:
 
 
 def can_add(a: Tensor, b: Tensor, low_rank: LowRank) -> bool:
-    """Whether `multiply_and_add` takes this: on GPUs that it was measured on, large enough, of one rank."""
+    """Whether `multiply_and_add` takes this: on GPUs where it was found faster, large enough, of one rank, and y at
+    least as wide as the product is deep."""
     if not (a.is_cuda and HAS_TRITON and low_rank.hidden.dtype == torch.bfloat16):
         return False
     ranks, widths = {up.shape[1] for up in low_rank.ups}, [len(up) for up in low_rank.ups]
     if len(ranks) > 1 or max(ranks) > HIGHEST_RANK or len(widths) > MOST_LAYERS:
         return False
-    if a.shape[1] % 16 or b.shape[0] % 16 or (len(widths) > 1 and any(width % COLUMNS for width in widths)):
+    depth, width = a.shape[1], len(b)
+    if width < depth or depth % 16 or width % 16 or (len(widths) > 1 and any(own % COLUMNS for own in widths)):
         return False
-    tiles = -(-len(a) // ROWS) * -(-len(b) // COLUMNS)
+    tiles = -(-len(a) // ROWS) * -(-width // COLUMNS)
     return _works(a.device) and tiles >= LEAST_TILES * _multiprocessors(a.device)
 
 
@@ -90,7 +92,7 @@ def multiply_and_add(
     from trainer.kernels import triton_fp8
 
     ups = low_rank.ups
-    up = ups[0] if len(ups) == 1 else one_below_another(ups)
+    up = ups[0].contiguous() if len(ups) == 1 else one_below_another(ups)
     second, third, fourth = (sum(len(other) for other in ups[:count]) for count in range(1, MOST_LAYERS))
     begins = (second, third, fourth)  # those of layers that are not there lie behind the last column
     programs = _multiprocessors(a.device)

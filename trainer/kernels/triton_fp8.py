@@ -25,9 +25,12 @@ def multiply_and_add(
     tile: tuple[int, int],
     programs: int,
 ) -> Tensor:
-    """See `trainer.kernels.fp8.multiply_and_add`. up: [N, R] of all layers; begins: first rows of the second to the
-    fourth; tile: rows and columns of y that are computed at a time; programs: how many run beside each other."""
-    a, b, up = a.contiguous(), b.contiguous(), up if 1 in up.stride() else up.contiguous()
+    """See `trainer.kernels.fp8.multiply_and_add`.
+
+    up: [N, R] of all layers, dense; begins: first rows of the second to the fourth; tile: rows and columns of y that
+    are computed at a time; programs: how many run beside each other.
+    """
+    a, b = a.contiguous(), b.contiguous()
     (rows, depth), columns, rank = a.shape, len(b), up.shape[1]
     y = torch.empty(rows, columns, dtype=torch.bfloat16, device=a.device)
     factor_a, factor_b = (TensorDescriptor.from_tensor(x, [n, DEPTH]) for x, n in zip((a, b), tile, strict=True))
@@ -35,9 +38,9 @@ def multiply_and_add(
     with torch.cuda.device_of(a):
         _multiply_and_add[(programs,)](
             factor_a, factor_b, half, scale_a, scale_b, bias, hidden, up, rows, columns, depth, rank, scale,
-            hidden.stride(0), up.stride(0), up.stride(1), *begins,
+            hidden.stride(0), *begins,
             RANK=max(LEAST_RANK, triton.next_power_of_2(rank)),
-            HAS_SCALE=scale_b is not None, HAS_BIAS=bias is not None, LIES_ON_ITS_SIDE=up.stride(1) > 1,
+            HAS_SCALE=scale_b is not None, HAS_BIAS=bias is not None,
             ROWS=tile[0], COLUMNS=tile[1], DEPTH=DEPTH, GROUP=GROUP, PROGRAMS=programs,
             num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
@@ -47,9 +50,9 @@ def multiply_and_add(
 @triton.jit
 def _multiply_and_add(
     a, b, y, scale_a_ptr, scale_b_ptr, bias_ptr, hidden_ptr, up_ptr, rows, columns, depth, rank, scale,
-    hidden_row, up_row, up_column, second, third, fourth,
-    RANK: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, LIES_ON_ITS_SIDE: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    hidden_row, second, third, fourth,
+    RANK: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     down, across = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
     for tile in tl.range(tl.program_id(0), down * across, PROGRAMS):
@@ -74,17 +77,11 @@ def _multiply_and_add(
             hidden_ptr + row[:, None] * hidden_row + layer * rank + place[None, :],
             (row[:, None] < rows) & (place[None, :] < rank), other=0.0,
         )  # fmt: skip
-        if LIES_ON_ITS_SIDE:  # read along its longer rows
-            up = tl.load(
-                up_ptr + place[:, None] * up_column + column[None, :],
-                (place[:, None] < rank) & (column[None, :] < columns), other=0.0,
-            )  # fmt: skip
-        else:
-            up = tl.load(
-                up_ptr + column[:, None] * up_row + place[None, :],
-                (column[:, None] < columns) & (place[None, :] < rank), other=0.0,
-            ).T  # fmt: skip
-        total += tl.dot(hidden, up) * scale
+        up = tl.load(
+            up_ptr + column[:, None] * rank + place[None, :],
+            (column[:, None] < columns) & (place[None, :] < rank), other=0.0,
+        )  # fmt: skip
+        total += tl.dot(hidden, up.T) * scale
         left_half, right_half = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
         y.store([first_row, first_column], left_half.to(tl.bfloat16))
         y.store([first_row, first_column + COLUMNS // 2], right_half.to(tl.bfloat16))

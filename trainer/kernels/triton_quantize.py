@@ -71,16 +71,20 @@ def _quantize(
     FIRST_ON: tl.constexpr, SECOND_ON: tl.constexpr, THIRD_ON: tl.constexpr, FOURTH_ON: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    # all that is read is on its way before the first of it is waited for
     first = _part(first_ptr + row * first_row, first_scale, FIRST, FIRST_ON)
-    top = _largest(first)
     if SECOND > 0:
         second = _part(second_ptr + row * second_row, second_scale, SECOND, SECOND_ON)
-        top = _larger(top, _largest(second))
     if THIRD > 0:
         third = _part(third_ptr + row * third_row, third_scale, THIRD, THIRD_ON)
-        top = _larger(top, _largest(third))
     if FOURTH > 0:
         fourth = _part(fourth_ptr + row * fourth_row, fourth_scale, FOURTH, FOURTH_ON)
+    top = _largest(first)
+    if SECOND > 0:
+        top = _larger(top, _largest(second))
+    if THIRD > 0:
+        top = _larger(top, _largest(third))
+    if FOURTH > 0:
         top = _larger(top, _largest(fourth))
     scale = _larger(top, smallest) / largest
     tl.store(scale_ptr + row, scale)
