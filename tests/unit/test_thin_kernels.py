@@ -48,7 +48,7 @@ def test_kernels_read_8_bits(tokens, depth, rank):
 
 @needs_triton
 @SIZES
-@pytest.mark.parametrize("rank", [4, 16, 128, 256])
+@pytest.mark.parametrize("rank", [4, 16, 48, 64])
 @pytest.mark.usefixtures("kernels")
 def test_a_kernel_activates_what_it_reads(tokens, depth, rank):
     x, _, d_hidden = operands(tokens, depth, rank)
@@ -71,7 +71,7 @@ def test_what_is_tried_before_it_is_relied_on_is_right():
     assert INTERPRETED or thin.kernel_error(DEVICE) < thin.TOLERANCE / 2
 
 
-@pytest.mark.parametrize("rank", [4, 300])
+@pytest.mark.parametrize("rank", [4, 80])
 def test_plain_operations_do_what_kernels_are_not_made_for(rank):
     x, down, d_hidden = (each.float().cpu() for each in operands(24, 64, rank))
     values, scale = quantize_rows(x, FP8)

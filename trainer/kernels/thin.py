@@ -12,13 +12,13 @@ from torch import Tensor
 from trainer.kernels.quantize import FP8, LEAST_CAPABILITY, gelu, quantize_rows
 from trainer.kernels.trial import HAS_TRITON, is_right
 
-HIGHEST_RANK_OF_8_BITS, HIGHEST_RANK = 64, 256  # above them plain products are as fast
+HIGHEST_RANK = 64  # above it plain products are as fast
 TOLERANCE = 0.02
 
 
 def hidden_of_8_bits(values: Tensor, scale: Tensor, down: Tensor) -> Tensor:
     """x downᵀ [M, R] in the precision of down [R, K]."""
-    if len(down) <= HIGHEST_RANK_OF_8_BITS and _works(values.device, down.dtype):
+    if len(down) <= HIGHEST_RANK and _works(values.device, down.dtype):
         from trainer.kernels import triton_thin
 
         return triton_thin.hidden_values(values, scale, down)
@@ -27,7 +27,7 @@ def hidden_of_8_bits(values: Tensor, scale: Tensor, down: Tensor) -> Tensor:
 
 def down_gradient_of_8_bits(d_hidden: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     """d_hiddenᵀ x [R, K] in float32. d_hidden: [M, R]."""
-    if d_hidden.shape[1] <= HIGHEST_RANK_OF_8_BITS and _works(values.device, d_hidden.dtype):
+    if d_hidden.shape[1] <= HIGHEST_RANK and _works(values.device, d_hidden.dtype):
         from trainer.kernels import triton_thin
 
         return triton_thin.down_gradient(d_hidden, values, scale)

@@ -10,7 +10,7 @@ from trainer.kernels.triton_quantize import gelu
 LEAST_RANK = 16  # what the tensor cores multiply
 TOKENS, DEPTH = 64, 128  # of a tile of the input, for its hidden values
 LEAST_DEPTH = 1024  # that one program of several for the same tokens adds up
-CHUNK, COLUMNS, NARROW = 64, 128, 64  # of a tile of the input, for the gradient; of high ranks it has fewer columns
+CHUNK, COLUMNS = 64, 128  # of a tile of the input, for the gradient
 PROGRAMS = 512  # among which a product is divided, about: some four for each multiprocessor of a large GPU
 
 
@@ -40,16 +40,14 @@ def down_gradient(d_hidden: Tensor, x: Tensor, scale: Tensor | None = None, acti
     """
     (tokens, columns), rank = x.shape, d_hidden.shape[1]
     x = x if x.stride(1) == 1 else x.contiguous()
-    width = COLUMNS if rank <= 64 else NARROW
-    across = triton.cdiv(columns, width)
+    across = triton.cdiv(columns, COLUMNS)
     shares = max(1, min(PROGRAMS // across, triton.cdiv(tokens, CHUNK)))
     share = triton.cdiv(triton.cdiv(tokens, shares), CHUNK) * CHUNK
     sums = torch.empty(shares, rank, columns, device=x.device)
     with torch.cuda.device_of(x):
         _down_gradient[(across, shares)](
             d_hidden, x, scale, sums, tokens, columns, rank, d_hidden.stride(0), x.stride(0), share,
-            RANK=_padded(rank), CHUNK=CHUNK, COLUMNS=width, ACTIVATED=activated,
-            num_warps=4 if rank <= 64 else 8, num_stages=3,
+            RANK=_padded(rank), CHUNK=CHUNK, COLUMNS=COLUMNS, ACTIVATED=activated, num_warps=4, num_stages=3,
         )  # fmt: skip
     return sums[0] if shares == 1 else sums.sum(0)
 
