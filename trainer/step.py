@@ -15,7 +15,7 @@ from trainer.config import TrainConfig
 from trainer.flow import add_noise, loss_weights, sample_losses, velocity_target
 from trainer.lora.adapter import DownLinear, adapter_alphas, adapter_parameters, disabled_adapter
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
-from trainer.optim.foreach import chunks, gradients, gradients_or_zeros, with_gradient
+from trainer.optim.foreach import chunks, flat_copies, gradients, gradients_or_zeros, with_gradient
 from trainer.rng import derive_seed
 
 REDUCE_ELEMENTS = 64 << 20  # gradients travel between processes in pieces of this many numbers
@@ -142,13 +142,13 @@ def accumulate_gradients(
 
 
 def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor, accelerator: Accelerator) -> None:
-    """Add up gradients and loss over the processes, in place; a process without a batch adds zeros."""
+    """Add up gradients and loss over the processes, in place and in float32; a process without a batch adds zeros."""
     if accelerator.num_processes == 1:
         return
     found = gradients_or_zeros(parameters)
     dist.all_reduce(loss)
     for piece in chunks(found, lambda gradient: gradient.dtype, REDUCE_ELEMENTS):
-        flat = torch.cat([gradient.flatten() for gradient in piece])
+        flat, parts = flat_copies(piece)
         dist.all_reduce(flat)
-        for gradient, values in zip(piece, flat.split([g.numel() for g in piece]), strict=True):
-            gradient.copy_(values.view_as(gradient))
+        # all at once: a thousand launches fill the device's queue, and the host is no longer ahead for the rest
+        torch._foreach_copy_(piece, parts)

@@ -1,13 +1,16 @@
 """A group's gradient is the mean over its pictures, however they are split into batches and processes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import FluxTransformer2DModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import trainer.step
 from tests.parity.test_transformer import make_transformer
 from trainer.batches import Batch
 from trainer.config import TrainConfig
@@ -184,3 +187,34 @@ def test_gradients_travel_in_pieces_that_lose_nothing():
     gradients = [torch.ones(size) for size in (4, 6, 1, 25, 3, 3)]
     pieces = list(chunks(gradients, lambda gradient: gradient.dtype, limit=10))
     assert [[len(g) for g in piece] for piece in pieces] == [[4, 6], [1], [25], [3, 3]]
+
+
+class Counted(TorchDispatchMode):
+    """What is computed within it, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_summing_launches_as_much_for_many_parameters_as_for_few(monkeypatch):
+    """One copy for each gradient fills a GPU's queue, and two GPUs then wait for their hosts."""
+    monkeypatch.setattr(trainer.step.dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    for dtype in (torch.float32, torch.bfloat16):
+        names = []
+        for count in (3, 30):
+            parameters = [nn.Parameter(torch.ones(2, size + 1, dtype=dtype)) for size in range(count)]
+            for number, parameter in enumerate(parameters[:-1]):
+                parameter.grad = torch.full_like(parameter, number)
+            with Counted() as counted:
+                sum_over_processes(parameters, torch.zeros(()), SimpleNamespace(num_processes=2))  # type: ignore[arg-type]
+            sums = [float(parameter.grad.flatten()[0]) for parameter in parameters if parameter.grad is not None]
+            assert sums == [*(2.0 * number for number in range(count - 1)), 0.0]
+            names.append(counted.names)
+        assert "copy_" not in names[1] and "_foreach_copy_" in names[1]
+        views = {"view", "split", "split_with_sizes", "flatten", "_unsafe_view"}
+        assert [name for name in names[0] if name not in views] == [name for name in names[1] if name not in views]
