@@ -1,11 +1,13 @@
 """Kernels by class: names as real traces have them, thin products by their shapes, traces added up."""
 
 import json
+import re
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from tests.recipe_files import ROOT
 from trainer.bench.kernels import (
     ATTENTION_BACKWARD,
     ATTENTION_FORWARD,
@@ -76,6 +78,13 @@ NAMES = {
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in NAMES.items() for name in names])
 def test_a_name_tells_the_class(kind, name):
     assert classify(name) == kind
+
+
+def test_our_own_kernels_are_known_by_name():
+    sources = sorted((ROOT / "trainer" / "kernels").glob("triton_*.py"))
+    launched = {name for path in sources for name in re.findall(r"^ +(_\w+)\[\(", path.read_text(), re.MULTILINE)}
+    assert {"_multiply_and_add", "_turn", "_quantize", "_down_gradient"} <= launched
+    assert all(classify(name) != OTHER for name in launched)
 
 
 def test_the_operator_tells_what_the_name_does_not():

@@ -23,6 +23,11 @@ CLASSES = (
 OPTIMIZER_MARK = "trainer.bench: optimizer"  # the trace's name for the time of an optimizer step
 NUM_LONGEST, NAME_LENGTH = 12, 120
 
+# trainer/kernels/, by the kernels' names
+_OWN = {
+    "_multiply_and_add": LARGE, "_hidden_sums": THIN, "_add_hidden_sums": THIN, "_down_gradient": THIN,
+    "_turn": ELEMENTWISE, "_turn_back": ELEMENTWISE, "_quantize": QUANTISATION,
+}  # fmt: skip
 _FUSED = re.compile(r"triton_(poi|red|per|for)_|cpp_fused")  # inductor's, named after all that they fuse
 _OPTIMIZER = re.compile(r"multi_tensor_apply|_foreach_|_fused_(adam|sgd)|FusedAdam|FusedOptim", re.I)
 _COMMUNICATION = re.compile(r"nccl|all_?reduce|gloo", re.I)
@@ -77,6 +82,8 @@ def classify(name: str, op: str = "", dims: Dims = (), thin_side: int = 0, in_op
         return OPTIMIZER
     if _COMMUNICATION.search(name):
         return COMMUNICATION
+    if name in _OWN:
+        return _OWN[name]
     if _FUSED.search(name):
         return ELEMENTWISE
     if _ATTENTION.search(name) or ("attention" in op and not _COPY.search(name)):
