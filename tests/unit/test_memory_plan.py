@@ -30,7 +30,7 @@ def plan_for(work: Work, gib: float, allowed: Allowed | None = None, **device) -
     return make_memory_plan(work, gpu, allowed or Allowed(), CPU)
 
 
-@pytest.mark.parametrize("gib", [79, 52, 48, 40, 31.5, 23.5, 15.5, 11.5])
+@pytest.mark.parametrize("gib", [79, 46, 44, 38, 31.5, 23.5, 15.5, 11.5])
 def test_what_is_chosen_fits_and_nothing_larger_would(gib):
     work = full_work()
     plan = plan_for(work, gib)
@@ -46,8 +46,8 @@ def test_what_is_chosen_fits_and_nothing_larger_would(gib):
 
 def test_swapping_is_chosen_only_where_copies_are_fast_enough():
     work = full_work()
-    assert plan_for(work, 44, link=50e9, flops=100e12).choice.checkpointed == 0
-    assert plan_for(work, 44, link=2e9, flops=400e12).choice.swapped == 0
+    assert plan_for(work, 38, link=50e9, flops=100e12).choice.checkpointed == 0
+    assert plan_for(work, 38, link=2e9, flops=400e12).choice.swapped == 0
 
 
 def test_a_gpu_that_outruns_its_host_is_waited_for_unless_batches_are_recorded():
@@ -59,14 +59,14 @@ def test_a_gpu_that_outruns_its_host_is_waited_for_unless_batches_are_recorded()
 
 def test_recorded_blocks_are_swapped_too():
     work = full_work(recorded=True)
-    assert plan_for(work, 44, link=50e9, flops=100e12).choice.swapped > 0
+    assert plan_for(work, 38, link=50e9, flops=100e12).choice.swapped > 0
     assert plan_for(work, 15.5).choice.swapped > 0
 
 
 def test_recorded_batches_leave_room_for_the_optimizer():
     """Without it they are launched kernel by kernel after all: on one H100 at rank 256, 0.9 GiB were left of 78.7."""
     work = full_work(rank=256)
-    for gib in (40, 48, 54):
+    for gib in (34, 42, 47):
         plain, recorded = (plan_for(replace(work, recorded=each), gib, Allowed(swapped=0)) for each in (False, True))
         assert recorded.bytes.peak < plain.bytes.peak
         assert needed_bytes(recorded.work, recorded.choice) <= gib * GIB
@@ -96,7 +96,7 @@ def test_where_all_must_swap_the_first_of_equals_is_taken():
         assert choice.storage == Storage("fp8") and choice.swapped
         assert expected_seconds(work, GPU, choice) < expected_seconds(work, GPU, alone)
     slow = {"link": 50e9, "flops": 20e12}  # copies of any size hide behind it
-    assert plan_for(work, 14, allowed, **slow).choice.precision == "fp8"
+    assert plan_for(work, 12, allowed, **slow).choice.precision == "fp8"
 
 
 def test_a_small_fast_card_recomputes_instead_of_waiting_for_copies():
@@ -145,7 +145,7 @@ def test_a_plan_says_what_and_why():
     (line,) = plan_for(work, 79).lines()
     assert "GiB" in line and "nothing recomputed" in line
     text = " ".join(plan_for(work, 15.5).lines())
-    assert "56 of 57 blocks recomputed" in text and "in host memory" in text and "1.43 times" in text
+    assert "55 of 57 blocks recomputed" in text and "in host memory" in text and "1.42 times" in text
     assert "reckoned with 450 TFLOP/s here, and 20 GB/s for copies" in text
     assert "reckoned" not in " ".join(plan_for(work, 15.5, unified=True, is_measured=False).lines())
     assert "may not fit" in " ".join(plan_for(work, 3).lines())
