@@ -3,7 +3,7 @@
     python -m benchmarks.blocks [--precisions bf16 fp8] [--ranks 16] [--resolutions 1024] [--json FILE]
 
 For each kind of block a few of them with random weights run one after another, compiled and recorded as CUDA
-graphs, as training runs them. The whole model's 19 and 38 blocks are all but 2 % of a step. A second, unrecorded
+graphs, as training runs them. The model's 19 and 38 blocks are a step but for 1 or 2 %. A second, unrecorded
 pass counts the kernels. `--detail 30` lists so many of them.
 """
 

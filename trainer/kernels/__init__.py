@@ -1,6 +1,6 @@
-"""Kernels written in Triton, each behind a plain function that says what it computes and where it serves.
+"""Kernels written in Triton, each behind plain functions that say what is computed and when the kernel serves.
 
-On the CPU, where Triton is not installed, and on sizes that a kernel is not made for, plain torch operations give
-the same numbers; which of the two runs is decided by who calls. Modules named `triton_*` are imported where Triton
-is there, and hold nothing but kernels and their launches.
+On the CPU, where Triton is missing, on sizes that a kernel is not made for, and on a machine where it fails its trial
+(`trainer.kernels.trial`), plain torch operations give the same numbers. Modules named `triton_*` hold nothing but
+kernels and their launches, and are imported where one runs.
 """

@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from trainer.kernels.neighbours import one_below_another
 from trainer.kernels.trial import HAS_TRITON, is_right
 
 ROWS, COLUMNS = 128, 256  # of y that one program computes at a time
@@ -95,26 +96,7 @@ def multiply_and_add(
     up = ups[0].contiguous() if len(ups) == 1 else one_below_another(ups)
     second, third, fourth = (sum(len(other) for other in ups[:count]) for count in range(1, MOST_LAYERS))
     begins = (second, third, fourth)  # those of layers that are not there lie behind the last column
-    programs = _multiprocessors(a.device)
+    hidden, scale, programs = low_rank.hidden, low_rank.scale, _multiprocessors(a.device)
     return triton_fp8.multiply_and_add(
-        a, scale_a, b, scale_b, bias, low_rank.hidden, up, begins, low_rank.scale, (ROWS, COLUMNS), programs
+        a, scale_a, b, scale_b, bias, hidden, up, begins, scale, (ROWS, COLUMNS), programs
     )
-
-
-def one_below_another(matrices: Sequence[Tensor]) -> Tensor:
-    """Matrices of one width as one, without a copy where they lie so in memory."""
-    whole = in_one_memory(matrices)
-    return torch.cat(list(matrices)) if whole is None else whole.view(-1, matrices[0].shape[1])
-
-
-def in_one_memory(tensors: Sequence[Tensor]) -> Tensor | None:
-    """All of them as one [numbers] where they lie one after another."""
-    first = tensors[0]
-    end = first.data_ptr()
-    for tensor in tensors:
-        if tensor.dtype != first.dtype or tensor.data_ptr() != end or not tensor.is_contiguous():
-            return None
-        end += tensor.nbytes
-    if end - first.untyped_storage().data_ptr() > first.untyped_storage().nbytes():
-        return None  # neighbours by chance
-    return first.as_strided((sum(tensor.numel() for tensor in tensors),), (1,))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.fp8 import LowRank
-from trainer.kernels.quantize import quantize_rows, quantize_side_by_side
+from trainer.kernels.quantize import FP8, quantize_rows, quantize_side_by_side
 from trainer.kernels.thin import down_gradient_of_8_bits, hidden_of_8_bits
 from trainer.lora.thin import (
     columns_of,
@@ -87,7 +87,7 @@ def _quantized(parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Seq
     """One plain part is left to the compiler, which fuses it with what makes it."""
     if len(parts) > 1 or any(activated):
         return quantize_side_by_side(list(parts), list(scales), list(activated))
-    return quantize_rows(parts[0] * scales[0] if scales else parts[0], torch.float8_e4m3fn)
+    return quantize_rows(parts[0] * scales[0] if scales else parts[0], FP8)
 
 
 @torch.library.custom_op("flux_dreambooth::adapted_fp8", mutates_args=())

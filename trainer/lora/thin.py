@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.kernels.fp8 import in_one_memory
+from trainer.kernels.neighbours import in_one_memory
 from trainer.kernels.thin import down_gradient_of_activated, float32_product
 
 

@@ -169,9 +169,8 @@ class _BringInBackward(torch.autograd.Function):
     def forward(ctx, swap: BlockSwap, index: int, *outputs: torch.Tensor):  # type: ignore[override]
         ctx.swap, ctx.index = swap, index
         ctx.set_materialize_grads(False)
-        return tuple(
-            output[...] for output in outputs
-        )  # with their very strides, which view_as changes for one picture
+        # with their very strides, which view_as changes for one picture
+        return tuple(output[...] for output in outputs)
 
     @staticmethod
     def backward(ctx, *gradients):  # type: ignore[override]
