@@ -6,6 +6,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from tests.parity.test_transformer import CPU, HEIGHT, TXT, WIDTH, make_transformer
+from trainer.lora import projection
 from trainer.lora.adapter import adapter_parameters, add_lora, linear_modules
 from trainer.lora.blocks import DoubleBlock, SingleBlock, use_training_blocks
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
@@ -50,8 +51,10 @@ RANKS = {
 
 
 @pytest.mark.parametrize("masked, checkpointed", [(False, 0), (True, 0), (False, 3)], ids=["", "masked", "recomputed"])
+@pytest.mark.parametrize("made_again", [True, False], ids=["as on a GPU", "as on a CPU"])
 @pytest.mark.parametrize("ranks", RANKS.values(), ids=RANKS)
-def test_outputs_and_gradients_are_diffusers(ranks, masked, checkpointed):
+def test_outputs_and_gradients_are_diffusers(monkeypatch, ranks, made_again, masked, checkpointed):
+    monkeypatch.setattr(projection, "_makes_again", lambda _x: made_again)
     expected = results(adapted(ranks, ours=False), masked, checkpointed)
     found = results(adapted(ranks, ours=True), masked, checkpointed)
     assert len(found) == 3 + 2 * len(ranks)

@@ -7,12 +7,19 @@ from torch import Tensor, nn
 from tests.compilers import needs_inductor
 from tests.quantized_layers import Adapted, cosine, draw
 from trainer.kernels.quantize import FP8, gelu, quantize_rows
+from trainer.lora import projection
 from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter
 from trainer.lora.projection import are_alike, project
 from trainer.models.quantized import QuantizedLinear, Storage, fill, join
 
 WIDTHS = {"to_q": 32, "to_k": 32, "to_v": 48}  # of what the layers give, for an input of 64 numbers
 LAYOUTS = pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True)], ids=["one", "both"])
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """What comes from GELU is made again in backward."""
+    monkeypatch.setattr(projection, "_makes_again", lambda _x: True)
 
 
 def stored(

@@ -11,7 +11,7 @@ gradient of x; at FLUX's sizes that costs more time than the adapter's arithmeti
 of all layers are one product too.
 
 x may come in parts that stand side by side, x = [x_1 | x_2], and is never put together. A part may go through GELU
-before; then what comes of that is not kept for backward, where the adapter's gradient makes it again.
+before; on a GPU what comes of that is not kept for backward, where the adapter's gradient makes it again.
 """
 
 from collections.abc import Sequence
@@ -50,9 +50,11 @@ def project(
     without dropouts. Otherwise each layer does its own work.
     """
     activated = [False] * len(inputs) if activated is None else activated
-    if not are_alike(layers):
-        parts = _after_gelu(inputs, activated)
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    together = are_alike(layers)
+    if not (together and _makes_again(inputs[0])):
+        inputs, activated = _after_gelu(inputs, activated), [False] * len(inputs)
+    if not together:
+        x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=-1)
         return tuple(layer(x) for layer in layers)
     adapted = cast(Sequence[LoraLayer], layers)
     scale = adapted[0].scaling[ADAPTER]
@@ -62,6 +64,11 @@ def project(
         return project_fp8(inputs, cast(Joined, bases[0].joined), downs, ups, scale, activated)
     weights, biases = [base.weight for base in bases], [base.bias for base in bases]
     return _Projection.apply(scale, (tuple(activated), len(layers)), *inputs, *weights, *biases, *downs, *ups)
+
+
+def _makes_again(x: Tensor) -> bool:
+    """Whether what comes from GELU is made again in backward: a CPU has memory rather than time."""
+    return x.is_cuda
 
 
 def _after_gelu(parts: Sequence[Tensor], activated: Sequence[bool]) -> list[Tensor]:
