@@ -27,6 +27,7 @@ NUM_LONGEST, NAME_LENGTH = 12, 120
 _OWN = {
     "_multiply_and_add": LARGE, "_hidden_sums": THIN, "_add_hidden_sums": THIN, "_down_gradient": THIN,
     "_turn": ELEMENTWISE, "_turn_back": ELEMENTWISE, "_quantize": QUANTISATION,
+    "_prodigy_average": OPTIMIZER, "_prodigy_move": OPTIMIZER,
 }  # fmt: skip
 _FUSED = re.compile(r"triton_(poi|red|per|for)_|cpp_fused")  # inductor's, named after all that they fuse
 _OPTIMIZER = re.compile(r"multi_tensor_apply|_foreach_|_fused_(adam|sgd)|FusedAdam|FusedOptim", re.I)

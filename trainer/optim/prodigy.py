@@ -2,7 +2,8 @@
 
 The arithmetic and the options are those of the package prodigyopt 1.1.2. What differs is where it
 runs: every scalar that depends on data (d, its maximum, numerator, denominator) is a tensor on the
-device, so a step never waits for the host, and the adapter is worked through in bounded chunks.
+device, so a step never waits for the host, and the adapter is worked through in bounded chunks. On a
+GPU two kernels of our own do what most settings ask for (`trainer/kernels/prodigy.py`).
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainer.kernels import prodigy as kernel
 from trainer.optim.foreach import chunks, flat_copies, gradients, in_float32, with_gradient
 
 
@@ -24,7 +26,7 @@ class Prodigy(Optimizer):
     that starts at zero (every LoRA up matrix) does not need. `p0` is taken when the optimizer is
     made, so weights must be loaded before. Scalars, tensors of no dimension in `param_groups[0]`:
     `d`, `d_max`, `d_hat`, `d_numerator`, `d_denom`, `k`. A step needs two chunks of temporary
-    memory (256 MiB), three for parameters that are not fp32.
+    memory (256 MiB), three for parameters that are not fp32, and none where it has a kernel.
 
     There is one d for all groups: learning rates of groups must be equal or 0, else a step raises
     ValueError. A group with rate 0 is left alone altogether, weight decay included.
@@ -146,8 +148,12 @@ class Prodigy(Optimizer):
 
     def _average(self, group: dict[str, Any], parameters: list[Tensor], dlr: Tensor) -> Tensor:
         """Adam's averages and `s` of one chunk; what it adds to numerator and denominator, [2]."""
-        first = self.param_groups[0]
-        (beta1, beta2), d = first["betas"], self.d
+        first, d = self.param_groups[0], self.d
+        beta1, beta2 = first["betas"]
+        share = d if group["safeguard_warmup"] else dlr
+        if chunk := self._for_kernel(group, parameters):
+            top, bottom = kernel.average(chunk, d, share / group["d0"], (beta1, beta2, first["beta3"])).unbind()
+            return torch.stack([-top * (dlr / share), bottom])
         grads = gradients(parameters)
         if group["weight_decay"] and not group["decouple"]:
             torch._foreach_add_(grads, parameters, alpha=group["weight_decay"])
@@ -161,7 +167,6 @@ class Prodigy(Optimizer):
 
         if group["slice_p"] > 1:
             flat, scaled = flat_copies([_sliced(x, group) for x in scaled])
-        share = d if group["safeguard_warmup"] else dlr
         torch._foreach_mul_(scaled, (share / group["d0"]).float())
         s = self._states("s", parameters)
         torch._foreach_mul_(s, first["beta3"])
@@ -179,7 +184,11 @@ class Prodigy(Optimizer):
 
     def _move(self, dlr: Tensor) -> None:
         for group, parameters in self._chunks():
-            eps, decay = (self.d * group["eps"]).float(), group["weight_decay"]
+            decay = group["weight_decay"]
+            if chunk := self._for_kernel(group, parameters):
+                kernel.move(chunk, dlr, self.d * group["eps"], dlr * decay)
+                continue
+            eps = (self.d * group["eps"]).float()
             weights = in_float32(parameters)
             divisors = torch._foreach_sqrt(self._states("exp_avg_sq", parameters))
             torch._foreach_add_(divisors, eps, alpha=1)  # without alpha torch reads eps to the host
@@ -195,6 +204,16 @@ class Prodigy(Optimizer):
             torch._foreach_addcdiv_(weights, directions, divisors)
             if weights[0] is not parameters[0]:
                 torch._foreach_copy_(parameters, weights)
+
+    def _for_kernel(self, group: dict[str, Any], parameters: list[Tensor]) -> kernel.Chunk | None:
+        """A chunk as the kernels take it; none where settings or tensors are not made for them."""
+        coupled = group["weight_decay"] and not group["decouple"]
+        if coupled or group["slice_p"] > 1 or self.param_groups[0]["betas"][0] == 0:
+            return None
+        exp_avg, exp_avg_sq, s = (self._states(name, parameters) for name in ("exp_avg", "exp_avg_sq", "s"))
+        starts = self._states("p0", parameters) if "p0" in self.state[parameters[0]] else []
+        chunk = kernel.Chunk(parameters, gradients(parameters), exp_avg, exp_avg_sq, s, starts)
+        return chunk if kernel.fits(chunk) else None
 
     def _chunks(self) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
         for group in self.param_groups:
