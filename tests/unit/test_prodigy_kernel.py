@@ -72,7 +72,7 @@ def test_kernels_make_the_same_steps(settings, calls, monkeypatch):
 
 
 @needs_triton
-def test_kernels_in_many_chunks_and_from_odd_addresses(calls, monkeypatch):
+def test_kernels_in_many_chunks(calls, monkeypatch):
     whole = train({"d0": 1e-3})
     monkeypatch.setattr(foreach, "CHUNK_ELEMENTS", 16)
     assert_same(train({"d0": 1e-3}), whole)

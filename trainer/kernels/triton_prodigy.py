@@ -10,7 +10,7 @@ from torch import Tensor
 Tensors = Sequence[Tensor]
 BLOCK, TURNS = 512, 8  # numbers that a program takes at once, and how often
 SHARE = BLOCK * TURNS
-ALIGNMENT = 16  # bytes, of addresses from which four numbers are read at once
+LEAST_TENSORS = 128  # for which a kernel is compiled: fewer kernels for chunks of other lengths
 
 
 def average(lists: Sequence[Tensors], scalars: Tensor, betas: tuple[float, float, float]) -> Tensor:
@@ -19,14 +19,13 @@ def average(lists: Sequence[Tensors], scalars: Tensor, betas: tuple[float, float
     lists: parameters, gradients, exp_avg, exp_avg_sq, s and, where they did not start at zero, where they did.
     scalars: d and share, [2] in float32.
     """
-    table, programs, aligned = _table(lists)
+    table, programs = _table(lists)
     sums = torch.empty(programs, 2, device=scalars.device)
     beta1, beta2, beta3 = betas
     with torch.cuda.device_of(scalars):
         _prodigy_average[(programs,)](
             table, table.shape[1], scalars, sums, 1 - beta1, beta2, 1 - beta2, beta3,
-            TENSORS=triton.next_power_of_2(table.shape[1]), STARTED=len(lists) == 6, ALIGNED=aligned,
-            BLOCK=BLOCK, TURNS=TURNS, num_warps=4,
+            TENSORS=_padded(table.shape[1]), STARTED=len(lists) == 6, BLOCK=BLOCK, TURNS=TURNS, num_warps=4,
         )  # fmt: skip
     return sums
 
@@ -34,17 +33,16 @@ def average(lists: Sequence[Tensors], scalars: Tensor, betas: tuple[float, float
 def move(lists: Sequence[Tensors], scalars: Tensor) -> None:
     """See `trainer.kernels.prodigy.move`; lists: parameters, exp_avg, exp_avg_sq; scalars: length, eps and decay, [3]
     in float32."""
-    table, programs, aligned = _table(lists)
+    table, programs = _table(lists)
     with torch.cuda.device_of(scalars):
         _prodigy_move[(programs,)](
-            table, table.shape[1], scalars, TENSORS=triton.next_power_of_2(table.shape[1]), ALIGNED=aligned,
-            BLOCK=BLOCK, TURNS=TURNS, num_warps=4,
-        )  # fmt: skip
+            table, table.shape[1], scalars, TENSORS=_padded(table.shape[1]), BLOCK=BLOCK, TURNS=TURNS, num_warps=4
+        )
 
 
-def _table(lists: Sequence[Tensors]) -> tuple[Tensor, int, bool]:
+def _table(lists: Sequence[Tensors]) -> tuple[Tensor, int]:
     """Of each tensor its first program, its length and the addresses of it and its companions, [2 + lists, tensors];
-    the number of programs; whether all addresses are aligned."""
+    and the number of programs."""
     firsts, programs = [], 0
     for tensor in lists[0]:
         firsts.append(programs)
@@ -53,21 +51,25 @@ def _table(lists: Sequence[Tensors]) -> tuple[Tensor, int, bool]:
     rows = [firsts, [tensor.numel() for tensor in lists[0]], *addresses]
     device = lists[0][0].device
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    return table, programs, all(address % ALIGNMENT == 0 for row in addresses for address in row)
+    return table, programs
 
 
-@triton.jit
+def _padded(tensors: int) -> int:
+    return max(LEAST_TENSORS, triton.next_power_of_2(tensors))
+
+
+@triton.jit(do_not_specialize=["tensors"])
 def _prodigy_average(
     table, tensors, scalars, sums, rest1, beta2, rest2, beta3,
-    TENSORS: tl.constexpr, STARTED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr,
+    TENSORS: tl.constexpr, STARTED: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     index, begin, length = _place(table, tensors, program, TENSORS, BLOCK * TURNS)
-    p_ptr, g_ptr = _address(table, tensors, 0, index, ALIGNED), _address(table, tensors, 1, index, ALIGNED)
-    m_ptr, v_ptr = _address(table, tensors, 2, index, ALIGNED), _address(table, tensors, 3, index, ALIGNED)
-    s_ptr = _address(table, tensors, 4, index, ALIGNED)
+    p_ptr, g_ptr = _address(table, tensors, 0, index), _address(table, tensors, 1, index)
+    m_ptr, v_ptr = _address(table, tensors, 2, index), _address(table, tensors, 3, index)
+    s_ptr = _address(table, tensors, 4, index)
     if STARTED:
-        start_ptr = _address(table, tensors, 5, index, ALIGNED)
+        start_ptr = _address(table, tensors, 5, index)
     d, share = tl.load(scalars), tl.load(scalars + 1)
     top, bottom = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for turn in range(TURNS):
@@ -91,14 +93,14 @@ def _prodigy_average(
     tl.store(sums + program * 2 + 1, tl.sum(bottom))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors"])
 def _prodigy_move(
     table, tensors, scalars,
-    TENSORS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr,
+    TENSORS: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     index, begin, length = _place(table, tensors, tl.program_id(0), TENSORS, BLOCK * TURNS)
-    p_ptr, m_ptr = _address(table, tensors, 0, index, ALIGNED), _address(table, tensors, 1, index, ALIGNED)
-    v_ptr = _address(table, tensors, 2, index, ALIGNED)
+    p_ptr, m_ptr = _address(table, tensors, 0, index), _address(table, tensors, 1, index)
+    v_ptr = _address(table, tensors, 2, index)
     far, eps, decay = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)
     for turn in range(TURNS):
         at = begin + turn * BLOCK + tl.arange(0, BLOCK)
@@ -119,8 +121,5 @@ def _place(table, tensors, program, TENSORS: tl.constexpr, SHARE: tl.constexpr):
 
 
 @triton.jit
-def _address(table, tensors, row, index, ALIGNED: tl.constexpr):
-    address = tl.load(table + (2 + row) * tensors + index).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address
+def _address(table, tensors, row, index):
+    return tl.load(table + (2 + row) * tensors + index).to(tl.pointer_type(tl.float32))
