@@ -18,9 +18,12 @@ ROUTES = "/flux_dreambooth"
 HOSTILE = ("..", "../..", "../outside", "/etc/passwd", "link", "a\0b", "a\nb", ".hidden", "x" * 3000, "nobody")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(comfyui: ComfyServer) -> RunWriter:
-    """A run in the server's runs/ folder, a checkpoint of it in models/loras, and a folder linked into runs/."""
+    """A run in the server's runs/ folder, a checkpoint of it in models/loras, and a folder linked into runs/.
+
+    It lives as long as the server: a process that is given tests of this file twice must not write it twice.
+    """
     writer = RunWriter(comfyui.folder / "runs", "routes", per_epoch=10)
     writer.steps(10)
     writer.samples("tjtoy toy")
