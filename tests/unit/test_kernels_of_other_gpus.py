@@ -1,0 +1,77 @@
+"""Kernels compiled for GPUs that are not here: that they can be, and ask for no more than such a GPU has."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from tests.triton_kernels import INTERPRETED
+from trainer.kernels import fp8, heads, prodigy, quantize, thin
+
+pytestmark = pytest.mark.skipif(
+    INTERPRETED or not find_spec("triton"), reason="needs Triton's compiler, not its interpreter: pip install triton"
+)
+# bytes of shared memory that a program can have: an A100, an RTX 4090, an H100, a B200, an RTX 5090, a GB10
+SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10, 121: 99 << 10}
+LEAST = {heads: 80, prodigy: 80, quantize: 89, thin: 89}
+CASES = [(module, capability) for module, least in LEAST.items() for capability in SHARED if capability >= least]
+CASES.append((fp8, 10 * fp8.HOPPER))
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> Callable[[int, Callable[[], object]], dict[str, int]]:
+    """compiled(capability, work): the kernels that `work` launches, compiled for a GPU of that capability and not run;
+    by name, the bytes of shared memory that one takes at most."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    run, found = JITFunction.run, {}
+
+    def compile_only(kernel, *arguments, **options):
+        made = run(kernel, *arguments, **options | {"warmup": True})
+        name = kernel.fn.__name__
+        found[name] = max(found.get(name, 0), made.metadata.shared)
+        return made
+
+    def compile_for(capability: int, work: Callable[[], object]) -> dict[str, int]:
+        gpu = SimpleNamespace(
+            get_current_device=lambda: capability,  # what is compiled is kept by device
+            get_current_stream=lambda _: 0,
+            get_current_target=lambda: GPUTarget("cuda", capability, 32),
+        )
+        monkeypatch.setattr(driver, "_active", gpu)
+        work()
+        return found
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(fp8, "_multiprocessors", lambda _: 132)
+    return compile_for
+
+
+@pytest.mark.parametrize("module, capability", CASES, ids=lambda each: getattr(each, "__name__", str(each)))
+def test_kernels_can_be_had_there(module: ModuleType, capability: int, compiled):
+    found = compiled(capability, lambda: module.kernel_error(torch.device("cpu")))
+    assert found and all(shared <= SHARED[capability] for shared in found.values()), found
+
+
+def widest() -> None:
+    """The highest rank, and FLUX's longest row: the gradients of a single block's first layers."""
+    from trainer.kernels import triton_quantize, triton_thin
+
+    x, scale = torch.zeros(64, 15360, dtype=torch.bfloat16), torch.ones(64, 1)
+    down, d_hidden = torch.zeros(thin.HIGHEST_RANK, 15360), torch.zeros(64, thin.HIGHEST_RANK)
+    down, d_hidden = down.bfloat16(), d_hidden.bfloat16()
+    triton_thin.hidden_values(x.to(quantize.FP8), scale, down)
+    triton_thin.down_gradient(d_hidden, x.to(quantize.FP8), scale)
+    triton_thin.down_gradient(d_hidden, x, activated=True)
+    parts = [torch.zeros(64, width, dtype=torch.bfloat16) for width in (3072, 3072, 3072, 12288)]
+    triton_quantize.quantize_side_by_side(parts, [part[0].float() for part in parts], [False] * 4, 448.0, 1e-12)
+
+
+@pytest.mark.parametrize("capability", [each for each in SHARED if each >= LEAST[thin]])
+def test_the_widest_kernels_can_be_had_there(capability: int, compiled):
+    found = compiled(capability, widest)
+    assert len(found) == 4 and all(shared <= SHARED[capability] for shared in found.values()), found
