@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with small tensors: more threads wait for each other
 
 from trainer.bench.random_flux import ModelFiles, write_model_files
+
+# tests that a shell's script runs in the background begin deaf to Ctrl-C, and so would the programs that they start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
