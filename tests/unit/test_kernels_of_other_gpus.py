@@ -68,7 +68,8 @@ def widest() -> None:
     triton_thin.down_gradient(d_hidden, x.to(quantize.FP8), scale)
     triton_thin.down_gradient(d_hidden, x, activated=True)
     parts = [torch.zeros(64, width, dtype=torch.bfloat16) for width in (3072, 3072, 3072, 12288)]
-    triton_quantize.quantize_side_by_side(parts, [part[0].float() for part in parts], [False] * 4, 448.0, 1e-12)
+    scales, largest = [part[0].float() for part in parts], quantize.LARGEST[quantize.FP8]
+    triton_quantize.quantize_side_by_side(parts, scales, [False] * 4, largest, quantize.SMALLEST_ROW)
 
 
 @pytest.mark.parametrize("capability", [each for each in SHARED if each >= LEAST[thin]])

@@ -38,6 +38,12 @@ CPU = torch.device("cpu")
 ADAMW, PRODIGY = {"optimizer": 8}, {"optimizer": 14, "accumulates": True}
 
 
+def recorded_work(optimizer: dict, *size: int, **changes) -> Work:
+    """`full_work` with such adapters and an optimizer of so many bytes for each number."""
+    work = full_work(*size, trained_itemsize=4, recorded=True, **changes)
+    return replace(work, **{**optimizer, "optimizer": optimizer["optimizer"] * work.trained})
+
+
 @pytest.mark.parametrize(
     ("rank", "pixels", "batch", "precision", "optimizer", "measured"),
     [
@@ -49,8 +55,7 @@ ADAMW, PRODIGY = {"optimizer": 8}, {"optimizer": 14, "accumulates": True}
     ],
 )
 def test_full_size_is_foreseen(rank, pixels, batch, precision, optimizer, measured):
-    work = full_work(rank, pixels, batch=batch, trained_itemsize=4, recorded=True)
-    work = replace(work, **{**optimizer, "optimizer": optimizer["optimizer"] * work.trained})
+    work = recorded_work(optimizer, rank, pixels, batch=batch)
     found = step_bytes(work, Choice(precision, both_layouts=precision == "fp8")).peak / GIB
     assert found == pytest.approx(measured, rel=0.02)
 
@@ -61,9 +66,8 @@ def test_full_size_is_foreseen(rank, pixels, batch, precision, optimizer, measur
 )
 def test_small_cards_are_foreseen(precision, checkpointed, swapped, measured):
     """Rank 16, 1024 px; one H100 with 23.5, 15.5 or 11.5 GiB left, torch 2.11+cu130, 2026-11-29."""
-    work = full_work(trained_itemsize=4, recorded=True)
-    work = replace(work, optimizer=8 * work.trained)
-    found = step_bytes(work, Choice(precision, checkpointed=checkpointed, swapped=swapped)).peak / GIB
+    choice = Choice(precision, checkpointed=checkpointed, swapped=swapped)
+    found = step_bytes(recorded_work(ADAMW), choice).peak / GIB
     assert found == pytest.approx(measured, rel=0.02)
 
 

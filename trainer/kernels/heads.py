@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.kernels.trial import HAS_TRITON, is_right
+from trainer.kernels.trial import is_right, runs_triton
 
 WIDEST_HEAD = 256
 TOLERANCE = 0.02  # in bfloat16 a right kernel is off by 0.002
@@ -37,7 +37,7 @@ def _is_known(norm: nn.Module) -> bool:
 
 @cache
 def _works(device: torch.device) -> bool:
-    if device.type != "cuda" or not HAS_TRITON:
+    if not runs_triton(device):
         return False
     return is_right("heads of attention are normed and turned", lambda: kernel_error(device), TOLERANCE)
 

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from trainer.kernels.trial import HAS_TRITON, is_right
+from trainer.kernels.trial import is_right, runs_triton
 
 TOLERANCE = 1e-5  # of float32, whose rounding is 6e-8 a number
 
@@ -61,7 +61,7 @@ def move(chunk: Chunk, length: Tensor, eps: Tensor, decay: Tensor) -> None:
 
 @cache
 def _works(device: torch.device) -> bool:
-    if device.type != "cuda" or not HAS_TRITON:
+    if not runs_triton(device):
         return False
     return is_right("Prodigy's steps are made", lambda: kernel_error(device), TOLERANCE)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.kernels.trial import HAS_TRITON, is_right
+from trainer.kernels.trial import is_right, runs_triton
 
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
 LARGEST = {FP8: 448.0, INT8: 127.0}
@@ -86,7 +86,7 @@ def _next_power_of_2(number: int) -> int:
 
 @cache
 def _works(device: torch.device) -> bool:
-    if device.type != "cuda" or not HAS_TRITON or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    if not runs_triton(device, LEAST_CAPABILITY):
         return False
     return is_right("numbers are quantised", lambda: kernel_error(device), TOLERANCE)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.quantize import FP8, LEAST_CAPABILITY, gelu, quantize_rows
-from trainer.kernels.trial import HAS_TRITON, is_right
+from trainer.kernels.trial import is_right, runs_triton
 
 HIGHEST_RANK = 64  # above it plain products are as fast
 TOLERANCE = 0.02
@@ -56,9 +56,7 @@ def _widened(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 @cache
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type != "cuda" or not HAS_TRITON or dtype != torch.bfloat16:
-        return False
-    if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    if dtype != torch.bfloat16 or not runs_triton(device, LEAST_CAPABILITY):
         return False
     return is_right("thin products read what is kept", lambda: kernel_error(device), TOLERANCE)
 

@@ -4,8 +4,15 @@ import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import torch
+
 log = logging.getLogger(__name__)
 HAS_TRITON = find_spec("triton") is not None
+
+
+def runs_triton(device: torch.device, least_capability: tuple[int, int] = (0, 0)) -> bool:
+    """Whether Triton is installed, and the device a GPU of this compute capability or a higher one."""
+    return HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_capability(device) >= least_capability
 
 
 def is_right(what: str, error: Callable[[], float], tolerance: float) -> bool:

@@ -94,10 +94,7 @@ def _prodigy_average(
 
 
 @triton.jit(do_not_specialize=["tensors"])
-def _prodigy_move(
-    table, tensors, scalars,
-    TENSORS: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr,
-):  # fmt: skip
+def _prodigy_move(table, tensors, scalars, TENSORS: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr):
     index, begin, length = _place(table, tensors, tl.program_id(0), TENSORS, BLOCK * TURNS)
     p_ptr, m_ptr = _address(table, tensors, 0, index), _address(table, tensors, 1, index)
     v_ptr = _address(table, tensors, 2, index)

@@ -7,7 +7,7 @@ GPU two kernels of our own do what most settings ask for (`trainer/kernels/prodi
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 
 from trainer.kernels import prodigy as kernel
 from trainer.optim.foreach import chunks, flat_copies, gradients, in_float32, with_gradient
+
+Piece = tuple[dict[str, Any], list[Tensor], kernel.Chunk | None]  # a group, some of its parameters, for the kernels
 
 
 class Prodigy(Optimizer):
@@ -82,8 +84,9 @@ class Prodigy(Optimizer):
         lr = self._common_learning_rate()
         if lr > 0.0:
             dlr = self.d * (lr * self._bias_correction())
-            moved = self._accumulate(dlr)
-            self._move(torch.where(moved, dlr, 0.0))
+            pieces = list(self._pieces())
+            moved = self._accumulate(pieces, dlr)
+            self._move(pieces, torch.where(moved, dlr, 0.0))
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -122,9 +125,9 @@ class Prodigy(Optimizer):
         beta1, beta2 = first["betas"]
         return (1 - beta2 ** (first["k"] + 1)).sqrt() / (1 - beta1 ** (first["k"] + 1))
 
-    def _accumulate(self, dlr: Tensor) -> Tensor:
+    def _accumulate(self, pieces: Sequence[Piece], dlr: Tensor) -> Tensor:
         """Update the averages and d; false, on the device, when every gradient so far was zero."""
-        sums = [self._average(group, parameters, dlr) for group, parameters in self._chunks()]
+        sums = [self._average(piece, dlr) for piece in pieces]
         if not sums:
             return torch.zeros_like(dlr, dtype=torch.bool)
         numerator, denominator = torch.stack(sums).sum(0).unbind()
@@ -146,12 +149,13 @@ class Prodigy(Optimizer):
             first[name] = torch.where(moved, value, first[name])
         return moved
 
-    def _average(self, group: dict[str, Any], parameters: list[Tensor], dlr: Tensor) -> Tensor:
-        """Adam's averages and `s` of one chunk; what it adds to numerator and denominator, [2]."""
+    def _average(self, piece: Piece, dlr: Tensor) -> Tensor:
+        """Adam's averages and `s` of one piece; what it adds to numerator and denominator, [2]."""
+        group, parameters, chunk = piece
         first, d = self.param_groups[0], self.d
         beta1, beta2 = first["betas"]
         share = d if group["safeguard_warmup"] else dlr
-        if chunk := self._for_kernel(group, parameters):
+        if chunk:
             top, bottom = kernel.average(chunk, d, share / group["d0"], (beta1, beta2, first["beta3"])).unbind()
             return torch.stack([-top * (dlr / share), bottom])
         grads = gradients(parameters)
@@ -176,16 +180,16 @@ class Prodigy(Optimizer):
         return torch.stack([-flat.sum() * (dlr / share), denominator])
 
     def _way(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
-        """p - p0 for one chunk whose parameters all started at zero, or all did not."""
+        """p - p0 for one piece whose parameters all started at zero, or all did not."""
         here = in_float32([_sliced(p, group) for p in parameters])
         if "p0" not in self.state[parameters[0]]:
             return here
         return list(torch._foreach_sub(here, in_float32(self._states("p0", parameters))))
 
-    def _move(self, dlr: Tensor) -> None:
-        for group, parameters in self._chunks():
+    def _move(self, pieces: Sequence[Piece], dlr: Tensor) -> None:
+        for group, parameters, chunk in pieces:
             decay = group["weight_decay"]
-            if chunk := self._for_kernel(group, parameters):
+            if chunk:
                 kernel.move(chunk, dlr, self.d * group["eps"], dlr * decay)
                 continue
             eps = (self.d * group["eps"]).float()
@@ -206,7 +210,7 @@ class Prodigy(Optimizer):
                 torch._foreach_copy_(parameters, weights)
 
     def _for_kernel(self, group: dict[str, Any], parameters: list[Tensor]) -> kernel.Chunk | None:
-        """A chunk as the kernels take it; none where settings or tensors are not made for them."""
+        """Parameters as the kernels take them; None where settings or tensors are not made for them."""
         coupled = group["weight_decay"] and not group["decouple"]
         if coupled or group["slice_p"] > 1 or self.param_groups[0]["betas"][0] == 0:
             return None
@@ -215,11 +219,11 @@ class Prodigy(Optimizer):
         chunk = kernel.Chunk(parameters, gradients(parameters), exp_avg, exp_avg_sq, s, starts)
         return chunk if kernel.fits(chunk) else None
 
-    def _chunks(self) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
+    def _pieces(self) -> Iterator[Piece]:
         for group in self.param_groups:
             if group["lr"] > 0.0:
-                for chunk in chunks(with_gradient(group["params"]), self._kind):
-                    yield group, chunk
+                for parameters in chunks(with_gradient(group["params"]), self._kind):
+                    yield group, parameters, self._for_kernel(group, parameters)
 
     def _kind(self, parameter: Tensor) -> tuple[torch.dtype, bool]:
         return parameter.dtype, "p0" in self.state[parameter]
