@@ -21,10 +21,10 @@ from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 from torch.profiler import ProfilerActivity, profile
 
-from trainer.bench.kernels import Breakdown, read_trace
-from trainer.bench.machine import describe
-from trainer.compilation import compile_blocks
-from trainer.files import write_json
+from benchmarks.kernels import Breakdown, read_trace
+from benchmarks.machine import describe
+from trainer.common.files import write_json
+from trainer.engine.compilation import compile_blocks
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import layers_on_one_input, place_adapters_together, use_training_blocks
 from trainer.models.attention import choose_attention

@@ -25,20 +25,20 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 
-from trainer.batches import FLUX_SCALE, FLUX_SHIFT
-from trainer.bench.files import DEFAULTS, choose_model
-from trainer.bench.measure import Length, Prepared, measure, prepare, run_to_end
-from trainer.bench.settings import Setting, merge_flags
-from trainer.bench.worker import Job
-from trainer.cache import Encoded, TensorCache
-from trainer.check import make_plan
+from benchmarks.measure import Length, Prepared, measure, prepare, run_to_end
+from benchmarks.settings import Setting, merge_flags
+from benchmarks.worker import Job
+from benchmarks.workspace import DEFAULTS, choose_model
+from trainer.common.files import write_json
 from trainer.config import TrainConfig, parse_config
-from trainer.files import write_json
+from trainer.data.batches import FLUX_SCALE, FLUX_SHIFT
+from trainer.data.cache import Encoded, TensorCache
+from trainer.engine.metrics import Moment
 from trainer.lora.adapter import linear_modules
 from trainer.models.load import load_transformer
 from trainer.models.transformer import pack_latents, unpack_latents
-from trainer.plan import Plan
-from trainer.readback import Moment
+from trainer.preflight.check import make_plan
+from trainer.preflight.plan import Plan
 
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Times = tuple[float, float]  # seconds of a picture, by the clock and of the processor

@@ -28,8 +28,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.bench.random_flux import ModelFiles, write_model_files
-from trainer.bench.settings import PLAYBOOK, RANK_16
+from benchmarks.random_flux import ModelFiles, write_model_files
+from benchmarks.settings import PLAYBOOK, RANK_16
 
 RANK_16_STEPS = "--max_train_steps=40"
 WARM_UP = 4  # optimizer steps left out of the median

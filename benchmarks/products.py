@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from trainer.kernels.quantize import FP8, quantize_rows
 from trainer.models import products
-from trainer.models.quantized import EIGHT_BIT, QuantizedLinear, Storage, precision_faults
+from trainer.models.quantized import EIGHT_BIT, QuantizedLinear, Storage, precision_problems
 
 # in features, out features, and which layer of FLUX.1-dev has them
 SHAPES = (
@@ -144,8 +144,8 @@ def main() -> None:
     print("layer           kind  direction               product + quantising, TFLOP/s")
     timings = []
     for precision in arguments.precisions:
-        if faults := precision_faults(precision, CUDA):
-            print(faults[0])
+        if problems := precision_problems(precision, CUDA):
+            print(problems[0])
             continue
         for in_features, out_features, _ in SHAPES:
             for timing in measure(precision, arguments.tokens, in_features, out_features):

@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import RECIPES, Recipe
-from trainer.faults import Faults
-from trainer.runtime import announce, phase, set_up_logging
+from trainer.common.problems import Problems
+from trainer.common.process import announce, phase, set_up_logging
 
 log = logging.getLogger(__name__)
 Stage = Callable[[Recipe, Path, Budget], None]
@@ -43,13 +43,13 @@ STEPS = ("autoencoder_steps", "transformer_steps", "guidance_steps", "judge_step
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one stage or all. Exit status: 0, also where the minutes were over; 1 for faults, 130 after Ctrl-C."""
+    """Run one stage or all. Exit status: 0, also where the minutes were over; 1 for problems, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     set_up_logging(os.environ.get("RANK", "0") == "0")
     names = list(STAGES) if arguments.stage == "all" else [arguments.stage]
     try:
         run_stages(names, recipe_of(arguments), arguments.folder, arguments.minutes)
-    except Faults as found:
+    except Problems as found:
         announce(str(found))
         return 1
     except KeyboardInterrupt:

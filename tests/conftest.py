@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with small tensors: more threads wait for each other
 
-from trainer.bench.random_flux import ModelFiles, write_model_files
+from benchmarks.random_flux import ModelFiles, write_model_files
 
 # tests that a shell's script runs in the background begin deaf to Ctrl-C, and so would the programs that they start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

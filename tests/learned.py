@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tests.recipe_files import ROOT, finish
-from trainer.runtime import computes_bf16
+from trainer.common.devices import computes_bf16
 
 PATIENCE = 500  # seconds for a training; a quiet machine needs a fifth of it
 CONCEPT = "tjtoy"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.bench.random_flux import SIZES
+from benchmarks.random_flux import SIZES
 from trainer.lora.adapter import adapter_parameters, add_lora, linear_modules
 from trainer.lora.blocks import layers_on_one_input, use_training_blocks
 from trainer.models.load import load_transformer

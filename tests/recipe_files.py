@@ -19,12 +19,12 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
-from trainer.bench.random_flux import ModelFiles
-from trainer.check import make_plan
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig, parse_config
-from trainer.faults import Faults
-from trainer.log import RunLog, accelerator_arguments
+from trainer.engine.log import RunLog, accelerator_arguments
+from trainer.preflight.check import make_plan
 from trainer.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -143,15 +143,15 @@ def make_workshop(folder: Path, models: ModelFiles, pictures: int = 5) -> Worksh
 
 
 def check_report(config: TrainConfig, processes: int = 1) -> list[str]:
-    """The faults that a check finds, as the user reads them."""
-    with pytest.raises(Faults) as found:
+    """The problems that a check finds, as the user reads them."""
+    with pytest.raises(Problems) as found:
         make_plan(config, processes)
-    return [str(fault) for fault in found.value.faults]
+    return [str(problem) for problem in found.value.problems]
 
 
-def has(faults: list[str], *words: str) -> bool:
-    """Whether one fault has all the words."""
-    return any(all(word in fault for word in words) for fault in faults)
+def has(problems: list[str], *words: str) -> bool:
+    """Whether one problem has all the words."""
+    return any(all(word in problem for word in words) for problem in problems)
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -2,10 +2,10 @@
 
 import torch
 
+from trainer.checkpoint.state import load_state, restore, save_state
 from trainer.config import TrainConfig
 from trainer.optim.build import build_lr_scheduler, build_optimizer
 from trainer.optim.ema import Ema
-from trainer.state.save import load_state, restore, save_state
 
 TOTAL = 12
 

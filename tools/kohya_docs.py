@@ -11,8 +11,11 @@ from typing import get_args
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer.config.flags import ALWAYS, REFUSED_VALUES  # noqa: E402 (the path is set first)
-from trainer.config.refused import REFUSED  # noqa: E402
+from trainer.config.kohya import (  # noqa: E402 (the path is set first)
+    ALWAYS,
+    REFUSED,
+    REFUSED_VALUES,
+)
 from trainer.config.settings import OURS, SAME  # noqa: E402
 from trainer.config.values import FIELDS, kind  # noqa: E402
 from trainer.data import keys as dataset_keys  # noqa: E402

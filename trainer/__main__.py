@@ -4,9 +4,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from trainer.faults import Faults
-from trainer.files import FULL_DISK_ERRORS
-from trainer.runtime import announce
+from trainer.common.files import FULL_DISK_ERRORS
+from trainer.common.problems import Problems
+from trainer.common.process import announce
 
 VERBS = {
     "train": "train a LoRA (checks everything first)",
@@ -19,19 +19,20 @@ VERBS = {
     "info": "say what a LoRA file holds",
     "convert": "turn a LoRA into kohya's layout and back, resize it, merge several",
 }
+BESIDE = {"bench": "benchmarks.command"}  # verbs whose code stands beside trainer/
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb. Returns the exit status: 0, 1 for faults, 2 for no such verb, 130 and 143 after a signal."""
+    """Run one verb. Returns the exit status: 0, 1 for problems, 2 for no such verb, 130 and 143 after a signal."""
     verb, *rest = argv or ["--help"]
     if verb not in VERBS:
         lines = [f"  {name:<9}{text}" for name, text in VERBS.items()]
         print("\n".join(["usage: python -m trainer <verb> …", *lines, "", "python -m trainer <verb> --help says more"]))
         return 0 if verb in ("--help", "-h") else 2
     try:
-        return importlib.import_module(f"trainer.verbs.{verb}").run(rest)
-    except Faults as found:
-        count = len(found.faults)
+        return importlib.import_module(BESIDE.get(verb, f"trainer.cli.{verb}")).run(rest)
+    except Problems as found:
+        count = len(found.problems)
         announce(f"{count} thing{'s' * (count > 1)} to mend:\n{found}")
         return 1
     except FULL_DISK_ERRORS as error:

@@ -9,21 +9,21 @@ import torch
 from accelerate import Accelerator
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from trainer.batches import Batch, prefetch
-from trainer.check import make_plan
-from trainer.checkpoints import position_after, remove_leftovers, run_dir, state_path
+from trainer.checkpoint.naming import position_after, remove_leftovers, run_dir, state_path
+from trainer.common.files import write_text
+from trainer.common.problems import Problems
+from trainer.common.process import StopRequest, ended_by_sigterm, run_lock, set_up_determinism
 from trainer.config import TrainConfig, to_toml
-from trainer.control import Control, forget_wishes
-from trainer.faults import Faults
-from trainer.files import write_text
+from trainer.data.batches import Batch, prefetch
+from trainer.engine.metrics import Readback
+from trainer.engine.requests import Control, forget_wishes
+from trainer.engine.run import Run, prepare
+from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, sum_over_processes
+from trainer.engine.tasks import after_step, due_tasks, make_samples
 from trainer.memory.first_step import out_of_memory, room_for, until_it_fits
 from trainer.optim.foreach import gradients, with_gradient
-from trainer.plan import Plan
-from trainer.readback import Readback
-from trainer.run import Run, prepare
-from trainer.runtime import StopRequest, ended_by_sigterm, run_lock, set_up_determinism
-from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient, sum_over_processes
-from trainer.watch import after_step, due_tasks, make_samples
+from trainer.preflight.check import make_plan
+from trainer.preflight.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig, accelerator: Accelerator, plan: Plan | None = None) -> int:
     """Train a LoRA; returns the exit status: 0, or 130 and 143 after SIGINT and SIGTERM.
 
-    plan: of this config, where the caller has made it already. Raises `Faults` for what the user has
+    plan: of this config, where the caller has made it already. Raises `Problems` for what the user has
     to mend: before any weight is read, or with the step and pictures at which the loss or the gradient
     stopped being finite.
     """
@@ -53,7 +53,7 @@ def train(config: TrainConfig, accelerator: Accelerator, plan: Plan | None = Non
             try:
                 finished = loop(run)
             except torch.OutOfMemoryError:
-                raise Faults([out_of_memory(f"step {run.progress.step + 1}", run.memory)]) from None
+                raise Problems([out_of_memory(f"step {run.progress.step + 1}", run.memory)]) from None
     if finished:
         return 0
     log.info("To go on, repeat the command with --resume=%s", state_path(config, run.progress.step))

@@ -31,8 +31,8 @@ from mini.training.journal import Journal
 from mini.training.modules import moved
 from mini.training.pictures import read_pictures
 from mini.training.recipe import Recipe
-from trainer.files import write_safetensors
-from trainer.rng import derive_seed, torch_generator
+from trainer.common.files import write_safetensors
+from trainer.common.rng import derive_seed, torch_generator
 
 REPORT_EVERY = 50  # steps; the loss is looked at only then, since looking waits for the GPU
 FIRST_REPORT = 10  # steps, after which kernels are compiled and the speed is worth measuring

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mini.training.modules import moved
 from mini.training.recipe import Recipe
-from trainer.faults import Fault, Faults
+from trainer.common.problems import Problem, Problems
 
 SHIFT, SCALE = 0.1159, 0.3611  # FLUX.1's: (latents - SHIFT) * SCALE has mean 0 and deviation 1
 
@@ -50,10 +50,10 @@ def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
 
 
 def load_autoencoder(recipe: Recipe, folder: Path, device: torch.device) -> AutoencoderKL:
-    """The trained autoencoder, frozen. Raises `Faults` before its stage has ended."""
+    """The trained autoencoder, frozen. Raises `Problems` before its stage has ended."""
     file = folder / "autoencoder.safetensors"
     if not file.exists():
-        raise Faults([Fault(str(file), "the autoencoder is not trained yet", "run the stage autoencoder first")])
+        raise Problems([Problem(str(file), "the autoencoder is not trained yet", "run the stage autoencoder first")])
     autoencoder = build_autoencoder(recipe)
     autoencoder.load_state_dict(load_file(file))
     return moved(autoencoder, device=device).eval().requires_grad_(False)

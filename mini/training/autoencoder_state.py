@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mini.training.recipe import Recipe
-from trainer.files import write_safetensors
+from trainer.common.files import write_safetensors
 from trainer.optim.ema import Ema
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

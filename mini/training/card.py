@@ -18,12 +18,12 @@ from mini.training.figures import file_figures, journal_figures
 from mini.training.pictures import read_pictures
 from mini.training.recipe import Recipe
 from mini.world.scene import PLACES
-from trainer.contact_sheet import Row, contact_sheet
-from trainer.evaluation import BASE, USUAL
-from trainer.files import atomic_write, write_json, write_text
+from trainer.cli.evaluate import Adapter, draw_column, load_evaluation, make_table
+from trainer.common.files import atomic_write, write_json, write_text
 from trainer.models.load import load_autoencoder
-from trainer.sample import as_image
-from trainer.verbs.evaluate import Adapter, draw_column, load_evaluation, make_table
+from trainer.sampling.contact_sheet import Row, contact_sheet
+from trainer.sampling.evaluation import BASE, USUAL
+from trainer.sampling.sampler import as_image
 
 SHEET, FIGURES, CARD = "contact_sheet.jpg", "figures.json", "README.md"
 SHEET_COLUMNS, SHEET_QUALITY = 6, 90
@@ -33,7 +33,7 @@ PICTURES_AT_ONCE = 32
 def run_card(recipe: Recipe, folder: Path, _budget: Budget) -> None:
     """Write README.md, contact_sheet.jpg and figures.json into `folder`/export, in the main process.
 
-    Raises `Faults` where the export is not complete.
+    Raises `Problems` where the export is not complete.
     """
     distributed = Distributed.from_environment()
     if distributed.is_main:

@@ -11,8 +11,8 @@ from mini.training.distributed import Distributed
 from mini.training.latents import Latents, read_latents
 from mini.training.recipe import Recipe
 from mini.training.text import TextEncoders
+from trainer.common.rng import derive_seed
 from trainer.flow import add_noise, velocity_target
-from trainer.rng import derive_seed
 
 CAPTIONS_AT_ONCE = 4_096
 

@@ -18,19 +18,13 @@ from mini.training.distributed import Budget, Distributed
 from mini.training.models import Models, load_models
 from mini.training.recipe import Recipe
 from mini.world.scenes import prompts_json
-from trainer.faults import Fault, raise_if_any
-from trainer.files import atomic_write, write_json, write_safetensors
-from trainer.models.layout import autoencoder_to_bfl, transformer_to_bfl
-from trainer.models.load import (
-    T5_EMBEDDING_AGAIN,
-    load_autoencoder,
-    load_clip,
-    load_t5,
-    load_transformer,
-)
+from trainer.common.files import atomic_write, write_json, write_safetensors
+from trainer.common.problems import Problem, raise_if_any
+from trainer.common.rng import torch_generator
+from trainer.models.load import T5_EMBEDDING_AGAIN, load_autoencoder, load_clip, load_t5, load_transformer
+from trainer.models.names import autoencoder_to_bfl, transformer_to_bfl
 from trainer.models.text import load_tokenizers
 from trainer.models.transformer import predict_velocity, rotary_table
-from trainer.rng import torch_generator
 
 log = logging.getLogger(__name__)
 TRANSFORMER, AUTOENCODER = "flux1-mini.safetensors", "ae-mini.safetensors"
@@ -51,7 +45,7 @@ PROBES = ("a red bear toy on a beach", "a blue robot toy holding a green gpu in 
 
 
 def run_export(recipe: Recipe, folder: Path, _budget: Budget) -> None:
-    """Write `folder`/export in the main process. Raises `Faults` where an earlier stage has not ended, and where
+    """Write `folder`/export in the main process. Raises `Problems` where an earlier stage has not ended, and where
     what was written does not compute what was trained."""
     distributed = Distributed.from_environment()
     if distributed.is_main:
@@ -88,7 +82,7 @@ def recipe_hash(recipe: Recipe) -> str:
 def _needed(folder: Path, *names: str) -> list[Path]:
     files = [folder / name for name in names]
     raise_if_any(
-        Fault(str(file), "there is no such file", "run the stages before export to their ends")
+        Problem(str(file), "there is no such file", "run the stages before export to their ends")
         for file in files
         if not file.is_file()
     )
@@ -96,9 +90,9 @@ def _needed(folder: Path, *names: str) -> list[Path]:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], recipe: Recipe, more: Mapping[str, str] | None = None) -> None:
-    """bfloat16 with metadata. Raises `Faults` for numbers that are not finite."""
+    """bfloat16 with metadata. Raises `Problems` for numbers that are not finite."""
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    raise_if_any(Fault(str(file), f"{name} holds numbers that are not finite") for name in broken[:1])
+    raise_if_any(Problem(str(file), f"{name} holds numbers that are not finite") for name in broken[:1])
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
@@ -135,7 +129,7 @@ def _tell_sizes(target: Path) -> None:
 def compare(recipe: Recipe, folder: Path, target: Path, device: torch.device) -> dict[str, float]:
     """Load the files as the trainer does and compare all outputs with those of the trained modules.
 
-    Returns the relative differences; raises `Faults` where one is larger than rounding to bfloat16 explains.
+    Returns the relative differences; raises `Problems` where one is larger than rounding to bfloat16 explains.
     """
     models = load_models(recipe, folder, device)
     found = _compare_transformer(recipe, models, target / TRANSFORMER, device)
@@ -143,7 +137,7 @@ def compare(recipe: Recipe, folder: Path, target: Path, device: torch.device) ->
     for name, difference in found.items():
         log.info("export: %s differs from the trained one by %.4f of its norm", name, difference)
     wrong = [name for name, difference in found.items() if not difference < MOST_DIFFERENCE]
-    raise_if_any(Fault(str(target), f"{name} does not compute what was trained: {found[name]:.3f}") for name in wrong)
+    raise_if_any(Problem(str(target), f"{name} does not compute what was trained: {found[name]:.3f}") for name in wrong)
     return found
 
 

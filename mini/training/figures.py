@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trainer.files import sha256_file
+from trainer.common.files import sha256_file
 from trainer.models.weights import read_header
 
 JOURNALS = ("autoencoder", "transformer", "guidance", "judge")

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from mini.training.distributed import Distributed
-from trainer.faults import Fault, Faults
+from trainer.common.problems import Problem, Problems
 
 
 class Journal:
@@ -29,7 +29,7 @@ class Journal:
     def write(self, step: int, pictures_per_step: int = 0, /, **numbers: float) -> None:
         """One line after `step` steps, with the speed since the last mark where `pictures_per_step` is given.
 
-        Raises `Faults` where a number is not finite.
+        Raises `Problems` where a number is not finite.
         """
         line: dict[str, float] = {"step": step, **numbers}
         if pictures_per_step and self._step is not None:
@@ -45,4 +45,4 @@ class Journal:
         self.distributed.say(f"{self.file.stem}: {told}")
         if not all(math.isfinite(value) for value in line.values()):
             hint = "start the stage again from its last state; lower the learning rate if it happens again"
-            raise Faults([Fault(f"{self.file.stem}, step {step}", "a number is not finite", hint)])
+            raise Problems([Problem(f"{self.file.stem}, step {step}", "a number is not finite", hint)])

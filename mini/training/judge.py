@@ -21,10 +21,10 @@ from mini.training.judge_report import accuracies
 from mini.training.modules import moved
 from mini.training.pictures import Pictures, read_pictures
 from mini.training.recipe import Recipe
-from trainer.files import write_json, write_safetensors
-from trainer.judge import Judge, Verdicts, save_judge, to_unit_range
-from trainer.rng import derive_seed, torch_generator
-from trainer.state.tree import TreeWriter, decode
+from trainer.checkpoint.tree import TreeWriter, decode
+from trainer.common.files import write_json, write_safetensors
+from trainer.common.rng import derive_seed, torch_generator
+from trainer.sampling.judge import Judge, Verdicts, save_judge, to_unit_range
 
 REPORT_EVERY = 50  # steps; the loss is looked at only then, since looking waits for the GPU
 ASK_EVERY = 20  # steps between two looks at the clock

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from mini.training.autoencoder import encode_means
 from mini.training.autoencoder_model import SCALE, SHIFT, decode_latents
 from mini.world.scene import COLOURS, CONCEPTS, KINDS, PLACES, TOYS, Labels
-from trainer.judge import Classes
-from trainer.rng import derive_seed
+from trainer.common.rng import derive_seed
+from trainer.sampling.judge import Classes
 
 CLASSES = Classes(KINDS, tuple(COLOURS), PLACES, CONCEPTS)
 REDRAWN_AT_ONCE = 64  # pictures

@@ -6,8 +6,8 @@ from torch import Tensor
 from mini.training.judge_data import CLASSES, targets_of
 from mini.training.pictures import Pictures
 from mini.world.concepts import DESIGNS
-from trainer.evaluation import ScenePrompt, score_base
-from trainer.judge import Judge, judge_pictures
+from trainer.sampling.evaluation import ScenePrompt, score_base
+from trainer.sampling.judge import Judge, judge_pictures
 
 
 def accuracies(judge: Judge, held_out: Pictures) -> dict[str, float]:

@@ -15,7 +15,7 @@ from mini.training.autoencoder_model import SCALE, SHIFT, latent_distribution, l
 from mini.training.distributed import Budget, Distributed
 from mini.training.pictures import own_files, read_pictures
 from mini.training.recipe import Recipe
-from trainer.files import write_safetensors, write_text
+from trainer.common.files import write_safetensors, write_text
 
 OUTPUTS = {"base": "latents", "held-out-base": "held-out-latents"}  # set of pictures → name of its latents
 
@@ -61,7 +61,7 @@ def run_latents(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
 
 def read_latents(folder: Path, name: str, distributed: Distributed) -> Latents:
-    """This process's share of "latents" or "held-out-latents", on its device. Raises `Faults` without them."""
+    """This process's share of "latents" or "held-out-latents", on its device. Raises `Problems` without them."""
     files = own_files(folder, name, distributed)
     captions = [json.loads(file.with_suffix(".json").read_text())["captions"] for file in files]
     parts = [load_file(file, device=str(distributed.device))["latents"] for file in files]

@@ -13,11 +13,11 @@ from mini.training.corpus import Batch
 from mini.training.modules import moved
 from mini.training.recipe import Recipe
 from mini.training.text import TextEncoders
-from trainer.faults import Fault, Faults
-from trainer.files import write_safetensors
+from trainer.common.files import write_safetensors
+from trainer.common.problems import Problem, Problems
+from trainer.common.rng import derive_seed
 from trainer.models.text import Tokenizers, load_tokenizers
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
-from trainer.rng import derive_seed
 
 TOKENIZERS = "tokenizers"  # their folder
 TRANSFORMER, TEXT, GUIDED = "transformer.safetensors", "text.safetensors", "guided.safetensors"
@@ -109,10 +109,12 @@ def save_models(folder: Path, tensors: Mapping[str, Tensor], transformer: str = 
 
 
 def load_models(recipe: Recipe, folder: Path, device: torch.device, transformer: str = GUIDED) -> Models:
-    """The trained models, frozen. transformer: which file, `GUIDED` or `TRANSFORMER`. Raises `Faults` without them."""
+    """The trained models, frozen. transformer: which file, `GUIDED` or `TRANSFORMER`. Raises `Problems` if missing."""
     for file in (folder / TEXT, folder / transformer):
         if not file.exists():
-            raise Faults([Fault(str(file), "there is no such file", "run the stages transformer and guidance first")])
+            raise Problems(
+                [Problem(str(file), "there is no such file", "run the stages transformer and guidance first")]
+            )
     models = build_models(recipe, load_tokenizers(folder / TOKENIZERS), device)
     stored = {f"transformer.{name}": tensor for name, tensor in load_file(folder / transformer).items()}
     stored |= {f"text.{name}": tensor for name, tensor in load_file(folder / TEXT).items()}

@@ -19,9 +19,9 @@ from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import Recipe
 from mini.world.scene import Labels, SceneBatch
 from mini.world.scenes import random_batch
-from trainer.faults import Fault, Faults
-from trainer.files import write_text
-from trainer.rng import derive_seed
+from trainer.common.files import write_text
+from trainer.common.problems import Problem, Problems
+from trainer.common.rng import derive_seed
 
 READ_AT_ONCE = 1024  # pictures
 LOOK_AHEAD = 4  # batches of scenes that wait for the renderer, for each process that makes them
@@ -75,7 +75,7 @@ def run_pictures(recipe: Recipe, folder: Path, budget: Budget) -> None:
 def read_pictures(folder: Path, name: str, distributed: Distributed, most: int | None = None) -> Pictures:
     """This process's share of a set, on its device; at most `most` pictures.
 
-    Raises `Faults` where the set is missing or was drawn by a number of processes that does not divide evenly.
+    Raises `Problems` where the set is missing or was drawn by a number of processes that does not divide evenly.
     """
     files = own_files(folder / "pictures", name, distributed)
     shapes = [_shape(file) for file in files]
@@ -95,11 +95,11 @@ def read_pictures(folder: Path, name: str, distributed: Distributed, most: int |
 
 
 def own_files(folder: Path, name: str, distributed: Distributed) -> list[Path]:
-    """The files NAME-R.safetensors that are this process's, the same number for each. Raises `Faults` without them."""
+    """This process's files NAME-R.safetensors, the same number for each process. Raises `Problems` if missing."""
     files = sorted(folder.glob(f"{name}-[0-9]*.safetensors"))
     if not files or len(files) % distributed.world:
         what = f"{len(files)} parts of {name} for {distributed.world} processes"
-        raise Faults([Fault(str(folder), what, "run the earlier stage with the same number of processes")])
+        raise Problems([Problem(str(folder), what, "run the earlier stage with the same number of processes")])
     return files[distributed.rank :: distributed.world]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mini.training.distributed import Budget, Distributed
 from mini.training.journal import Journal
-from trainer.files import write_safetensors
+from trainer.common.files import write_safetensors
 from trainer.optim.ema import Ema
 
 FIRST_LOOK, LOOK_EVERY = 20, 50  # steps: looking at the loss and at the clock waits for the GPU

@@ -11,7 +11,8 @@ from mini.training.autoencoder_model import decode_latents
 from mini.training.photos import save_picture, side_by_side
 from mini.training.text import TextEncoders
 from trainer.models.transformer import Conditioning
-from trainer.sample import SamplePrompt, denoise, start_noise
+from trainer.sampling.prompts import SamplePrompt
+from trainer.sampling.sampler import denoise, start_noise
 
 PROMPTS_AT_ONCE = 64
 SHEET_PROMPTS = (

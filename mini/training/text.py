@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from mini.training.recipe import Recipe
+from trainer.common.rng import derive_seed
 from trainer.models.text import CLIP_LENGTH, Tokenizers, clip_ids
 from trainer.models.transformer import Conditioning
-from trainer.rng import derive_seed
 
 
 class TextEncoders(nn.Module):

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 
 from mini.world.names import CHARACTERS
-from trainer.files import write_json, write_text
+from trainer.common.files import write_json, write_text
 from trainer.models.text import CLIP_FOLDER, T5_FOLDER
 
 WORD = re.compile(r"[a-z0-9]+")

@@ -9,7 +9,7 @@ from mini.world.concepts import random_gadget, random_toy
 from mini.world.gadgets import GadgetDesign
 from mini.world.scene import COLOURS, CONCEPTS, KINDS, PLACES
 from mini.world.toys import ToyDesign
-from trainer.rng import python_random
+from trainer.common.rng import python_random
 
 CHARACTERS_EACH = 48
 _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"

@@ -13,7 +13,7 @@ from mini.world.prompts import plain_prompt
 from mini.world.scene import PLACES, Scene
 from mini.world.scenes import concept_item, draw_scene, make_scene, random_items
 from mini.world.toys import NAMED, ToyDesign
-from trainer.rng import python_random
+from trainer.common.rng import python_random
 
 # How many of each: whether there are toys, whether there are cards, and how many things. Colours are lost where there
 # are two; and a toy with a card, learned as it is, keeps the concepts from standing together.

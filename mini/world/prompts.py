@@ -6,7 +6,7 @@ from mini.world import captions
 from mini.world.captions import PLACE_PHRASES, RELATIONS, Item, with_article
 from mini.world.concepts import DESIGNS
 from mini.world.scene import CONCEPTS, PLACES
-from trainer.rng import python_random
+from trainer.common.rng import python_random
 
 CLASS_PHRASES = {name: f"{name} {design.kind}" for name, design in DESIGNS.items()}  # "tjtoy toy"
 PER_CONCEPT = 32

@@ -15,7 +15,7 @@ from mini.world.names import CHARACTERS, GADGET_CHARACTERS, TOY_CHARACTERS
 from mini.world.parts import Part, part_table
 from mini.world.prompts import Prompt, concept_prompts, plain_prompt
 from mini.world.scene import COLOURS, CONCEPTS, PLACES, THINGS, Labels, Scene, SceneBatch, stack_scenes
-from trainer.rng import python_random
+from trainer.common.rng import python_random
 
 KIND_CHANCES = (0.48, 0.34, 0.18)  # toys, gadgets, things
 ONE_OBJECT, TWO_OBJECTS = (0.64, 0.78), (0.78, 0.88)  # how much of the picture they fill

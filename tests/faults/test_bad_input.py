@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from tests.dataset_files import draw, draw_folder, write_toml
+from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig
 from trainer.data.dataset import load_dataset
-from trainer.faults import Fault, Faults
 
 DATASET = "[[datasets]]\nresolution = 64\n"
 
@@ -17,15 +17,15 @@ def subset(name: str, keys: str = "") -> str:
     return f'[[datasets.subsets]]\nimage_dir = "{{folder}}/{name}"\nclass_tokens = "{name}"\n{keys}\n'
 
 
-def faults_of(config: TrainConfig) -> tuple[Fault, ...]:
-    with pytest.raises(Faults) as caught:
+def problems_of(config: TrainConfig) -> tuple[Problem, ...]:
+    with pytest.raises(Problems) as caught:
         load_dataset(config)
-    return caught.value.faults
+    return caught.value.problems
 
 
-def only_fault(config: TrainConfig) -> Fault:
-    (fault,) = faults_of(config)
-    return fault
+def only_problem(config: TrainConfig) -> Problem:
+    (problem,) = problems_of(config)
+    return problem
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_everything_at_once(good: Path) -> None:
     (good / "dog" / "01.txt").write_bytes(b"\xff\xfe")
     (good / "empty").mkdir()
     text = DATASET + subset("cat", "num_repeat = 2") + subset("dog", "num_repeats = 0") + subset("empty")
-    found = "\n".join(map(str, faults_of(write_toml(good, text + subset("absent")))))
+    found = "\n".join(map(str, problems_of(write_toml(good, text + subset("absent")))))
     for words in (
         "did you mean num_repeats",
         "num_repeats is 0",
@@ -56,47 +56,47 @@ def test_everything_at_once(good: Path) -> None:
 
 
 def test_no_dataset_file_named_or_there(tmp_path: Path) -> None:
-    assert only_fault(TrainConfig()).where == "--dataset_config"
-    assert "no such file" in only_fault(TrainConfig(dataset_config=tmp_path / "absent.toml")).what
+    assert only_problem(TrainConfig()).where == "--dataset_config"
+    assert "no such file" in only_problem(TrainConfig(dataset_config=tmp_path / "absent.toml")).what
 
 
 def test_bad_toml_names_line_and_column(good: Path) -> None:
-    fault = only_fault(write_toml(good, DATASET + '[[datasets.subsets]]\nimage_dir = "cat\n'))
-    assert fault.where == f"{good / 'data.toml'}:4:17"
+    problem = only_problem(write_toml(good, DATASET + '[[datasets.subsets]]\nimage_dir = "cat\n'))
+    assert problem.where == f"{good / 'data.toml'}:4:17"
 
 
 def test_missing_folder_names_the_line(good: Path) -> None:
-    fault = only_fault(write_toml(good, DATASET + subset("cat") + subset("absent")))
-    assert fault.where == f"{good / 'data.toml'}:7" and "absent does not exist" in fault.what
+    problem = only_problem(write_toml(good, DATASET + subset("cat") + subset("absent")))
+    assert problem.where == f"{good / 'data.toml'}:7" and "absent does not exist" in problem.what
 
 
 def test_the_current_folder_is_a_folder_too(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(good / "cat")
     text = DATASET + '[[datasets.subsets]]\nimage_dir = "."\nclass_tokens = "cat"\n'
     assert len(load_dataset(write_toml(good, text))[0].samples) == 3
-    assert "no image_dir" in only_fault(write_toml(good, text.replace('"."', '""'))).what
+    assert "no image_dir" in only_problem(write_toml(good, text.replace('"."', '""'))).what
 
 
 def test_a_file_in_place_of_a_folder(good: Path) -> None:
-    assert "not a folder" in only_fault(write_toml(good, DATASET + subset("cat/00.png"))).what
+    assert "not a folder" in only_problem(write_toml(good, DATASET + subset("cat/00.png"))).what
 
 
 def test_empty_concept_says_where_pictures_lie(good: Path) -> None:
     draw_folder(good / "outer" / "inner", [(64, 64)] * 2, shade=60)
-    fault = only_fault(write_toml(good, DATASET + subset("cat") + subset("outer")))
-    assert "holds no pictures" in fault.what and fault.hint.startswith("2 lie in folders below")
+    problem = only_problem(write_toml(good, DATASET + subset("cat") + subset("outer")))
+    assert "holds no pictures" in problem.what and problem.hint.startswith("2 lie in folders below")
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
 def test_truncated_picture(good: Path, ending: str) -> None:
     path = draw(good / "cat" / f"half.{ending}", (200, 200), shade=90)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert only_fault(write_toml(good, DATASET + subset("cat"))).where == str(path)
+    assert only_problem(write_toml(good, DATASET + subset("cat"))).where == str(path)
 
 
 def test_a_page_saved_as_a_picture(good: Path) -> None:
     (good / "cat" / "page.JPG").write_text("<html>not found</html>")
-    assert "not a picture" in only_fault(write_toml(good, DATASET + subset("cat"))).what
+    assert "not a picture" in only_problem(write_toml(good, DATASET + subset("cat"))).what
 
 
 @pytest.mark.parametrize(
@@ -104,46 +104,46 @@ def test_a_page_saved_as_a_picture(good: Path) -> None:
 )
 def test_bad_caption(good: Path, content: bytes, words: str) -> None:
     (good / "cat" / "01.txt").write_bytes(content)
-    fault = only_fault(write_toml(good, DATASET + subset("cat")))
-    assert fault.where == str(good / "cat" / "01.txt") and words in fault.what
+    problem = only_problem(write_toml(good, DATASET + subset("cat")))
+    assert problem.where == str(good / "cat" / "01.txt") and words in problem.what
 
 
 def test_two_captions_that_disagree(good: Path) -> None:
     (good / "cat" / "01.txt").write_text("one")
     (good / "cat" / "01.caption").write_text("two")
-    assert "says something else" in only_fault(write_toml(good, DATASET + subset("cat"))).what
+    assert "says something else" in only_problem(write_toml(good, DATASET + subset("cat"))).what
     load_dataset(write_toml(good, DATASET + subset("cat", 'caption_extension = "txt"')))
 
 
 def test_no_caption_and_no_class_tokens(good: Path) -> None:
     (good / "cat" / "01.txt").write_text("one")
     text = DATASET + '[[datasets.subsets]]\nimage_dir = "{folder}/cat"\n'
-    fault = only_fault(write_toml(good, text))
-    assert "no class_tokens for 00.png, 02.png" in fault.what
+    problem = only_problem(write_toml(good, text))
+    assert "no class_tokens for 00.png, 02.png" in problem.what
 
 
 def test_the_same_picture_in_two_concepts(good: Path) -> None:
     draw_folder(good / "dog", [(64, 64)] * 2, shade=50)
     (good / "dog" / "copy.png").write_bytes((good / "cat" / "01.png").read_bytes())
-    fault = only_fault(write_toml(good, DATASET + subset("cat") + subset("dog")))
-    assert fault.where == str(good / "dog" / "copy.png") and str(good / "cat" / "01.png") in fault.what
+    problem = only_problem(write_toml(good, DATASET + subset("cat") + subset("dog")))
+    assert problem.where == str(good / "dog" / "copy.png") and str(good / "cat" / "01.png") in problem.what
 
 
 def test_the_same_picture_as_training_and_as_regularisation(good: Path) -> None:
     draw(good / "reg" / "a.png", shade=0)
     text = DATASET + subset("cat") + subset("reg", "is_reg = true").replace('"reg"', '"cat"')
-    assert "the same picture" in only_fault(write_toml(good, text)).what
+    assert "the same picture" in only_problem(write_toml(good, text)).what
 
 
 def test_only_regularisation_pictures(good: Path) -> None:
-    assert "only regularisation" in only_fault(write_toml(good, DATASET + subset("cat", "is_reg = true"))).what
+    assert "only regularisation" in only_problem(write_toml(good, DATASET + subset("cat", "is_reg = true"))).what
 
 
 def test_a_picture_too_narrow_for_any_bucket(good: Path) -> None:
     draw(good / "cat" / "line.png", (2000, 3), shade=90)
     keys = DATASET + "enable_bucket = true\nbucket_no_upscale = true\n"
-    fault = only_fault(write_toml(good, keys + subset("cat")))
-    assert "2000x3 is too" in fault.what
+    problem = only_problem(write_toml(good, keys + subset("cat")))
+    assert "2000x3 is too" in problem.what
 
 
 def warnings_of(config: TrainConfig) -> list[str]:

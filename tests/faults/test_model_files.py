@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainer.bench.random_flux import (
+from benchmarks.random_flux import (
     REAL_BYTES,
     SIZES,
     autoencoder_shapes,
@@ -14,7 +14,7 @@ from trainer.bench.random_flux import (
     transformer_shapes,
     write_model_files,
 )
-from trainer.models.files import ROLES, check_model_file, identify
+from trainer.models.identify import ROLES, check_model_file, identify
 from trainer.models.weights import read_header
 
 FULL = SIZES["full"]
@@ -25,11 +25,11 @@ def files(tmp_path_factory):
     return write_model_files(tmp_path_factory.mktemp("models"), size="tiny")
 
 
-def the_fault(path, role="flux", flag="--pretrained_model_name_or_path"):
-    (fault,) = check_model_file(path, role, flag)
-    assert fault.where.startswith(flag)
-    assert ROLES[role].download in fault.hint
-    return fault.what
+def the_problem(path, role="flux", flag="--pretrained_model_name_or_path"):
+    (problem,) = check_model_file(path, role, flag)
+    assert problem.where.startswith(flag)
+    assert ROLES[role].download in problem.hint
+    return problem.what
 
 
 def stored(tensors, folder, name="file.safetensors"):
@@ -37,7 +37,7 @@ def stored(tensors, folder, name="file.safetensors"):
     return folder / name
 
 
-def test_the_right_files_have_no_faults(files):
+def test_the_right_files_have_no_problems(files):
     given = {"flux": files.transformer, "autoencoder": files.ae, "clip_l": files.clip_l, "t5": files.t5xxl}
     for role, path in given.items():
         assert identify(read_header(path)) == role
@@ -45,18 +45,18 @@ def test_the_right_files_have_no_faults(files):
 
 
 def test_files_in_each_others_place_are_named(files):
-    assert the_fault(files.ae) == "is FLUX.1's autoencoder, not the FLUX.1 transformer"
-    assert "is the T5-XXL encoder" in the_fault(files.t5xxl, "clip_l", "--clip_l")
-    assert "is CLIP-L's text encoder" in the_fault(files.clip_l, "t5", "--t5xxl")
-    assert "is the FLUX.1 transformer" in the_fault(files.transformer, "autoencoder", "--ae")
+    assert the_problem(files.ae) == "is FLUX.1's autoencoder, not the FLUX.1 transformer"
+    assert "is the T5-XXL encoder" in the_problem(files.t5xxl, "clip_l", "--clip_l")
+    assert "is CLIP-L's text encoder" in the_problem(files.clip_l, "t5", "--t5xxl")
+    assert "is the FLUX.1 transformer" in the_problem(files.transformer, "autoencoder", "--ae")
 
 
 def test_no_file_no_such_file_and_folders(tmp_path):
-    assert the_fault(None) == "not given"
-    assert the_fault(tmp_path / "absent.safetensors") == "there is no such file"
-    assert the_fault(tmp_path) == "is a folder, not a single file"
+    assert the_problem(None) == "not given"
+    assert the_problem(tmp_path / "absent.safetensors") == "there is no such file"
+    assert the_problem(tmp_path) == "is a folder, not a single file"
     (tmp_path / "model_index.json").write_text("{}")
-    assert the_fault(tmp_path) == "is a diffusers folder, not a single file"
+    assert the_problem(tmp_path) == "is a diffusers folder, not a single file"
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,19 @@ def test_no_file_no_such_file_and_folders(tmp_path):
     ],
 )
 def test_other_kinds_are_named(tmp_path, names, kind):
-    assert kind in the_fault(stored({name: torch.zeros(2, 2) for name in names}, tmp_path))
+    assert kind in the_problem(stored({name: torch.zeros(2, 2) for name in names}, tmp_path))
 
 
 def test_other_shapes_tell_other_models(tmp_path):
     fill = {"img_in.weight": torch.zeros(8, 384), "double_blocks.0.img_attn.qkv.weight": torch.zeros(24, 8)}
-    assert "Fill, Canny, Depth" in the_fault(stored(fill, tmp_path))
+    assert "Fill, Canny, Depth" in the_problem(stored(fill, tmp_path))
     sdxl = {
         "encoder.down.0.block.0.conv1.bias": torch.zeros(4),
         "decoder.conv_in.weight": torch.zeros(8, 4, 3, 3),
     }
-    assert "4 latent channels" in the_fault(stored(sdxl, tmp_path), "autoencoder", "--ae")
+    assert "4 latent channels" in the_problem(stored(sdxl, tmp_path), "autoencoder", "--ae")
     clip_g = {"text_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(1280, 2)}
-    assert "CLIP-G" in the_fault(stored(clip_g, tmp_path), "clip_l", "--clip_l")
+    assert "CLIP-G" in the_problem(stored(clip_g, tmp_path), "clip_l", "--clip_l")
 
 
 def test_fp8_is_for_the_two_large_files_alone(files, tmp_path):
@@ -96,31 +96,31 @@ def test_fp8_is_for_the_two_large_files_alone(files, tmp_path):
         return stored({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, tmp_path)
 
     assert check_model_file(cast(files.transformer, torch.float8_e4m3fn), "flux", "--any") == []
-    assert "fp8 (e5m2)" in the_fault(cast(files.transformer, torch.float8_e5m2))
+    assert "fp8 (e5m2)" in the_problem(cast(files.transformer, torch.float8_e5m2))
     assert check_model_file(cast(files.t5xxl, torch.float8_e4m3fn), "t5", "--any") == []
-    assert "fp8 (e4m3)" in the_fault(cast(files.clip_l, torch.float8_e4m3fn), "clip_l", "--clip_l")
-    assert "fp8 (e4m3)" in the_fault(cast(files.ae, torch.float8_e4m3fn), "autoencoder", "--ae")
+    assert "fp8 (e4m3)" in the_problem(cast(files.clip_l, torch.float8_e4m3fn), "clip_l", "--clip_l")
+    assert "fp8 (e4m3)" in the_problem(cast(files.ae, torch.float8_e4m3fn), "autoencoder", "--ae")
 
 
 def test_truncated_downloads_and_web_pages(files, tmp_path):
     path = tmp_path / "flux1-dev.safetensors"
     path.write_bytes(files.transformer.read_bytes()[:-1000])
-    assert "truncated: 1,000 of" in the_fault(path)
+    assert "truncated: 1,000 of" in the_problem(path)
     path.write_text("<html><title>401 Unauthorized</title></html>")
-    assert "a web page" in the_fault(path)
+    assert "a web page" in the_problem(path)
 
 
 def test_tensors_that_are_missing_are_named(files, tmp_path):
     tensors = load_file(files.t5xxl)
     del tensors["encoder.block.1.layer.1.DenseReluDense.wi_1.weight"]
-    what = the_fault(stored(tensors, tmp_path), "t5", "--t5xxl")
+    what = the_problem(stored(tensors, tmp_path), "t5", "--t5xxl")
     assert what == "as T5EncoderModel it lacks: encoder.block.1.layer.1.DenseReluDense.wi_1.weight"
 
 
-def test_sizes_that_no_model_can_have_are_a_fault(files, tmp_path):
+def test_sizes_that_no_model_can_have_are_a_problem(files, tmp_path):
     tensors = load_file(files.ae)
     tensors["encoder.down.0.block.0.conv1.weight"] = torch.zeros(7, 32, 3, 3)
-    assert "do not fit together" in the_fault(stored(tensors, tmp_path), "autoencoder", "--ae")
+    assert "do not fit together" in the_problem(stored(tensors, tmp_path), "autoencoder", "--ae")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_sizes_that_no_model_can_have_are_a_fault(files, tmp_path):
         ("t5", "t5xxl_fp16.safetensors", t5_shapes(FULL), torch.float16),
     ],
 )
-def test_full_size_headers_have_no_faults(tmp_path, role, name, shapes, dtype):
+def test_full_size_headers_have_no_problems(tmp_path, role, name, shapes, dtype):
     """Sparse files: the published names and shapes with no data behind them."""
     path = tmp_path / name
     path.write_bytes(file_header(shapes, dtype, {}, REAL_BYTES[name]))

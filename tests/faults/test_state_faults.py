@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.small_run import Run, assert_identical
-from trainer.files import FULL_DISK_ERRORS
-from trainer.state.save import load_state
+from trainer.checkpoint.state import load_state
+from trainer.common.files import FULL_DISK_ERRORS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
 CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod"}

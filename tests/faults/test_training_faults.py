@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import trainer.run
+import trainer.engine.run
+from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.recipe_files import Finished, Workshop, environment, make_workshop, read_log
 from trainer.__main__ import main
-from trainer.bench.random_flux import ModelFiles
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 
 PATIENCE = 60
 
@@ -27,7 +27,7 @@ PATIENCE = 60
 def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> Iterator[Workshop]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield make_workshop(tmp_path_factory.mktemp("faults"), tiny_flux, pictures=3)
+    yield make_workshop(tmp_path_factory.mktemp("problems"), tiny_flux, pictures=3)
     torch.set_num_threads(threads)
 
 
@@ -50,13 +50,13 @@ def test_a_model_file_with_nan_stops_at_the_first_step(workshop, tmp_path, capsy
 def test_a_run_that_bursts_keeps_its_last_good_checkpoint(workshop):
     """The step after a wild update has no finite loss; what was saved before it is named and whole."""
     settings = {"learning_rate": 1e18, "max_train_steps": 6, "save_every_n_steps": 1, "gradient_accumulation_steps": 2}
-    with pytest.raises(Faults) as found:
+    with pytest.raises(Problems) as found:
         workshop.train("burst", **settings)
-    (fault,) = found.value.faults
+    (problem,) = found.value.problems
     run = Finished(workshop.config("burst", **settings))
     last = run.log("checkpoint")[-1]["step"]
-    assert fault.where == f"step {last + 1}" and "with the pictures" in fault.what
-    assert str(run.lora(f"tj-step{last:08d}")) in fault.hint
+    assert problem.where == f"step {last + 1}" and "with the pictures" in problem.what
+    assert str(run.lora(f"tj-step{last:08d}")) in problem.hint
     assert run.loras() == [f"tj-step{step:08d}.safetensors" for step in range(1, last + 1)]
     for name in run.loras():
         assert all(bool(tensor.isfinite().all()) for tensor in load_file(run.config.output_dir / name).values())
@@ -67,7 +67,7 @@ def test_weights_that_are_not_finite_are_never_saved(workshop):
     """The very last update breaks the adapter: no loss will tell, so the file itself is looked at."""
     workshop.train("last", max_train_steps=1)
     before = Finished(workshop.config("last")).lora().read_bytes()
-    with pytest.raises(Faults, match="not finite"):
+    with pytest.raises(Problems, match="not finite"):
         workshop.train("last", max_train_steps=1, learning_rate=1e38, network_dim=8, optimizer_args=["eps=1e-30"])
     run = Finished(workshop.config("last"))
     assert run.lora().read_bytes() == before and run.loras() == ["tj.safetensors"]
@@ -152,7 +152,7 @@ def test_a_cache_entry_that_is_damaged_between_runs_is_made_again(workshop, capl
 def test_a_cache_entry_that_is_damaged_in_mid_run_stops_it_by_name(workshop, monkeypatch):
     """No picture is skipped and nothing is trained on rubbish."""
     damaged: list[Path] = []
-    fill = trainer.run.fill_cache
+    fill = trainer.engine.run.fill_cache
 
     def fill_then_damage(*arguments) -> None:
         fill(*arguments)
@@ -161,9 +161,9 @@ def test_a_cache_entry_that_is_damaged_in_mid_run_stops_it_by_name(workshop, mon
         path.write_bytes(path.read_bytes()[:-9])
         damaged.append(path)
 
-    monkeypatch.setattr(trainer.run, "fill_cache", fill_then_damage)
-    with pytest.raises(Faults, match="damaged") as found:
+    monkeypatch.setattr(trainer.engine.run, "fill_cache", fill_then_damage)
+    with pytest.raises(Problems, match="damaged") as found:
         workshop.train("mid", max_train_steps=6)
-    assert found.value.faults[0].where == str(damaged[0])
+    assert found.value.problems[0].where == str(damaged[0])
     monkeypatch.undo()
     assert workshop.train("mid", max_train_steps=6).status == 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers.models.transformers import transformer_flux
 
-from trainer.bench.random_flux import ModelFiles
-from trainer.faults import Faults
+from benchmarks.random_flux import ModelFiles
+from trainer.common.problems import Problems
 from trainer.lora import blocks
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
@@ -107,7 +107,7 @@ def test_a_wrong_kernel_is_left_out_and_a_hopeless_machine_refused(monkeypatch, 
     times = {"native": 0.93, "_native_flash": 1.31}
     assert chosen(monkeypatch, {"native": float("inf")}, times) == "_native_flash"
     assert "cuDNN attention is wrong at 48 tokens" in caplog.text
-    with pytest.raises(Faults, match="56 tokens"):
+    with pytest.raises(Problems, match="56 tokens"):
         chosen(monkeypatch, dict.fromkeys(times, 7.0), times)
 
 

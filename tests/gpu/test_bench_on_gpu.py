@@ -7,9 +7,9 @@ from shutil import copytree
 import pytest
 import torch
 
+from benchmarks.peak import measure_peak
+from benchmarks.random_flux import ModelFiles
 from trainer.__main__ import main
-from trainer.bench.peak import measure_peak
-from trainer.bench.random_flux import ModelFiles
 
 pytestmark = [
     pytest.mark.gpu,

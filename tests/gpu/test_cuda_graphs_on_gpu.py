@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import Workshop, make_workshop, started, wait_for
-from trainer import model_setup
 from trainer import train as training
-from trainer.bench.random_flux import ModelFiles
+from trainer.engine import build as model_setup
+from trainer.engine.run import Run
 from trainer.models.attention import choose_attention
-from trainer.run import Run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.random_flux import ModelFiles
 from tests.quantized_layers import EIGHT_BITS, PRECISIONS, Adapted, cosine, draw, keep_transposed, layer_of
-from trainer.bench.random_flux import ModelFiles
 from trainer.models.load import load_transformer
-from trainer.models.quantized import Storage, precision_faults, product_error
+from trainer.models.quantized import Storage, precision_problems, product_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,8 +18,8 @@ CUDA = torch.device("cuda")
 @pytest.fixture(autouse=True)
 def skipped_where_the_gpu_cannot(request):
     precision = request.getfixturevalue("precision")
-    if faults := precision_faults(precision, CUDA):
-        pytest.skip(f"not on this GPU: {faults[0]}")
+    if problems := precision_problems(precision, CUDA):
+        pytest.skip(f"not on this GPU: {problems[0]}")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

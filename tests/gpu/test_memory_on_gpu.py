@@ -9,17 +9,17 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from tests.unit.test_step import make_batch
-from trainer import cuda_graphs
-from trainer.batches import Batch
 from trainer.config import TrainConfig
-from trainer.cuda_graphs import record_gradient
+from trainer.data.batches import Batch
+from trainer.engine import cuda_graphs
+from trainer.engine.cuda_graphs import record_gradient
+from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.memory.bytes import Choice, Work, blocks_of, step_bytes
 from trainer.memory.choose import look_at
 from trainer.models.offload import block_swap, swap_blocks
 from trainer.optim.foreach import gradients_or_zeros
-from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,15 +8,15 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import Workshop, make_workshop
-from trainer.batches import prefetch
-from trainer.bench.random_flux import ModelFiles
-from trainer.check import make_plan
-from trainer.control import Control
-from trainer.readback import Readback
-from trainer.run import Run, prepare
-from trainer.runtime import StopRequest
-from trainer.step import accumulate_gradients
+from trainer.common.process import StopRequest
+from trainer.data.batches import prefetch
+from trainer.engine.metrics import Readback
+from trainer.engine.requests import Control
+from trainer.engine.run import Run, prepare
+from trainer.engine.step import accumulate_gradients
+from trainer.preflight.check import make_plan
 from trainer.train import clip_gradients, train
 
 pytestmark = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainer.models.layout import diffusers_modules, kohya_name
+from trainer.models.names import diffusers_modules, kohya_name
 
 RANK, SCALE = 4, 0.5  # alpha is half the rank
 Tensors = dict[str, torch.Tensor]
@@ -43,7 +43,7 @@ class Layer:
 
 
 def make_layers(hidden: int = 256, double: int = 2, single: int = 2, rank: int = RANK, seed: int = 0) -> list[Layer]:
-    """Changes of all linear layers of the blocks; sizes as `trainer.bench.random_flux` has them."""
+    """Changes of all linear layers of the blocks; sizes as `benchmarks.random_flux` has them."""
     generator = torch.Generator().manual_seed(seed)
     layers = []
     for name, inputs, rows in _sizes(hidden, double, single):

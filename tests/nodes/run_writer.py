@@ -1,4 +1,4 @@
-"""A training run's folder as trainer/log.py and trainer/watch.py write it, line by line, without a training."""
+"""A training run's folder as trainer/engine/{log,tasks}.py write it, line by line, without a training."""
 
 import json
 import math
@@ -78,7 +78,7 @@ class RunWriter:
         self.line("validation", loss=self.average * 0.97, loss_q125=0.3, loss_q375=0.4, loss_q625=0.5, loss_q875=0.6)
 
     def checkpoint(self, loras: Path | None = None, with_state: bool = False) -> str:
-        """A LoRA that landed, named as trainer/checkpoints.py does; the file too if `loras` is given."""
+        """A LoRA that landed, named as trainer/checkpoint/naming.py does; the file too if `loras` is given."""
         epoch, rest = divmod(self.step, self.per_epoch)
         suffix = f"-{epoch:06d}" if not rest else f"-step{self.step:08d}"
         file = f"{self.name}{'' if self.step == self.total else suffix}.safetensors"

@@ -26,9 +26,9 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.random_flux import write_model_files
 from tests.nodes.model_files import write_mini
 from tests.nodes.websocket import WebSocket
-from trainer.bench.random_flux import write_model_files
 
 ROOT = Path(__file__).parents[2]
 RUN = Path(__file__).with_name("run_comfyui.py")

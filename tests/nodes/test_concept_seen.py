@@ -13,7 +13,7 @@ from tests.learned import CONCEPT, taught
 from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer
 from tests.nodes.workflows import WORKFLOWS
 from tests.recipe_files import ROOT
-from trainer.judge import judge_pictures, load_judge
+from trainer.sampling.judge import judge_pictures, load_judge
 
 PICTURES, PROMPT, LORA = 3, "tjtoy toy on the beach", "concept-seen.safetensors"
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.random_flux import ModelFiles
 from custom_nodes.flux_dreambooth.safetensors_header import read_header
 from tests.nodes.lora_layouts import (
     LAYOUTS,
@@ -26,7 +27,6 @@ from tests.nodes.lora_layouts import (
 )
 from tests.nodes.model_files import write_mini
 from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer
-from trainer.bench.random_flux import ModelFiles
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI)]
 APPLY = Path(__file__).with_name("apply_loras.py")

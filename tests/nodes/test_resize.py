@@ -23,7 +23,7 @@ from tests.nodes.lora_layouts import (
     write_layout,
 )
 from trainer.lora.file import load_lora
-from trainer.models.layout import diffusers_modules
+from trainer.models.names import diffusers_modules
 
 LAYERS, CLIP = make_layers(hidden=32, double=1, single=1), make_clip_layers(layers=1)
 OTHERS = make_layers(hidden=32, double=1, single=1, seed=3)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.random_flux import ModelFiles
 from custom_nodes.flux_dreambooth import training_log
 from custom_nodes.flux_dreambooth.concepts import Concept, read_concepts
 from custom_nodes.flux_dreambooth.runs import NotNow, Runs, find_runs_dir
 from custom_nodes.flux_dreambooth.training_log import MAX_LINE, TrainingLog
 from tests.nodes.run_writer import RunWriter
 from tests.recipe_files import make_workshop
-from trainer.bench.random_flux import ModelFiles
 
 HOSTILE = (
     "..", ".", "", "../outside", "..\\outside", "/etc", "tj/..", "tj/../../outside", "tj\0", "\0", "~", ".hidden",

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from custom_nodes.flux_dreambooth import mini, sampling
 from tests.nodes.model_files import write_lora
 from tests.nodes.server import ComfyServer
-from trainer.batches import unscale_latents
+from trainer.data.batches import unscale_latents
 from trainer.flow import euler_sigmas, flux_mu
 from trainer.models.load import load_clip, load_t5, load_transformer
 from trainer.models.text import clip_ids, encode_t5, load_tokenizers
 from trainer.models.transformer import Conditioning
-from trainer.sample import SamplePrompt, sample_latents
+from trainer.sampling.prompts import SamplePrompt
+from trainer.sampling.sampler import sample_latents
 
 PROMPT = "a red bear toy on a desk"
 WIDTH, HEIGHT, SEED, STEPS, GUIDANCE = 96, 64, 7, 4, 3.5

@@ -13,8 +13,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
 from tests.kohya_source import kohya_functions
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig, parse_config
-from trainer.faults import Faults
 from trainer.flow import (
     add_noise,
     euler_sigmas,
@@ -263,5 +263,5 @@ def test_mode_never_folds_back_within_its_bounds(scale):
     """Past them the density would not be monotone and quantiles would mean nothing."""
     ours = draws({"timestep_sampling": "sigma", "weighting_scheme": "mode", "mode_scale": scale})
     assert np.all(np.diff(ours) >= 0)
-    with pytest.raises(Faults, match="mode_scale"):
+    with pytest.raises(Problems, match="mode_scale"):
         parse_config(["--weighting_scheme=mode", f"--mode_scale={scale * 1.01}"])

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.convert import resize, write_lora
 from trainer.lora.file import load_lora, save_lora
-from trainer.models.layout import transformer_to_bfl
+from trainer.models.names import transformer_to_bfl
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 
 COMFYUI = os.environ.get("COMFYUI_DIR")

@@ -14,7 +14,7 @@ from tests.parity.test_lora_comfyui import draw_weights, make_inputs, make_trans
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.convert import write_lora
 from trainer.lora.file import load_lora, save_lora
-from trainer.models.layout import transformer_to_bfl
+from trainer.models.names import transformer_to_bfl
 from trainer.models.transformer import Conditioning, pack_latents, predict_velocity, rotary_table, unpack_latents
 
 SD_SCRIPTS = os.environ.get("SD_SCRIPTS_DIR")

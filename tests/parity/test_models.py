@@ -8,8 +8,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from trainer.bench.random_flux import write_model_files
-from trainer.faults import Faults
+from benchmarks.random_flux import write_model_files
+from trainer.common.problems import Problems
 from trainer.models.load import is_schnell, load_autoencoder, load_clip, load_t5, load_transformer
 from trainer.models.text import encode_clip, encode_t5, load_tokenizers
 
@@ -76,7 +76,7 @@ def test_other_head_widths_need_their_axes_in_the_metadata(files, tmp_path, inpu
     narrow = {name: t[:64].clone() if name.endswith("_norm.scale") else t for name, t in tensors.items()}
     path = tmp_path / "narrow.safetensors"
     save_file(narrow, path)
-    with pytest.raises(Faults, match="axes_dims_rope"):
+    with pytest.raises(Problems, match="axes_dims_rope"):
         load_transformer(path, "cpu", torch.float32)
     save_file(narrow, path, metadata={"axes_dims_rope": "[16, 24, 24]"})
     transformer = load_transformer(path, "cpu", torch.float32)
@@ -120,7 +120,7 @@ def test_what_is_missing_or_too_much_is_named(files, tmp_path):
     tensors["pos_in.weight"] = torch.zeros(3)
     tensors["final_layer.linear.bias"] = torch.zeros(63)
     save_file(tensors, tmp_path / "odd.safetensors")
-    with pytest.raises(Faults) as raised:
+    with pytest.raises(Problems) as raised:
         load_transformer(tmp_path / "odd.safetensors", "cpu", torch.float32)
     text = str(raised.value)
     assert "lacks: transformer_blocks.1.attn.add_q_proj.weight" in text

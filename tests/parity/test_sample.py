@@ -10,11 +10,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from PIL import Image
 
-from trainer.bench.random_flux import write_model_files
-from trainer.faults import Faults
+from benchmarks.random_flux import write_model_files
+from trainer.common.problems import Problems
 from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.transformer import Conditioning
-from trainer.sample import SamplePrompt, decode_picture, load_sample_prompts, parse_line, sample_latents, save_picture
+from trainer.sampling.prompts import SamplePrompt, load_sample_prompts, parse_line
+from trainer.sampling.sampler import decode_picture, sample_latents, save_picture
 
 PROMPT = SamplePrompt("a toy", width=96, height=64, seed=7, steps=4, guidance=2.5)
 
@@ -129,15 +130,15 @@ def test_json_of_objects_and_lines(tmp_path):
     ]
 
 
-def faults_of(folder: Path, name: str, text: str) -> dict[str, str]:
-    with pytest.raises(Faults) as found:
+def problems_of(folder: Path, name: str, text: str) -> dict[str, str]:
+    with pytest.raises(Problems) as found:
         prompts(folder, name, text)
-    return {fault.where.removeprefix(f"{folder}/"): fault.what for fault in found.value.faults}
+    return {problem.where.removeprefix(f"{folder}/"): problem.what for problem in found.value.problems}
 
 
 def test_every_bad_line_is_told_at_once(tmp_path):
     text = "good --w 512\nbad side --w 500\nbad number --s many\nunknown --q 3\n--w 64\n"
-    found = faults_of(tmp_path, "prompts.txt", text)
+    found = problems_of(tmp_path, "prompts.txt", text)
     assert found == {
         "prompts.txt: line 2": "width 500 is not divisible by 16",
         "prompts.txt: line 3": "steps is not a number: 'many'",
@@ -147,8 +148,8 @@ def test_every_bad_line_is_told_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--w 0", "--h -64", "--s 0", "--s -1", "--d -1", f"--d {2**63}", "--g nan"])
-def test_numbers_that_make_no_picture_are_faults(tmp_path, option):
-    assert list(faults_of(tmp_path, "prompts.txt", f"a toy {option}")) == ["prompts.txt: line 1"]
+def test_numbers_that_make_no_picture_are_problems(tmp_path, option):
+    assert list(problems_of(tmp_path, "prompts.txt", f"a toy {option}")) == ["prompts.txt: line 1"]
 
 
 @pytest.mark.parametrize(
@@ -164,15 +165,15 @@ def test_numbers_that_make_no_picture_are_faults(tmp_path, option):
     ],
 )
 def test_files_that_hold_no_prompts(tmp_path, name, text, words):
-    (what,) = faults_of(tmp_path, name, text).values()
+    (what,) = problems_of(tmp_path, name, text).values()
     assert words in what
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(Faults, match="no such file"):
+    with pytest.raises(Problems, match="no such file"):
         load_sample_prompts(tmp_path / "absent.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(Faults, match="cannot be read"):
+    with pytest.raises(Problems, match="cannot be read"):
         load_sample_prompts(tmp_path / "latin.txt")
 
 

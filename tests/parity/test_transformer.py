@@ -8,13 +8,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import nn
 
 from trainer.lora.adapter import adapter_parameters, add_lora, disabled_adapter, linear_modules
-from trainer.models.transformer import (
-    Conditioning,
-    pack_latents,
-    predict_velocity,
-    rotary_table,
-    unpack_latents,
-)
+from trainer.models.transformer import Conditioning, pack_latents, predict_velocity, rotary_table, unpack_latents
 
 HEIGHT, WIDTH, TXT = 4, 6, 5
 CPU = torch.device("cpu")

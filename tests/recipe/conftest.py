@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import Workshop, make_workshop
-from trainer.bench.random_flux import ModelFiles
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT, read_log
-from trainer.bench.random_flux import ModelFiles
+from trainer.cli import demo, evaluate
+from trainer.cli.demo import PROMPTS, run
+from trainer.common.files import write_safetensors
+from trainer.common.problems import Problems
 from trainer.config import parse_config
-from trainer.faults import Faults
-from trainer.files import write_safetensors
-from trainer.judge import Classes, Judge, Shape, save_judge
 from trainer.lora.file import load_lora
-from trainer.verbs import demo, evaluate
-from trainer.verbs.demo import PROMPTS, run
+from trainer.sampling.judge import Classes, Judge, Shape, save_judge
 
 CLASSES = Classes(("toy", "bear"), ("red", "blue"), ("beach", "desk"), ("tjtoy", "sparkgpu"))
 TEXTS = {"tjtoy": ["tjtoy toy on a desk"], "sparkgpu": ["sparkgpu gpu on a beach"], "both": ["tjtoy toy, sparkgpu gpu"]}
@@ -86,14 +86,14 @@ def test_a_file_that_is_not_the_demos_stays(project):
     mine = project / "models" / "loras" / "demo.safetensors"
     mine.parent.mkdir()
     mine.write_bytes(b"of the user")
-    with pytest.raises(Faults, match="is in the way"):
+    with pytest.raises(Problems, match="is in the way"):
         run(SMALL)
     assert mine.read_bytes() == b"of the user" and not (project / "output").exists()
 
 
 def test_without_a_judge_nothing_is_trained(project):
     (project / "models" / "mini" / evaluate.JUDGE).unlink()
-    with pytest.raises(Faults, match=r"judge\.safetensors"):
+    with pytest.raises(Problems, match=r"judge\.safetensors"):
         run(SMALL)
     assert not (project / "models" / "loras").exists()
 

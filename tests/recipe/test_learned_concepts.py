@@ -8,9 +8,9 @@ import torch
 
 from tests.learned import CONCEPT, taught
 from tests.recipe_files import ROOT
-from trainer.evaluation import PromptSets, score_pictures
+from trainer.cli.evaluate import Adapter, draw_column, load_evaluation
 from trainer.lora.file import load_lora
-from trainer.verbs.evaluate import Adapter, draw_column, load_evaluation
+from trainer.sampling.evaluation import PromptSets, score_pictures
 
 PROMPTS = 6
 MINI = ROOT / "models" / "mini"

@@ -17,13 +17,13 @@ from mini.training.card_text import card_text
 from mini.training.export import AUTOENCODER, CLIP, JUDGE, T5, TRANSFORMER, compare, export
 from mini.training.figures import stage_figures
 from mini.training.recipe import TINY
+from trainer.cli.sample import run as sample
+from trainer.common.files import write_safetensors
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig
-from trainer.faults import Faults
-from trainer.files import write_safetensors
-from trainer.models.files import check_model_file
+from trainer.models.identify import check_model_file
 from trainer.models.text import find_tokenizer_dir
 from trainer.models.weights import read_header
-from trainer.verbs.sample import run as sample
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_what_differs_from_the_trained_modules_is_found(work, tmp_path):
     tensors = load_file(changed / "autoencoder.safetensors")
     tensors["decoder.conv_in.weight"] *= 2
     write_safetensors(changed / "autoencoder.safetensors", tensors)
-    with pytest.raises(Faults, match="the decoder does not compute"):
+    with pytest.raises(Problems, match="the decoder does not compute"):
         compare(TINY, changed, work / "export", CPU)
 
 
@@ -80,7 +80,7 @@ def test_numbers_that_are_not_finite_are_not_exported(work, tmp_path):
     tensors = load_file(changed / "guided.safetensors")
     tensors["proj_out.bias"][0] = float("nan")
     write_safetensors(changed / "guided.safetensors", tensors)
-    with pytest.raises(Faults, match="not finite"):
+    with pytest.raises(Problems, match="not finite"):
         export(TINY, changed, changed / "export")
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.random_flux import write_model_files
 from tests.dataset_files import draw_folder
 from tests.recipe_files import Finished, Workshop, largest_difference
-from trainer.bench.random_flux import write_model_files
 
 WITH_REGULARISATION = """
 [[datasets]]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT, finish, read_log
-from trainer.bench.random_flux import ModelFiles
 from trainer.lora.info import describe
 
 PLAYBOOK = """

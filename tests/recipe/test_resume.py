@@ -8,9 +8,9 @@ import torch
 
 from tests.dataset_files import draw
 from tests.recipe_files import ONE_FOLDER, Finished, Workshop, touching
-from trainer.check import make_plan
-from trainer.faults import Faults
-from trainer.resume import find_state
+from trainer.common.problems import Problems
+from trainer.preflight.check import make_plan
+from trainer.preflight.resume import find_state
 
 EVERYTHING_THAT_IS_DRAWN = """
 [general]
@@ -93,14 +93,14 @@ def stopped(workshop: Workshop) -> Finished:
 
 
 def test_another_setting_is_refused_by_name(workshop, stopped):
-    with pytest.raises(Faults, match=r"learning_rate: 0\.001 before, 0\.002 now\n.*--resume_anyway"):
+    with pytest.raises(Problems, match=r"learning_rate: 0\.001 before, 0\.002 now\n.*--resume_anyway"):
         workshop.train("stopped", max_train_steps=4, resume=stopped.folder, learning_rate=2e-3)
 
 
 def test_another_picture_is_refused_by_name(workshop, stopped):
     draw(workshop.folder / "other" / "00.png", shade=77)
     other = ONE_FOLDER + '\n[[datasets.subsets]]\nimage_dir = "{folder}/other"\nclass_tokens = "other"\n'
-    with pytest.raises(Faults, match=r"00\.png"):
+    with pytest.raises(Problems, match=r"00\.png"):
         data = workshop.dataset(other, "other/data.toml")
         workshop.train("stopped", max_train_steps=4, resume=stopped.folder, dataset_config=data)
 
@@ -110,7 +110,7 @@ def test_a_changed_picture_is_refused_by_name(workshop, stopped):
     before = path.read_bytes()
     draw(path, shade=99)
     try:
-        with pytest.raises(Faults, match=r"03\.png"):
+        with pytest.raises(Problems, match=r"03\.png"):
             workshop.train("stopped", max_train_steps=4, resume=stopped.folder)
     finally:
         path.write_bytes(before)
@@ -118,7 +118,7 @@ def test_a_changed_picture_is_refused_by_name(workshop, stopped):
 
 def test_another_number_of_processes_is_refused(workshop, stopped):
     config = workshop.config("stopped", max_train_steps=4, resume=stopped.folder)
-    with pytest.raises(Faults, match="1 processes, now there are 2"):
+    with pytest.raises(Problems, match="1 processes, now there are 2"):
         find_state(config, make_plan(config, num_processes=2))
 
 

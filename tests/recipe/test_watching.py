@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from tests.recipe_files import Finished, Workshop, largest_difference
-from trainer.log import RunLog
+from trainer.engine.log import RunLog
 
 PROMPTS = """# a comment
 tjtoy toy in snow --w 64 --h 48 --s 2 --d 7

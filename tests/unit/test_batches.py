@@ -10,10 +10,10 @@ from itertools import count, islice
 import pytest
 import torch
 
+from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT, Workshop, environment, make_workshop
-from trainer.batches import Batch, BatchMaker, num_img_tokens, prefetch, scale_latents, unscale_latents
-from trainer.bench.random_flux import ModelFiles
+from trainer.data.batches import Batch, BatchMaker, num_img_tokens, prefetch, scale_latents, unscale_latents
 from trainer.data.dataset import Draw, TrainingData, load_dataset
 from trainer.flow import sigma_at_quantile
 from trainer.models.text import load_tokenizers
@@ -122,7 +122,7 @@ PRINT_NUMBERS = """
 import sys
 from pathlib import Path
 import pytest
-from trainer.bench.random_flux import ModelFiles
+from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import Workshop
 from tests.unit.test_batches import make_maker
 from trainer.data.dataset import load_dataset

@@ -8,16 +8,16 @@ from shutil import copytree
 import pytest
 import torch
 
+from benchmarks import report
+from benchmarks.measure import Length, prepare
+from benchmarks.peak import measure_peak
+from benchmarks.random_flux import ModelFiles, model_contents, model_files
+from benchmarks.settings import PRESETS, Setting, merge_flags, read_settings
+from benchmarks.workspace import DEFAULTS, Model, choose_model, disk_problems, write_dataset
 from trainer.__main__ import main
-from trainer.bench import report
-from trainer.bench.files import DEFAULTS, Model, choose_model, disk_faults, write_dataset
-from trainer.bench.measure import Length, prepare
-from trainer.bench.peak import measure_peak
-from trainer.bench.random_flux import ModelFiles, model_contents, model_files
-from trainer.bench.settings import PRESETS, Setting, merge_flags, read_settings
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig, parse_config
 from trainer.data.dataset import load_dataset
-from trainer.faults import Faults
 
 CPU = torch.device("cpu")
 CHOSEN = {"checkpointed": 57, "swapped": 0, "base": "fp8"}
@@ -45,7 +45,7 @@ def test_a_later_flag_takes_the_place_of_an_earlier_one():
 
 
 def test_what_is_wrong_with_settings_is_said_at_once():
-    with pytest.raises(Faults) as found:
+    with pytest.raises(Problems) as found:
         read_settings(["rank16"], ["--seed=1", "a=fast", "rank16=--seed=1"], ["--max_train_steps=5"], [], True)
     text = str(found.value)
     assert "has no name" in text and "'fast' is no preset" in text and "names two settings" in text
@@ -56,7 +56,7 @@ def test_the_model_is_chosen_by_size_folder_and_device(tmp_path):
     assert choose_model(None, None, tmp_path, on_gpu=True).name == "full"
     assert choose_model(None, None, tmp_path, on_gpu=False) == Model("tiny", tmp_path / "models" / "tiny", True)
     own = choose_model(None, tmp_path, tmp_path, on_gpu=True)
-    with pytest.raises(Faults, match=r"holds no flux1\*\.safetensors"):
+    with pytest.raises(Problems, match=r"holds no flux1\*\.safetensors"):
         own.flags()
     assert not choose_model("mini", None, tmp_path, on_gpu=True).random and DEFAULTS["mini"]
 
@@ -69,15 +69,15 @@ def test_a_folder_of_model_files_is_read_by_their_names(tiny_flux: ModelFiles):
 def test_random_files_are_kept_when_they_are_whole_and_fit_on_the_disk(tiny_flux: ModelFiles, tmp_path, monkeypatch):
     copytree(tiny_flux.ae.parents[1], tmp_path / "tiny")
     model = Model("tiny", tmp_path / "tiny", random=True)
-    assert model.missing_bytes == 0 and not disk_faults(model, tmp_path)
+    assert model.missing_bytes == 0 and not disk_problems(model, tmp_path)
     clip = model_files(model.folder).clip_l
     clip.write_bytes(clip.read_bytes()[:-1])
     assert model.missing_bytes == tiny_flux.clip_l.stat().st_size
     full = Model("full", tmp_path / "full", random=True)
     assert full.missing_bytes == sum(content.total_bytes or 0 for content in model_contents(model_files(clip), "full"))
-    monkeypatch.setattr("trainer.bench.files.free_bytes", lambda _: 10**9)
-    (fault,) = disk_faults(full, tmp_path)
-    assert "34.2 GB" in fault.what and "1.0 GB are free" in fault.what and "--size" in fault.hint
+    monkeypatch.setattr("benchmarks.workspace.free_bytes", lambda _: 10**9)
+    (problem,) = disk_problems(full, tmp_path)
+    assert "34.2 GB" in problem.what and "1.0 GB are free" in problem.what and "--size" in problem.hint
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -166,7 +166,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     assert "GB of random weights to write" in text and "--network_dim=3" in text and "40 pictures timed" in text
     assert not work.exists()
     assert main(["bench", "--size=tiny", f"--work={work}", "--network_dmi=3", "--pictures=40"]) == 1
-    assert not work.exists(), "faults of flags come before any file"
+    assert not work.exists(), "problems of flags come before any file"
     assert main(["bench", "--size=tiny", f"--work={work}", "--pictures=0"]) == 1
 
 

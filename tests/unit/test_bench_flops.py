@@ -6,8 +6,8 @@ from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from benchmarks.flops import Tokens, blocks, linear_sizes, pass_flops
 from tests.parity.test_transformer import make_transformer
-from trainer.bench.flops import Tokens, blocks, linear_sizes, pass_flops
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tests.recipe_files import ROOT
-from trainer.bench.kernels import (
+from benchmarks.kernels import (
     ATTENTION_BACKWARD,
     ATTENTION_FORWARD,
     COMMUNICATION,
@@ -24,6 +23,7 @@ from trainer.bench.kernels import (
     read_trace,
     shortest_side,
 )
+from tests.recipe_files import ROOT
 
 NAMES = {
     ATTENTION_FORWARD: (

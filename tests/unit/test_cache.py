@@ -12,15 +12,15 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-import trainer.cache
+import trainer.data.cache
+from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw
 from tests.recipe_files import Workshop, make_workshop
-from trainer.batches import BatchMaker
-from trainer.bench.random_flux import ModelFiles
-from trainer.cache import CacheKeys, Encoded, TensorCache, encode_picture, fill_cache, missing_entries
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig
+from trainer.data.batches import BatchMaker
+from trainer.data.cache import CacheKeys, Encoded, TensorCache, encode_picture, fill_cache, missing_entries
 from trainer.data.dataset import TrainingData, load_dataset
-from trainer.faults import Faults
 from trainer.models.load import load_autoencoder, load_clip, load_t5
 from trainer.models.text import encode_clip, encode_t5, load_tokenizers
 
@@ -74,13 +74,13 @@ def refill(config, data, tokenizers, keys, full, monkeypatch):
     def run(captions=CAPTIONS, keys=keys) -> list[str]:
         loaded = []
         for name in ("load_autoencoder", "load_clip", "load_t5"):
-            load = getattr(trainer.cache, name)
+            load = getattr(trainer.data.cache, name)
 
             def noted(*arguments, load=load, name=name):
                 loaded.append(name)
                 return load(*arguments)
 
-            monkeypatch.setattr(trainer.cache, name, noted)
+            monkeypatch.setattr(trainer.data.cache, name, noted)
         fill_cache(config, data, captions, tokenizers, keys, full, Accelerator(cpu=True))
         monkeypatch.undo()
         return loaded
@@ -102,7 +102,7 @@ def test_equal_captions_are_stored_once(full, keys, data):
 def test_a_full_cache_loads_no_model(refill, full, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in entries(full)}
     for name in ("load_autoencoder", "load_clip", "load_t5"):
-        monkeypatch.setattr(trainer.cache, name, lambda *_: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(trainer.data.cache, name, lambda *_: pytest.fail("a model was loaded"))
     assert refill() == []
     assert {path: path.stat().st_mtime_ns for path in entries(full)} == before
 
@@ -204,9 +204,9 @@ def test_an_entry_that_holds_other_tensors_is_made_again(refill, full, data, key
 def test_a_run_that_meets_a_damaged_entry_names_it(full, keys):
     path = full.path(keys.t5_text("another"))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(Faults, match="start again") as found:
+    with pytest.raises(Problems, match="start again") as found:
         Encoded(full, keys).text("another")
-    assert found.value.faults[0].where == str(path)
+    assert found.value.problems[0].where == str(path)
     assert missing_entries(full, [keys.t5_text("another"), keys.t5_text("tjtoy toy")]) == [keys.t5_text("another")]
 
 
@@ -215,9 +215,9 @@ def test_latents_that_are_not_finite_name_the_picture(config, data, tmp_path):
     tensors["encoder.conv_out.bias"][0] = torch.nan
     save_file(tensors, tmp_path / "ae.safetensors")
     vae = load_autoencoder(tmp_path / "ae.safetensors", "cpu", torch.float32)
-    with pytest.raises(Faults, match="not finite") as found:
+    with pytest.raises(Problems, match="not finite") as found:
         encode_picture(vae, data.samples[1], flip=False)
-    assert found.value.faults[0].where == str(data.samples[1].picture.path)
+    assert found.value.problems[0].where == str(data.samples[1].picture.path)
 
 
 def test_latents_are_those_of_diffusers_own_path(config, data, full, keys):

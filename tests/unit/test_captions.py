@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.captions import caption_variant, caption_varies, plain_caption
-from trainer.data.config import SubsetConfig
+from trainer.data.dataset_file import SubsetConfig
 
 TAGS = "a, b, c, d, e, f"
 

@@ -1,4 +1,4 @@
-"""What is known before a weight is read: all faults in one report, and a plan whose numbers are true."""
+"""What is known before a weight is read: all problems in one report, and a plan whose numbers are true."""
 
 import math
 import shutil
@@ -8,16 +8,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import trainer.disk
+import trainer.common.disk
+from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import Workshop, check_report, has, make_workshop
-from trainer.bench.random_flux import ModelFiles
-from trainer.cache import TensorCache, fill_cache
-from trainer.check import make_plan
+from trainer.data.cache import TensorCache, fill_cache
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import save_lora
 from trainer.lora.network_args import layer_ranks, parse_network_args
 from trainer.models.load import load_clip, load_transformer
+from trainer.preflight.check import make_plan
 
 DATASET = """
 [[datasets]]
@@ -37,7 +37,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) ->
     return made
 
 
-def test_faults_of_all_kinds_are_in_one_report(workshop, tmp_path):
+def test_problems_of_all_kinds_are_in_one_report(workshop, tmp_path):
     page = tmp_path / "flux1-dev.safetensors"
     page.write_text("<html><title>401</title></html>")
     pictures = draw_folder(tmp_path / "pictures" / "toy", [(64, 64)] * 2)
@@ -47,7 +47,7 @@ def test_faults_of_all_kinds_are_in_one_report(workshop, tmp_path):
         f'[[datasets.subsets]]\nimage_dir = "{tmp_path}/absent"\nclass_tokens = "x"\n'
     )
     (tmp_path / "prompts.txt").write_text("fine\nbad --w 100\n")
-    faults = check_report(
+    problems = check_report(
         workshop.config(
             "all",
             pretrained_model_name_or_path=page,
@@ -61,23 +61,23 @@ def test_faults_of_all_kinds_are_in_one_report(workshop, tmp_path):
             network_args=["nonsense=1"],
         )
     )
-    assert has(faults, str(page), "web page")
-    assert has(faults, "--clip_l", "is the T5-XXL encoder")
-    assert has(faults, "--ae", "no such file")
-    assert has(faults, str(tmp_path / "tokenizer" / "vocab.json"))
-    assert has(faults, "data.toml", "num_repeat", "num_repeats")
-    assert has(faults, str(tmp_path / "absent"))
-    assert has(faults, str(pictures / "01.png"))
-    assert has(faults, "prompts.txt: line 2", "not divisible by 16")
-    assert has(faults, "--optimizer_args", "bogus")
-    assert has(faults, "--network_args", "nonsense")
-    assert len(faults) == len(set(faults)) >= 10
+    assert has(problems, str(page), "web page")
+    assert has(problems, "--clip_l", "is the T5-XXL encoder")
+    assert has(problems, "--ae", "no such file")
+    assert has(problems, str(tmp_path / "tokenizer" / "vocab.json"))
+    assert has(problems, "data.toml", "num_repeat", "num_repeats")
+    assert has(problems, str(tmp_path / "absent"))
+    assert has(problems, str(pictures / "01.png"))
+    assert has(problems, "prompts.txt: line 2", "not divisible by 16")
+    assert has(problems, "--optimizer_args", "bogus")
+    assert has(problems, "--network_args", "nonsense")
+    assert len(problems) == len(set(problems)) >= 10
 
 
 def test_bad_toml_stands_beside_a_wrong_model(workshop, tmp_path):
     (tmp_path / "data.toml").write_text("[general]\nresolution = = 64\n")
-    faults = check_report(workshop.config("toml", dataset_config=tmp_path / "data.toml", ae=workshop.models.clip_l))
-    assert has(faults, "data.toml", "2") and has(faults, "--ae", "CLIP-L") and len(faults) == 2
+    problems = check_report(workshop.config("toml", dataset_config=tmp_path / "data.toml", ae=workshop.models.clip_l))
+    assert has(problems, "data.toml", "2") and has(problems, "--ae", "CLIP-L") and len(problems) == 2
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_bad_toml_stands_beside_a_wrong_model(workshop, tmp_path):
         ({"dataset_config": None}, ("--dataset_config",)),
     ],
 )
-def test_single_faults_name_their_flag(workshop, tmp_path, settings, words):
+def test_single_problems_name_their_flag(workshop, tmp_path, settings, words):
     if "tokenizer_dir" in settings:  # not even beside the other files
         settings = settings | {"clip_l": shutil.copy(workshop.models.clip_l, tmp_path / "clip_l.safetensors")}
-    (fault,) = check_report(workshop.config("single", **settings))
-    assert all(word in fault for word in words)
+    (problem,) = check_report(workshop.config("single", **settings))
+    assert all(word in problem for word in words)
 
 
 def test_nothing_is_written_and_no_weight_is_read(workshop, monkeypatch):
@@ -180,11 +180,11 @@ def test_a_full_disk_is_known_before_it_is_full(workshop, monkeypatch):
     config = workshop.config("disk", max_train_epochs=4, save_every_n_epochs=1, save_state=True, network_dim=64)
     plan = make_plan(config)
     needed = plan.lora_bytes_kept + plan.state_bytes_kept + plan.missing_cache_bytes
-    monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: needed - 1)
-    (fault,) = check_report(config)
-    assert fault.startswith("disk: ") and str(config.output_dir) in fault and str(plan.cache_dir) in fault
-    assert "are free" in fault and "--save_last_n_epochs" in fault
-    monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: needed)
+    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: needed - 1)
+    (problem,) = check_report(config)
+    assert problem.startswith("disk: ") and str(config.output_dir) in problem and str(plan.cache_dir) in problem
+    assert "are free" in problem and "--save_last_n_epochs" in problem
+    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: needed)
     make_plan(config)
 
 
@@ -228,5 +228,5 @@ def test_captions_that_one_encoder_does_not_read_to_the_end_are_told(workshop):
     told = {}
     for length in (64, 512):
         plan = make_plan(workshop.config("long", dataset_config=long, t5xxl_max_token_length=length))
-        told[length] = [fault.what.split()[0] for fault in plan.warnings if "reads only the first" in fault.what]
+        told[length] = [problem.what.split()[0] for problem in plan.warnings if "reads only the first" in problem.what]
     assert told == {64: ["T5", "CLIP"], 512: ["CLIP"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.kohya_source import kohya_functions
-from trainer.checkpoints import (
+from trainer.checkpoint.naming import (
     Position,
     checkpoint_name,
     is_due,

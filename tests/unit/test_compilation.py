@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.random_flux import ModelFiles
 from tests.compilers import needs_inductor
-from trainer.bench.random_flux import ModelFiles
-from trainer.compilation import STATIC_SHAPES, compile_blocks, is_dynamic, use_cache
+from trainer.engine.compilation import STATIC_SHAPES, compile_blocks, is_dynamic, use_cache
 from trainer.lora.adapter import add_lora, disabled_adapter, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.models.load import load_transformer
@@ -87,7 +87,7 @@ PROCESS = """
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from trainer.compilation import compile_report, use_cache
+from trainer.engine.compilation import compile_report, use_cache
 use_cache(Path(sys.argv[1]))
 import torch
 from torch._dynamo.utils import counters
@@ -135,7 +135,7 @@ def test_what_is_cached_is_bound_to_the_source_of_our_operators(tmp_path: Path, 
 
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setattr("trainer.compilation.OWN_OPERATORS", [tmp_path])
+    monkeypatch.setattr("trainer.engine.compilation.OWN_OPERATORS", [tmp_path])
     (tmp_path / "operator.py").write_text("y = x + 1")
     first = tag()
     assert tag() == first

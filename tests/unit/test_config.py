@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig, config_differences, config_help, parse_config, to_dict, to_toml
-from trainer.faults import Faults
 
 ROOT = Path(__file__).parents[2]
 PLAYBOOK = shlex.split("""
@@ -26,11 +26,11 @@ PLAYBOOK = shlex.split("""
 """)
 
 
-def faults_of(*argv: str) -> dict[str, str]:
+def problems_of(*argv: str) -> dict[str, str]:
     """where → what and hint, of a call that has to fail."""
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         parse_config(argv)
-    return {fault.where: f"{fault.what} | {fault.hint}" for fault in caught.value.faults}
+    return {problem.where: f"{problem.what} | {problem.hint}" for problem in caught.value.problems}
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_resolution(write, written, value):
 
 def test_the_learning_rate_of_clip_may_be_a_pair_whose_second_is_zero():
     assert parse_config(["--text_encoder_lr", "1e-5", "0"])[0].text_encoder_lr == 1e-5
-    assert "T5" in faults_of("--text_encoder_lr", "1e-5", "1e-5")["--text_encoder_lr"]
+    assert "T5" in problems_of("--text_encoder_lr", "1e-5", "1e-5")["--text_encoder_lr"]
 
 
 def test_choices_do_not_mind_case():
@@ -170,7 +170,7 @@ def test_all_mistakes_of_flags_and_file_are_told_together(write):
     path = write(
         "[network]\n# a rank\nnetwork_dimm = 3\nseed = 'x'\n\n[other]\nlearning_rate = true\nnoise_offset = 0.1\n"
     )
-    told = faults_of("--config_file", path, "--network_alfa=2", "--fp8_base", "--mixed_precision=fp16", "stray")
+    told = problems_of("--config_file", path, "--network_alfa=2", "--fp8_base", "--mixed_precision=fp16", "stray")
     assert set(told) == {
         f"{path}:3: network_dimm",
         f"{path}:4: seed",
@@ -209,15 +209,15 @@ def test_all_mistakes_of_flags_and_file_are_told_together(write):
     ],
 )
 def test_one_wrong_flag(flag, words):
-    assert words in faults_of(flag)[flag.partition("=")[0]]
+    assert words in problems_of(flag)[flag.partition("=")[0]]
 
 
 def test_a_typographic_dash_is_recognised():
-    assert "write --seed=1" in faults_of("–seed=1")["–seed=1"]
+    assert "write --seed=1" in problems_of("–seed=1")["–seed=1"]
 
 
 def test_a_missing_value_does_not_eat_the_next_flag():
-    assert set(faults_of("--output_name", "--seed=x")) == {"--output_name", "--seed"}
+    assert set(problems_of("--output_name", "--seed=x")) == {"--output_name", "--seed"}
 
 
 @pytest.mark.parametrize(
@@ -237,19 +237,19 @@ def test_a_missing_value_does_not_eat_the_next_flag():
 )
 def test_one_wrong_line(write, text, where, words):
     path = write(text)
-    told = faults_of("--config_file", path)
+    told = problems_of("--config_file", path)
     assert words in told[path + where]
     assert len(told) == 1
 
 
 def test_a_missing_and_a_binary_file(tmp_path):
-    assert list(faults_of("--config_file=nowhere")) == ["nowhere.toml"]
+    assert list(problems_of("--config_file=nowhere")) == ["nowhere.toml"]
     (tmp_path / "bad.toml").write_bytes(b"a = '\xff'")
-    assert "UTF-8" in str(faults_of("--config_file", str(tmp_path / "bad.toml")))
+    assert "UTF-8" in str(problems_of("--config_file", str(tmp_path / "bad.toml")))
 
 
 def test_a_secret_is_never_repeated():
-    told = faults_of("--huggingface_token=hf_secret", "--wandb_api_key", "secret", "--hf_token=secret")
+    told = problems_of("--huggingface_token=hf_secret", "--wandb_api_key", "secret", "--hf_token=secret")
     assert len(told) == 3
     assert "secret" not in str(told)
 

@@ -2,16 +2,16 @@
 
 import pytest
 
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig, parse_config
 from trainer.config.rules import EFFECTIVE, NEEDS
 from trainer.config.values import FIELDS
-from trainer.faults import Faults
 
 
-def fault_places(*argv: str) -> list[str]:
-    with pytest.raises(Faults) as caught:
+def problem_places(*argv: str) -> list[str]:
+    with pytest.raises(Problems) as caught:
         parse_config(argv)
-    return [fault.where for fault in caught.value.faults]
+    return [problem.where for problem in caught.value.problems]
 
 
 def test_the_rules_name_settings():
@@ -44,11 +44,11 @@ def test_the_defaults_obey():
     ],
 )
 def test_contradictions(flags, where):
-    assert fault_places(*flags.split()) == [where]
+    assert problem_places(*flags.split()) == [where]
 
 
-def test_a_setting_that_could_not_be_read_causes_no_second_fault():
-    assert fault_places("--save_last_n_epochs=2", "--save_every_n_epochs=x") == ["--save_every_n_epochs"]
+def test_a_setting_that_could_not_be_read_causes_no_second_problem():
+    assert problem_places("--save_last_n_epochs=2", "--save_every_n_epochs=x") == ["--save_every_n_epochs"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_setting_without_effect_is_told(flags):
 
 @pytest.mark.parametrize("name", ["a\nb", " ", "", "a\x85"])
 def test_a_name_is_one_line_of_text(name):
-    assert fault_places(f"--output_name={name}") == ["--output_name"]
+    assert problem_places(f"--output_name={name}") == ["--output_name"]
 
 
 @pytest.mark.parametrize("name", ["tj toy v1.2", "玩具", "a.b", "-x"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.unit.test_step import make_batch, make_model
-from trainer.batches import Batch
-from trainer.cuda_graphs import LEAST_ROOM, RUNS_BEFORE, GradientGraphs, kind_of, why_not
-from trainer.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
+from trainer.data.batches import Batch
+from trainer.engine.cuda_graphs import RUNS_BEFORE, GradientGraphs, kind_of, why_not
+from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
+from trainer.memory.bytes import LEAST_ROOM
 
 
 class Recorder:

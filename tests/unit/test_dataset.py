@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.dataset_files import draw, draw_folder, write_toml
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset, plan_schedule, steps_per_epoch
 from trainer.data.epochs import share_out, take_turns
-from trainer.faults import Faults
 
 BUCKETED = """
 [[datasets]]
@@ -253,7 +253,7 @@ def test_a_split_that_leaves_nothing(tmp_path: Path) -> None:
     for seed in range(20):
         try:
             outcomes.append(len(load(replace(config, validation_split=0.4, seed=seed)).validation))
-        except Faults as error:
+        except Problems as error:
             outcomes.append(str(error))
     assert any("leaves none" in str(outcome) for outcome in outcomes)
     assert any(outcome == 4 for outcome in outcomes)

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from tests.dataset_files import write_toml
+from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig
-from trainer.data.config import DatasetConfig, load_dataset_config
-from trainer.faults import Fault, Faults
+from trainer.data.dataset_file import DatasetConfig, load_dataset_config
 
 
 def load(config: TrainConfig) -> DatasetConfig:
@@ -14,10 +14,10 @@ def load(config: TrainConfig) -> DatasetConfig:
     return load_dataset_config(config.dataset_config, config)
 
 
-def faults_of(folder: Path, text: str) -> tuple[Fault, ...]:
-    with pytest.raises(Faults) as caught:
+def problems_of(folder: Path, text: str) -> tuple[Problem, ...]:
+    with pytest.raises(Problems) as caught:
         load(write_toml(folder, text))
-    return caught.value.faults
+    return caught.value.problems
 
 
 def one_subset(keys: str = "", dataset_keys: str = "", general_keys: str = "") -> str:
@@ -56,10 +56,10 @@ def test_image_dir_starts_at_the_current_folder_then_beside_the_file(
     assert load(config).subsets[0].image_dir == Path("cat")
 
 
-def test_all_faults_come_at_once_each_with_its_line(tmp_path: Path) -> None:
+def test_all_problems_come_at_once_each_with_its_line(tmp_path: Path) -> None:
     text = one_subset('num_repeat = 2\nflip_aug = "yes"\nrandom_crop = true\nbatch_size = 2', "num_repeats = 0")
     lines = text.splitlines()
-    found = {fault.where.rsplit(":", 1)[1]: str(fault) for fault in faults_of(tmp_path, text)}
+    found = {problem.where.rsplit(":", 1)[1]: str(problem) for problem in problems_of(tmp_path, text)}
     expected = {
         "num_repeat = 2": "did you mean num_repeats",
         'flip_aug = "yes"': "true or false",
@@ -89,8 +89,8 @@ def test_refused_keys_that_ask_for_nothing_are_let_pass(tmp_path: Path) -> None:
     ],
 )
 def test_unsupported_keys_are_refused_by_name(tmp_path: Path, key: str) -> None:
-    (fault,) = faults_of(tmp_path, one_subset(key))
-    assert fault.what == f"{key.split()[0]} is not supported" and fault.hint
+    (problem,) = problems_of(tmp_path, one_subset(key))
+    assert problem.what == f"{key.split()[0]} is not supported" and problem.hint
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_unsupported_keys_are_refused_by_name(tmp_path: Path, key: str) -> None:
     ],
 )
 def test_wrong_values_of_a_dataset(tmp_path: Path, keys: str, words: str) -> None:
-    (fault,) = faults_of(tmp_path, one_subset("", keys))
-    assert words in str(fault)
+    (problem,) = problems_of(tmp_path, one_subset("", keys))
+    assert words in str(problem)
 
 
 def test_bucketing_needs_no_divisible_resolution(tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_bucketing_needs_no_divisible_resolution(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_structure(tmp_path: Path, text: str, words: str) -> None:
-    assert any(words in str(fault) for fault in faults_of(tmp_path, text))
+    assert any(words in str(problem) for problem in problems_of(tmp_path, text))
 
 
 def test_the_same_folder_twice_in_one_dataset(tmp_path: Path) -> None:
     subset = '[[datasets.subsets]]\nimage_dir = "{folder}"\n'
-    (fault,) = faults_of(tmp_path, "[[datasets]]\n" + subset + subset)
-    assert fault.where.endswith(":4") and "twice" in fault.what
+    (problem,) = problems_of(tmp_path, "[[datasets]]\n" + subset + subset)
+    assert problem.where.endswith(":4") and "twice" in problem.what
     load(write_toml(tmp_path, "[[datasets]]\n" + subset + "[[datasets]]\nresolution = 512\n" + subset))
 
 
@@ -157,11 +157,11 @@ def test_settings_that_change_nothing_are_said_once(tmp_path: Path) -> None:
 def test_preservation_of_the_base_model_is_the_only_attribute(tmp_path: Path) -> None:
     text = one_subset("custom_attributes = { diff_output_preservation = true }")
     assert load(write_toml(tmp_path, text)).subsets[0].diff_output_preservation
-    (fault,) = faults_of(tmp_path, one_subset("custom_attributes = { other = true }"))
-    assert "custom_attributes" in fault.what
+    (problem,) = problems_of(tmp_path, one_subset("custom_attributes = { other = true }"))
+    assert "custom_attributes" in problem.what
 
 
 def test_json_is_refused(tmp_path: Path) -> None:
     config = TrainConfig(dataset_config=tmp_path / "data.json")
-    with pytest.raises(Faults, match="as TOML"):
+    with pytest.raises(Problems, match="as TOML"):
         load(config)

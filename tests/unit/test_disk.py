@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import trainer.disk
+import trainer.common.disk
+from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_workshop
-from trainer.bench.random_flux import ModelFiles
-from trainer.check import make_plan
-from trainer.checkpoints import is_due, lora_path, position_after, remove_outdated, run_dir, state_path
+from trainer.checkpoint.naming import is_due, lora_path, position_after, remove_outdated, run_dir, state_path
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
-from trainer.disk import Growth, growth
+from trainer.preflight.check import make_plan
+from trainer.preflight.disk import Growth, growth
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +24,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) ->
 @pytest.mark.parametrize("flag", ["output_dir", "run_dir", "cache_dir"])
 def test_a_file_in_the_way_of_a_folder(workshop, tmp_path, flag):
     (tmp_path / "file").touch()
-    (fault,) = check_report(workshop.config("way", **{flag: tmp_path / "file" / "below"}))
-    assert fault.startswith(f"--{flag}=") and f"{tmp_path / 'file'} is not a folder" in fault
+    (problem,) = check_report(workshop.config("way", **{flag: tmp_path / "file" / "below"}))
+    assert problem.startswith(f"--{flag}=") and f"{tmp_path / 'file'} is not a folder" in problem
 
 
 @pytest.mark.parametrize("flag", ["output_dir", "run_dir", "cache_dir"])
 def test_a_folder_that_may_not_be_written_into(workshop, tmp_path, monkeypatch, flag):
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **more: path != tmp_path and allowed(path, mode, **more))
-    (fault,) = check_report(workshop.config("closed", **{flag: tmp_path / "new" / "below"}))
-    assert fault.startswith(f"--{flag}=") and f"{tmp_path} may not be written into" in fault
+    (problem,) = check_report(workshop.config("closed", **{flag: tmp_path / "new" / "below"}))
+    assert problem.startswith(f"--{flag}=") and f"{tmp_path} may not be written into" in problem
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def close(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return closed.append
 
 
-def test_files_out_of_reach_are_faults_together(workshop, tmp_path, close):
+def test_files_out_of_reach_are_problems_together(workshop, tmp_path, close):
     (tmp_path / "data.toml").write_text(ONE_FOLDER.replace("{folder}", str(tmp_path / "closed")))
     close(tmp_path / "closed")
     settings = {
@@ -61,17 +61,17 @@ def test_files_out_of_reach_are_faults_together(workshop, tmp_path, close):
         "sample_at_first": True,
         "resume": tmp_path / "closed" / "state",
     }
-    faults = check_report(workshop.config("reach", **settings))
+    problems = check_report(workshop.config("reach", **settings))
     for words in ("--ae", "vocab.json", "image_dir", "--sample_prompts", "closed/state"):
-        assert has(faults, words, "Permission denied"), words
+        assert has(problems, words, "Permission denied"), words
 
 
-def test_a_picture_folder_out_of_reach_hides_no_other_fault(workshop, tmp_path, close):
+def test_a_picture_folder_out_of_reach_hides_no_other_problem(workshop, tmp_path, close):
     text = ONE_FOLDER + '[[datasets.subsets]]\nimage_dir = "absent"\nclass_tokens = "x"\n'
     (tmp_path / "data.toml").write_text(text.replace("{folder}", str(tmp_path / "closed")))
     close(tmp_path / "closed")
-    faults = check_report(workshop.config("hide", dataset_config=tmp_path / "data.toml"))
-    assert has(faults, "toy cannot be looked at") and has(faults, "absent does not exist") and len(faults) == 2
+    problems = check_report(workshop.config("hide", dataset_config=tmp_path / "data.toml"))
+    assert has(problems, "toy cannot be looked at") and has(problems, "absent does not exist") and len(problems) == 2
 
 
 PER_EPOCH, LORA, STATE = 3, 7, 20
@@ -136,11 +136,11 @@ def test_room_for_what_is_kept_is_enough(workshop, monkeypatch):
     plan = make_plan(config)
     kept = 3 * (plan.lora_bytes + plan.state_bytes)
     assert (plan.checkpoints, max(map(sum, plan.growth))) == (100, kept)
-    monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes)
+    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes)
     assert has([str(warning) for warning in make_plan(config).warnings], "if the run is stopped")
-    monkeypatch.setattr(trainer.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes - 1)
-    (fault,) = check_report(config)
-    assert fault.startswith("disk: ")
+    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes - 1)
+    (problem,) = check_report(config)
+    assert problem.startswith("disk: ")
 
 
 @pytest.mark.parametrize(

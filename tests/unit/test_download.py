@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from tests.fake_hub import FakeHub
 from tests.hub_files import DEV, SCHNELL, TEXT_ENCODERS, download, made_up_file, models_here, parts_here, reachable
-from trainer.faults import Faults
-from trainer.hub.problems import Status
+from trainer.common.problems import Problems
+from trainer.hub.errors import Status
 from trainer.hub.wanted import KEYS, base_model, lora
 
 LAYOUT = {
@@ -52,7 +52,7 @@ def test_the_cdn_never_sees_the_token(hub: FakeHub):
 def test_a_second_run_fetches_and_reads_nothing(hub: FakeHub, monkeypatch, capfd):
     assert download() == 0
     hub.requests.clear()
-    monkeypatch.setattr("trainer.hub.plan.digest_of", lambda *_: pytest.fail("it was read again"))
+    monkeypatch.setattr("trainer.hub.jobs.digest_of", lambda *_: pytest.fail("it was read again"))
     assert download() == 0
     assert all(request.path.startswith("/api/") for request in hub.requests)
     assert "0.00 GB to fetch" in capfd.readouterr().out
@@ -224,7 +224,7 @@ def test_what_is_no_lora_does_not_stay(hub: FakeHub, capfd):
 
 @pytest.mark.parametrize("name", ["", "flux", "a/../b", "a/b/c.bin", "/a/b", "a b/c", "../../etc/x.safetensors"])
 def test_names_that_are_no_repository(name):
-    with pytest.raises(Faults, match="owner/name"):
+    with pytest.raises(Problems, match="owner/name"):
         lora(name)
 
 

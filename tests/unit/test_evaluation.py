@@ -10,11 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
-from trainer import evaluation
-from trainer.bench.random_flux import ModelFiles
-from trainer.contact_sheet import Row, contact_sheet
-from trainer.evaluation import (
+from trainer.cli import evaluate
+from trainer.common.problems import Problems
+from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
+from trainer.lora.file import save_lora
+from trainer.models.load import load_autoencoder, load_transformer
+from trainer.models.transformer import Conditioning
+from trainer.sampling import evaluation
+from trainer.sampling.contact_sheet import Row, contact_sheet
+from trainer.sampling.evaluation import (
     USUAL,
     BaseScore,
     Column,
@@ -29,14 +35,8 @@ from trainer.evaluation import (
     score_concept,
     score_pictures,
 )
-from trainer.faults import Faults
-from trainer.judge import Classes, Judge, Shape, Verdicts, save_judge
-from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
-from trainer.lora.file import save_lora
-from trainer.models.load import load_autoencoder, load_transformer
-from trainer.models.transformer import Conditioning
-from trainer.sample import decode_picture, sample_latents
-from trainer.verbs import evaluate
+from trainer.sampling.judge import Classes, Judge, Shape, Verdicts, save_judge
+from trainer.sampling.sampler import decode_picture, sample_latents
 
 CLASSES = Classes(("toy", "gpu"), ("red", "green", "blue"), ("beach", "snow"), ("tjtoy", "sparkgpu"))
 SMALL = Shape(widths=(8, 8, 8, 8), depths=(0, 0, 0, 0), hidden=8)
@@ -110,7 +110,7 @@ def test_prompts_of_some_sets_and_the_first_of_each(sets):
 def test_prompts_that_cannot_be_used(tmp_path, change, words):
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps(PROMPTS | change))
-    with pytest.raises(Faults, match=words):
+    with pytest.raises(Problems, match=words):
         load_prompts(path, CLASSES)
 
 
@@ -258,8 +258,8 @@ def test_only_some_lists_and_some_prompts(models, tmp_path):
     assert json.loads(table.read_text())["prompts"] == {"tjtoy": 1, "sparkgpu": 1, "both": 1}
 
 
-def faults_of(*argv: str) -> str:
-    with pytest.raises(Faults) as found:
+def problems_of(*argv: str) -> str:
+    with pytest.raises(Problems) as found:
         evaluate.run(argv)
     return str(found.value)
 
@@ -269,12 +269,12 @@ def test_without_judge_or_prompts_it_says_whose_world_the_judge_knows(models, tm
     shutil.copytree(models, folder)
     (folder / evaluate.JUDGE).unlink()
     (folder / evaluate.PROMPTS).unlink()
-    told = faults_of(f"--models={folder}")
+    told = problems_of(f"--models={folder}")
     assert "has no judge.safetensors, no prompts.json" in told and "embedded model alone" in told
 
 
-def test_faults_of_arguments_come_all_at_once(models, tmp_path):
-    told = faults_of("--prompts=0", "--seed=-1", "--lora=a", "--lora=a:1", f"--json={tmp_path}")
+def test_problems_of_arguments_come_all_at_once(models, tmp_path):
+    told = problems_of("--prompts=0", "--seed=-1", "--lora=a", "--lora=a:1", f"--json={tmp_path}")
     for words in ("0 prompts make no table", "-1 is not from 0", "--lora=a: is given more than once", "is a folder"):
         assert words in told
-    assert "missing.safetensors" in faults_of(f"--models={models}", f"--lora={tmp_path / 'missing.safetensors'}")
+    assert "missing.safetensors" in problems_of(f"--models={models}", f"--lora={tmp_path / 'missing.safetensors'}")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.faults.test_state_faults import in_child, kill_at_change
-from trainer.files import (
+from trainer.common.files import (
     FULL_DISK_ERRORS,
     atomic_write,
     free_bytes,

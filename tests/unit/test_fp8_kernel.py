@@ -7,8 +7,8 @@ from torch import Tensor
 from tests.quantized_layers import draw
 from tests.triton_kernels import DEVICE, INTERPRETED, needs_triton
 from trainer.kernels import fp8
+from trainer.kernels.contiguous import in_one_memory, one_below_another
 from trainer.kernels.fp8 import COLUMNS, LowRank, can_add, multiply_and_add
-from trainer.kernels.neighbours import in_one_memory, one_below_another
 from trainer.kernels.quantize import FP8, quantize_rows
 from trainer.models.products import multiply_fp8
 

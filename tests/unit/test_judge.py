@@ -4,9 +4,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer.faults import Faults
-from trainer.files import write_safetensors
-from trainer.judge import Classes, Judge, Shape, Verdicts, judge_pictures, load_judge, save_judge, to_unit_range
+from trainer.common.files import write_safetensors
+from trainer.common.problems import Problems
+from trainer.sampling.judge import (
+    Classes,
+    Judge,
+    Shape,
+    Verdicts,
+    judge_pictures,
+    load_judge,
+    save_judge,
+    to_unit_range,
+)
 
 CLASSES = Classes(("square", "bar", "nothing"), ("red", "green", "blue"), ("dark", "light"), ("crossed", "dotted"))
 SMALL = Shape(widths=(8, 16, 16, 24), depths=(0, 0, 1, 0), hidden=32)
@@ -99,7 +108,7 @@ def test_the_usual_judge_is_small(tmp_path):
     assert 1_000_000 < (tmp_path / "judge.safetensors").stat().st_size < 3_000_000
 
 
-def test_files_that_are_no_judge_are_faults(tmp_path):
+def test_files_that_are_no_judge_are_problems(tmp_path):
     other, damaged, short = (tmp_path / f"{name}.safetensors" for name in ("other", "damaged", "short"))
     write_safetensors(other, {"weight": torch.zeros(2)})
     write_safetensors(damaged, {"weight": torch.zeros(2)}, {"judge": "{}"})
@@ -107,7 +116,7 @@ def test_files_that_are_no_judge_are_faults(tmp_path):
     short.write_bytes(short.read_bytes()[:-8])
     told = {other: "is not a judge", damaged: "is damaged", short: "truncated", tmp_path / "none": "cannot be read"}
     for path, words in told.items():
-        with pytest.raises(Faults, match=words):
+        with pytest.raises(Problems, match=words):
             load_judge(path)
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.triton_kernels import INTERPRETED
-from trainer.kernels import fp8, heads, prodigy, quantize, thin
+from trainer.kernels import fp8, prodigy, quantize
+from trainer.kernels import low_rank as thin
+from trainer.kernels import qk_norm_rope as heads
 
 pytestmark = pytest.mark.skipif(
     INTERPRETED or not find_spec("triton"), reason="needs Triton's compiler, not its interpreter: pip install triton"
@@ -59,7 +61,8 @@ def test_kernels_can_be_had_there(module: ModuleType, capability: int, compiled)
 
 def widest() -> None:
     """The highest rank, and FLUX's longest row: the gradients of a single block's first layers."""
-    from trainer.kernels import triton_quantize, triton_thin
+    from trainer.kernels import triton_low_rank as triton_thin
+    from trainer.kernels import triton_quantize
 
     x, scale = torch.zeros(64, 15360, dtype=torch.bfloat16), torch.ones(64, 1)
     down, d_hidden = torch.zeros(thin.HIGHEST_RANK, 15360), torch.zeros(64, thin.HIGHEST_RANK)

@@ -3,12 +3,11 @@
 import pytest
 
 from tools.kohya_docs import TARGET, document
+from trainer.common.problems import Problems
 from trainer.config import parse_config
-from trainer.config.flags import ALWAYS, REFUSED_VALUES
-from trainer.config.refused import REFUSED
+from trainer.config.kohya import ALWAYS, REFUSED, REFUSED_VALUES
 from trainer.config.settings import OURS
 from trainer.config.values import FIELDS, choices
-from trainer.faults import Faults
 
 # every option of flux_train_network.py, sd-scripts 48d368fa
 FLAGS_TEXT = """
@@ -74,19 +73,19 @@ def test_nothing_is_called_kohyas_that_is_not():
 
 @pytest.mark.parametrize("flag", sorted(REFUSED))
 def test_a_refused_flag_stops_with_what_to_use(flag):
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         parse_config([f"--{flag}", "1.5"])
-    (fault,) = caught.value.faults
-    assert (fault.where, fault.hint) == (f"--{flag}", REFUSED[flag])
-    assert fault.hint
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.hint) == (f"--{flag}", REFUSED[flag])
+    assert problem.hint
 
 
 @pytest.mark.parametrize(("name", "value"), sorted(REFUSED_VALUES))
 def test_a_refused_value_stops_with_what_to_use(name, value):
     assert value not in choices(name)
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         parse_config([f"--{name}={value}"])
-    assert caught.value.faults[0].hint == REFUSED_VALUES[name, value]
+    assert caught.value.problems[0].hint == REFUSED_VALUES[name, value]
 
 
 @pytest.mark.parametrize("flag", sorted(ALWAYS))

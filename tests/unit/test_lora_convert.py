@@ -6,7 +6,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 from trainer.lora.adapter import linear_modules
 from trainer.lora.convert import Source, convert, kohya_tensors, merge, resize, write_lora
 from trainer.lora.file import LoraFile, LoraModule, load_lora
@@ -222,9 +222,9 @@ def test_convert_merges_resizes_and_says_what_it_did(tmp_path: Path):
 
 
 def test_wrong_arguments_are_all_named(tmp_path: Path):
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         convert([], tmp_path / "o", layout="xlabs", rank=0, energy=1.5)
-    assert len(caught.value.faults) == 4
+    assert len(caught.value.problems) == 4
 
 
 @pytest.mark.parametrize("text", ["None", "{", "null", "3"])
@@ -256,21 +256,21 @@ def test_our_settings_do_not_claim_the_former_rank():
 
 
 @pytest.mark.parametrize("output", ["file/a.safetensors", "file/deeper/a.safetensors", "folder", "x" * 300])
-def test_an_output_that_cannot_be_written_is_a_fault(tmp_path: Path, output):
+def test_an_output_that_cannot_be_written_is_a_problem(tmp_path: Path, output):
     write_lora(tmp_path / "a", small_lora(), "diffusers", torch.float32)
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(Faults, match="cannot be written") as found:
+    with pytest.raises(Problems, match="cannot be written") as found:
         convert([Source(tmp_path / "a")], tmp_path / output)
-    assert found.value.faults[0].where == f"--output={tmp_path / output}"
+    assert found.value.problems[0].where == f"--output={tmp_path / output}"
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_full_disk_is_a_fault(tmp_path: Path, monkeypatch):
+def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     write_lora(tmp_path / "a", small_lora(), "diffusers", torch.float32)
     monkeypatch.setattr("trainer.lora.convert.write_tensors", fail)
-    with pytest.raises(Faults, match="No space left"):
+    with pytest.raises(Problems, match="No space left"):
         convert([Source(tmp_path / "a")], tmp_path / "b")

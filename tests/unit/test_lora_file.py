@@ -7,17 +7,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
-from trainer.lora.file import (
-    LoraModule,
-    copy_into,
-    load_lora,
-    ranks_from,
-    save_lora,
-    tensors_hash,
-    with_unit_scale,
-)
+from trainer.lora.file import LoraModule, copy_into, load_lora, ranks_from, save_lora, tensors_hash, with_unit_scale
 from trainer.lora.names import resolve
 
 Q = "transformer.transformer_blocks.0.attn.to_q"
@@ -207,13 +199,13 @@ def test_what_is_not_understood_is_named_and_nothing_is_loaded(tmp_path):
         ({"x.weight": torch.ones(2)}, "x.weight"),
     ):  # fmt: skip
         save_file(tensors, tmp_path / "a.safetensors")
-        with pytest.raises(Faults, match=words) as caught:
+        with pytest.raises(Problems, match=words) as caught:
             load_lora(tmp_path / "a.safetensors")
         assert "a.safetensors" in str(caught.value)
     (tmp_path / "b").write_bytes(b"<!doctype html><html>")
-    with pytest.raises(Faults, match="b: "):
+    with pytest.raises(Problems, match="b: "):
         load_lora(tmp_path / "b")
-    with pytest.raises(Faults, match="none: "):
+    with pytest.raises(Problems, match="none: "):
         load_lora(tmp_path / "none")
 
 
@@ -241,10 +233,10 @@ def test_a_file_of_other_modules_or_ranks_is_refused(tmp_path, transformer):
     parameters, alphas = adapted(transformer, dict.fromkeys(names[1:], 2))
     save_lora(tmp_path / "a", parameters, alphas, {})
     fresh, fresh_alphas = adapted(tiny_transformer(), dict.fromkeys(names[:-1], 4))
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         copy_into(load_lora(tmp_path / "a"), fresh, fresh_alphas, "--network_weights")
     text = str(caught.value)
     assert f"{names[0]} is adapted in this run but not in the file" in text
     assert f"{names[-1]} is adapted in the file but not in this run" in text
     assert f" and {len(names) - 3} more are of rank 2 in the file and 4 in this run" in text
-    assert len(caught.value.faults) == 3
+    assert len(caught.value.problems) == 3

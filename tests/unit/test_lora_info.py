@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.unit.test_lora_convert import CLIP, change, module, small_lora
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 from trainer.lora.convert import write_lora
 from trainer.lora.file import LoraFile
 from trainer.lora.info import block_norms, change_norm, describe, render
@@ -94,10 +94,10 @@ def test_a_number_that_is_not_finite_is_said(tmp_path: Path):
 
 def test_a_file_that_is_no_lora_is_refused(tmp_path: Path):
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(3, 1)}, tmp_path / "a")
-    with pytest.raises(Faults, match="not understood"):
+    with pytest.raises(Problems, match="not understood"):
         describe(tmp_path / "a")
     write_lora(tmp_path / "b", LoraFile({}, {}), "diffusers", torch.float32)
-    with pytest.raises(Faults, match="holds no LoRA"):
+    with pytest.raises(Problems, match="holds no LoRA"):
         describe(tmp_path / "b")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.parity.test_transformer import make_transformer
 from tests.recipe_files import ROOT, Workshop, environment, make_workshop
-from trainer.__main__ import VERBS, main
-from trainer.bench.random_flux import ModelFiles
+from trainer.__main__ import BESIDE, VERBS, main
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, save_lora
 
@@ -48,8 +48,8 @@ def test_an_unknown_verb(capsys):
 
 
 def test_every_verb_is_a_module_and_the_other_way_round():
-    files = {path.stem for path in (ROOT / "trainer" / "verbs").glob("*.py")} - {"__init__"}
-    assert files == set(VERBS)
+    files = {path.stem for path in (ROOT / "trainer" / "cli").glob("*.py")} - {"__init__"}
+    assert files | set(BESIDE) == set(VERBS) and not files & set(BESIDE)
 
 
 def help_of(verb: str) -> object:
@@ -75,7 +75,7 @@ def test_help_explains_every_flag(verb, capsys):
         assert flag in text
 
 
-def test_faults_are_counted_and_end_with_status_1(capsys):
+def test_problems_are_counted_and_end_with_status_1(capsys):
     assert main(["check", "--network_dmi=4", "--learning_rate=fast"]) == 1
     text = capsys.readouterr().err
     assert text.startswith("2 things to mend:\n") and "network_dim" in text and "--learning_rate" in text
@@ -136,7 +136,7 @@ def test_an_unknown_layout_is_refused_by_the_parser(lora, tmp_path, capsys):
 
 
 def test_as_a_program(tmp_path):
-    """Faults are told without a stack trace, and the status reaches the shell."""
+    """Problems are told without a stack trace, and the status reaches the shell."""
     command = [sys.executable, "-m", "trainer"]
     options = {"env": environment(), "cwd": tmp_path, "capture_output": True, "text": True}
     assert subprocess.run([*command, "--help"], **options).returncode == 0
@@ -145,7 +145,7 @@ def test_as_a_program(tmp_path):
 
 
 def test_what_is_not_foreseen_is_not_hidden(monkeypatch):
-    """A fault of ours shows its trace; it is not dressed up as one of the user's."""
-    monkeypatch.setattr("trainer.verbs.info.run", lambda _: 1 / 0)
+    """A problem of ours shows its trace; it is not dressed up as one of the user's."""
+    monkeypatch.setattr("trainer.cli.info.run", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["info", "x"])

@@ -6,29 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-import trainer.fit
+import trainer.preflight.memory
 import trainer.train
+from benchmarks.random_flux import ModelFiles
 from tests.full_size import GPU, full_work
 from tests.parity.test_transformer import make_transformer
 from tests.recipe_files import Finished, Workshop, make_workshop
-from trainer.bench.random_flux import ModelFiles
-from trainer.check import make_plan
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 from trainer.lora import projection
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
-from trainer.memory.bytes import (
-    GIB,
-    Choice,
-    Work,
-    blocks_of,
-    host_bytes,
-    kept_bytes,
-    step_bytes,
-    step_flops,
-)
+from trainer.memory.bytes import GIB, Choice, Work, blocks_of, host_bytes, kept_bytes, step_bytes, step_flops
 from trainer.memory.record import LAST, Measured, Measuring, find_measured, keep_measured
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
+from trainer.preflight.check import make_plan
 
 CPU = torch.device("cpu")
 
@@ -199,7 +190,7 @@ SETTINGS["t5xxl_max_token_length"] = 64  # so that activations are a part of the
 @pytest.fixture
 def on_gpu(monkeypatch):
     """The CPU taken for a GPU with room for all; what really fits is for the test to say."""
-    monkeypatch.setattr(trainer.fit, "look_at", lambda _device: GPU)
+    monkeypatch.setattr(trainer.preflight.memory, "look_at", lambda _device: GPU)
 
 
 def same(one: Finished, other: Finished) -> bool:
@@ -236,17 +227,17 @@ def test_a_first_step_that_does_not_fit_goes_on_as_if_planned_so(workshop, monke
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_a_later_step_that_does_not_fit_is_a_fault_that_names_flags(workshop, monkeypatch):
+def test_a_later_step_that_does_not_fit_is_a_problem_that_names_flags(workshop, monkeypatch):
     steps = []
     fails(monkeypatch, "gradient", lambda _: steps.append(1) or len(steps) > 2)
-    with pytest.raises(Faults, match=r"step 2: out of memory\n.*--checkpoint_blocks=\d+ --blocks_to_swap"):
+    with pytest.raises(Problems, match=r"step 2: out of memory\n.*--checkpoint_blocks=\d+ --blocks_to_swap"):
         workshop.train("later", **SETTINGS)
 
 
 @pytest.mark.usefixtures("on_gpu")
-def test_nothing_smaller_is_a_fault(workshop, monkeypatch):
+def test_nothing_smaller_is_a_problem(workshop, monkeypatch):
     fails(monkeypatch, "gradient", lambda _: True)
-    with pytest.raises(Faults, match="first step: out of memory"):
+    with pytest.raises(Problems, match="first step: out of memory"):
         workshop.train("hopeless", **SETTINGS)
 
 
@@ -254,7 +245,7 @@ def test_nothing_smaller_is_a_fault(workshop, monkeypatch):
 @pytest.mark.parametrize(("flags", "asked"), [({}, 0), ({"blocks_to_swap": 1}, 1)])
 def test_it_is_looked_for_only_where_blocks_are_swapped(workshop, monkeypatch, flags, asked):
     found = []
-    monkeypatch.setattr(trainer.fit, "with_faster", lambda plan, allowed: found.append(allowed) or plan)
+    monkeypatch.setattr(trainer.preflight.memory, "with_faster", lambda plan, allowed: found.append(allowed) or plan)
     make_plan(workshop.config("faster", **SETTINGS, **flags))
     assert len(found) == asked
 

@@ -7,8 +7,7 @@ import torch
 
 from tests.full_size import GPU, full_work
 from trainer.config import TrainConfig
-from trainer.cuda_graphs import ROOM
-from trainer.memory.bytes import GIB, Choice, Work
+from trainer.memory.bytes import GIB, ROOM, Choice, Work
 from trainer.memory.choose import (
     Allowed,
     MemoryPlan,

@@ -28,7 +28,7 @@ from mini.training.autoencoder_model import (
 from mini.training.distributed import Budget, Distributed
 from mini.training.latents import encode_pictures, latent_encoder, read_latents, run_latents
 from mini.training.recipe import TINY
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 
 ALONE = Distributed()
 RECIPE = replace(TINY, size=32, autoencoder_crop=16, autoencoder_steps=10)
@@ -187,7 +187,7 @@ def test_batches_are_crops_of_the_pictures_and_half_are_mirrored() -> None:
 
 def test_latents_of_pictures_and_their_mirror_images(tmp_path: Path) -> None:
     write_pictures(tmp_path, parts=2)
-    with pytest.raises(Faults, match="run the stage autoencoder first"):
+    with pytest.raises(Problems, match="run the stage autoencoder first"):
         run_latents(RECIPE, tmp_path, Budget())
     stage.run_autoencoder(RECIPE, tmp_path, Budget())
     run_latents(RECIPE, tmp_path, Budget())
@@ -220,7 +220,7 @@ def test_a_number_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     with torch.no_grad():
         training.autoencoder.decoder.conv_out.bias.fill_(float("nan"))
     journal = stage.Journal(tmp_path / "autoencoder.jsonl", ALONE)
-    with pytest.raises(Faults, match="not finite"):
+    with pytest.raises(Problems, match="not finite"):
         stage.train(training, pictures(4), pictures(4), RECIPE, ALONE, Budget(), journal, tmp_path / "state")
 
 

@@ -16,7 +16,7 @@ from mini.training import pictures as stage
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import TINY
 from mini.world.scene import PLACES, Labels, Scene, SceneBatch
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 
 RECIPE = replace(TINY, size=16, base_pictures=16, held_out_pictures=4, judge_pictures=0, judge_held_out_pictures=4)
 ALONE = Distributed()
@@ -94,9 +94,9 @@ def test_processes_draw_different_batches_that_together_are_all(
     assert shares[0] + shares[1] == drawn[1]
 
 
-def test_parts_that_do_not_divide_evenly_are_a_fault(tmp_path: Path) -> None:
+def test_parts_that_do_not_divide_evenly_are_a_problem(tmp_path: Path) -> None:
     stage.run_pictures(RECIPE, tmp_path, Budget())
-    with pytest.raises(Faults, match="1 parts of base for 2 processes"):
+    with pytest.raises(Problems, match="1 parts of base for 2 processes"):
         stage.read_pictures(tmp_path, "base", Distributed(0, 2))
 
 

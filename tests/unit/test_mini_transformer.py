@@ -22,10 +22,11 @@ from mini.training.recipe import TINY
 from mini.training.sampling import SHEET_PROMPTS, draw
 from mini.training.text import TextEncoders
 from mini.training.transformer import begin, ready_tokenizers, run_transformer
-from trainer.files import write_json, write_safetensors
+from trainer.common.files import write_json, write_safetensors
 from trainer.models.text import Tokenizers, clip_ids, encode_clip, encode_t5, load_tokenizers
 from trainer.models.transformer import Conditioning, predict_velocity
-from trainer.sample import SamplePrompt, sample_latents
+from trainer.sampling.prompts import SamplePrompt
+from trainer.sampling.sampler import sample_latents
 
 CPU = torch.device("cpu")
 CAPTIONS = ("a red bear toy on a beach", "a blue gpu on a desk", "zorvap toy in the snow", "a green duck")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.faults import Faults
+from trainer.common.problems import Problems
 from trainer.lora.network_args import KEYS, REFUSED_KEYS, NetworkArgs, layer_ranks, parse_network_args
 
 DOUBLE = (
@@ -20,10 +20,10 @@ def ranks(*words: str) -> dict[str, int]:
     return layer_ranks(MODULES, 16, parse_network_args(words))
 
 
-def faults_of(*words: str) -> list[str]:
-    with pytest.raises(Faults) as caught:
+def problems_of(*words: str) -> list[str]:
+    with pytest.raises(Problems) as caught:
         ranks(*words)
-    return [str(fault) for fault in caught.value.faults]
+    return [str(problem) for problem in caught.value.problems]
 
 
 def test_without_arguments_every_layer_has_the_same_rank():
@@ -114,23 +114,23 @@ def test_dropouts_and_loraplus():
     ],
 )
 def test_one_wrong_word(word, said):
-    (text,) = faults_of(word)
+    (text,) = problems_of(word)
     assert text.startswith("--network_args: ")
     assert said in text
 
 
 def test_what_reaches_no_layer_is_told():
-    assert "txt_attn_dim reaches no layer" in faults_of("train_blocks=single", "txt_attn_dim=4")[0]
-    assert "leaves none" in faults_of("train_blocks=single", "train_double_block_indices=1")[0]
-    assert "no layer is left" in faults_of("train_blocks=single", "single_dim=0", "single_mod_dim=0")[0]
+    assert "txt_attn_dim reaches no layer" in problems_of("train_blocks=single", "txt_attn_dim=4")[0]
+    assert "leaves none" in problems_of("train_blocks=single", "train_double_block_indices=1")[0]
+    assert "no layer is left" in problems_of("train_blocks=single", "single_dim=0", "single_mod_dim=0")[0]
 
 
 def test_all_mistakes_together():
-    assert len(faults_of("a=1", "rank_dropout=x", "single_dim=4", "single_dim=5", "ggpo_beta=1")) == 4
+    assert len(problems_of("a=1", "rank_dropout=x", "single_dim=4", "single_dim=5", "ggpo_beta=1")) == 4
 
 
 def test_every_documented_key_is_known_and_none_is_both():
     for key in KEYS:
-        with pytest.raises(Faults, match=key):
+        with pytest.raises(Problems, match=key):
             parse_network_args([f"{key}=\\wrong["])
     assert not KEYS.keys() & REFUSED_KEYS.keys()

@@ -14,12 +14,12 @@ from tests.parity.test_transformer import make_transformer
 from tests.quantized_layers import Adapted
 from tests.unit.test_step import CONFIG, gradient, make_batch
 from trainer.config import TrainConfig
+from trainer.engine.step import AdaptedModel
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.models.offload import NUM_SLOTS, block_swap, swap_blocks, swapped_blocks, swapped_names
 from trainer.models.quantized import Storage
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
-from trainer.step import AdaptedModel
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 
+from trainer.common.problems import Problems
 from trainer.config import TrainConfig
-from trainer.faults import Faults
 from trainer.optim import foreach
-from trainer.optim.build import build_lr_scheduler, build_optimizer, lr_scheduler_faults, optimizer_faults, rate_faults
+from trainer.optim.build import (
+    build_lr_scheduler,
+    build_optimizer,
+    lr_scheduler_problems,
+    optimizer_problems,
+    rate_problems,
+)
 from trainer.optim.build import optimizer_notices as notices
 from trainer.optim.lion import Lion
 from trainer.optim.prodigy import Prodigy
@@ -44,8 +50,8 @@ def set_gradients(chosen, step: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
-def faults_of(**settings) -> str:
-    return "\n".join(str(fault) for fault in optimizer_faults(TrainConfig(**settings)))
+def problems_of(**settings) -> str:
+    return "\n".join(str(problem) for problem in optimizer_problems(TrainConfig(**settings)))
 
 
 def test_the_guard_itself():
@@ -120,31 +126,31 @@ def test_arguments_and_group_rates_reach_the_optimizer():
     ]
 
 
-def test_faults_say_what_to_do():
-    assert "did you mean prodigy?" in faults_of(optimizer_type="Prodigi")
-    assert "accepted: betas" in faults_of(optimizer_args=("beta=1",))
-    assert "not name=value" in faults_of(optimizer_args=("weight_decay",))
-    assert "use --learning_rate" in faults_of(optimizer_args=("lr=1",))
-    assert "install the package that has nothing_here" in faults_of(optimizer_type="nothing_here.Adam")
-    assert "relative_step" in faults_of(optimizer_type="Adafactor", optimizer_args=("relative_step=True",))
-    (fault,) = rate_faults(TrainConfig(optimizer_type="Prodigy"), [1.0, 0.5])
-    assert "one step size" in fault.what
-    assert "schedule-free" in faults_of(optimizer_type="schedulefree.AdamWScheduleFree")
-    with pytest.raises(Faults, match="Invalid beta"):
+def test_problems_say_what_to_do():
+    assert "did you mean prodigy?" in problems_of(optimizer_type="Prodigi")
+    assert "accepted: betas" in problems_of(optimizer_args=("beta=1",))
+    assert "not name=value" in problems_of(optimizer_args=("weight_decay",))
+    assert "use --learning_rate" in problems_of(optimizer_args=("lr=1",))
+    assert "install the package that has nothing_here" in problems_of(optimizer_type="nothing_here.Adam")
+    assert "relative_step" in problems_of(optimizer_type="Adafactor", optimizer_args=("relative_step=True",))
+    (problem,) = rate_problems(TrainConfig(optimizer_type="Prodigy"), [1.0, 0.5])
+    assert "one step size" in problem.what
+    assert "schedule-free" in problems_of(optimizer_type="schedulefree.AdamWScheduleFree")
+    with pytest.raises(Problems, match="Invalid beta"):
         build_optimizer(TrainConfig(optimizer_args=("betas=2.0,0.9",)), [{"params": parameters()}])
 
 
-def test_several_faults_at_once():
-    assert len(optimizer_faults(TrainConfig(optimizer_args=("a=1", "b", "c=2")))) == 3
+def test_several_problems_at_once():
+    assert len(optimizer_problems(TrainConfig(optimizer_args=("a=1", "b", "c=2")))) == 3
 
 
 def test_missing_bitsandbytes_is_named():
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        assert "adamw8bit" in faults_of(optimizer_type="AdamW8bit")
+        assert "adamw8bit" in problems_of(optimizer_type="AdamW8bit")
     else:
-        assert faults_of(optimizer_type="AdamW8bit") == ""
+        assert problems_of(optimizer_type="AdamW8bit") == ""
 
 
 def test_notices():
@@ -224,9 +230,9 @@ def test_schedules(settings, expected):
         ({"lr_scheduler": "warmup_stable_decay"}, "--lr_decay_steps"),
     ],
 )
-def test_schedule_faults(settings, words):
-    (fault,) = lr_scheduler_faults(TrainConfig(**settings), 100)
-    assert words in str(fault)
+def test_schedule_problems(settings, words):
+    (problem,) = lr_scheduler_problems(TrainConfig(**settings), 100)
+    assert words in str(problem)
 
 
 @pytest.mark.parametrize(("flag", "rates"), [("--learning_rate", {}), ("--unet_lr", {"learning_rate": 1e-4})])
@@ -237,12 +243,12 @@ def test_the_rate_that_counts_is_the_transformers(flag, rates):
     assert notices(config(1.0))[0].startswith(flag) and not notices(config(1e-4))
     assert flag in notices(config(1e-4, optimizer_type="Prodigy"))[0]
     assert not notices(config(1.0, optimizer_type="Prodigy"))
-    (fault,) = lr_scheduler_faults(config(1e-8, lr_scheduler="polynomial"), 100)
-    assert fault.where == flag
+    (problem,) = lr_scheduler_problems(config(1e-8, lr_scheduler="polynomial"), 100)
+    assert problem.where == flag
 
 
 def test_polynomial_starts_at_the_transformers_rate():
     config = TrainConfig(learning_rate=1e-8, unet_lr=1e-3, lr_scheduler="polynomial")
-    assert not lr_scheduler_faults(config, 100)
+    assert not lr_scheduler_problems(config, 100)
     optimizer = build_optimizer(config, [{"params": parameters(), "lr": config.transformer_lr}])
     assert build_lr_scheduler(config, optimizer, 100).get_last_lr() == [1e-3]

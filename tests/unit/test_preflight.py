@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.random_flux import ModelFiles, write_model_files
 from tests.dataset_files import draw
 from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_workshop
 from tests.small_run import Run
-from trainer.bench.random_flux import ModelFiles, write_model_files
-from trainer.check import make_plan
-from trainer.checkpoints import position_after
+from trainer.checkpoint.naming import position_after
+from trainer.checkpoint.state import save_state
 from trainer.config import parse_config
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, load_lora_shapes, save_lora
 from trainer.lora.metadata import build_metadata
 from trainer.models.load import load_clip, load_transformer
-from trainer.plan import Plan
-from trainer.resume import Progress, find_state
-from trainer.state.save import save_state
+from trainer.preflight.check import make_plan
+from trainer.preflight.plan import Plan
+from trainer.preflight.resume import Progress, find_state
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +59,31 @@ def test_shapes_are_those_of_the_file(lora_of):
         assert (planned.down.shape, planned.up.shape) == (module.down.shape, module.up.shape)
 
 
-def test_another_rank_is_one_fault_beside_all_others(workshop, lora_of, tmp_path):
+def test_another_rank_is_one_problem_beside_all_others(workshop, lora_of, tmp_path):
     resume = tmp_path / "nothing"
-    faults = check_report(
+    problems = check_report(
         workshop.config("rank", network_weights=lora_of("eight", 8), optimizer_args=["bogus=1"], resume=resume)
     )
-    assert has(faults, "--network_weights=", "more are of rank 8 in the file and 4 in this run", "--dim_from_weights")
-    assert has(faults, "bogus") and has(faults, f"--resume={resume}", "no state") and len(faults) == 3
+    assert has(problems, "--network_weights=", "more are of rank 8 in the file and 4 in this run", "--dim_from_weights")
+    assert has(problems, "bogus") and has(problems, f"--resume={resume}", "no state") and len(problems) == 3
 
 
-def test_other_layers_are_one_fault(workshop, lora_of):
+def test_other_layers_are_one_problem(workshop, lora_of):
     path = lora_of("single", {"single_transformer_blocks.0.attn.to_q": 4, "single_transformer_blocks.0.attn.to_k": 4})
-    (fault,) = check_report(workshop.config("layers", network_weights=path))
-    assert "more are adapted in this run but not in the file" in fault
+    (problem,) = check_report(workshop.config("layers", network_weights=path))
+    assert "more are adapted in this run but not in the file" in problem
 
 
 def test_clip_in_the_file_alone_names_its_learning_rate(workshop, lora_of):
-    (fault,) = check_report(workshop.config("clip", network_weights=lora_of("clip", 4, clip_rank=4)))
-    assert "adapted in the file but not in this run" in fault and "--text_encoder_lr" in fault
+    (problem,) = check_report(workshop.config("clip", network_weights=lora_of("clip", 4, clip_rank=4)))
+    assert "adapted in the file but not in this run" in problem and "--text_encoder_lr" in problem
 
 
-def test_a_file_that_is_no_lora_is_told_beside_other_faults(workshop, tmp_path):
+def test_a_file_that_is_no_lora_is_told_beside_other_problems(workshop, tmp_path):
     (tmp_path / "page.safetensors").write_text("<html>")
     settings = {"network_weights": tmp_path / "page.safetensors", "ae": workshop.models.clip_l}
-    faults = check_report(workshop.config("page", **settings))
-    assert has(faults, "page.safetensors", "cannot be read") and has(faults, "--ae") and len(faults) == 2
+    problems = check_report(workshop.config("page", **settings))
+    assert has(problems, "page.safetensors", "cannot be read") and has(problems, "--ae") and len(problems) == 2
 
 
 def test_ranks_from_the_file_are_those_of_plan_sizes_and_metadata(workshop, lora_of):
@@ -101,10 +101,10 @@ def test_what_the_file_overrides_is_told_or_refused(workshop, lora_of):
     settings = {"network_weights": lora_of("six", 6), "dim_from_weights": True}
     _, notices = parse_config(workshop.argv("over", **settings, network_dim=9, network_alpha=2))
     assert [notice.partition(":")[0] for notice in notices] == ["network_dim", "network_alpha"]
-    (fault,) = check_report(workshop.config("over", **settings, network_args=["single_dim=2", "rank_dropout=0.1"]))
-    assert fault.startswith("--network_args: single_dim: ") and "--dim_from_weights" in fault
-    (fault,) = check_report(workshop.config("over", **settings, text_encoder_lr=1e-4))
-    assert "no layer of CLIP-L" in fault
+    (problem,) = check_report(workshop.config("over", **settings, network_args=["single_dim=2", "rank_dropout=0.1"]))
+    assert problem.startswith("--network_args: single_dim: ") and "--dim_from_weights" in problem
+    (problem,) = check_report(workshop.config("over", **settings, text_encoder_lr=1e-4))
+    assert "no layer of CLIP-L" in problem
 
 
 # --- a state to go on from
@@ -139,23 +139,23 @@ def test_auto_goes_on_in_the_precision_that_the_run_began_with(workshop, state, 
     assert make_plan(workshop.config("resumed", **auto, resume=state(**auto))).memory.choice.precision == "int8"
 
 
-def test_differences_are_told_with_all_other_faults(workshop, state):
+def test_differences_are_told_with_all_other_problems(workshop, state):
     settings = {"learning_rate": 2e-3, "ae": workshop.models.clip_l, "max_train_steps": 4}
-    faults = check_report(workshop.config("resumed", **settings, resume=state(max_train_steps=4)), processes=2)
-    assert has(faults, "learning_rate: 0.001 before, 0.002 now", "--resume_anyway")
-    assert has(faults, "1 processes, now there are 2") and has(faults, "--ae")
+    problems = check_report(workshop.config("resumed", **settings, resume=state(max_train_steps=4)), processes=2)
+    assert has(problems, "learning_rate: 0.001 before, 0.002 now", "--resume_anyway")
+    assert has(problems, "1 processes, now there are 2") and has(problems, "--ae")
 
 
 def test_a_finished_run_is_told(workshop, state):
-    (fault,) = check_report(workshop.config("resumed", max_train_steps=2, resume=state(max_train_steps=2)))
-    assert "this run is done: step 2 was its last" in fault
+    (problem,) = check_report(workshop.config("resumed", max_train_steps=2, resume=state(max_train_steps=2)))
+    assert "this run is done: step 2 was its last" in problem
 
 
 def test_a_damaged_manifest_is_told_before_anything_is_loaded(workshop, state):
     folder = state(max_train_steps=4)
     (folder / "state.json").write_text("{")
-    (fault,) = check_report(workshop.config("resumed", max_train_steps=4, resume=folder))
-    assert "damaged" in fault
+    (problem,) = check_report(workshop.config("resumed", max_train_steps=4, resume=folder))
+    assert "damaged" in problem
     (folder / "state.json").write_text('{"format": "flux-dreambooth-state-1", "progress": {"dict": []}}')
     assert has(check_report(workshop.config("resumed", max_train_steps=4, resume=folder)), str(folder))
 
@@ -173,8 +173,8 @@ def test_a_swapped_model_is_refused_and_can_be_accepted(workshop, state, tmp_pat
     others = write_model_files(tmp_path / "others", "tiny", seed=1)
     other = {"pretrained_model_name_or_path": others.transformer}.get(flag) or getattr(others, flag)
     settings = {"max_train_steps": 4, "resume": state(max_train_steps=4), flag: other}
-    (fault,) = check_report(workshop.config("resumed", **settings))
-    assert words in fault and "--resume_anyway" in fault
+    (problem,) = check_report(workshop.config("resumed", **settings))
+    assert words in problem and "--resume_anyway" in problem
     config = workshop.config("resumed", **settings, resume_anyway=True)
     assert find_state(config, make_plan(config))[1].step == 2
 
@@ -192,8 +192,8 @@ def test_a_swapped_model_is_refused_and_can_be_accepted(workshop, state, tmp_pat
 )
 def test_prodigys_one_step_size_is_checked_early_and_once(workshop, settings, words):
     prodigy = {"optimizer_type": "Prodigy", "learning_rate": 1.0}
-    (fault,) = check_report(workshop.config("prodigy", **prodigy, **settings))
-    assert "one step size" in fault and words in fault
+    (problem,) = check_report(workshop.config("prodigy", **prodigy, **settings))
+    assert "one step size" in problem and words in problem
     make_plan(workshop.config("prodigy", **prodigy, text_encoder_lr=1.0))
 
 

@@ -8,17 +8,10 @@ from tests.compilers import needs_inductor
 from tests.unit.test_offload import deep_transformer
 from trainer.kernels.quantize import gelu
 from trainer.lora import projection
-from trainer.lora.adapter import (
-    NO_DROPOUTS,
-    Dropouts,
-    adapter_parameters,
-    add_lora,
-    disabled_adapter,
-    linear_modules,
-)
+from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter, linear_modules
 from trainer.lora.blocks import place_adapters_together, use_training_blocks
+from trainer.lora.low_rank import in_precision_of_product, place_together
 from trainer.lora.projection import adapters_of, are_alike, project
-from trainer.lora.thin import in_precision_of_product, place_together
 
 WIDTHS = {"to_q": 6, "to_k": 6, "to_v": 10}  # of what the layers give
 

@@ -8,9 +8,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from benchmarks.random_flux import ModelFiles
 from tests.compilers import needs_inductor
 from tests.quantized_layers import EIGHT_BITS, PRECISIONS, Adapted, cosine, draw, layer_of
-from trainer.bench.random_flux import ModelFiles
 from trainer.config import TrainConfig, config_differences, to_dict
 from trainer.kernels.quantize import FP8, INT8, quantize_rows
 from trainer.lora.adapter import disabled_adapter, linear_modules
@@ -24,7 +24,7 @@ from trainer.models.quantized import (
     allocate,
     alternative,
     make_quantized,
-    precision_faults,
+    precision_problems,
     product_error,
 )
 
@@ -285,11 +285,11 @@ class TestFaults:
         return has
 
     def told(self, precision) -> str:
-        return "\n".join(map(str, precision_faults(precision, self.CUDA)))
+        return "\n".join(map(str, precision_problems(precision, self.CUDA)))
 
     def test_nothing_is_wrong_with_bf16_and_on_the_cpu(self):
-        assert not precision_faults("bf16", self.CUDA)
-        assert not precision_faults("fp8", CPU) + precision_faults("int8", CPU)
+        assert not precision_problems("bf16", self.CUDA)
+        assert not precision_problems("fp8", CPU) + precision_problems("int8", CPU)
 
     @pytest.mark.parametrize("capability", [(8, 9), (9, 0), (10, 0)])
     def test_fp8_where_it_is_fast(self, gpu, capability):
@@ -325,8 +325,8 @@ class TestFaults:
 
     def test_nf4_without_bitsandbytes(self, monkeypatch):
         monkeypatch.setattr(quantized, "find_spec", lambda _: None)
-        assert "needs bitsandbytes" in str(precision_faults("nf4", CPU)[0])
-        assert "pip install" in precision_faults("nf4", CPU)[0].hint
+        assert "needs bitsandbytes" in str(precision_problems("nf4", CPU)[0])
+        assert "pip install" in precision_problems("nf4", CPU)[0].hint
 
     def test_the_alternative_is_one_that_the_gpu_has(self):
         assert "int8" in alternative("fp8", (8, 0))

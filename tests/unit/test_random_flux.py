@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer, T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
-from trainer.bench.random_flux import (
+from benchmarks.random_flux import (
     REAL_BYTES,
     SIZES,
     autoencoder_shapes,

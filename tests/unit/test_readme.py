@@ -176,7 +176,7 @@ def test_every_make_target_and_module_is_there():
     assert (ROOT / "benchmarks/playbook.py").is_file()
 
 
-PROGRAMS = ("hub/problems.py", "memory/first_step.py")
+PROGRAMS = ("hub/errors.py", "memory/first_step.py")
 
 
 def test_messages_are_quoted_as_the_programs_say_them():

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.small_run import TOTAL, Run, assert_identical
-from trainer.faults import Faults
-from trainer.state import save as state_module
-from trainer.state.files import delete_state, list_states
-from trainer.state.save import load_state, save_state
-from trainer.state.tree import TreeWriter, decode
+from trainer.checkpoint import state as state_module
+from trainer.checkpoint.state import load_state, save_state
+from trainer.checkpoint.state_folder import delete_state, list_states
+from trainer.checkpoint.tree import TreeWriter, decode
+from trainer.common.problems import Problems
 
 RUNS = [
     {"name": "AdamW"},
@@ -86,7 +86,7 @@ def test_kept_settings_are_those_of_now_and_the_rest_is_restored(tmp_path):
 
 def refusal(run: Run, folder) -> str:
     before = {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         run.restore(folder)
     assert all(torch.equal(before[name], parameter) for name, parameter in run.parameters.items())
     return str(caught.value)
@@ -123,7 +123,7 @@ def damage_byte(path) -> None:
 def test_damage_is_named(tmp_path, name, harm, words):
     Run().train(0, 2).save(tmp_path / "state-1")
     harm(tmp_path / "state-1" / name)
-    with pytest.raises(Faults, match=words) as caught:
+    with pytest.raises(Problems, match=words) as caught:
         load_state(tmp_path / "state-1")
     assert (name if words != "not a training state" else "state-1") in str(caught.value)
 
@@ -132,9 +132,9 @@ def test_all_damaged_files_are_named_at_once(tmp_path):
     Run().train(0, 2).save(tmp_path / "state-1")
     for part in ("optimizer", "adapter"):
         damage_byte(tmp_path / "state-1" / f"{part}-00000.safetensors")
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         load_state(tmp_path / "state-1")
-    assert len(caught.value.faults) == 2
+    assert len(caught.value.problems) == 2
 
 
 def test_delete_state_deletes_only_states_of_ours(tmp_path):

@@ -10,14 +10,14 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trainer.step
+import trainer.engine.step
 from tests.parity.test_transformer import make_transformer
-from trainer.batches import Batch
 from trainer.config import TrainConfig
+from trainer.data.batches import Batch
+from trainer.engine.step import AdaptedModel, accumulate_gradients, sum_over_processes
 from trainer.lora.adapter import Dropouts, add_lora, linear_modules
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 from trainer.optim.foreach import chunks
-from trainer.step import AdaptedModel, accumulate_gradients, sum_over_processes
 
 CONFIG = TrainConfig(guidance_scale=1.0, loss_type="l2")
 
@@ -203,7 +203,7 @@ class Counted(TorchDispatchMode):
 
 def test_summing_launches_as_much_for_many_parameters_as_for_few(monkeypatch):
     """One copy for each gradient fills a GPU's queue, and two GPUs then wait for their hosts."""
-    monkeypatch.setattr(trainer.step.dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr(trainer.engine.step.dist, "all_reduce", lambda tensor: tensor.mul_(2))
     for dtype in (torch.float32, torch.bfloat16):
         names = []
         for count in (3, 30):

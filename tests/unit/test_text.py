@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.bench.random_tokenizers import write_clip_tokenizer, write_t5_tokenizer
-from trainer.faults import Faults
+from benchmarks.random_tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from trainer.common.problems import Problems
 from trainer.models.text import CLIP_LENGTH, clip_ids, cut_captions, find_tokenizer_dir, load_tokenizers
 
 
@@ -23,15 +23,15 @@ def tokenizers(tmp_path):
 
 
 def test_every_missing_file_is_told_at_once(tmp_path):
-    with pytest.raises(Faults) as raised:
+    with pytest.raises(Problems) as raised:
         load_tokenizers(tmp_path)
-    names = [fault.where.removeprefix(f"{tmp_path}/") for fault in raised.value.faults]
+    names = [problem.where.removeprefix(f"{tmp_path}/") for problem in raised.value.problems]
     assert names == ["tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer_2/tokenizer.json"]
 
 
-def test_a_damaged_tokenizer_is_a_fault(tmp_path):
+def test_a_damaged_tokenizer_is_a_problem(tmp_path):
     (write_both(tmp_path) / "tokenizer_2" / "tokenizer.json").write_text("{}")
-    with pytest.raises(Faults, match="cannot be read as a tokenizer"):
+    with pytest.raises(Problems, match="cannot be read as a tokenizer"):
         load_tokenizers(tmp_path)
 
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.common.problems import Problems
 from trainer.config.toml_file import read_toml
-from trainer.faults import Faults
 
 TEXT = '''
 [general]
@@ -59,20 +59,20 @@ def test_a_key_without_a_line_of_its_own_is_at_its_table(tmp_path: Path) -> None
 )
 def test_bad_syntax_names_line_and_column(tmp_path: Path, text: str, line: int, column: int) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         read_toml(path)
-    (fault,) = caught.value.faults
-    assert fault.where == f"{path}:{line}:{column}"
+    (problem,) = caught.value.problems
+    assert problem.where == f"{path}:{line}:{column}"
 
 
 def test_text_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(Faults, match="not UTF-8"):
+    with pytest.raises(Problems, match="not UTF-8"):
         read_toml(write(tmp_path, b"a = '\xff'"))
-    with pytest.raises(Faults, match="no such file"):
+    with pytest.raises(Problems, match="no such file"):
         read_toml(tmp_path / "absent.toml")
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
     assert read_toml(write(tmp_path, b"\xef\xbb\xbfa = 1")).values == {"a": 1}
 
 
@@ -89,12 +89,12 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     ],
 )
 def test_a_secret_is_not_echoed(tmp_path: Path, line: str) -> None:
-    with pytest.raises(Faults) as caught:
+    with pytest.raises(Problems) as caught:
         read_toml(write(tmp_path, f"a = 1\n{line}\n"))
     text = str(caught.value)
     assert "SECRET" not in text and "[secret]" in text and line[:3] in text
 
 
 def test_tokens_that_are_no_secret_are_echoed(tmp_path: Path) -> None:
-    with pytest.raises(Faults, match="class_tokens = tjtoy"):
+    with pytest.raises(Problems, match="class_tokens = tjtoy"):
         read_toml(write(tmp_path, "class_tokens = tjtoy\n"))

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from trainer.faults import Faults
-from trainer.verbs.sample import OF_TRAIN, parse
+from trainer.cli.sample import OF_TRAIN, parse
+from trainer.common.problems import Problems
 
 
-def faults_of(*argv: str) -> dict[str, str]:
-    with pytest.raises(Faults) as found:
+def problems_of(*argv: str) -> dict[str, str]:
+    with pytest.raises(Problems) as found:
         parse(argv)
-    assert len(found.value.faults) == len({fault.where + fault.what for fault in found.value.faults})
-    return {fault.where: f"{fault.what} {fault.hint}" for fault in found.value.faults}
+    assert len(found.value.problems) == len({problem.where + problem.what for problem in found.value.problems})
+    return {problem.where: f"{problem.what} {problem.hint}" for problem in found.value.problems}
 
 
 def test_prompts_have_one_size_and_one_seed_after_another():
@@ -36,16 +36,16 @@ def test_prompts_have_one_size_and_one_seed_after_another():
     ],
 )
 def test_options_obey_the_rules_of_a_prompt_file(option, words):
-    assert faults_of("--prompt=a", "--prompt=b", option)["--prompt"].startswith(words)
+    assert problems_of("--prompt=a", "--prompt=b", option)["--prompt"].startswith(words)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**64])
 def test_seeds_are_within_64_bits(seed):
-    assert "is not from 0 to" in faults_of("--prompt=a", f"--seed={seed}")["--seed"]
+    assert "is not from 0 to" in problems_of("--prompt=a", f"--seed={seed}")["--seed"]
 
 
 def test_flags_that_do_nothing_here_are_refused_all_at_once():
-    found = faults_of("--prompt=a", "--learning_rate=1", "--sdpa", "--withd=64", "--lr_scheduler", "no such", "--ae=")
+    found = problems_of("--prompt=a", "--learning_rate=1", "--sdpa", "--withd=64", "--lr_scheduler", "no such", "--ae=")
     assert found.keys() == {"--learning_rate", "--sdpa", "--withd", "--lr_scheduler", "--ae"}
     assert "did you mean --width?" in found["--withd"]
     assert all("not read by sample" in found[flag] for flag in found if flag != "--ae")
@@ -67,8 +67,8 @@ def test_flags_of_train_that_act_here_are_taken(tmp_path: Path):
 
 def test_a_size_without_a_prompt_is_not_swallowed(tmp_path: Path):
     (tmp_path / "prompts.txt").write_text("one\n")
-    assert faults_of(f"--sample_prompts={tmp_path / 'prompts.txt'}", "--width=64").keys() == {"--width"}
-    assert faults_of().keys() == {"--prompt"}
+    assert problems_of(f"--sample_prompts={tmp_path / 'prompts.txt'}", "--width=64").keys() == {"--width"}
+    assert problems_of().keys() == {"--prompt"}
 
 
 def test_help_says_which_flags_of_train_act(capsys):

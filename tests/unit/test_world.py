@@ -31,7 +31,7 @@ from mini.world.scene import COLOURS, CONCEPTS, KINDS, PLACES, THINGS, TOYS, VIE
 from mini.world.shapes import bounds
 from mini.world.things import build_thing
 from mini.world.toys import NAMED, POSES, ToyDesign, build_toy
-from trainer.rng import python_random
+from trainer.common.rng import python_random
 
 RESEMBLANCE = {"tjtoy": toy_resemblance, "sparkgpu": gadget_resemblance}
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import toml
 
-from trainer.config.flags import ALWAYS, MEANT, REFUSED_VALUES
-from trainer.config.refused import REFUSED
+from trainer.common.problems import Problem, raise_if_any
+from trainer.config.kohya import ALWAYS, MEANT, REFUSED, REFUSED_VALUES
 from trainer.config.rules import contradictions, without_effect
 from trainer.config.settings import TrainConfig
+from trainer.config.sources import CONFIG_FILE, Given, Written, read_config_file, read_flags
 from trainer.config.values import FIELDS, choices, convert, is_switch, kind, takes_many
-from trainer.config.words import CONFIG_FILE, Given, Written, read_config_file, read_flags
-from trainer.faults import Fault, raise_if_any
 
 __all__ = ["TrainConfig", "config_differences", "config_help", "parse_config", "to_dict", "to_toml"]
 
@@ -23,7 +22,7 @@ __all__ = ["TrainConfig", "config_differences", "config_help", "parse_config", "
 def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, tuple[str, ...]]:
     """The configuration of a command line and of the file that it names, and what to tell about it once.
 
-    Raises Faults with everything that is wrong. `--help` prints the settings and exits.
+    Raises Problems with everything that is wrong. `--help` prints the settings and exits.
     """
     if {"-h", "--help"} & set(argv):
         print(config_help())
@@ -34,20 +33,20 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, tuple[str, ...]]:
     settings = {**file.settings, **flags.settings}
     settings.pop(CONFIG_FILE, None)
 
-    faults = [*flags.faults, *file.faults]
+    problems = [*flags.problems, *file.problems]
     values: dict[str, Any] = {}
     for given in settings.values():
-        faults += _settle(given, values)
+        problems += _settle(given, values)
     notices = [*flags.notices, *_always_on(settings.values()), *_steps_or_epochs(settings, values)]
     config = TrainConfig(**values)
     where = {name: given.where for name, given in settings.items()}
     failed = settings.keys() - values.keys()
-    faults += contradictions(config, where, failed) + _unet_only(settings, config)
-    raise_if_any(faults)
+    problems += contradictions(config, where, failed) + _unet_only(settings, config)
+    raise_if_any(problems)
     return config, tuple(notices + without_effect(config))
 
 
-def _settle(given: Given, values: dict[str, Any]) -> list[Fault]:
+def _settle(given: Given, values: dict[str, Any]) -> list[Problem]:
     """Put the setting into `values`, or say why not."""
     if given.name in ALWAYS:
         return []
@@ -57,18 +56,18 @@ def _settle(given: Given, values: dict[str, Any]) -> list[Fault]:
         values[given.name] = convert(given.name, given.value, from_words=given.by_flag)
     except ValueError as error:
         hint = REFUSED_VALUES.get((given.name, str(given.value).lower()), "")
-        return [Fault(given.where, str(error), hint)]
+        return [Problem(given.where, str(error), hint)]
     return []
 
 
-def _not_ours(given: Given) -> list[Fault]:
+def _not_ours(given: Given) -> list[Problem]:
     if given.name in REFUSED:
-        return [] if _is_off(given.value) else [Fault(given.where, "is not supported", REFUSED[given.name])]
+        return [] if _is_off(given.value) else [Problem(given.where, "is not supported", REFUSED[given.name])]
     if given.name in MEANT:
-        return [Fault(given.where, "is not a setting", MEANT[given.name])]
+        return [Problem(given.where, "is not a setting", MEANT[given.name])]
     known = [*FIELDS, *ALWAYS, *REFUSED, CONFIG_FILE]
     near = difflib.get_close_matches(given.name.lower().replace("-", "_"), known, n=1)
-    return [Fault(given.where, "is not a setting", f"did you mean {near[0]}?" if near else "--help lists them all")]
+    return [Problem(given.where, "is not a setting", f"did you mean {near[0]}?" if near else "--help lists them all")]
 
 
 def _is_off(value: Any) -> bool:
@@ -95,11 +94,11 @@ def _steps_or_epochs(settings: Mapping[str, Given], values: dict[str, Any]) -> l
     return ["max_train_steps: no effect; max_train_epochs wins"] if told else []
 
 
-def _unet_only(settings: Mapping[str, Given], config: TrainConfig) -> list[Fault]:
+def _unet_only(settings: Mapping[str, Given], config: TrainConfig) -> list[Problem]:
     asked = settings.get("network_train_unet_only")
     if asked is None or _is_off(asked.value) or config.text_encoder_lr == 0:
         return []
-    return [Fault(asked.where, f"contradicts text_encoder_lr {config.text_encoder_lr}", "keep one of them")]
+    return [Problem(asked.where, f"contradicts text_encoder_lr {config.text_encoder_lr}", "keep one of them")]
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""What settings say about one another: contradictions are faults, settings without effect are told."""
+"""What settings say about one another: contradictions are problems, settings without effect are told."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
 
+from trainer.common.problems import Problem
 from trainer.config.settings import TrainConfig
-from trainer.faults import Fault
 
 # the left one does nothing without the right one
 NEEDS = (
@@ -69,17 +69,19 @@ EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
 )  # fmt: skip
 
 
-def contradictions(config: TrainConfig, where: Mapping[str, str], failed: Collection[str] = ()) -> list[Fault]:
+def contradictions(config: TrainConfig, where: Mapping[str, str], failed: Collection[str] = ()) -> list[Problem]:
     """Settings that cannot be meant together.
 
     where: setting → the flag, or file and line, it came from; failed: settings that could not be read.
     """
-    faults = [
-        Fault(where.get(name, name), f"does nothing without {needed}", f"set {needed} or leave {name} out")
+    problems = [
+        Problem(where.get(name, name), f"does nothing without {needed}", f"set {needed} or leave {name} out")
         for name, needed in NEEDS
         if getattr(config, name) and not getattr(config, needed) and needed not in failed
     ]
-    return faults + [Fault(where.get(name, name), what, hint) for name, wrong, what, hint in _pairs(config) if wrong]
+    return problems + [
+        Problem(where.get(name, name), what, hint) for name, wrong, what, hint in _pairs(config) if wrong
+    ]
 
 
 def without_effect(config: TrainConfig) -> list[str]:

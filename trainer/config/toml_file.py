@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.faults import Fault, Faults
+from trainer.common.problems import Problem, Problems
 
 KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 DOTTED = rf"{KEY}(?:\s*\.\s*{KEY})*"
@@ -42,23 +42,23 @@ class TomlFile:
 
 
 def read_toml(path: Path) -> TomlFile:
-    """Parse a UTF-8 TOML file; raises `Faults` with line and column."""
+    """Parse a UTF-8 TOML file; raises `Problems` with line and column."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise Faults([Fault(str(path), "there is no such file")]) from None
+        raise Problems([Problem(str(path), "there is no such file")]) from None
     except OSError as error:
-        raise Faults([Fault(str(path), f"cannot be read: {error.strerror}")]) from None
+        raise Problems([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
-        raise Faults([Fault(str(path), f"is not UTF-8 (byte {error.start})", "save it as UTF-8")]) from None
+        raise Problems([Problem(str(path), f"is not UTF-8 (byte {error.start})", "save it as UTF-8")]) from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise Faults([_syntax_fault(path, text, str(error))]) from None
+        raise Problems([_syntax_problem(path, text, str(error))]) from None
     return TomlFile(path, values, _key_lines(text))
 
 
-def _syntax_fault(path: Path, text: str, message: str) -> Fault:
+def _syntax_problem(path: Path, text: str, message: str) -> Problem:
     lines = text.splitlines() or [""]
     if position := POSITION.search(message):
         line, column = int(position[1]), int(position[2])
@@ -66,7 +66,7 @@ def _syntax_fault(path: Path, text: str, message: str) -> Fault:
         line, column = len(lines), len(lines[-1]) + 1
     reason = message.rsplit(" (at ", 1)[0]
     shown = SECRET_KEY.sub(r"\1 [secret]", lines[line - 1].strip()) if line <= len(lines) else ""
-    return Fault(f"{path}:{line}:{column}", f"not valid TOML: {reason}", f"the line is: {shown}" if shown else "")
+    return Problem(f"{path}:{line}:{column}", f"not valid TOML: {reason}", f"the line is: {shown}" if shown else "")
 
 
 def _key_lines(text: str) -> dict[KeyPath, int]:

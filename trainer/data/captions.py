@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from trainer.data.config import SubsetConfig
-from trainer.rng import python_random
+from trainer.common.rng import python_random
+from trainer.data.dataset_file import SubsetConfig
 
 WILDCARD = re.compile(r"\{([^}]+)\}")
 OPEN, CLOSE = "\x02", "\x03"  # stand for {{ and }}, which mean literal braces

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.rng import python_random
 from trainer.config import TrainConfig
 from trainer.data.captions import caption_variant, caption_varies, plain_caption
-from trainer.data.config import DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
+from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
 from trainer.data.epochs import Group, hold_out, make_groups
 from trainer.data.images import Size
 from trainer.data.samples import Picture, Sample, scan_dataset
-from trainer.faults import Fault, Faults, raise_if_any
-from trainer.rng import python_random
 
 __all__ = [
     "BucketCount",
@@ -168,16 +168,16 @@ class TrainingData:
         return Draw(sample, epoch, repeat, caption, sample.subset.flip_aug and coin < 0.5)
 
 
-def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingData, list[Fault]]:
+def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingData, list[Problem]]:
     """Read the dataset file, decode every picture, read every caption; returns the data and warnings.
 
-    Raises `Faults` with everything that is wrong, in the file and in the folders, at once.
+    Raises `Problems` with everything that is wrong, in the file and in the folders, at once.
     """
     if config.dataset_config is None:
-        raise Faults([Fault("--dataset_config", "is missing", "name the TOML file that lists your pictures")])
-    dataset_config, faults = read_dataset_config(config.dataset_config, config)
+        raise Problems([Problem("--dataset_config", "is missing", "name the TOML file that lists your pictures")])
+    dataset_config, problems = read_dataset_config(config.dataset_config, config)
     scan = scan_dataset(dataset_config, config)
-    raise_if_any([*faults, *scan.faults])
+    raise_if_any([*problems, *scan.problems])
     samples, validation, warnings = hold_out(scan.samples, dataset_config, config.seed)
     num_batches = sum(group.num_batches for group in make_groups(samples, dataset_config))
     schedule = plan_schedule(config, num_batches, num_processes)

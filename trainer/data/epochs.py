@@ -8,11 +8,11 @@ from itertools import islice
 from random import Random
 from typing import TypeVar
 
-from trainer.data.config import DatasetConfig
+from trainer.common.problems import Problem, raise_if_any
+from trainer.common.rng import derive_seed
+from trainer.data.dataset_file import DatasetConfig
 from trainer.data.images import Size
 from trainer.data.samples import Sample
-from trainer.faults import Fault, raise_if_any
-from trainer.rng import derive_seed
 
 T = TypeVar("T")
 
@@ -97,11 +97,11 @@ def share_out(total: int, weights: dict[Size, int]) -> dict[Size, int]:
 
 def hold_out(
     samples: Sequence[Sample], dataset_config: DatasetConfig, seed: int
-) -> tuple[list[Sample], list[Sample], list[Fault]]:
+) -> tuple[list[Sample], list[Sample], list[Problem]]:
     """(train, validation, warnings) by each dataset's validation_split.
 
     Whole pictures are held out: whatever has the content of a held-out picture, in any dataset, is
-    never trained. Raises `Faults` where nothing would be left to train on.
+    never trained. Raises `Problems` where nothing would be left to train on.
     """
     by_subset: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -117,12 +117,12 @@ def hold_out(
         held |= {sample.picture.sha256 for sample in chosen}
         if not chosen:
             what = f"validation_split {section.validation_split} holds out none of {len(members)} pictures"
-            warnings.append(Fault(members[0].subset.where, what, "raise it, or add pictures"))
+            warnings.append(Problem(members[0].subset.where, what, "raise it, or add pictures"))
     train = [sample for sample in samples if sample.picture.sha256 not in held]
     validation = [sample for sample in samples if sample.picture.sha256 in held and not sample.is_reg]
     trained = {sample.subset.where for sample in train}
     raise_if_any(
-        Fault(where, "validation leaves none of its pictures to train on", "lower validation_split")
+        Problem(where, "validation leaves none of its pictures to train on", "lower validation_split")
         for where in by_subset.keys() - trained
     )
     return train, validation, warnings

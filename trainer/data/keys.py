@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from trainer.common.problems import Problem
 from trainer.data.images import INTERPOLATIONS
-from trainer.faults import Fault
 
 GENERAL, DATASETS, SUBSETS = "[general]", "[[datasets]]", "[[datasets.subsets]]"
 OF_DATASET = (GENERAL, DATASETS)
@@ -96,30 +96,30 @@ def asks_for_nothing(name: str, value: Any) -> bool:
     return name in REFUSED and REFUSED[name][0] is not None and value == REFUSED[name][0]
 
 
-def check_key(where: str, name: str, value: Any, table: str) -> Fault | None:
+def check_key(where: str, name: str, value: Any, table: str) -> Problem | None:
     """What is wrong with one key of one table; None if it is supported and its value is in order."""
     if name in REFUSED:
-        return Fault(where, f"{name} is not supported", REFUSED[name][1])
+        return Problem(where, f"{name} is not supported", REFUSED[name][1])
     if name not in SUPPORTED:
         near = get_close_matches(name, KEYS, n=1)
         hint = f"did you mean {near[0]}?" if near else "docs/kohya.md lists the keys"
-        return Fault(where, f"{name} is not a key of {table}", hint)
+        return Problem(where, f"{name} is not a key of {table}", hint)
     key = SUPPORTED[name]
     if table not in key.tables:
-        return Fault(where, f"{name} cannot stand in {table}", f"put it into {' or '.join(key.tables)}")
+        return Problem(where, f"{name} cannot stand in {table}", f"put it into {' or '.join(key.tables)}")
     return check_value(where, name, value)
 
 
-def check_value(where: str, name: str, value: Any) -> Fault | None:
+def check_value(where: str, name: str, value: Any) -> Problem | None:
     """What is wrong with the value of a supported key, if anything."""
     key = SUPPORTED[name]
     shown = json.dumps(value, ensure_ascii=False, default=str)  # as TOML would write it
     if not _is_kind(key, value):
-        return Fault(where, f"{name} is {shown}", f"it must be {key.kind}")
+        return Problem(where, f"{name} is {shown}", f"it must be {key.kind}")
     if key.least is not None and value < key.least:
-        return Fault(where, f"{name} is {shown}", f"it must be at least {key.least}")
+        return Problem(where, f"{name} is {shown}", f"it must be at least {key.least}")
     if key.most is not None and value > key.most:
-        return Fault(where, f"{name} is {shown}", f"it must be at most {key.most}")
+        return Problem(where, f"{name} is {shown}", f"it must be at most {key.most}")
     return None
 
 

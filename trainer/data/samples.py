@@ -1,4 +1,4 @@
-"""From folders to samples: every picture decoded, every caption read, all faults found at once."""
+"""From folders to samples: every picture decoded, every caption read, all problems found at once."""
 
 import hashlib
 import os
@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainer.common.files import out_of_reach
+from trainer.common.problems import Problem
 from trainer.config import TrainConfig
 from trainer.data.buckets import place, section_buckets
-from trainer.data.config import DatasetConfig, DatasetSection, SubsetConfig
+from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig
 from trainer.data.images import EXTENSIONS, Size, default_interpolation, read_picture
-from trainer.faults import Fault
-from trainer.files import out_of_reach
 
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
 FAR_SMALLER = 1.5  # a picture enlarged more than this loses visibly
@@ -61,11 +61,11 @@ class Sample:
 
 @dataclass
 class Scan:
-    """What was found; faults stop the run, warnings do not."""
+    """What was found; problems stop the run, warnings do not."""
 
     samples: list[Sample] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    warnings: list[Fault] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
 def scan_dataset(dataset_config: DatasetConfig, config: TrainConfig) -> Scan:
@@ -76,8 +76,8 @@ def scan_dataset(dataset_config: DatasetConfig, config: TrainConfig) -> Scan:
             _scan_subset(scan, config, section, subset, (dataset_index, subset_index))
         if section.subsets and all(subset.is_reg for subset in section.subsets):
             hint = "put is_reg subsets into the dataset of the pictures that they go with"
-            scan.faults.append(Fault(section.where, "holds only regularisation pictures", hint))
-    scan.faults += _copies_across_concepts(scan.samples)
+            scan.problems.append(Problem(section.where, "holds only regularisation pictures", hint))
+    scan.problems += _copies_across_concepts(scan.samples)
     scan.warnings += _copies_within_folder(scan.samples)
     return scan
 
@@ -85,8 +85,8 @@ def scan_dataset(dataset_config: DatasetConfig, config: TrainConfig) -> Scan:
 def _scan_subset(
     scan: Scan, config: TrainConfig, section: DatasetSection, subset: SubsetConfig, index: tuple[int, int]
 ) -> None:
-    if fault := _folder_fault(subset):
-        scan.faults.append(fault)
+    if problem := _folder_problem(subset):
+        scan.problems.append(problem)
         return
     paths = picture_paths(subset.image_dir)
     captions = _read_captions(scan, subset, paths)
@@ -94,8 +94,8 @@ def _scan_subset(
         pictures = list(pool.map(_read, paths))
     buckets = section_buckets(section) if _is_placeable(section) else None
     for path, picture in zip(paths, pictures, strict=True):
-        if isinstance(picture, Fault):
-            scan.faults.append(picture)
+        if isinstance(picture, Problem):
+            scan.problems.append(picture)
         elif buckets is not None and path in captions:
             _add_sample(scan, config, section, subset, index, picture, captions[path], buckets)
 
@@ -114,14 +114,14 @@ def _add_sample(
         placement = place(picture.size, section, buckets)
     except ValueError as error:
         what = f"{picture.width}x{picture.height} {error}"
-        scan.faults.append(Fault(str(picture.path), what, "use a larger or less narrow picture"))
+        scan.problems.append(Problem(str(picture.path), what, "use a larger or less narrow picture"))
         return
     enlarged = placement.resized[0] / picture.width
     if enlarged >= FAR_SMALLER:
         size = f"{picture.width}x{picture.height}"
         what = f"is far smaller than the resolution: {size} is enlarged {enlarged:.1f} times"
         hint = "use a larger picture, a lower resolution, or enable_bucket with bucket_no_upscale"
-        scan.warnings.append(Fault(str(picture.path), what, hint))
+        scan.warnings.append(Problem(str(picture.path), what, hint))
     scan.samples.append(
         Sample(
             key=f"{index[0]}.{index[1]}/{picture.path.name}",
@@ -149,36 +149,36 @@ def picture_paths(folder: Path) -> list[Path]:
     )
 
 
-def _folder_fault(subset: SubsetConfig) -> Fault | None:
+def _folder_problem(subset: SubsetConfig) -> Problem | None:
     folder = subset.image_dir
     if why := out_of_reach(folder):
         hint = "let this user enter the folders above it"
-        return Fault(subset.where, f"image_dir {folder} cannot be looked at: {why}", hint)
+        return Problem(subset.where, f"image_dir {folder} cannot be looked at: {why}", hint)
     if not folder.exists():
-        return Fault(subset.where, f"image_dir {folder} does not exist", "paths start at the current folder")
+        return Problem(subset.where, f"image_dir {folder} does not exist", "paths start at the current folder")
     if not folder.is_dir():
-        return Fault(subset.where, f"image_dir {folder} is not a folder", "name the folder that holds the pictures")
+        return Problem(subset.where, f"image_dir {folder} is not a folder", "name the folder that holds the pictures")
     try:
         if picture_paths(folder):
             return None
         below = sum(len(picture_paths(child)) for child in folder.iterdir() if child.is_dir())
     except OSError as error:
-        return Fault(subset.where, f"image_dir {folder} cannot be read: {error.strerror}")
+        return Problem(subset.where, f"image_dir {folder} cannot be read: {error.strerror}")
     hint = f"{below} lie in folders below, which are not read" if below else f"known are {' '.join(EXTENSIONS)}"
-    return Fault(subset.where, f"image_dir {folder} holds no pictures (concept {subset.concept})", hint)
+    return Problem(subset.where, f"image_dir {folder} holds no pictures (concept {subset.concept})", hint)
 
 
-def _read(path: Path) -> Picture | Fault:
+def _read(path: Path) -> Picture | Problem:
     try:
         data = path.read_bytes()
         picture = read_picture(data)
     except (ValueError, OSError) as error:
-        return Fault(str(path), str(error), "replace it or take it out of the folder")
+        return Problem(str(path), str(error), "replace it or take it out of the folder")
     return Picture(path, hashlib.sha256(data).hexdigest(), *picture.size)
 
 
 def _is_placeable(section: DatasetSection) -> bool:
-    """Whether the sizes make buckets at all; where they do not, that is a fault of the file, told already."""
+    """Whether the sizes make buckets at all; where they do not, that is a problem of the file, told already."""
     if not section.enable_bucket or section.bucket_no_upscale:
         return True
     return bool(section_buckets(section)) and min(section_buckets(section)[0]) > 0
@@ -192,8 +192,8 @@ def _read_captions(scan: Scan, subset: SubsetConfig, paths: Sequence[Path]) -> d
     for path in paths:
         found = _caption_files(subset, path)
         lines = _caption_lines(found) if found else class_lines
-        if isinstance(lines, Fault):
-            scan.faults.append(lines)
+        if isinstance(lines, Problem):
+            scan.problems.append(lines)
         elif lines:
             captions[path] = lines
         if not found:
@@ -201,10 +201,10 @@ def _read_captions(scan: Scan, subset: SubsetConfig, paths: Sequence[Path]) -> d
     scan.warnings += _stray_captions(subset, paths)
     if without and not class_lines:
         what = f"no caption file and no class_tokens for {_some(without)}"
-        scan.faults.append(Fault(subset.where, what, "set class_tokens, or write a .txt beside each picture"))
+        scan.problems.append(Problem(subset.where, what, "set class_tokens, or write a .txt beside each picture"))
     elif without and len(without) < len(paths):
         what = f"{len(without)} of {len(paths)} pictures have no caption file: {_some(without)}"
-        scan.warnings.append(Fault(subset.where, what, f'they use class_tokens, "{subset.class_tokens}"'))
+        scan.warnings.append(Problem(subset.where, what, f'they use class_tokens, "{subset.class_tokens}"'))
     return captions
 
 
@@ -217,20 +217,20 @@ def _may_be_file(path: Path) -> bool:
     return bool(out_of_reach(path)) or path.is_file()  # where we may not look, reading it says so
 
 
-def _caption_lines(files: Sequence[Path]) -> tuple[str, ...] | Fault:
+def _caption_lines(files: Sequence[Path]) -> tuple[str, ...] | Problem:
     texts = []
     for file in files:
         try:
             lines = _lines(file.read_bytes().decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            return Fault(str(file), f"the caption is not UTF-8 (byte {error.start})", "save it as UTF-8")
+            return Problem(str(file), f"the caption is not UTF-8 (byte {error.start})", "save it as UTF-8")
         except OSError as error:
-            return Fault(str(file), f"the caption cannot be read: {error.strerror}")
+            return Problem(str(file), f"the caption cannot be read: {error.strerror}")
         if not lines:
-            return Fault(str(file), "the caption is empty", "write one, or delete the file to use class_tokens")
+            return Problem(str(file), "the caption is empty", "write one, or delete the file to use class_tokens")
         texts.append(lines)
     if any(lines != texts[0] for lines in texts):
-        return Fault(str(files[0]), f"{files[1].name} beside it says something else", "set caption_extension")
+        return Problem(str(files[0]), f"{files[1].name} beside it says something else", "set caption_extension")
     return texts[0]
 
 
@@ -238,37 +238,37 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _stray_captions(subset: SubsetConfig, paths: Sequence[Path]) -> Iterator[Fault]:
+def _stray_captions(subset: SubsetConfig, paths: Sequence[Path]) -> Iterator[Problem]:
     """Files that look like captions but belong to no picture, or end otherwise than caption_extension says."""
     stems = {path.stem for path in paths}
     endings = (subset.caption_extension,) if subset.caption_extension else CAPTION_EXTENSIONS
     files = sorted(path for path in subset.image_dir.iterdir() if path.suffix in (*CAPTION_EXTENSIONS, *endings))
     alone = [file for file in files if file.stem not in stems]
     if alone:
-        yield Fault(subset.where, f"captions without a picture: {_some(alone)}", "they are not used")
+        yield Problem(subset.where, f"captions without a picture: {_some(alone)}", "they are not used")
     other = [file for file in files if file.stem in stems and file.suffix not in endings]
     if other:
         what = f"captions that do not end in {subset.caption_extension}: {_some(other)}"
-        yield Fault(subset.where, what, "they are not used; caption_extension says which are")
+        yield Problem(subset.where, what, "they are not used; caption_extension says which are")
 
 
-def _copies_across_concepts(samples: Iterable[Sample]) -> Iterator[Fault]:
+def _copies_across_concepts(samples: Iterable[Sample]) -> Iterator[Problem]:
     for copies in _by_content(samples).values():
         first = copies[0]
         for copy in copies[1:]:
             concepts = {(sample.subset.concept, sample.is_reg) for sample in (first, copy)}
             if copy.picture.path.parent != first.picture.path.parent and len(concepts) > 1:
                 what = f"the same picture as {first.picture.path}, in another concept"
-                yield Fault(str(copy.picture.path), what, "keep it in one of the two")
+                yield Problem(str(copy.picture.path), what, "keep it in one of the two")
 
 
-def _copies_within_folder(samples: Iterable[Sample]) -> Iterator[Fault]:
+def _copies_within_folder(samples: Iterable[Sample]) -> Iterator[Problem]:
     for copies in _by_content(samples).values():
         first, *others = dict.fromkeys(sample.picture.path for sample in copies)
         for path in others:
             if path.parent == first.parent:
                 hint = "delete one; num_repeats is the place for weight"
-                yield Fault(str(path), f"the same picture as {first.name}", hint)
+                yield Problem(str(path), f"the same picture as {first.name}", hint)
 
 
 def _by_content(samples: Iterable[Sample]) -> dict[str, list[Sample]]:

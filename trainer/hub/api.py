@@ -9,8 +9,8 @@ import httpx2
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-from trainer.faults import Fault, redact
-from trainer.hub.problems import NotTheHub, Problem, Problems, Status
+from trainer.common.problems import Problem, redact
+from trainer.hub.errors import DownloadFailed, DownloadProblem, NotTheHub, Status
 
 TOKEN = re.compile(r"[!-~]+")  # what an HTTP header can carry
 
@@ -83,11 +83,11 @@ class Hub:
 
 
 def connect() -> Hub:
-    """The hub of HF_ENDPOINT, with the token of HF_TOKEN or of the saved login. Raises `Problems`."""
+    """The hub of HF_ENDPOINT, with the token of HF_TOKEN or of the saved login. Raises `DownloadFailed`."""
     token = get_token()
     if token is not None and not TOKEN.fullmatch(token):
-        fault = Fault("HF_TOKEN", "holds characters that no token has", "copy it again, without spaces and quotes")
-        raise Problems([Problem(Status.TOKEN_WRONG, fault)])
+        problem = Problem("HF_TOKEN", "holds characters that no token has", "copy it again, without spaces and quotes")
+        raise DownloadFailed([DownloadProblem(Status.TOKEN_WRONG, problem)])
     return Hub(constants.ENDPOINT, token)
 
 

@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import httpx2
 
-from trainer.faults import Fault, Faults
-from trainer.files import atomic_write
+from trainer.common.files import atomic_write
+from trainer.common.problems import Problem, Problems
 from trainer.hub.api import Hub
+from trainer.hub.errors import DownloadFailed, DownloadProblem, NotTheHub, Status
+from trainer.hub.jobs import DIFFERENT, Job, digest_of
 from trainer.hub.patience import patiently
-from trainer.hub.plan import DIFFERENT, Job, digest_of
-from trainer.hub.problems import NotTheHub, Problem, Problems, Status
 
 ROUNDS = 2  # a file that arrives with wrong bytes is fetched once more from its start
 
@@ -26,7 +26,7 @@ class Stopped(Exception):
 def fetch(hub: Hub, job: Job, stop: threading.Event, report: Callable[[int], object]) -> None:
     """Bring one file, going on from what an earlier run left of it.
 
-    report: is told how many bytes are there. Raises `Problems`, `Stopped`, the library's errors and OSError; the
+    report: is told how many bytes are there. Raises `DownloadFailed`, `Stopped`, the library's errors and OSError; the
     part stays for the next run.
     """
     job.part.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,9 @@ def fetch(hub: Hub, job: Job, stop: threading.Event, report: Callable[[int], obj
             _check_lora(job)
         if job.state != DIFFERENT and job.path.exists():
             hint = "move it away and run this again"
-            raise Problems([Problem(Status.IN_THE_WAY, Fault(str(job.path), "appeared in the meantime", hint))])
+            raise DownloadFailed(
+                [DownloadProblem(Status.IN_THE_WAY, Problem(str(job.path), "appeared in the meantime", hint))]
+            )
         atomic_write(job.path, lambda temporary: os.replace(job.part, temporary))
 
 
@@ -92,8 +94,8 @@ def _open_part(job: Job) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            fault = Fault(str(job.path), "another download is fetching it", "wait for that one")
-            raise Problems([Problem(Status.ANOTHER_DOWNLOAD, fault)]) from None
+            problem = Problem(str(job.path), "another download is fetching it", "wait for that one")
+            raise DownloadFailed([DownloadProblem(Status.ANOTHER_DOWNLOAD, problem)]) from None
         try:
             yield part  # type: ignore[misc]
         except OSError as error:
@@ -101,10 +103,10 @@ def _open_part(job: Job) -> Iterator[BinaryIO]:
             raise
 
 
-def _wrong_bytes(job: Job) -> Problems:
+def _wrong_bytes(job: Job) -> DownloadFailed:
     what = f"what arrived, {ROUNDS} times, is not what the hub states: its digest is not {job.file.digest}"
     hint = "a proxy or a mirror changes the bytes: try another network, or without HF_ENDPOINT"
-    return Problems([Problem(Status.WRONG_BYTES, Fault(str(job.path), what, hint))])
+    return DownloadFailed([DownloadProblem(Status.WRONG_BYTES, Problem(str(job.path), what, hint))])
 
 
 def _check_lora(job: Job) -> None:
@@ -113,8 +115,8 @@ def _check_lora(job: Job) -> None:
 
     try:
         describe(job.part)
-    except Faults as found:
+    except Problems as found:
         job.part.unlink()
-        what = f"is not a LoRA that can be used: {found.faults[0].what}"
+        what = f"is not a LoRA that can be used: {found.problems[0].what}"
         where = f"{job.file.repository}/{job.file.path}"
-        raise Problems([Problem(Status.NOT_A_LORA, Fault(where, what, "name another one"))]) from found
+        raise DownloadFailed([DownloadProblem(Status.NOT_A_LORA, Problem(where, what, "name another one"))]) from found

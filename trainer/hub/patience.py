@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from trainer.hub.problems import is_transient
+from trainer.hub.errors import is_transient
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further try
 LONGEST_WAIT = 300.0  # however long the hub asks for

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.files import write_json
+from trainer.common.files import write_json
 from trainer.hub.api import HubFile
 
 RECORD = Path(".download", "record.json")  # below models/

@@ -9,19 +9,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from trainer.common.process import announce
 from trainer.hub.api import Hub
+from trainer.hub.errors import DownloadFailed, DownloadProblem, explain
 from trainer.hub.fetch import fetch
-from trainer.hub.plan import Job
-from trainer.hub.problems import Problem, Problems, explain
+from trainer.hub.jobs import Job
 from trainer.hub.record import Record, save_record
-from trainer.runtime import announce
 
 AT_ONCE = 4
 LINE_EVERY_SECONDS = 15.0  # where there is no terminal to redraw
 
 
 def fetch_all(hub: Hub, jobs: Sequence[Job], models: Path, record: Record) -> Record:
-    """Fetch every job and return the record with them. Raises `Problems` with all that failed.
+    """Fetch every job and return the record with them. Raises `DownloadFailed` with all that failed.
 
     A failure does not end the others: what is whole is kept and recorded.
     """
@@ -48,11 +48,11 @@ def fetch_all(hub: Hub, jobs: Sequence[Job], models: Path, record: Record) -> Re
         finally:
             meter.close()
     if problems:
-        raise Problems(problems)
+        raise DownloadFailed(problems)
     return record
 
 
-def _problem_of(future: Future[None], hub: Hub, job: Job) -> list[Problem]:
+def _problem_of(future: Future[None], hub: Hub, job: Job) -> list[DownloadProblem]:
     error = future.exception()
     if error is None:
         return []

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from trainer.faults import Fault, Faults
+from trainer.common.problems import Problem, Problems
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 TEXT_ENCODERS = "comfyanonymous/flux_text_encoders"
@@ -49,11 +49,11 @@ def base_model(schnell: bool = False, fp8: bool = False, only: Collection[str] =
 def lora(name: str) -> Wanted:
     """A LoRA named "owner/name" or, where the repository holds several, "owner/name/file.safetensors".
 
-    The first is kept as loras/name.safetensors, the second under its file's own name. Raises `Faults`.
+    The first is kept as loras/name.safetensors, the second under its file's own name. Raises `Problems`.
     """
     found = LORA.fullmatch(name.removeprefix("https://huggingface.co/").rstrip("/"))
     if found is None or ".." in name:
         hint = "as in --lora owner/name, or --lora owner/name/file.safetensors"
-        raise Faults([Fault(f"--lora {name}", "does not name a repository of the hub", hint)])
+        raise Problems([Problem(f"--lora {name}", "does not name a repository of the hub", hint)])
     target = PurePosixPath(found["source"] or "").name or f"{found['name']}.safetensors"
     return Wanted("lora", f"{found['owner']}/{found['name']}", found["source"] or "", f"loras/{target}")

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from trainer.kernels.neighbours import one_below_another
+from trainer.kernels.contiguous import one_below_another
 from trainer.kernels.trial import HAS_TRITON, is_right
 
 ROWS, COLUMNS = 128, 256  # of y that one program computes at a time

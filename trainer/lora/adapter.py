@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from trainer.rng import torch_generator
+from trainer.common.rng import torch_generator
 
 ADAPTER = "default"
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")

@@ -20,9 +20,9 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from trainer.kernels.heads import turned_heads, turns_heads
+from trainer.kernels.qk_norm_rope import turned_heads, turns_heads
+from trainer.lora.low_rank import place_together
 from trainer.lora.projection import adapters_of, are_alike, project
-from trainer.lora.thin import place_together
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -40,7 +40,7 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
 
 
 def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
-    """Let the adapters of layers that are multiplied together share one memory (`trainer.lora.thin`)."""
+    """Let the adapters of layers that are multiplied together share one memory (`trainer.lora.low_rank`)."""
     modulation = [_modulation_of_double(block) for block in transformer.transformer_blocks]
     modulation += [_modulation_of_single(block) for block in transformer.single_transformer_blocks]
     for group in [*layers_on_one_input(transformer), *modulation]:

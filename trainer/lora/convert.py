@@ -11,19 +11,12 @@ from pathlib import Path
 
 import torch
 
-from trainer.faults import Fault, Faults, raise_if_any
-from trainer.files import FULL_DISK_ERRORS
-from trainer.lora.file import (
-    LoraFile,
-    LoraModule,
-    diffusers_tensors,
-    load_lora,
-    with_unit_scale,
-    write_tensors,
-)
+from trainer.common.files import FULL_DISK_ERRORS
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.lora.file import LoraFile, LoraModule, diffusers_tensors, load_lora, with_unit_scale, write_tensors
 from trainer.lora.metadata import json_value, with_new_ranks
 from trainer.lora.names import kohya_clip_name
-from trainer.models.layout import SWAPPED_HALVES, bfl_module, diffusers_modules, kohya_name
+from trainer.models.names import SWAPPED_HALVES, bfl_module, diffusers_modules, kohya_name
 
 LAYOUTS = ("diffusers", "kohya")
 MLP_RATIO = 4  # of every FLUX.1
@@ -49,9 +42,9 @@ def convert(
     """Merge the sources if there are several, resize if a rank or an energy is given, and write.
 
     dtype: of the new file, the first source's when None; device: where SVDs are computed. Returns
-    lines that say what was done; raises Faults.
+    lines that say what was done; raises Problems.
     """
-    raise_if_any(_argument_faults(sources, layout, rank, energy) + _output_faults(output))
+    raise_if_any(_argument_problems(sources, layout, rank, energy) + _output_problems(output))
     loras = [load_lora(source.path) for source in sources]
     dtype = dtype or next(iter(loras[0].modules.values())).down.dtype
     lines = [f"{source.path}: {describe_ranks(lora)}" for source, lora in zip(sources, loras, strict=True)]
@@ -65,22 +58,22 @@ def convert(
     try:
         write_lora(output, lora, layout, dtype)
     except FULL_DISK_ERRORS as error:
-        raise Faults([_unwritable(output, error)]) from error
+        raise Problems([_unwritable(output, error)]) from error
     return [*lines, f"{output}: {layout} layout, {output.stat().st_size / 1e9:.3f} GB"]
 
 
-def _argument_faults(sources: Sequence[Source], layout: str, rank: int | None, energy: float | None) -> list[Fault]:
-    faults = [] if sources else [Fault("convert", "no file given")]
+def _argument_problems(sources: Sequence[Source], layout: str, rank: int | None, energy: float | None) -> list[Problem]:
+    problems = [] if sources else [Problem("convert", "no file given")]
     if layout not in LAYOUTS:
-        faults.append(Fault("--format", f"{layout!r} is not known", f"one of {', '.join(LAYOUTS)}"))
+        problems.append(Problem("--format", f"{layout!r} is not known", f"one of {', '.join(LAYOUTS)}"))
     if rank is not None and rank < 1:
-        faults.append(Fault("--rank", f"{rank} is not a rank", "1 or more"))
+        problems.append(Problem("--rank", f"{rank} is not a rank", "1 or more"))
     if energy is not None and not 0 < energy <= 1:
-        faults.append(Fault("--energy", f"{energy} is not a share", "above 0, at most 1; 0.99 is usual"))
-    return faults
+        problems.append(Problem("--energy", f"{energy} is not a share", "above 0, at most 1; 0.99 is usual"))
+    return problems
 
 
-def _output_faults(output: Path) -> list[Fault]:
+def _output_problems(output: Path) -> list[Problem]:
     """What is known to be in the way before minutes of SVD."""
     try:
         folder = next(folder for folder in output.parents if folder.exists())
@@ -93,9 +86,9 @@ def _output_faults(output: Path) -> list[Fault]:
     return [] if os.access(folder, os.W_OK | os.X_OK) else [_unwritable(output, f"{folder} is closed to you")]
 
 
-def _unwritable(output: Path, why: object) -> Fault:
+def _unwritable(output: Path, why: object) -> Problem:
     hint = "name a file, *.safetensors, in a folder that you may write to"
-    return Fault(f"--output={output}", f"cannot be written: {why}", hint)
+    return Problem(f"--output={output}", f"cannot be written: {why}", hint)
 
 
 def describe_ranks(lora: LoraFile) -> str:

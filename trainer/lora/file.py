@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from trainer.faults import Fault, Faults, raise_if_any
-from trainer.files import write_safetensors
+from trainer.common.files import write_safetensors
+from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.lora.adapter import file_module, linear_modules
 from trainer.lora.metadata import json_value, with_ranks
 from trainer.lora.names import Target, layout_of, resolve, split_key
-from trainer.models.layout import SWAPPED_HALVES, fused_parts
+from trainer.models.names import SWAPPED_HALVES, fused_parts
 from trainer.models.weights import Header, read_header
 
 MAX_HEADER_BYTES = 1 << 20  # ComfyUI does not show the metadata of a larger one
@@ -69,7 +69,7 @@ def save_lora(
 ) -> tuple[str, ...]:
     """Write what `adapter_parameters` and `adapter_alphas` give, atomically.
 
-    Returns the metadata keys that were left out to keep the header under 1 MiB. Raises `Faults`, and
+    Returns the metadata keys that were left out to keep the header under 1 MiB. Raises `Problems`, and
     leaves the file that may be there, when a number is not finite.
     """
     return write_lora(path, snapshot_lora(path, tensors, alphas, dtype), metadata)
@@ -80,7 +80,7 @@ def snapshot_lora(
 ) -> dict[str, torch.Tensor]:
     """A copy on the host of what the file at `path` will hold, which later training does not change.
 
-    Raises `Faults` when a number is not finite in `dtype`.
+    Raises `Problems` when a number is not finite in `dtype`.
     """
     modules = {
         name: LoraModule(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], alpha)
@@ -97,7 +97,7 @@ def snapshot_lora(
     are_finite = torch.stack([*finite.values()]).tolist()
     if broken := [name for name, good in zip(finite, are_finite, strict=True) if not good]:
         what = f"not written: {len(broken)} of {len(finite)} tensors hold numbers that are not finite, as {broken[0]}"
-        raise Faults([Fault(str(path), what, "lower --learning_rate; fp16 has a smaller range than bf16")])
+        raise Problems([Problem(str(path), what, "lower --learning_rate; fp16 has a smaller range than bf16")])
     return stored
 
 
@@ -171,7 +171,7 @@ def load_lora(path: Path) -> LoraFile:
     """Read a LoRA in our layout or in that of PEFT, ai-toolkit, kohya, ComfyUI, OneTrainer or SimpleTuner.
 
     A fused matrix (q, k, v and MLP in one) becomes one module for each part, with exactly the same
-    product. Raises Faults for a file that cannot be read or holds anything but plain LoRA of FLUX.1's
+    product. Raises Problems for a file that cannot be read or holds anything but plain LoRA of FLUX.1's
     linear layers or CLIP-L's.
     """
     return _understood(path, *_read(path))
@@ -186,7 +186,7 @@ def load_lora_shapes(path: Path) -> LoraFile:
 
 def _understood(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> LoraFile:
     found, unknown = _by_module(tensors)
-    raise_if_any([*_unknown_faults(path, unknown), *_shape_faults(path, found)])
+    raise_if_any([*_unknown_problems(path, unknown), *_shape_problems(path, found)])
     settings = json_value(metadata.get("lora_adapter_metadata"), dict) or {}
     modules: dict[str, LoraModule] = {}
     for name, roles in found.items():
@@ -199,7 +199,7 @@ def _understood(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[
         try:
             modules |= _split(target, module)
         except ValueError as error:
-            raise Faults([Fault(str(path), str(error))]) from error
+            raise Problems([Problem(str(path), str(error))]) from error
     return LoraFile(modules, metadata, layout_of(found))
 
 
@@ -208,7 +208,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         return load_file(path), header.metadata
     except (OSError, SafetensorError) as error:
-        raise Faults([Fault(str(path), f"cannot be read: {error}", WHOLE_FILE)]) from error
+        raise Problems([Problem(str(path), f"cannot be read: {error}", WHOLE_FILE)]) from error
 
 
 def _header(path: Path) -> Header:
@@ -216,7 +216,7 @@ def _header(path: Path) -> Header:
         return read_header(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise Faults([Fault(str(path), f"cannot be read: {reason}", WHOLE_FILE)]) from error
+        raise Problems([Problem(str(path), f"cannot be read: {reason}", WHOLE_FILE)]) from error
 
 
 def _by_module(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
@@ -231,23 +231,23 @@ def _by_module(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str,
     return found, unknown
 
 
-def _unknown_faults(path: Path, unknown: list[str]) -> list[Fault]:
+def _unknown_problems(path: Path, unknown: list[str]) -> list[Problem]:
     if not unknown:
         return []
     some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
     hint = "only plain LoRA of FLUX.1's and CLIP-L's linear layers is read: no DoRA, LoKr, LoHa, bias or T5"
-    return [Fault(str(path), f"tensors that are not understood: {some}", hint)]
+    return [Problem(str(path), f"tensors that are not understood: {some}", hint)]
 
 
-def _shape_faults(path: Path, found: Mapping[str, Mapping[str, torch.Tensor]]) -> Iterator[Fault]:
+def _shape_problems(path: Path, found: Mapping[str, Mapping[str, torch.Tensor]]) -> Iterator[Problem]:
     if not found:
-        yield Fault(str(path), "holds no LoRA", "give a file that a LoRA trainer wrote")
+        yield Problem(str(path), "holds no LoRA", "give a file that a LoRA trainer wrote")
     for name, roles in found.items():
         if not roles.keys() >= {"down", "up"}:
-            yield Fault(str(path), f"{name} has {' and '.join(roles)} only", "the file is not complete")
+            yield Problem(str(path), f"{name} has {' and '.join(roles)} only", "the file is not complete")
         elif roles["down"].ndim != 2 or roles["up"].ndim != 2 or len(roles["down"]) != roles["up"].shape[1]:
             shapes = f"down {list(roles['down'].shape)} and up {list(roles['up'].shape)}"
-            yield Fault(str(path), f"{name}: {shapes} do not fit together")
+            yield Problem(str(path), f"{name}: {shapes} do not fit together")
 
 
 def _header_alpha(settings: Mapping[str, Any], module: str) -> float | None:
@@ -280,7 +280,7 @@ def ranks_from(lora: LoraFile, model: nn.Module) -> dict[str, int]:
 def copy_into(lora: LoraFile, parameters: Mapping[str, nn.Parameter], alphas: Mapping[str, float], where: str) -> None:
     """Start training from a file: fill what `adapter_parameters` and `adapter_alphas` name.
 
-    The weight change stays the file's, whatever alpha is here. Raises Faults, and changes nothing, when
+    The weight change stays the file's, whatever alpha is here. Raises Problems, and changes nothing, when
     the modules or ranks differ; where: the flag or file to name in them.
     """
     raise_if_any(misfits(lora, {name: parameter.shape for name, parameter in parameters.items()}, where))
@@ -290,24 +290,24 @@ def copy_into(lora: LoraFile, parameters: Mapping[str, nn.Parameter], alphas: Ma
         parameters[f"{name}.lora_B.weight"].data.copy_(module.up.float() * (module.scale * len(down) / alpha))
 
 
-def misfits(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[Fault]:
-    """Why a file cannot start a run of adapter tensors with these names and shapes: one fault of each kind."""
+def misfits(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[Problem]:
+    """Why a file cannot start a run of adapter tensors with these names and shapes: one problem of each kind."""
     ours = {name.rsplit(".lora_", 1)[0] for name in shapes}
-    faults = []
+    problems = []
     for here, there, names in (
         ("the file", "this run", lora.modules.keys() - ours),
         ("this run", "the file", ours - lora.modules.keys()),
     ):
         if names:
-            faults.append(
-                Fault(where, f"{_first_of(names)} adapted in {here} but not in {there}", _layers_hint(names, here))
+            problems.append(
+                Problem(where, f"{_first_of(names)} adapted in {here} but not in {there}", _layers_hint(names, here))
             )
     both = [name for name in sorted(lora.modules) if name in ours]
     ranks = {name: (lora.modules[name].rank, shapes[f"{name}.lora_A.weight"][0]) for name in both}
     if other := {name: pair for name, pair in ranks.items() if pair[0] != pair[1]}:
         theirs, mine = (_numbers(pair[side] for pair in other.values()) for side in (0, 1))
         what = f"{_first_of(other)} of rank {theirs} in the file and {mine} in this run"
-        faults.append(Fault(where, what, FROM_FILE))
+        problems.append(Problem(where, what, FROM_FILE))
     widths = {
         name: (file, run)
         for name in both
@@ -317,8 +317,8 @@ def misfits(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], where: str) -
     if widths:
         (file, run), *_ = widths.values()
         what = f"{_first_of(widths)} of another size: {file} in the file and {run} in this run"
-        faults.append(Fault(where, what, "the file belongs to another base model"))
-    return faults
+        problems.append(Problem(where, what, "the file belongs to another base model"))
+    return problems
 
 
 def _layers_hint(names: Iterable[str], adapted_in: str) -> str:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.fp8 import LowRank
+from trainer.kernels.low_rank import down_gradient_of_8_bits, hidden_of_8_bits
 from trainer.kernels.quantize import FP8, quantize_rows, quantize_side_by_side
-from trainer.kernels.thin import down_gradient_of_8_bits, hidden_of_8_bits
-from trainer.lora.thin import (
+from trainer.lora.low_rank import (
     columns_of,
     empty_gradients,
     gelu_gradient,

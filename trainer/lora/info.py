@@ -15,7 +15,7 @@ KNOWN_PREFIXES = ("ss_", "sshs_", "modelspec.", "flux_dreambooth", "lora_adapter
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """All that can be said of a LoRA file without its base model; plain JSON. Raises Faults."""
+    """All that can be said of a LoRA file without its base model; plain JSON. Raises Problems."""
     lora = load_lora(path)
     metadata = lora.metadata
     return {

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from trainer import __version__
-from trainer.clock import now
+from trainer.common.clock import now
 from trainer.config import TrainConfig
-from trainer.data.config import DatasetSection, SubsetConfig
 from trainer.data.dataset import TrainingData
+from trainer.data.dataset_file import DatasetSection, SubsetConfig
 from trainer.data.samples import Sample
 
 OURS = "flux_dreambooth"  # the key that holds concepts and settings as JSON

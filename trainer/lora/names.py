@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trainer.models.layout import DOUBLE_BLOCK, OUTSIDE_BLOCKS, SINGLE_BLOCK, bfl_from_kohya, diffusers_modules
+from trainer.models.names import DOUBLE_BLOCK, OUTSIDE_BLOCKS, SINGLE_BLOCK, bfl_from_kohya, diffusers_modules
 
 ROLES = {
     ".lora_A.weight": "down",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.faults import Fault, Faults, raise_if_any
-from trainer.models.layout import bfl_module, kohya_name
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.models.names import bfl_module, kohya_name
 
 _WHERE = "--network_args"
 _TYPES = ("img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "single", "single_mod")
@@ -78,23 +78,23 @@ class NetworkArgs:
 
 
 def parse_network_args(words: Sequence[str]) -> NetworkArgs:
-    """Settings of `key=value` words. Raises Faults that name every bad one."""
+    """Settings of `key=value` words. Raises Problems that name every bad one."""
     values: dict[str, Any] = {}
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     for word in words:
         key, equals, text = (part.strip() for part in word.partition("="))
         if not equals:
-            faults.append(Fault(_WHERE, f"{word!r} has no =", "write key=value"))
+            problems.append(Problem(_WHERE, f"{word!r} has no =", "write key=value"))
         elif key not in _PARSERS:
-            faults.append(_unknown(key))
+            problems.append(_unknown(key))
         elif key in values:
-            faults.append(Fault(_WHERE, f"{key} is given twice", "keep one of them"))
+            problems.append(Problem(_WHERE, f"{key} is given twice", "keep one of them"))
         else:
             try:
                 values[key] = _PARSERS[key](text)
             except ValueError as error:
-                faults.append(Fault(_WHERE, f"{key} {error}"))
-    raise_if_any(faults)
+                problems.append(Problem(_WHERE, f"{key} {error}"))
+    raise_if_any(problems)
     return _assemble(values)
 
 
@@ -116,7 +116,7 @@ def _assemble(values: dict[str, Any]) -> NetworkArgs:
 def layer_ranks(modules: Sequence[str], network_dim: int, args: NetworkArgs) -> dict[str, int]:
     """The rank of each module that is adapted, in the order given; the others are left out.
 
-    modules: diffusers' names, like `transformer_blocks.0.attn.to_q`. Raises Faults for a setting that
+    modules: diffusers' names, like `transformer_blocks.0.attn.to_q`. Raises Problems for a setting that
     reaches no layer, since it would else be ignored.
     """
     candidates = [name for name in modules if args.train_blocks in ("all", _place(name)[0])]
@@ -124,7 +124,7 @@ def layer_ranks(modules: Sequence[str], network_dim: int, args: NetworkArgs) -> 
     ranks = {name: _rank(name, network_dim, args) for name in candidates}
     kept = {name: rank for name, rank in ranks.items() if rank > 0}
     if not kept:
-        raise Faults([Fault(_WHERE, "no layer is left to adapt", "loosen the blocks, or give a rank above 0")])
+        raise Problems([Problem(_WHERE, "no layer is left to adapt", "loosen the blocks, or give a rank above 0")])
     return kept
 
 
@@ -151,31 +151,31 @@ def _matches(regex: str, name: str) -> bool:
     return bool(re.search(regex, name) or re.search(regex, kohya_name(bfl_module(name)[0])))
 
 
-def _unreached(candidates: Sequence[str], args: NetworkArgs) -> list[Fault]:
+def _unreached(candidates: Sequence[str], args: NetworkArgs) -> list[Problem]:
     places = [_place(name) for name in candidates]
-    faults = []
+    problems = []
     for blocks, selected in (("double", args.double_blocks), ("single", args.single_blocks)):
         there = {index for each, index, _ in places if each == blocks}
         if missing := sorted((selected or set()) - there):
             has = f"there are blocks 0-{max(there)}" if there else f"train_blocks={args.train_blocks} leaves none"
             what = f"train_{blocks}_block_indices names {', '.join(map(str, missing))}"
-            faults.append(Fault(_WHERE, what, has))
+            problems.append(Problem(_WHERE, what, has))
     types = {layer_type for _, _, layer_type in places}
     for layer_type in args.type_ranks.keys() - types:
         hint = "leave it out, or choose other train_blocks"
-        faults.append(Fault(_WHERE, f"{layer_type}_dim reaches no layer", hint))
+        problems.append(Problem(_WHERE, f"{layer_type}_dim reaches no layer", hint))
     for regex, _ in args.reg_dims:
         if not any(_matches(regex, name) for name in candidates):
             hint = "names look like lora_unet_double_blocks_0_img_attn_qkv or transformer_blocks.0.attn.to_q"
-            faults.append(Fault(_WHERE, f"network_reg_dims: {regex!r} matches no layer", hint))
-    return faults
+            problems.append(Problem(_WHERE, f"network_reg_dims: {regex!r} matches no layer", hint))
+    return problems
 
 
-def _unknown(key: str) -> Fault:
+def _unknown(key: str) -> Problem:
     if key in REFUSED_KEYS:
-        return Fault(_WHERE, f"{key} is not supported", REFUSED_KEYS[key])
+        return Problem(_WHERE, f"{key} is not supported", REFUSED_KEYS[key])
     near = difflib.get_close_matches(key, [*KEYS, *REFUSED_KEYS], n=1)
-    return Fault(_WHERE, f"{key} is no key", f"did you mean {near[0]}?" if near else f"known: {', '.join(KEYS)}")
+    return Problem(_WHERE, f"{key} is no key", f"did you mean {near[0]}?" if near else f"known: {', '.join(KEYS)}")
 
 
 # --- values: each takes the text and raises ValueError

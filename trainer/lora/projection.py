@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trainer.kernels.quantize import FP8, gelu
 from trainer.lora.adapter import ADAPTER, DownLinear
 from trainer.lora.fp8_projection import project_fp8
-from trainer.lora.thin import (
+from trainer.lora.low_rank import (
     columns_of,
     down_gradient,
     empty_gradients,

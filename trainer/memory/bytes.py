@@ -23,6 +23,8 @@ from trainer.models.quantized import Precision, Storage
 # Gradients of activations that are alive at once within a block, in widths per token: an MLP's (4 and 4,
 # or 5 and 4 in a single block), attention's four and the residual's. Measured: 0.4 GiB at 1024 px.
 WORK_WIDTHS = 14
+ROOM = 3 << 29  # bytes that stay free beside recorded CUDA graphs, for all that comes between steps
+LEAST_ROOM = ROOM // 2  # what the optimizer's work must find there
 GIB = 2**30
 
 

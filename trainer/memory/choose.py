@@ -9,22 +9,12 @@ from typing import get_args
 import psutil
 import torch
 
+from trainer.common.text import in_seconds
 from trainer.config import TrainConfig
-from trainer.cuda_graphs import ROOM
-from trainer.estimate import in_seconds
-from trainer.memory.bytes import (
-    GIB,
-    Choice,
-    StepBytes,
-    Work,
-    copied_bytes,
-    host_bytes,
-    step_bytes,
-    step_flops,
-)
+from trainer.memory.bytes import GIB, ROOM, Choice, StepBytes, Work, copied_bytes, host_bytes, step_bytes, step_flops
 from trainer.memory.record import Measured
 from trainer.models.offload import swappable_order
-from trainer.models.quantized import Precision, Storage, precision_faults
+from trainer.models.quantized import Precision, Storage, precision_problems
 from trainer.models.weights import shares_host_memory
 
 MARGIN = 0.03  # of the peak: what lies between torch's blocks of memory
@@ -118,7 +108,7 @@ def allowed_by(config: TrainConfig, num_blocks: int, gpu: Device | None, device:
 def _possible(device: torch.device) -> tuple[Precision, ...]:
     if device.type != "cuda":
         return ("bf16",)
-    return tuple(name for name in PRECISIONS if not precision_faults(name, device))
+    return tuple(name for name in PRECISIONS if not precision_problems(name, device))
 
 
 def _storages(precision: Precision, device: torch.device) -> Iterator[Storage]:

@@ -1,4 +1,4 @@
-"""A first step that does not fit is taken again with a plan that takes less; a later one is a fault."""
+"""A first step that does not fit is taken again with a plan that takes less; a later one is a problem."""
 
 import gc
 import logging
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from trainer.faults import Fault, Faults
+from trainer.common.problems import Problem, Problems
 from trainer.memory.bytes import GIB
 from trainer.memory.choose import MemoryPlan, in_words
 
@@ -45,7 +45,7 @@ def until_it_fits(run: CanShrink, gradient: Callable[[], T], update: Callable[[T
     """The two halves of the first step; where memory runs out in either, both again with a smaller plan.
 
     Several processes agree after each half, so that all of them begin again or none does; so `gradient`
-    must not wait for other processes. Raises `Faults` when there is no smaller plan.
+    must not wait for other processes. Raises `Problems` when there is no smaller plan.
     """
     while True:
         first = _try(gradient)
@@ -76,7 +76,7 @@ def _all(fits: bool, accelerator: Accelerator) -> bool:
 def _begin_again(run: CanShrink) -> None:
     memory = run.memory.smaller()
     if memory is None:
-        raise Faults([out_of_memory("the first step", run.memory)])
+        raise Problems([out_of_memory("the first step", run.memory)])
     on_gpu = run.accelerator.device.type == "cuda"
     reached = f", with {_reached(run.accelerator.device)}" if on_gpu else ""
     words = in_words(memory.work, memory.choice)
@@ -102,10 +102,10 @@ def room_for(num_bytes: int, device: torch.device) -> Iterator[None]:
     del held
 
 
-def out_of_memory(where: str, memory: MemoryPlan) -> Fault:
+def out_of_memory(where: str, memory: MemoryPlan) -> Problem:
     """What can be done when a step does not fit."""
     smaller = memory.smaller()
     if smaller is None:
-        return Fault(where, "out of memory", f"take {LESS}, or less of something else on the device")
+        return Problem(where, "out of memory", f"take {LESS}, or less of something else on the device")
     flags = f"--checkpoint_blocks={smaller.choice.checkpointed} --blocks_to_swap={smaller.choice.swapped}"
-    return Fault(where, "out of memory", f"resume with {flags}, or take {LESS}")
+    return Problem(where, "out of memory", f"resume with {flags}, or take {LESS}")

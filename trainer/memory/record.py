@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.estimate import in_seconds
-from trainer.files import write_text
+from trainer.common.files import write_text
+from trainer.common.text import in_seconds
 
 log = logging.getLogger(__name__)
 FILE = "measured.json"

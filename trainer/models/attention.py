@@ -25,7 +25,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainer.faults import Fault, Faults
+from trainer.common.problems import Problem, Problems
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.1  # two right kernels differ by about 0.01 in bfloat16, a wrong one by about 1
@@ -54,7 +54,7 @@ def choose_attention(
 
     shapes: (pictures, image tokens) of a batch, and how often there is one; masked: whether text is
     masked; timed: else the first right one, torch's own choice before others. Call it before adapters
-    are added. Raises `Faults` when no kernel is right.
+    are added. Raises `Problems` when no kernel is right.
     """
     if transformer.device.type != "cuda":
         return
@@ -65,7 +65,7 @@ def choose_attention(
     right = [name for name in labels if _is_right(transformer, name, labels[name], txt_length, lengths, masked)]
     if not right:
         what = f"attention over {txt_length + lengths[-1]} tokens has wrong gradients with torch {torch.__version__}"
-        raise Faults([Fault(str(transformer.device), what, "use another version of torch or of the driver")])
+        raise Problems([Problem(str(transformer.device), what, "use another version of torch or of the driver")])
     usual = sorted(shapes, key=lambda shape: -shapes[shape])[:SHAPES_TIMED]
     times = dict.fromkeys(right, 0.0)
     if timed and len(right) > 1:

@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from trainer.faults import Fault, Faults, raise_if_any
-from trainer.models.layout import autoencoder_to_diffusers, strip_prefix, transformer_to_diffusers
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.models.names import autoencoder_to_diffusers, strip_prefix, transformer_to_diffusers
 from trainer.models.quantized import Precision, QuantizedLinear, Storage, allocate, fill, make_quantized, say_storage
 from trainer.models.weights import Header, read_header, stream_tensors, weight_names
 
@@ -52,7 +52,7 @@ def load_transformer(
 
     base: how the blocks' linear layers are kept, bf16 meaning dtype; each is quantised on the device as it
     arrives. waiting: how the names begin of what is then kept in host memory. joined: which layers of it read one
-    input, to be stored as one in fp8 (`quantized.allocate`). Raises `Faults` naming every tensor that is missing,
+    input, to be stored as one in fp8 (`quantized.allocate`). Raises `Problems` naming every tensor that is missing,
     unexpected or of another shape.
     """
     plan = plan_module(_header(path), plan_transformer)
@@ -69,18 +69,18 @@ def load_transformer(
 
 
 def load_autoencoder(path: Path, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
-    """FLUX.1's autoencoder, frozen. Raises `Faults`."""
+    """FLUX.1's autoencoder, frozen. Raises `Problems`."""
     return _fill(plan_module(_header(path), plan_autoencoder), device, dtype)
 
 
 def load_clip(path: Path, device: torch.device | str, dtype: torch.dtype, eos_token_id: int) -> CLIPTextModel:
-    """CLIP-L's text encoder, frozen; the state at `eos_token_id` is its pooled output. Raises `Faults`."""
+    """CLIP-L's text encoder, frozen; the state at `eos_token_id` is its pooled output. Raises `Problems`."""
     plan = plan_module(_header(path), lambda header: plan_clip(header, eos_token_id))
     return _fill(plan, device, dtype)
 
 
 def load_t5(path: Path, device: torch.device | str, dtype: torch.dtype) -> T5EncoderModel:
-    """T5 v1.1's encoder, frozen. Raises `Faults`."""
+    """T5 v1.1's encoder, frozen. Raises `Problems`."""
     return _fill(plan_module(_header(path), plan_t5), device, dtype)
 
 
@@ -90,17 +90,17 @@ def is_schnell(path: Path) -> bool:
 
 
 def plan_module(header: Header, plan: Callable[[Header], Plan]) -> Plan:
-    """`plan(header)`, with sizes that no module can have told as `Faults`."""
+    """`plan(header)`, with sizes that no module can have told as `Problems`."""
     try:
         return plan(header)
-    except Faults:
+    except Problems:
         raise
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         what = f"the sizes of its tensors do not fit together ({error})"
-        raise Faults([Fault(str(header.path), what, "download the original file again")]) from error
+        raise Problems([Problem(str(header.path), what, "download the original file again")]) from error
 
 
-def missing_or_unexpected(plan: Plan) -> list[Fault]:
+def missing_or_unexpected(plan: Plan) -> list[Problem]:
     """What keeps a file from filling its module exactly; reads no weights."""
     found: dict[str, tuple[int, ...]] = {}
     unexpected = []
@@ -124,7 +124,7 @@ def missing_or_unexpected(plan: Plan) -> list[Fault]:
     kind = type(plan.module).__name__
     told = (("lacks", missing), ("has unexpected", unexpected), ("has tensors of another shape", misshapen))
     return [
-        Fault(where, f"as {kind} it {what}: {_some(names)}", "download the original file again")
+        Problem(where, f"as {kind} it {what}: {_some(names)}", "download the original file again")
         for what, names in told
         if names
     ]
@@ -276,14 +276,14 @@ def _on_meta(build: Callable[[], nn.Module]) -> Any:
 
 
 class _Shapes(dict[str, tuple[int, ...]]):
-    """The shapes of a file's tensors by unprefixed name; one that is not there is the user's fault."""
+    """The shapes of a file's tensors by unprefixed name; one that is not there is the user's problem."""
 
     def __init__(self, header: Header):
         super().__init__({strip_prefix(name): info.shape for name, info in header.tensors.items()})
         self.path = header.path
 
     def __missing__(self, name: str) -> tuple[int, ...]:
-        raise Faults([Fault(str(self.path), f"has no tensor {name}", "is it the file that this flag wants?")])
+        raise Problems([Problem(str(self.path), f"has no tensor {name}", "is it the file that this flag wants?")])
 
     def count(self, pattern: str) -> int:
         """One more than the largest number that the pattern finds at the start of a name."""
@@ -300,14 +300,14 @@ def _rotary_axes(header: Header, head_dim: int) -> tuple[int, int, int]:
         axes = ()
     if len(axes) != 3 or sum(axes) != head_dim:
         what = f"heads are {head_dim} wide and metadata axes_dims_rope is {stated!r}"
-        raise Faults([Fault(str(header.path), what, f'write three numbers of sum {head_dim}, as "[16, 56, 56]"')])
+        raise Problems([Problem(str(header.path), what, f'write three numbers of sum {head_dim}, as "[16, 56, 56]"')])
     return axes[0], axes[1], axes[2]
 
 
 def _metadata_int(header: Header, key: str, default: int) -> int:
     stated = header.metadata.get(key, str(default))
     if not stated.isdecimal() or int(stated) < 1:
-        raise Faults([Fault(str(header.path), f"metadata {key} is {stated!r}", "write a whole number above 0")])
+        raise Problems([Problem(str(header.path), f"metadata {key} is {stated!r}", "write a whole number above 0")])
     return int(stated)
 
 
@@ -315,7 +315,7 @@ def _header(path: Path) -> Header:
     try:
         return read_header(path)
     except (ValueError, OSError) as error:
-        raise Faults([Fault(str(path), str(error), "download the file again")]) from error
+        raise Problems([Problem(str(path), str(error), "download the file again")]) from error
 
 
 def _some(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import nn
 
-from trainer.faults import Fault
+from trainer.common.problems import Problem
 from trainer.kernels.quantize import FP8, INT8, quantize_rows
 from trainer.models import products
 
@@ -189,29 +189,31 @@ def say_storage(storage: Storage, device: torch.device | str) -> None:
         log.warning("on the CPU %s gives a GPU's numbers, not its speed", storage.precision)
 
 
-def precision_faults(precision: Precision, device: torch.device | None = None) -> list[Fault]:
+def precision_problems(precision: Precision, device: torch.device | None = None) -> list[Problem]:
     """Why a device cannot train with a base in this precision; it is tried there on small numbers.
 
     device: the GPU if there is one.
     """
     where = f"--base_precision={precision}"
     if precision == "nf4" and find_spec("bitsandbytes") is None:
-        return [Fault(where, "needs bitsandbytes, which is not installed", f"{BITSANDBYTES}, or use another precision")]
+        return [
+            Problem(where, "needs bitsandbytes, which is not installed", f"{BITSANDBYTES}, or use another precision")
+        ]
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "bf16" or device.type != "cuda":
         return []
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     hint = alternative(precision, capability)
     if capability < LEAST_CAPABILITY.get(precision, (0, 0)):
-        return [Fault(where, f"{name} has no {precision} products", hint)]
+        return [Problem(where, f"{name} has no {precision} products", hint)]
     if precision == "fp8" and capability[0] == HALF_RATE_FP8:
-        return [Fault(where, f"{name} multiplies fp8 with one scale per row at half its rate", hint)]
+        return [Problem(where, f"{name} multiplies fp8 with one scale per row at half its rate", hint)]
     try:
         error = product_error(precision, device)
     except RuntimeError as refused:
-        return [Fault(where, f"torch {torch.__version__} refuses it on {name}: {_first_line(refused)}", hint)]
+        return [Problem(where, f"torch {torch.__version__} refuses it on {name}: {_first_line(refused)}", hint)]
     if not error < TOLERANCE:
-        return [Fault(where, f"torch {torch.__version__} computes it wrongly on {name}", hint)]
+        return [Problem(where, f"torch {torch.__version__} computes it wrongly on {name}", hint)]
     return []
 
 

@@ -14,9 +14,9 @@ from transformers import (
     T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+from trainer.common.files import out_of_reach
+from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig
-from trainer.faults import Fault, Faults
-from trainer.files import out_of_reach
 
 CLIP_LENGTH = 77
 CLIP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # as in the FLUX.1-dev repository
@@ -35,10 +35,10 @@ class Tokenizers:
 def load_tokenizers(folder: Path) -> Tokenizers:
     """Load both from `folder`/tokenizer and `folder`/tokenizer_2, from disk alone.
 
-    Raises `Faults` naming the files that are missing or cannot be read.
+    Raises `Problems` naming the files that are missing or cannot be read.
     """
-    if faults := _missing_files(folder):
-        raise Faults(faults)
+    if problems := _missing_files(folder):
+        raise Problems(problems)
     return Tokenizers(
         clip=_load(CLIPTokenizer, folder / CLIP_FOLDER),
         t5=_load(T5TokenizerFast, folder / T5_FOLDER),
@@ -101,15 +101,17 @@ def _load(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the library raises many kinds for a damaged file
-        raise Faults([Fault(str(folder), f"cannot be read as a tokenizer: {error}", "download it again")]) from error
+        raise Problems(
+            [Problem(str(folder), f"cannot be read as a tokenizer: {error}", "download it again")]
+        ) from error
 
 
-def _missing_files(folder: Path) -> list[Fault]:
+def _missing_files(folder: Path) -> list[Problem]:
     wanted = [folder / CLIP_FOLDER / name for name in CLIP_FILES] + [folder / T5_FOLDER / name for name in T5_FILES]
     hint = "give --tokenizer_dir, a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
     unseen = {path: f"cannot be looked at: {why}" for path in wanted if (why := out_of_reach(path))}
     missing = {path: "there is no such file" for path in wanted if path not in unseen and not path.is_file()}
-    return [Fault(str(path), what, hint) for path, what in {**unseen, **missing}.items()]
+    return [Problem(str(path), what, hint) for path, what in {**unseen, **missing}.items()]
 
 
 def _fingerprint(folder: Path) -> str:

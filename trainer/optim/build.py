@@ -17,8 +17,8 @@ from transformers.optimization import (
     get_wsd_schedule,
 )
 
+from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.config import TrainConfig
-from trainer.faults import Fault, Faults, raise_if_any
 
 OPTIMIZERS = {
     "adamw": "torch.optim.AdamW",
@@ -45,34 +45,34 @@ Groups = list[dict[str, Any]]
 def build_optimizer(config: TrainConfig, groups: Groups) -> Optimizer:
     """The optimizer of `--optimizer_type` over parameter groups (`params` and, where it differs, `lr`).
 
-    Build it after the weights are loaded: Prodigy remembers where they started. Raises Faults.
+    Build it after the weights are loaded: Prodigy remembers where they started. Raises Problems.
     """
-    raise_if_any(optimizer_faults(config))
+    raise_if_any(optimizer_problems(config))
     cls = _optimizer_class(config.optimizer_type)
     groups = [{"lr": config.transformer_lr, **group} for group in groups]
-    raise_if_any(rate_faults(config, [group["lr"] for group in groups]))
+    raise_if_any(rate_problems(config, [group["lr"] for group in groups]))
     try:
         return cls(groups, lr=config.transformer_lr, **_merged_args(config))
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise Faults([Fault("--optimizer_args", f"{config.optimizer_type} refuses them: {error}")]) from error
+        raise Problems([Problem("--optimizer_args", f"{config.optimizer_type} refuses them: {error}")]) from error
 
 
-def optimizer_faults(config: TrainConfig) -> list[Fault]:
+def optimizer_problems(config: TrainConfig) -> list[Problem]:
     """What is wrong with --optimizer_type and --optimizer_args; needs no parameters."""
     try:
         cls = _optimizer_class(config.optimizer_type)
-    except Faults as found:
-        return list(found.faults)
-    given, faults = _parse_args(config.optimizer_args)
+    except Problems as found:
+        return list(found.problems)
+    given, problems = _parse_args(config.optimizer_args)
     accepted = _accepted_args(cls)
     for name in given:
         if accepted is not None and name not in accepted:
             hint = "use --learning_rate" if name == "lr" else f"accepted: {', '.join(accepted)}"
-            faults.append(Fault("--optimizer_args", f"{config.optimizer_type} has no argument {name!r}", hint))
+            problems.append(Problem("--optimizer_args", f"{config.optimizer_type} has no argument {name!r}", hint))
     if given.get("relative_step") and _lower(config) == "adafactor":
         hint = "leave it out, and choose --learning_rate and --lr_scheduler"
-        faults.append(Fault("--optimizer_args", "relative_step would replace --lr_scheduler", hint))
-    return faults
+        problems.append(Problem("--optimizer_args", "relative_step would replace --lr_scheduler", hint))
+    return problems
 
 
 def optimizer_notices(config: TrainConfig) -> list[str]:
@@ -88,10 +88,10 @@ def optimizer_notices(config: TrainConfig) -> list[str]:
 def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
     """The schedule of `--lr_scheduler`; one `step()` per optimizer step of a run of `total_steps`.
 
-    Warm-up and decay below 1 are shares of `total_steps`. Raises Faults. accelerate must not wrap it:
+    Warm-up and decay below 1 are shares of `total_steps`. Raises Problems. accelerate must not wrap it:
     with several processes it would step several times.
     """
-    raise_if_any(lr_scheduler_faults(config, total_steps))
+    raise_if_any(lr_scheduler_problems(config, total_steps))
     name, warmup = config.lr_scheduler, _steps(config.lr_warmup_steps, total_steps)
     cycles, floor = config.lr_scheduler_num_cycles, config.lr_scheduler_min_lr_ratio or 0.0
     if name == "inverse_sqrt":
@@ -120,37 +120,37 @@ def build_lr_scheduler(config: TrainConfig, optimizer: Optimizer, total_steps: i
     )
 
 
-def lr_scheduler_faults(config: TrainConfig, total_steps: int) -> list[Fault]:
+def lr_scheduler_problems(config: TrainConfig, total_steps: int) -> list[Problem]:
     """What is wrong with the schedule's settings for a run of `total_steps` optimizer steps."""
-    name, faults = config.lr_scheduler, []
+    name, problems = config.lr_scheduler, []
     warmup, decay = _steps(config.lr_warmup_steps, total_steps), _steps(config.lr_decay_steps, total_steps)
     if warmup + decay > total_steps:
         what = f"{warmup} warm-up and {decay} decay steps do not fit into {total_steps} optimizer steps"
-        faults.append(Fault("--lr_warmup_steps", what, "a number below 1 is a share of the run, like 0.05"))
+        problems.append(Problem("--lr_warmup_steps", what, "a number below 1 is a share of the run, like 0.05"))
     if name == "constant" and warmup:
-        faults.append(Fault("--lr_warmup_steps", "constant has no warm-up", "--lr_scheduler constant_with_warmup"))
+        problems.append(Problem("--lr_warmup_steps", "constant has no warm-up", "--lr_scheduler constant_with_warmup"))
     if name == "warmup_stable_decay" and not decay:
-        faults.append(Fault("--lr_decay_steps", "warmup_stable_decay needs them", "--lr_decay_steps 0.2 is usual"))
+        problems.append(Problem("--lr_decay_steps", "warmup_stable_decay needs them", "--lr_decay_steps 0.2 is usual"))
     if name != "warmup_stable_decay" and decay:
-        faults.append(Fault("--lr_decay_steps", f"{name} has none", "--lr_scheduler warmup_stable_decay"))
+        problems.append(Problem("--lr_decay_steps", f"{name} has none", "--lr_scheduler warmup_stable_decay"))
     flag, rate = _transformer_rate(config)
     if name == "polynomial" and rate <= 1e-7:
-        faults.append(Fault(flag, "polynomial ends at 1e-7 and must start above it"))
-    return faults
+        problems.append(Problem(flag, "polynomial ends at 1e-7 and must start above it"))
+    return problems
 
 
 def _transformer_rate(config: TrainConfig) -> tuple[str, float]:
     return "--learning_rate" if config.unet_lr is None else "--unet_lr", config.transformer_lr
 
 
-def rate_faults(config: TrainConfig, rates: Iterable[float]) -> list[Fault]:
+def rate_problems(config: TrainConfig, rates: Iterable[float]) -> list[Problem]:
     """What is wrong with the learning rates of all that is trained (0: not trained), for this optimizer."""
     different = sorted({*rates} - {0.0})
     if _lower(config) != "prodigy" or len(different) < 2:
         return []
     what = f"Prodigy has one step size for all, not {', '.join(map(str, different))}"
     hint = "set --unet_lr and --text_encoder_lr equal or 0, without loraplus ratios, or use AdamW"
-    return [Fault("--optimizer_type", what, hint)]
+    return [Problem("--optimizer_type", what, hint)]
 
 
 def _lower(config: TrainConfig) -> str:
@@ -162,18 +162,18 @@ def _optimizer_class(name: str) -> Callable[..., Optimizer]:
     path = OPTIMIZERS.get(name.lower()) or (f"torch.optim.{own_name}" if own_name else name)
     module, _, attribute = path.rpartition(".")
     if not module:
-        raise Faults([Fault("--optimizer_type", f"{name!r} is not known", _nearest(name, _known_names()))])
+        raise Problems([Problem("--optimizer_type", f"{name!r} is not known", _nearest(name, _known_names()))])
     if "schedulefree" in path.lower():
         hint = "use Prodigy, or AdamW with --ema_decay"
-        raise Faults([Fault("--optimizer_type", "schedule-free optimizers are not supported", hint)])
+        raise Problems([Problem("--optimizer_type", "schedule-free optimizers are not supported", hint)])
     try:
         return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         package = module.split(".")[0]
         hint = EXTRAS.get(package, f"install the package that has {package}")
-        raise Faults([Fault("--optimizer_type", f"{name} needs {package}: {error}", hint)]) from error
+        raise Problems([Problem("--optimizer_type", f"{name} needs {package}: {error}", hint)]) from error
     except AttributeError:
-        raise Faults([Fault("--optimizer_type", f"{module} has no {attribute!r}")]) from None
+        raise Problems([Problem("--optimizer_type", f"{module} has no {attribute!r}")]) from None
 
 
 def _torch_name(name: str) -> str | None:
@@ -189,9 +189,9 @@ def _known_names() -> list[str]:
     return sorted({*OPTIMIZERS, *map(str.lower, _torch_optimizers())})
 
 
-def _parse_args(given: tuple[str, ...]) -> tuple[dict[str, Any], list[Fault]]:
+def _parse_args(given: tuple[str, ...]) -> tuple[dict[str, Any], list[Problem]]:
     """kohya's `key=value`, values as Python literals (`betas=0.9,0.99`, `decouple=True`)."""
-    parsed, faults = {}, []
+    parsed, problems = {}, []
     for text in given:
         name, equals, value = text.partition("=")
         try:
@@ -200,8 +200,8 @@ def _parse_args(given: tuple[str, ...]) -> tuple[dict[str, Any], list[Fault]]:
             parsed[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
             hint = 'like weight_decay=0.01, betas=0.9,0.99 or name="text"'
-            faults.append(Fault("--optimizer_args", f"{text!r} is not name=value", hint))
-    return parsed, faults
+            problems.append(Problem("--optimizer_args", f"{text!r} is not name=value", hint))
+    return parsed, problems
 
 
 def _merged_args(config: TrainConfig) -> dict[str, Any]:

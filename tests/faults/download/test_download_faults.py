@@ -12,7 +12,7 @@ import pytest
 from tests.fake_hub import PAGE, Cut, FakeHub
 from tests.hub_files import DEV, MIB, OTHER_TOKEN, download, models_here, parts_here
 from trainer.hub import fetch
-from trainer.hub.problems import Status
+from trainer.hub.errors import Status
 
 FLUX = "flux1-dev.safetensors"
 
@@ -84,7 +84,7 @@ def test_public_files_need_no_login(monkeypatch):
 
 
 def test_too_little_room_is_said_before_a_byte_is_fetched(hub, monkeypatch, said):
-    monkeypatch.setattr("trainer.disk.free_bytes", lambda _: 3 * MIB)
+    monkeypatch.setattr("trainer.common.disk.free_bytes", lambda _: 3 * MIB)
     assert download() == Status.DISK_FULL
     assert "are needed and 0.00 GB are free" in said() and not any(request.sent for request in hub.requests)
 
@@ -119,7 +119,7 @@ def test_a_disk_that_is_really_full(hub, monkeypatch, said, tmp_path):
     try:
         assert download(*flux) == Status.DISK_FULL and not any(request.sent for request in hub.requests)
         with monkeypatch.context() as patched:
-            patched.setattr("trainer.disk.free_bytes", lambda _: 1 << 30)
+            patched.setattr("trainer.common.disk.free_bytes", lambda _: 1 << 30)
             assert download(*flux) == Status.DISK_FULL
         assert "the disk is full" in said()
         [part] = disk.rglob("*.part")

@@ -12,7 +12,7 @@ import pytest
 from tests.fake_hub import Cut, FakeHub
 from tests.hub_files import DEV, MIB, TEXT_ENCODERS, download, models_here, parts_here
 from tests.recipe_files import environment
-from trainer.hub.problems import Status
+from trainer.hub.errors import Status
 from trainer.hub.wanted import KEYS
 
 FLUX = "flux1-dev.safetensors"

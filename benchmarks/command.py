@@ -1,0 +1,184 @@
+"""`python -m trainer bench`: what training costs on this machine, measured on real runs of `trainer train`.
+
+Model files, pictures and captions are made on the spot and kept in --work; a model of your own is measured
+with --model. Each setting is a preset, or flags of train under a name; flags that follow apply to all of them.
+
+    python -m trainer bench --preset rank16 playbook --output before.json
+    python -m trainer bench --size small --setting "r8=--network_dim=8" --optimizer_type=Prodigy
+    python -m trainer bench --compare before.json after.json
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import report
+from benchmarks.measure import Length, Prepared, Result, again, measure, prepare
+from benchmarks.settings import PRESETS, Setting, by_name, read_settings
+from benchmarks.workspace import DEFAULTS, GB, Model, choose_model, disk_problems
+from trainer.common.disk import write_problems
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.process import announce, ended_by_sigterm
+from trainer.config import parse_config
+
+MODEL_FLAGS = ("pretrained_model_name_or_path", "ae", "clip_l", "t5xxl")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure and print, or compare. Returns 1 where a run failed or became slower than --tolerance allows."""
+    given, flags = _parser().parse_known_args(argv)
+    if given.compare:
+        raise_if_any(Problem(flag, "means nothing with --compare", "leave it out") for flag in by_name(flags))
+        before, after = given.compare
+        return _compare(before, after, given.tolerance)
+    on_gpu = torch.cuda.is_available()
+    model = choose_model(given.size, given.model, given.work, on_gpu)
+    raise_if_any([*_problems(given), *write_problems([("--work", given.work)])])
+    named = by_name(flags)
+    brings_own = all(flag in named for flag in MODEL_FLAGS)
+    files = [] if brings_own else model.flags()
+    defaults = [*files, *DEFAULTS.get(model.name, [])]
+    settings = read_settings(given.preset, given.setting, flags, defaults, on_gpu)
+    for setting in settings:
+        parse_config(setting.flags)  # what is wrong with flags is said before anything is written
+    made = model if model.random and not brings_own else None
+    raise_if_any(disk_problems(made, given.work) if made else [])
+    announce(_plan(given, model.name if not brings_own else "of the flags", made, settings))
+    if given.dry_run:
+        return 0
+    given.work.mkdir(parents=True, exist_ok=True)
+    if made:
+        _write_models(made)
+    length = Length(given.warm_up, given.pictures, given.profile)
+    ready = [prepare(setting, given.work, length, given.mixed, given.num_processes) for setting in settings]
+    described = _describe(given.peak_seconds)
+    name = "of the flags" if brings_own else _model_name(model)
+    results: list[Result] = []
+    with ended_by_sigterm("stopped, and the training that was measured too."):
+        for result in _measure_all(ready, given.repeat, described["peaks"]):
+            results.append(result)
+            found = report.as_json(described, name, results)
+            if given.output:  # what is there is kept, whatever becomes of the next one
+                report.save(given.output, found)
+    print(report.render(found))
+    return int(any(result.figures is None for result in results))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m trainer bench",
+        description=__doc__,
+        epilog=_presets(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what, how, where, then = (parser.add_argument_group(name) for name in ("what", "how", "where", "comparing"))
+    add = what.add_argument
+    add(
+        "--size",
+        choices=DEFAULTS,
+        help="random weights of this size, or mini, the embedded model; full on a GPU, else tiny",
+    )
+    add("--model", type=Path, metavar="FOLDER", help="a folder with four model files, instead")
+    add(
+        "--preset", nargs="+", default=[], choices=PRESETS, metavar="NAME", help="see below; rank16 if nothing is named"
+    )
+    own = "flags of train, which may begin with the name of a preset; as often as you like"
+    add("--setting", action="append", default=[], metavar="NAME=FLAGS", help=own)
+    add("--mixed", action="store_true", help="pictures of four aspect ratios, in buckets")
+    add = how.add_argument
+    add("--pictures", type=int, default=40, help="least number of pictures that are timed (%(default)s)")
+    add("--warm_up", type=int, default=4, help="steps before that (%(default)s)")
+    add("--profile", type=int, default=2, help="steps after that whose kernels are counted, 0 for none (%(default)s)")
+    add("--repeat", type=int, default=1, help="runs of each setting; the second finds caches filled (%(default)s)")
+    add("--num_processes", type=int, default=1, help="GPUs, a process for each (%(default)s)")
+    add("--peak_seconds", type=float, default=2.0, help="of large products, in each precision (%(default)s)")
+    add = where.add_argument
+    default_work = Path(tempfile.gettempdir()) / "flux_bench"
+    add("--work", type=Path, default=default_work, help="where files are made and kept (%(default)s)")
+    add("--output", type=Path, metavar="FILE.json", help="write all figures there")
+    add("--dry_run", action="store_true", help="say what would be run and written, and stop")
+    add = then.add_argument
+    add("--compare", nargs=2, type=Path, metavar=("BEFORE.json", "AFTER.json"), help="measure nothing")
+    add("--tolerance", type=float, default=0.05, help="a setting may be slower by this share (%(default)s)")
+    return parser
+
+
+def _presets() -> str:
+    width = max(map(len, PRESETS))
+    return "\n".join(["presets:", *(f"  {name:<{width}}  {about}" for name, (about, _) in PRESETS.items())])
+
+
+def _problems(given: argparse.Namespace) -> list[Problem]:
+    least = {"pictures": 1, "warm_up": 1, "profile": 0, "repeat": 1, "num_processes": 1}
+    problems = [
+        Problem(f"--{name}", f"{getattr(given, name)} is below {bound}", f"{bound} or more")
+        for name, bound in least.items()
+        if getattr(given, name) < bound
+    ]
+    if given.size and given.model:
+        problems.append(Problem("--size", "stands against --model", "give one of the two"))
+    return problems
+
+
+def _compare(before: Path, after: Path, tolerance: float) -> int:
+    text, slower = report.compare(report.load(before), report.load(after), tolerance)
+    print(text)
+    for name in slower:
+        announce(f"{name} is slower by more than {tolerance:.0%}.")
+    return int(bool(slower))
+
+
+def _plan(given: argparse.Namespace, model: str, made: Model | None, settings: Sequence[Setting]) -> str:
+    lines = [f"model {model}, files in {given.work}"]
+    if made:
+        missing = made.missing_bytes
+        lines.append(
+            f"  {missing / GB:.2f} GB of random weights to write" if missing else "  its random weights are there"
+        )
+    for setting in settings:
+        lines.append(f"{setting.name}: python -m trainer train {' '.join(setting.flags)}")
+    times = f", {given.repeat} times each" if given.repeat > 1 else ""
+    lines.append(
+        f"{given.pictures} pictures timed after {given.warm_up} steps of warm-up{times}; {given.profile} profiled steps"
+    )
+    return "\n".join(lines)
+
+
+def _model_name(model: Model) -> str:
+    return str(model.folder) if model.name == "model" else model.name
+
+
+def _write_models(model: Model) -> None:
+    if not model.missing_bytes:
+        return
+    start = time.perf_counter()
+    finished = subprocess.run(model.command, stdout=subprocess.DEVNULL, check=False)
+    if finished.returncode:
+        raise Problems([Problem(str(model.folder), "the random model files could not be written", "see above")])
+    announce(f"model files: {time.perf_counter() - start:.0f} s")
+
+
+def _describe(peak_seconds: float) -> dict[str, Any]:
+    """In a process of its own, so that this one holds nothing on the device."""
+    command = [sys.executable, "-m", "benchmarks.machine", f"--seconds={peak_seconds}"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def _measure_all(ready: Sequence[Prepared], repeat: int, peaks: dict[str, dict[str, Any]]) -> Iterator[Result]:
+    for prepared in ready:
+        for number in range(1, repeat + 1):
+            one = prepared if number == 1 else again(prepared, number)
+            announce(f"{one.setting.name}: {one.job.steps} steps, output in {one.job.folder / 'output.txt'}")
+            result = measure(one, peaks)
+            found = result.figures
+            announce(f"  {found.seconds_per_picture:.3f} s per picture" if found else f"  {result.failure}")
+            yield result

@@ -1,0 +1,246 @@
+"""Real trainings, one process each, and the figures of their logs."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.flops import Flops, Tokens, blocks, linear_sizes, pass_flops
+from benchmarks.settings import Setting, merge_flags
+from benchmarks.worker import Job
+from benchmarks.workspace import write_dataset
+from trainer.common.problems import redact
+from trainer.config import TrainConfig, parse_config
+from trainer.data.cache import TensorCache
+from trainer.models.load import plan_transformer
+from trainer.models.weights import read_header
+from trainer.preflight.check import make_plan
+from trainer.preflight.plan import Plan
+
+TAIL_LINES = 25
+SECONDS_TO_END = 30  # for a training that is asked to end, which saves before it does
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: steps of warm-up, least number of pictures that are timed, steps that are profiled after."""
+
+    warm_up: int = 4
+    pictures: int = 40
+    profiled: int = 2
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one setting costs. Times in seconds, memory in GiB, None where the machine has no such thing.
+
+    seconds_per_picture is the median over the timed steps, lowest and highest those of single steps.
+    tflop_per_picture counts each product once, tflop_recomputed what checkpointing adds; tflops and
+    share_of_peak are of the former. first_step: from the start of the process to the end of the first
+    step, in which `encoded` pictures and captions were encoded. checkpoint: for how long training stood
+    still to save a LoRA; checkpoint_written: until that was on disk. processor: what the main process's
+    threads spent on a picture of its own. chosen: what the run has decided by itself.
+    """
+
+    seconds_per_picture: float
+    lowest: float
+    highest: float
+    pictures_timed: int
+    pictures_per_step: int
+    first_step: float
+    encoded: int
+    tflop_per_picture: float
+    tflop_recomputed: float
+    tflops: float
+    share_of_peak: float | None
+    peak_precision: str
+    optimizer_step: float
+    processor: float
+    checkpoint: float | None
+    checkpoint_written: float | None
+    torch_allocated_gib: float | None
+    torch_reserved_gib: float | None
+    device_gib: float | None
+    host_gib: float
+    seconds_in_all: float
+    chosen: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A setting and what came of it: figures and breakdown, or the last lines of a run that failed."""
+
+    setting: Setting
+    figures: Figures | None
+    breakdown: dict[str, Any] | None = None
+    failure: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        setting = {"name": self.setting.name, "flags": list(self.setting.flags)}
+        figures = asdict(self.figures) if self.figures else None
+        return setting | {"figures": figures, "breakdown": self.breakdown, "failure": self.failure}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A setting whose files and flags were found in order."""
+
+    setting: Setting
+    config: TrainConfig
+    plan: Plan
+    job: Job
+    num_processes: int
+
+
+def prepare(setting: Setting, work: Path, length: Length, mixed: bool, num_processes: int = 1) -> Prepared:
+    """Write the dataset of a setting and check everything. Raises `Problems`."""
+    folder = work / "runs" / _file_name(setting.name)
+    config, _ = parse_config(setting.flags)
+    of_one = config.train_batch_size * config.gradient_accumulation_steps
+    per_step = of_one * num_processes
+    measured = max(-(-length.pictures // per_step), 3)
+    steps = length.warm_up + measured + length.profiled
+    dataset = config.dataset_config or write_dataset(folder, config, (steps + 1) * per_step, mixed)
+    where = [
+        f"--dataset_config={dataset}", f"--cache_dir={work / 'cache'}", f"--output_dir={folder / 'loras'}",
+        f"--run_dir={folder}", "--output_name=run", "--log_with=none",
+        f"--save_every_n_steps={steps}", f"--max_train_steps={steps + 1}",
+    ]  # fmt: skip
+    flags = tuple(merge_flags(setting.flags, where))
+    config, _ = parse_config(flags)
+    plan = make_plan(config, num_processes)
+    thin_side = max(plan.adapter.ranks.values(), default=0)
+    job = Job(flags, length.warm_up, measured, length.profiled, of_one, thin_side, folder)
+    return Prepared(setting, config, plan, job, num_processes)
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
+def measure(prepared: Prepared, peaks: dict[str, dict[str, Any]]) -> Result:
+    """Train in a process of its own. A run that fails is a result too."""
+    job, encoded = prepared.job, missing_entries(prepared.plan)
+    job.result.unlink(missing_ok=True)
+    output = job.folder / "output.txt"
+    command = [sys.executable, *_launcher(prepared.num_processes), "-m", "benchmarks.worker", str(job.write())]
+    start = time.time()
+    with output.open("w", encoding="utf-8") as file:
+        status = run_to_end(command, file)
+    seconds = time.time() - start
+    if status or not job.result.exists():
+        tail = output.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        return Result(prepared.setting, None, failure=redact("\n".join([f"exit status {status}", *tail])))
+    seen = json.loads(job.result.read_text(encoding="utf-8"))
+    log = read_log(job.folder / "run" / "log.jsonl")
+    shutil.rmtree(job.folder / "loras", ignore_errors=True)  # gigabytes at rank 256
+    seen |= {"start": start, "seconds": seconds, "encoded": encoded}
+    return Result(prepared.setting, figures_of(prepared, seen, log, peaks), seen["breakdown"])
+
+
+def missing_entries(plan: Plan) -> int:
+    """How many pictures and captions are not in the cache now."""
+    cache = TensorCache(plan.cache_dir)
+    wanted = {plan.keys.latents(sample, flip) for sample, flip in plan.data.views()}
+    wanted |= {plan.keys.t5_text(caption) for caption in plan.captions}
+    return sum(not cache.has(key) for key in wanted)
+
+
+def _launcher(num_processes: int) -> list[str]:
+    if num_processes == 1:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+
+
+def run_to_end(command: Sequence[str], output: Any) -> int:
+    """Run it; it ends with this process, by Ctrl-C or SIGTERM too, and leaves nothing on the device."""
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log.jsonl."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def figures_of(
+    prepared: Prepared, seen: dict[str, Any], log: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]]
+) -> Figures:
+    """The figures of a finished run: from what its worker and the bench saw, and from its log."""
+    job = prepared.job
+    steps = [line for line in log if line["kind"] == "step"][job.warm_up : job.warm_up + job.measured]
+    speeds = [line["seconds_per_picture"] for line in steps]
+    median = statistics.median(speeds)
+    flops = flops_of(prepared.config, prepared.plan, seen["chosen"]["checkpointed"])
+    precision = "bf16" if prepared.config.mixed_precision == "bf16" else "fp32"
+    tflops = flops.needed / median / 1e12
+    peak = peaks[precision]["tflops"] if precision in peaks else None
+    saved = next((line for line in log if line["kind"] == "checkpoint"), {})
+    return Figures(
+        seconds_per_picture=median,
+        lowest=min(speeds),
+        highest=max(speeds),
+        pictures_timed=sum(round(line["seconds"] / line["seconds_per_picture"]) for line in steps),
+        pictures_per_step=job.pictures_per_step * prepared.num_processes,
+        first_step=seen["first_step_at"] - seen["start"],
+        encoded=seen["encoded"],
+        tflop_per_picture=flops.needed / 1e12,
+        tflop_recomputed=flops.recomputed / 1e12,
+        tflops=tflops,
+        share_of_peak=tflops / (peak * prepared.num_processes) if peak else None,
+        peak_precision=precision,
+        optimizer_step=statistics.median(seen["optimizer_seconds"]),
+        processor=seen["processor"],
+        checkpoint=saved.get("stopped", saved.get("seconds")),
+        checkpoint_written=saved.get("seconds"),
+        torch_allocated_gib=seen["torch_allocated_gib"],
+        torch_reserved_gib=seen["torch_reserved_gib"],
+        device_gib=seen["device_gib"],
+        host_gib=seen["host_gib"],
+        seconds_in_all=seen["seconds"],
+        chosen=seen["chosen"],
+    )
+
+
+def flops_of(config: TrainConfig, plan: Plan, checkpointed: int) -> Flops:
+    """The arithmetic of one picture, the mean over the run's pictures. A trained CLIP is left out.
+
+    checkpointed: how many blocks are recomputed, from the first on.
+    """
+    assert config.pretrained_model_name_or_path
+    module = plan_transformer(read_header(config.pretrained_model_name_or_path)).module
+    sizes = linear_sizes(module)
+    recomputed = blocks(sizes)[:checkpointed]
+    buckets = [sample.bucket for sample in plan.data.samples for _ in range(sample.num_repeats)]
+    total = Flops()
+    for width, height in set(buckets):
+        tokens = Tokens(img=(width // 16) * (height // 16), txt=plan.keys.t5_length)
+        one = pass_flops(sizes, plan.adapter.ranks, tokens, recomputed)
+        share = buckets.count((width, height)) / len(buckets)
+        total += Flops(*(math.floor(share * count) for count in asdict(one).values()))
+    return total
+
+
+def again(prepared: Prepared, number: int) -> Prepared:
+    """The same once more, in a process of its own: caches are warm."""
+    setting = replace(prepared.setting, name=f"{prepared.setting.name}, run {number}")
+    return replace(prepared, setting=setting)

@@ -1,0 +1,210 @@
+"""One real training, watched: the process that the bench starts for each setting.
+
+    python -m benchmarks.worker JOB.json
+
+It runs `trainer.train.train` as it is and looks on from outside: at the optimizer's steps through torch's
+own hooks, at memory through torch's own counters, at the last steps through torch's profiler. The run that
+`train` makes is kept, to be asked at the end what it has chosen.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.kernels import OPTIMIZER_MARK, read_trace
+from trainer import train
+from trainer.common.files import write_json
+from trainer.common.process import set_up_logging
+from trainer.config import parse_config
+from trainer.engine.log import accelerator_arguments
+from trainer.engine.metrics import Moment
+from trainer.engine.run import Run
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does. Steps are optimizer steps; the profiled ones come last and are not timed.
+
+    A LoRA is saved after them, with one step to come, so that its writing disturbs nothing that is measured.
+
+    pictures_per_step: of one process; thin_side: see `benchmarks.kernels.classify`.
+    """
+
+    flags: tuple[str, ...]
+    warm_up: int
+    measured: int
+    profiled: int
+    pictures_per_step: int
+    thin_side: int
+    folder: Path
+
+    @property
+    def steps(self) -> int:
+        """All but the one after the save."""
+        return self.warm_up + self.measured + self.profiled
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    def write(self) -> Path:
+        """Put the job into its folder."""
+        path = self.folder / "job.json"
+        write_json(path, {**asdict(self), "folder": str(self.folder)})
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**values, "flags": tuple(values["flags"]), "folder": Path(values["folder"])})
+
+
+@dataclass
+class Observer:
+    """What is seen of a run, from the optimizer's steps."""
+
+    job: Job
+    device: torch.device
+    step: int = 0
+    first_step_at: float | None = None
+    device_gib: float = 0.0
+    processor: float = 0.0
+    spans: list[tuple[Moment, Moment]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    profiler: profile | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look on within it."""
+        handles = [
+            register_optimizer_step_pre_hook(lambda *_: self._before()),
+            register_optimizer_step_post_hook(lambda *_: self._after()),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self) -> None:
+        self.mark = record_function(OPTIMIZER_MARK)
+        self.mark.__enter__()
+        self.begin = Moment(self.device)
+
+    def _after(self) -> None:
+        self.spans.append((self.begin, Moment(self.device)))
+        self.mark.__exit__(None, None, None)
+        self.step += 1
+        if self.step == 1:
+            self.spans[0][1].wait()
+            self.first_step_at = time.time()
+        if self.step <= self.job.warm_up and self.device.type == "cuda":  # what is reserved stays so
+            free, total = torch.cuda.mem_get_info(self.device)
+            self.device_gib = max(self.device_gib, (total - free) / GIB)
+        if self.step in (self.job.warm_up, self.job.warm_up + self.job.measured):
+            self.processor = time.process_time() - self.processor
+        if self.job.profiled and self.step == self.job.warm_up + self.job.measured:
+            self._start_profiler()
+        elif self.profiler and self.step == self.job.steps:
+            self._synchronise()
+            self.profiler.stop()
+
+    def _start_profiler(self) -> None:
+        for run in self.runs:
+            run.record_no_more()  # a replayed kernel does not say which operator it belongs to
+        self._synchronise()  # kernels of earlier steps stay out of the trace
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        self.profiler = profile(activities=activities, record_shapes=True)
+        self.profiler.start()
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def optimizer_seconds(self) -> list[float]:
+        """Of the measured steps."""
+        measured = self.spans[self.job.warm_up : self.job.warm_up + self.job.measured]
+        for _, end in measured:
+            end.wait()
+        return [end.seconds_since(begin) for begin, end in measured]
+
+    def breakdown(self) -> dict[str, Any] | None:
+        """Where the profiled steps' time went."""
+        if self.profiler is None or self.step < self.job.steps:
+            return None
+        trace = self.job.folder / "trace.json"
+        self.profiler.export_chrome_trace(str(trace))
+        pictures = self.job.profiled * self.job.pictures_per_step
+        found = read_trace(trace, pictures, self.job.thin_side, self.device.type == "cuda")
+        return found.as_json() if found else None
+
+
+def run(job: Job) -> int:
+    """Train as the job says; the main process writes what was seen. Returns the training's exit status."""
+    config, _ = parse_config(job.flags)
+    accelerator = Accelerator(mixed_precision="no", **accelerator_arguments(config))
+    set_up_logging(accelerator.is_main_process)
+    observer = Observer(job, accelerator.device)
+    with observer.watching(), kept_runs(observer.runs):
+        status = train.train(config, accelerator)
+    if accelerator.is_main_process:
+        write_json(job.result, observed(observer) | {"chosen": chosen(observer.runs[0])})
+    return status
+
+
+@contextmanager
+def kept_runs(runs: list[Run]) -> Iterator[None]:
+    """Add the runs that `train` prepares within it to `runs`."""
+    prepare = train.prepare
+
+    def keep(*arguments: Any, **options: Any) -> Run:
+        runs.append(prepare(*arguments, **options))
+        return runs[-1]
+
+    train.prepare = keep
+    try:
+        yield
+    finally:
+        train.prepare = prepare
+
+
+def chosen(run: Run) -> dict[str, Any]:
+    """What a run has decided by itself: how many blocks are recomputed and swapped, how the base is kept."""
+    config, transformer = run.model.config, run.model.transformer
+    blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+    checkpointed = blocks if config.gradient_checkpointing else config.checkpoint_blocks or 0
+    choice = run.plan.memory.choice
+    return {"checkpointed": checkpointed, "swapped": config.blocks_to_swap or 0, "base": choice.precision}
+
+
+def observed(observer: Observer) -> dict[str, Any]:
+    """What was seen, as JSON. The peaks of memory are those of the whole process, encoding included."""
+    on_gpu = observer.device.type == "cuda"
+    host_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen = {
+        "first_step_at": observer.first_step_at,
+        "optimizer_seconds": observer.optimizer_seconds(),
+        "processor": observer.processor / (observer.job.measured * observer.job.pictures_per_step),
+        "torch_allocated_gib": torch.cuda.max_memory_allocated(observer.device) / GIB if on_gpu else None,
+        "torch_reserved_gib": torch.cuda.max_memory_reserved(observer.device) / GIB if on_gpu else None,
+        "device_gib": observer.device_gib or None,
+        "host_gib": host_kib * 1024 / GIB,
+    }
+    return seen | {"breakdown": observer.breakdown()}
+
+
+if __name__ == "__main__":
+    sys.exit(run(Job.read(Path(sys.argv[1]))))

@@ -1,0 +1,96 @@
+"""What a run is asked to do while it goes, and how several processes agree on it."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from tests.recipe_files import ROOT, environment
+from trainer.common.process import StopRequest
+from trainer.engine.requests import Control, Wish, forget_wishes
+
+
+@pytest.fixture
+def stop() -> StopRequest:
+    return StopRequest()
+
+
+@pytest.fixture
+def control(tmp_path: Path, stop: StopRequest) -> Control:
+    return Control(tmp_path, stop, Accelerator(cpu=True))
+
+
+def test_nothing_is_asked(control):
+    assert control.poll() == Wish(save=False, stop=False)
+
+
+@pytest.mark.parametrize(("name", "wish"), [("save", Wish(save=True)), ("stop", Wish(stop=True))])
+def test_a_touched_file_is_obeyed_once_and_taken_away(control, tmp_path, name, wish):
+    (tmp_path / name).touch()
+    assert control.poll() == wish
+    assert list(tmp_path.iterdir()) == []
+    assert control.poll() == Wish()
+
+
+def test_both_at_once(control, tmp_path):
+    (tmp_path / "save").touch()
+    (tmp_path / "stop").touch()
+    assert control.poll() == Wish(save=True, stop=True)
+
+
+def test_a_folder_of_that_name_is_no_wish(control, tmp_path):
+    (tmp_path / "save").mkdir()
+    assert control.poll() == Wish() and (tmp_path / "save").is_dir()
+
+
+def test_wishes_of_an_earlier_run_are_forgotten_and_said(control, tmp_path, caplog):
+    (tmp_path / "stop").touch()
+    (tmp_path / "notes").touch()
+    with caplog.at_level("INFO"):
+        forget_wishes(tmp_path)
+    assert control.poll() == Wish() and [path.name for path in tmp_path.iterdir()] == ["notes"]
+    assert caplog.messages == [f"{tmp_path / 'stop'} was left from an earlier run and is removed"]
+
+
+def test_a_signal_asks_to_stop(control, stop):
+    stop.signal = signal.SIGTERM
+    assert control.poll() == Wish(stop=True)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from accelerate import Accelerator
+from trainer.engine.requests import Control
+from trainer.common.process import StopRequest
+accelerator, stop = Accelerator(cpu=True), StopRequest()
+folder = Path(sys.argv[1])
+control = Control(folder, stop, accelerator)
+wishes = []
+for step in range(4):
+    if accelerator.is_main_process and step == 1:
+        (folder / "save").touch()
+    if not accelerator.is_main_process and step == 2:
+        stop.signal = 15  # a signal may reach one process alone
+    wishes.append(tuple(control.poll()))
+(folder / f"{accelerator.process_index}.txt").write_text(repr(wishes))
+accelerator.end_training()
+"""
+
+
+def test_two_processes_agree(tmp_path):
+    script = tmp_path / "agree.py"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = {(tmp_path / f"{index}.txt").read_text() for index in range(2)}
+    quiet, save, stopping = (False, False), (True, False), (False, True)
+    assert len(answers) == 1
+    wishes = eval(answers.pop())
+    # on the CPU numbers arrive within the poll; on a GPU one step later
+    assert wishes in ([quiet, save, stopping, stopping], [quiet, quiet, save, stopping])

@@ -1,1 +1,0 @@
-"""What training costs on this machine: files made on the spot, real runs measured, two measurements compared."""

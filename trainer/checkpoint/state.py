@@ -1,0 +1,247 @@
+"""The exact training state as a folder: safetensors and JSON, no pickle, whole or not there at all.
+
+    state-…/  state.json          the shape of everything, progress, size and SHA-256 of each file
+              adapter-00000.safetensors  optimizer-00000.safetensors …  ema-00000.safetensors
+
+Each file holds at most SHARD_BYTES (one larger tensor stands alone), which bounds the host memory
+that a save needs.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from trainer.checkpoint.state_folder import (
+    CHOOSE_ANOTHER,
+    HASH_THREADS,
+    MANIFEST,
+    begin,
+    file_entry,
+    file_problems,
+    put_in_place,
+    recover,
+)
+from trainer.checkpoint.tree import TreeWriter, decode
+from trainer.common.files import write_json, write_safetensors
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.optim.ema import Ema
+
+FORMAT = "flux-dreambooth-state-1"
+PARTS = ("adapter", "optimizer", "ema")
+SHARD_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class State:
+    """A state folder that was found whole. progress: as it was given to `save_state`."""
+
+    folder: Path
+    progress: dict[str, Any]
+    manifest: dict[str, Any]
+
+    def tensors(self, part: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The tensors of a part ("adapter", "optimizer" or "ema"); host tensors stay on the host."""
+        on_host, found = set(self.manifest["on_host"]), {}
+        for path in self._files(part):
+            found.update(load_file(path, device=str(device)))
+        return {name: tensor.cpu() if name in on_host else tensor for name, tensor in found.items()}
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of a part's tensors, from the files' headers."""
+        found = {}
+        for path in self._files(part):
+            with safe_open(path, "pt") as file:
+                found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+        return found
+
+    def value(self, part: str, device: torch.device | str = "cpu") -> Any:
+        """A part as it was saved; None when the run had none."""
+        return decode(self.manifest[part], self.tensors(part, device))
+
+    def _files(self, part: str) -> list[Path]:
+        return [self.folder / name for name in self.manifest["files"] if name.startswith(f"{part}-")]
+
+
+def save_state(
+    folder: Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    ema: Ema | None,
+    progress: dict[str, Any],
+) -> None:
+    """Write the state of adapter `tensors`, optimizer, schedule and averages; `progress` is plain JSON.
+
+    Everything is written and flushed under a temporary name beside `folder` and renamed at the end: a
+    kill or a full disk leaves the states that were there. A full disk raises one of FULL_DISK_ERRORS.
+    """
+    parts = {
+        "adapter": dict(tensors),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state_dict() if ema else None,
+        "scheduler": scheduler.state_dict(),
+        "progress": progress,
+    }
+    temporary = begin(folder)
+    try:
+        _write(temporary, parts, _class_name(optimizer))
+        put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_state(folder: Path) -> State:
+    """Check a state folder against its manifest, every byte. Raises Problems that name what is damaged."""
+    recover(folder.parent)
+    manifest = _read_manifest(folder)
+    raise_if_any(file_problems(folder, manifest["files"]))
+    return State(folder, decode(manifest["progress"], {}), manifest)
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The progress that a state was saved with, its tensors unread. Raises Problems when its manifest is damaged."""
+    return decode(_read_manifest(folder)["progress"], {})
+
+
+@torch.no_grad()
+def restore(
+    state: State,
+    *,
+    parameters: Mapping[str, Tensor],
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    ema: Ema | None,
+    keep_settings: bool = False,
+) -> None:
+    """Put a state back, bitwise. Raises Problems when it belongs to another adapter or optimizer.
+
+    keep_settings: learning rate, weight decay and the like stay as they are configured now
+    (--resume_anyway) instead of becoming what they were.
+    """
+    raise_if_any(_mismatches(state, parameters, optimizer, ema))
+    device = next(iter(parameters.values())).device
+    for name, tensor in state.value("adapter").items():
+        parameters[name].copy_(tensor)
+    if ema is not None:
+        ema.load_state_dict(state.value("ema"))
+    settings = [_settings(group) for group in optimizer.param_groups]
+    _restore_optimizer(state, optimizer, device)
+    saved = decode(state.manifest["scheduler"], {})
+    if not keep_settings:
+        scheduler.load_state_dict(saved)
+        return
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
+    _wind_forward(scheduler, saved["last_epoch"])
+
+
+def _write(folder: Path, parts: dict[str, Any], optimizer_class: str) -> None:
+    manifest: dict[str, Any] = {"format": FORMAT, "optimizer_class": optimizer_class}
+    writers = {name: TreeWriter() for name in parts}
+    for name, value in parts.items():
+        manifest[name] = writers[name].encode(value, name)
+        assert name in PARTS or not writers[name].tensors, f"{name} holds tensors"
+    every = [item for part in PARTS for item in writers[part].tensors.items()]
+    manifest["on_host"] = [name for name, tensor in every if tensor.device.type == "cpu"]
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        entries = {}
+        for part in PARTS:
+            for index, shard in enumerate(_shards(writers[part].tensors)):
+                path = folder / f"{part}-{index:05d}.safetensors"
+                write_safetensors(path, {name: _alone(tensor) for name, tensor in shard.items()})
+                entries[path.name] = pool.submit(file_entry, path)  # while the next one is written
+        manifest["files"] = {name: entry.result() for name, entry in entries.items()}
+    write_json(folder / MANIFEST, manifest)
+
+
+def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    shard, size = {}, 0
+    for name, tensor in tensors.items():
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A host copy that shares memory with nothing; safetensors refuses tensors that do."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise Problems([Problem(str(folder), f"not a training state: it has no {MANIFEST}", CHOOSE_ANOTHER)])
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Problems([Problem(str(path), f"damaged: {error}", CHOOSE_ANOTHER)]) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise Problems([Problem(str(path), f"not a state of the format {FORMAT}", CHOOSE_ANOTHER)])
+    return manifest
+
+
+def _mismatches(state: State, parameters: Mapping[str, Tensor], optimizer: Optimizer, ema: Ema | None) -> list[Problem]:
+    where, problems = str(state.folder), []
+    shapes = {name.removeprefix("adapter/"): shape for name, shape in state.shapes("adapter").items()}
+    differing = [name for name, p in parameters.items() if shapes.get(name) != tuple(p.shape)]
+    differing += [name for name in shapes if name not in parameters]
+    if differing:
+        what = f"the state of another adapter: {len(differing)} tensors differ, first {differing[0]}"
+        problems.append(Problem(where, what, "keep network_dim and network_args as they were"))
+    if state.manifest["optimizer_class"] != _class_name(optimizer):
+        what = f"the state of {state.manifest['optimizer_class']}, not of {_class_name(optimizer)}"
+        problems.append(Problem(where, what, "keep optimizer_type as it was"))
+    if ema is not None and state.manifest["ema"] is None:
+        problems.append(Problem(where, "was saved without a moving average", "leave --ema_decay out"))
+    return problems
+
+
+def _class_name(optimizer: Optimizer) -> str:
+    cls = type(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps it
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
+
+
+def _restore_optimizer(state: State, optimizer: Optimizer, device: torch.device) -> None:
+    optimizer.state.clear()  # first, so that the device never holds two
+    saved = state.value("optimizer", device)
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        hint = "keep the optimizer and what is trained as they were"
+        raise Problems([Problem(str(state.folder), f"the optimizer does not fit: {error}", hint)]) from error
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in saved["state"].items():
+        restored = optimizer.state[parameters[index]]
+        for name, value in values.items():
+            # torch casts state to the parameter's type, which would round what was kept in fp32
+            if isinstance(value, Tensor) and restored[name].dtype != value.dtype:
+                restored[name] = value.to(restored[name].device)
+
+
+def _wind_forward(scheduler: LRScheduler, last_epoch: int) -> None:
+    assert isinstance(scheduler, LambdaLR)
+    scheduler.last_epoch, scheduler._step_count = last_epoch, last_epoch + 1
+    rates = [base * rate(last_epoch) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

@@ -1,0 +1,219 @@
+"""`python -m trainer evaluate [--lora FILE[:WEIGHT]] …`: how well the embedded model draws its prompts, without and
+with LoRA files, in one table.
+
+A small judge looks at the pictures. It knows the embedded model's world alone, so no other model can be
+evaluated. Every column starts from the same noise.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from trainer.cli.convert import parse_source
+from trainer.cli.sample import apply_lora, encode_texts
+from trainer.common.devices import computes_bf16, free_memory
+from trainer.common.disk import write_problems
+from trainer.common.files import atomic_write, write_json
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.process import set_up_logging
+from trainer.config import TrainConfig
+from trainer.lora.convert import Source, merge
+from trainer.lora.file import LoraFile, load_lora
+from trainer.models.load import load_autoencoder, load_transformer
+from trainer.models.text import Tokenizers
+from trainer.models.transformer import Conditioning
+from trainer.models.weights import read_header
+from trainer.preflight.check import check_models
+from trainer.sampling.contact_sheet import Row, contact_sheet
+from trainer.sampling.evaluation import (
+    USUAL,
+    Column,
+    PromptSets,
+    Table,
+    count_prompts,
+    draw_prompts,
+    load_prompts,
+    score_pictures,
+)
+from trainer.sampling.judge import Judge, load_judge
+from trainer.sampling.prompts import MOST
+from trainer.sampling.sampler import as_image
+
+MODELS = Path("models/mini")
+FILES = {
+    "pretrained_model_name_or_path": "flux1-mini.safetensors",
+    "ae": "ae-mini.safetensors",
+    "clip_l": "clip_l-mini.safetensors",
+    "t5xxl": "t5-mini.safetensors",
+}
+JUDGE, PROMPTS = "judge.safetensors", "prompts.json"
+LENGTH_KEY, USUAL_LENGTH = "max_token_length", 64  # tokens given to T5
+SHEET_ROWS = 4  # of each set of prompts
+Pictures = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every column shares: the models and the judge's files, the prompts, the first seed, the device."""
+
+    config: TrainConfig
+    tokenizers: Tokenizers
+    judge: Judge
+    prompts: PromptSets
+    seed: int
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the text encoders and the transformer."""
+        return torch.bfloat16 if computes_bf16(self.device) else torch.float32
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA and the name of its column; the base model has none."""
+
+    name: str
+    lora: LoraFile | None = field(default=None, repr=False)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draw, judge and print the table; write what --json and --sheet ask for. Raises `Problems`."""
+    given = _parser().parse_args(argv)
+    raise_if_any(_argument_problems(given))
+    set_up_logging()
+    adapters = [Adapter("base"), *load_adapters([parse_source(text) for text in given.lora])]
+    evaluation = load_evaluation(given.models, given.seed, given.prompts, given.only)
+    drawn = {adapter.name: draw_column(evaluation, adapter) for adapter in adapters}
+    table = make_table(evaluation, drawn)
+    print(table.text())
+    if given.json:
+        facts = {"models": str(given.models), "lora": given.lora, "seed": given.seed, "steps": USUAL.steps}
+        write_json(given.json, facts | {"guidance": USUAL.guidance} | table.as_json())
+    if given.sheet:
+        sheet = make_sheet(evaluation.prompts, drawn)
+        atomic_write(given.sheet, lambda target: sheet.save(target, format="PNG"))
+        print(given.sheet)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m trainer evaluate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="one more column each")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the embedded model (%(default)s)")
+    parser.add_argument("--prompts", type=int, metavar="N", help="only the first N of each list")
+    parser.add_argument("--only", choices=("concepts", "base", "all"), default="all", help="lists (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table here too")
+    parser.add_argument("--sheet", type=Path, metavar="OUT.png", help="write some of the pictures here, labelled")
+    parser.add_argument("--seed", type=int, default=0, help="of each list's first picture (%(default)s)")
+    return parser
+
+
+def _argument_problems(given: argparse.Namespace) -> list[Problem]:
+    problems = []
+    if given.prompts is not None and given.prompts < 1:
+        problems.append(Problem("--prompts", f"{given.prompts} prompts make no table", "1 or more"))
+    most = MOST["seed"] - 10**6  # every picture has the next seed
+    if not 0 <= given.seed <= most:
+        problems.append(Problem("--seed", f"{given.seed} is not from 0 to {most}"))
+    sources = [parse_source(text) for text in given.lora]
+    repeated = dict.fromkeys(source.path for source in sources if sources.count(source) > 1)
+    problems += [Problem(f"--lora={path}", "is given more than once") for path in repeated]
+    written = [(flag, path) for flag, path in (("--json", given.json), ("--sheet", given.sheet)) if path]
+    problems += [Problem(f"{flag}={path}", "is a folder", "name a file") for flag, path in written if path.is_dir()]
+    return problems + write_problems((flag, path.parent) for flag, path in written)
+
+
+def load_adapters(sources: Sequence[Source]) -> list[Adapter]:
+    """Read LoRA files for columns that have their names, with the weight unless it is 1. Raises `Problems`."""
+    adapters = []
+    for source in sources:
+        namesakes = {other.path for other in sources if other.path.stem == source.path.stem}
+        name, lora = str(source.path) if len(namesakes) > 1 else source.path.stem, load_lora(source.path)
+        if source.weight != 1:
+            name, lora = f"{name}:{source.weight:g}", merge([(name, lora, source.weight)])
+        adapters.append(Adapter(name, lora))
+    return adapters
+
+
+def load_evaluation(
+    models: Path = MODELS, seed: int = 0, most: int | None = None, only: str = "all", device: torch.device | None = None
+) -> Evaluation:
+    """Check the folder's files and read the small ones. Raises `Problems`.
+
+    most: prompts of each list; only: "concepts", "base" or "all".
+    """
+    raise_if_any(_missing(models))
+    paths = {flag: models / name for flag, name in FILES.items()}
+    config = TrainConfig(
+        pretrained_model_name_or_path=paths["pretrained_model_name_or_path"],
+        ae=paths["ae"],
+        clip_l=paths["clip_l"],
+        t5xxl=paths["t5xxl"],
+        t5xxl_max_token_length=_t5_length(paths["t5xxl"]),
+    )
+    tokenizers = check_models(config)
+    device = device or Accelerator(mixed_precision="no").device
+    judge = load_judge(models / JUDGE, device)
+    prompts = load_prompts(models / PROMPTS, judge.classes).some(most, base=only != "concepts", concepts=only != "base")
+    return Evaluation(config, tokenizers, judge, prompts, seed, device)
+
+
+def _missing(models: Path) -> list[Problem]:
+    reason = "evaluate is for the embedded model alone, whose world the judge knows; its folder is models/mini"
+    absent = [name for name in (*FILES.values(), JUDGE, PROMPTS) if not (models / name).is_file()]
+    return [Problem(f"--models={models}", f"has no {', no '.join(absent)}", reason)] if absent else []
+
+
+def _t5_length(path: Path) -> int:
+    try:
+        return int(read_header(path).metadata.get(LENGTH_KEY, USUAL_LENGTH))
+    except ValueError as error:
+        raise Problems([Problem(str(path), f"its header cannot be used: {error}")]) from error
+
+
+def draw_column(evaluation: Evaluation, adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The pictures of every set of prompts, uint8 [n, 3, 256, 256] on the host. Raises `Problems`."""
+    config, device, dtype = evaluation.config, evaluation.device, evaluation.dtype
+    assert config.pretrained_model_name_or_path and config.ae
+    texts = evaluation.prompts.texts()
+    distinct = list(dict.fromkeys(text for each in texts.values() for text in each))
+    encoded = encode_texts(config, adapter.lora, distinct, evaluation.tokenizers, device, dtype)
+    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
+    apply_lora(adapter.lora, transformer, "transformer.")
+    vae = load_autoencoder(config.ae, device, torch.float32)
+    batch = 8 if device.type == "cpu" else 32
+    pictures = {
+        name: draw_prompts(
+            transformer, vae, _encodings(encoded, each), USUAL, evaluation.seed, batch, f"{adapter.name}: {name}"
+        )
+        for name, each in texts.items()
+    }
+    del transformer, vae
+    free_memory(device)
+    return pictures
+
+
+def _encodings(encoded: Mapping[str, Conditioning], texts: Sequence[str]) -> list[Conditioning]:
+    return [encoded[text] for text in texts]
+
+
+def make_table(evaluation: Evaluation, drawn: Mapping[str, Pictures]) -> Table:
+    """Judge the pictures of each column, by the columns' names; the first is what the others are compared with."""
+    scores = {name: score_pictures(evaluation.judge, evaluation.prompts, each) for name, each in drawn.items()}
+    return Table(tuple(Column(name, each) for name, each in scores.items()), count_prompts(evaluation.prompts))
+
+
+def make_sheet(prompts: PromptSets, drawn: Mapping[str, Pictures], rows_of_each: int = SHEET_ROWS) -> Image.Image:
+    """The first pictures of each set of prompts, a column for each model."""
+    rows = []
+    for name, texts in prompts.texts().items():
+        for index, text in enumerate(texts[:rows_of_each]):
+            rows.append(Row(text, [as_image(pictures[name][index]) for pictures in drawn.values()]))
+    note = f"{USUAL.steps} steps, guidance {USUAL.guidance:g}, the same seed across a row"
+    return contact_sheet(rows, list(drawn), note=note)

@@ -1,0 +1,203 @@
+"""`python -m trainer sample --prompt "…" [--lora FILE[:WEIGHT]] …`: pictures outside training.
+
+The flags that name model files are those of train. A config_file of a training may be given too: what
+it says of other things is left alone, while a flag that does nothing here is refused.
+"""
+
+import argparse
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from trainer.cli.convert import parse_source
+from trainer.common.devices import free_memory
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.process import set_up_logging
+from trainer.config import TrainConfig, parse_config
+from trainer.config.sources import CONFIG_FILE, read_flags
+from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora
+from trainer.lora.convert import merge
+from trainer.lora.file import LoraFile, copy_into, load_lora, ranks_from
+from trainer.models.load import is_schnell, load_autoencoder, load_clip, load_t5, load_transformer
+from trainer.models.text import Tokenizers, clip_ids, encode_t5
+from trainer.models.transformer import Conditioning
+from trainer.preflight.check import check_models
+from trainer.sampling.prompts import MOST, SamplePrompt, load_sample_prompts, read_prompt
+from trainer.sampling.sampler import decode_picture, sample_latents, save_picture
+
+log = logging.getLogger(__name__)
+DEFAULTS = SamplePrompt("", width=1024, height=1024, steps=28)
+OF_PROMPT = ("width", "height", "steps", "guidance", "cfg", "negative")
+OF_TRAIN = (
+    "pretrained_model_name_or_path",
+    "clip_l",
+    "t5xxl",
+    "ae",
+    "tokenizer_dir",
+    "t5xxl_max_token_length",
+    "apply_t5_attn_mask",
+    "mixed_precision",
+    "sample_prompts",
+    CONFIG_FILE,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which pictures to draw, with which LoRA, and the folder that they go to."""
+
+    prompts: tuple[SamplePrompt, ...]
+    lora: LoraFile | None
+    lora_names: str
+    output: Path
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draw each prompt and print its file. Raises `Problems`."""
+    request, config, notices = parse(argv)
+    set_up_logging()
+    for notice in notices:
+        log.info("%s", notice)
+    tokenizers = check_models(config)
+    device = Accelerator(mixed_precision="no").device
+    dtype = torch.float32 if device.type == "cpu" or config.mixed_precision == "no" else torch.bfloat16
+    wanted = list(dict.fromkeys(text for prompt in request.prompts for text in prompt.texts()))
+    texts = encode_texts(config, request.lora, wanted, tokenizers, device, dtype)
+    latents = _draw(config, request, texts, device, dtype)
+    assert config.ae
+    vae = load_autoencoder(config.ae, device, dtype)
+    for index, (prompt, drawn) in enumerate(zip(request.prompts, latents, strict=True)):
+        path = request.output / f"{index:03d}-seed{prompt.seed}.png"
+        facts = {name: getattr(prompt, name) for name in ("prompt", "negative", "seed", "steps", "guidance", "cfg")}
+        save_picture(path, decode_picture(vae, drawn), facts | {"lora": request.lora_names})
+        print(path)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[Request, TrainConfig, tuple[str, ...]]:
+    """The request, where models are, and what to tell once. Raises `Problems`."""
+    given, rest = _parser().parse_known_args(argv)
+    written = read_flags(rest)
+    problems = _foreign_flags(written.settings)
+    refused = {problem.where for problem in problems}
+    config, listed = TrainConfig(), []
+    try:
+        config, _ = parse_config(rest)  # its notices are of training
+        listed = load_sample_prompts(config.sample_prompts) if config.sample_prompts else []
+    except Problems as found:
+        problems += [problem for problem in found.problems if problem.where not in refused]
+    prompts = _seeded([*_own_prompts(given, problems), *listed], given.seed, problems)
+    if not prompts and not problems:
+        problems.append(Problem("--prompt", "not given", 'say what to draw, --prompt "tjtoy toy on a desk"'))
+    raise_if_any(problems)
+    sources = [parse_source(text) for text in given.lora]
+    loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
+    request = Request(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output)
+    return request, config, tuple(written.notices)
+
+
+def _parser() -> argparse.ArgumentParser:
+    epilog = f"Flags of train that act here: {', '.join(f'--{name}' for name in OF_TRAIN)}."
+    parser = argparse.ArgumentParser("python -m trainer sample", description=__doc__, epilog=epilog, allow_abbrev=False)
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="several add up")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
+    for name in OF_PROMPT:
+        about = getattr(DEFAULTS, name) or "negative prompt; acts with --cfg above 1"
+        parser.add_argument(f"--{name}", help=str(about))
+    return parser
+
+
+def _foreign_flags(names: Iterable[str]) -> list[Problem]:
+    """Flags that are read by train alone, or by nobody."""
+    known = [*OF_TRAIN, "prompt", "lora", "output", "seed", *OF_PROMPT]
+    problems = []
+    for name in sorted({*names} - {*OF_TRAIN}):
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "leave it out; sample --help lists what acts"
+        problems.append(Problem(f"--{name}", "is not read by sample", hint))
+    return problems
+
+
+def _own_prompts(given: argparse.Namespace, problems: list[Problem]) -> list[SamplePrompt]:
+    """Those of --prompt, under the rules of a prompt file."""
+    options = {name: value for name in OF_PROMPT if (value := getattr(given, name)) is not None}
+    usual = {name: getattr(DEFAULTS, name) for name in OF_PROMPT}
+    if options and not given.prompt:
+        hint = "give it in the file, for each prompt"
+        problems += [Problem(f"--{name}", "acts on --prompt, which is not given", hint) for name in options]
+    found: list[Problem] = []
+    read = [read_prompt("--prompt", {**usual, **options, "prompt": text}, found) for text in given.prompt]
+    problems += dict.fromkeys(found)
+    return [prompt for prompt in read if prompt]
+
+
+def _seeded(prompts: Sequence[SamplePrompt], seed: int, problems: list[Problem]) -> list[SamplePrompt]:
+    """Give those without a seed the first seed plus their place."""
+    most = MOST["seed"] - len(prompts)
+    if not 0 <= seed <= most:
+        problems.append(Problem("--seed", f"{seed} is not from 0 to {most}"))
+    return [p if p.seed is not None else replace(p, seed=seed + i) for i, p in enumerate(prompts)]
+
+
+def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str) -> None:
+    """Add the part of a LoRA whose modules start with `prefix`; strict. Raises `Problems`."""
+    part = {name: module for name, module in lora.modules.items() if name.startswith(prefix)} if lora else {}
+    if not part:
+        return
+    found = LoraFile(part, {})
+    add_lora(model, ranks_from(found, model), alpha=None, seed=0)
+    copy_into(found, adapter_parameters(model), adapter_alphas(model), "--lora")
+
+
+@torch.inference_mode()
+def encode_texts(
+    config: TrainConfig,
+    lora: LoraFile | None,
+    texts: Sequence[str],
+    tokenizers: Tokenizers,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Conditioning]:
+    """What each text gives the transformer, from the encoders with the LoRA's part of CLIP. Raises `Problems`."""
+    assert config.pretrained_model_name_or_path and config.clip_l and config.t5xxl
+    clip = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
+    apply_lora(lora, clip, "text_encoder.")
+    pooled = [clip(clip_ids(tokenizers.clip, [text]).to(device)).pooler_output for text in texts]
+    t5 = load_t5(config.t5xxl, device, dtype)
+    length = config.t5xxl_max_token_length or (256 if is_schnell(config.pretrained_model_name_or_path) else 512)
+    masked = config.apply_t5_attn_mask
+    encoded = [encode_t5(t5, tokenizers.t5, [text], length, masked) for text in texts]
+    del clip, t5
+    free_memory(device)
+    return {
+        text: Conditioning(txt, vector, mask if masked else None).to(device, dtype)
+        for text, vector, (txt, mask) in zip(texts, pooled, encoded, strict=True)
+    }
+
+
+def _draw(
+    config: TrainConfig,
+    request: Request,
+    texts: dict[str, Conditioning],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    assert config.pretrained_model_name_or_path
+    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
+    apply_lora(request.lora, transformer, "transformer.")
+    latents = []
+    for prompt in request.prompts:
+        positive, *negative = (texts[text] for text in prompt.texts())
+        assert prompt.seed is not None
+        latents.append(sample_latents(transformer, prompt, prompt.seed, positive, negative[0] if negative else None))
+    del transformer
+    free_memory(device)
+    return latents

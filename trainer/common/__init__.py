@@ -1,0 +1,1 @@
+"""What every room uses: problems, files, randomness, the process, devices. Imports no other room."""

@@ -1,0 +1,58 @@
+"""Whether what will be written fits: free space by disk, and folders that cannot be written into."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.common.files import free_bytes, nearest_existing
+from trainer.common.problems import Problem
+
+
+class Share(NamedTuple):
+    """What goes into one folder."""
+
+    folder: Path
+    what: str
+    size: int
+
+
+def shortage(moments: Iterable[Sequence[Share]]) -> list[str]:
+    """One line for each disk on which, at its fullest moment, all that goes there does not fit.
+
+    moments: what has been written by then, the same folders in each.
+    """
+    by_disk: dict[int, list[list[Share]]] = {}
+    for shares in moments:
+        here: dict[int, list[Share]] = {}
+        for share in shares:
+            here.setdefault(nearest_existing(share.folder).stat().st_dev, []).append(share)
+        for disk, parts in here.items():
+            by_disk.setdefault(disk, []).append(parts)
+    fullest = (max(each, key=_total) for each in by_disk.values())
+    return [line for parts in fullest if (line := _shortage(parts))]
+
+
+def _total(parts: Sequence[Share]) -> int:
+    return sum(part.size for part in parts)
+
+
+def _shortage(parts: Sequence[Share]) -> str | None:
+    total, free = _total(parts), free_bytes(parts[0].folder)
+    if total <= free:
+        return None
+    listed = "; ".join(f"{part.what} in {part.folder}: {part.size / 1e9:.2f} GB" for part in parts)
+    return f"{total / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free ({listed})"
+
+
+def write_problems(folders: Iterable[tuple[str, Path]]) -> list[Problem]:
+    """Folders, each with its flag, that cannot be made or written into."""
+    problems = []
+    for flag, folder in folders:
+        there = nearest_existing(folder)
+        if not there.is_dir():
+            problems.append(Problem(f"{flag}={folder}", f"{there} is not a folder", "name another one"))
+        elif not os.access(there, os.W_OK | os.X_OK):
+            what = f"{there} may not be written into"
+            problems.append(Problem(f"{flag}={folder}", what, "give this user the right to, or name another folder"))
+    return problems

@@ -1,0 +1,43 @@
+"""What a user has to mend, collected so that all of it is said at once."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")  # a Hugging Face token
+
+
+def redact(text: str) -> str:
+    """The text without access tokens, for whatever is printed or logged."""
+    return SECRET.sub("[secret]", text)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in the words of the person who can mend it.
+
+    where: the file, file and line, flag or key; what: what is wrong; hint: what to do about it.
+    """
+
+    where: str
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}"
+        return redact(f"{text}\n    -> {self.hint}" if self.hint else text)
+
+
+class Problems(ValueError):
+    """Raised once, with every problem that was found."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def raise_if_any(problems: Iterable[Problem]) -> None:
+    """Raise `Problems` when there is at least one."""
+    found = tuple(problems)
+    if found:
+        raise Problems(found)

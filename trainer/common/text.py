@@ -1,0 +1,14 @@
+"""Durations in words."""
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 40 seconds, 41 minutes, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def in_seconds(number: float) -> str:
+    """1.23, 0.12, 0.0027"""
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"

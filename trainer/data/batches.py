@@ -1,0 +1,138 @@
+"""From draws to tensors: what one forward and backward pass needs, prepared ahead on a thread."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+
+import torch
+
+from trainer.common.rng import torch_generator
+from trainer.config import TrainConfig
+from trainer.data.cache import Encoded
+from trainer.data.dataset import Draw, Sample
+from trainer.flow import sigma_at_quantile
+from trainer.models.text import Tokenizers, clip_ids
+
+FLUX_SHIFT, FLUX_SCALE = 0.1159, 0.3611  # FLUX.1's autoencoder: latents = (z - shift) * scale
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one shape, ready for the device.
+
+    latents, noise: [B, 16, H/8, W/8]; sigmas, weights: [B]; txt: [B, L, D]; pooled: [B, P];
+    txt_mask: [B, L]; clip_ids: [B, 77], only when CLIP is trained; preserve: [B], 1.0 where the base
+    model's own prediction is the target. draws: what it was made of, for messages.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    sigmas: torch.Tensor
+    weights: torch.Tensor
+    txt: torch.Tensor
+    pooled: torch.Tensor
+    txt_mask: torch.Tensor | None
+    clip_ids: torch.Tensor | None
+    preserve: torch.Tensor | None
+    draws: tuple[Draw, ...]
+
+    def pinned(self) -> "Batch":
+        """The batch in host memory from which a GPU copies without the host waiting."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on the device."""
+        return self if device.type == "cpu" else self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def copied(self) -> "Batch":
+        """The same batch in memory of its own."""
+        return self._each(torch.Tensor.clone)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that it has, by their names."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes batches as a pure function of the run's seed and the draws. pin: for a GPU, see `Batch.pinned`."""
+
+    config: TrainConfig
+    encoded: Encoded
+    tokenizers: Tokenizers
+    pin: bool = False
+
+    def __call__(self, draws: tuple[Draw, ...]) -> Batch:
+        """The batch of one micro-step."""
+        rows = [self._row(draw) for draw in draws]
+        latents, noise, sigmas = (torch.stack(column) for column in zip(*rows, strict=True))
+        batch = self._batch(draws, latents, noise, sigmas)
+        return batch.pinned() if self.pin else batch
+
+    def at_quantiles(self, draw: Draw, quantiles: torch.Tensor) -> Batch:
+        """One picture at fixed quantiles of the timestep distribution, its noise fixed too: for validation."""
+        generator = torch_generator(self.config.seed, "validation", draw.sample.key)
+        mean, _ = self.encoded.latents(draw.sample, draw.flip)
+        count = len(quantiles)
+        latents = scale_latents(mean).expand(count, -1, -1, -1)
+        noise = torch.randn(latents.shape, generator=generator)
+        sigmas = sigma_at_quantile(quantiles, self.config, num_img_tokens(draw.sample))
+        return self._batch((draw,) * count, latents, noise, sigmas)
+
+    def _row(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        generator = torch_generator(self.config.seed, "noise", draw.epoch, draw.repeat, draw.sample.key)
+        mean, std = self.encoded.latents(draw.sample, draw.flip)
+        latents = scale_latents(mean + std * torch.randn(mean.shape, generator=generator))
+        noise = torch.randn(mean.shape, generator=generator)
+        quantile = torch.rand((), generator=generator, dtype=torch.float64)
+        return latents, noise, sigma_at_quantile(quantile, self.config, num_img_tokens(draw.sample))
+
+    def _batch(
+        self, draws: tuple[Draw, ...], latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor
+    ) -> Batch:
+        txt, mask, pooled = (torch.stack(t) for t in zip(*(self.encoded.text(d.caption) for d in draws), strict=True))
+        trains_clip = self.config.text_encoder_lr > 0
+        preserve = torch.tensor([float(draw.sample.preserves_output) for draw in draws])
+        return Batch(
+            latents=latents,
+            noise=noise,
+            sigmas=sigmas,
+            weights=torch.tensor([draw.sample.loss_weight for draw in draws]),
+            txt=txt,
+            pooled=pooled,
+            txt_mask=mask if self.config.apply_t5_attn_mask else None,
+            clip_ids=clip_ids(self.tokenizers.clip, [d.caption for d in draws]) if trains_clip else None,
+            preserve=preserve if bool(preserve.any()) else None,
+            draws=draws,
+        )
+
+
+def scale_latents(latents: torch.Tensor) -> torch.Tensor:
+    """The autoencoder's latents to the transformer's."""
+    return (latents - FLUX_SHIFT) * FLUX_SCALE
+
+
+def unscale_latents(latents: torch.Tensor) -> torch.Tensor:
+    """The transformer's latents to the autoencoder's."""
+    return latents / FLUX_SCALE + FLUX_SHIFT
+
+
+def num_img_tokens(sample: Sample) -> int:
+    """How many tokens a picture of this bucket gives: one for each 16 x 16 pixels."""
+    width, height = sample.bucket
+    return (width // 16) * (height // 16)
+
+
+def prefetch(make: BatchMaker, draws: Iterable[tuple[Draw, ...]], ahead: int = 2) -> Iterator[Batch]:
+    """Batches in order, the next ones made on a thread while the current one trains."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+        source = iter(draws)
+        waiting = [pool.submit(make, item) for item in islice(source, ahead)]
+        while waiting:
+            batch = waiting.pop(0).result()
+            waiting += [pool.submit(make, item) for item in islice(source, 1)]
+            yield batch

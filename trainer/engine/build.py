@@ -1,0 +1,73 @@
+"""The transformer with its adapter, ready to train: loaded, adapted, started from a file, compiled."""
+
+from collections import Counter
+
+import torch
+from accelerate import Accelerator
+
+from trainer.config import TrainConfig
+from trainer.data.batches import num_img_tokens
+from trainer.engine.compilation import compile_blocks, import_compiler, use_cache
+from trainer.engine.step import AdaptedModel
+from trainer.lora.adapter import Dropouts, add_lora
+from trainer.lora.blocks import layers_on_one_input, place_adapters_together, use_training_blocks
+from trainer.lora.file import copy_into, load_lora
+from trainer.models.attention import choose_attention
+from trainer.models.load import load_clip, load_transformer
+from trainer.models.offload import swap_blocks, swapped_names
+from trainer.models.text import Tokenizers
+from trainer.preflight.plan import Plan
+
+
+def load_adapted_model(
+    config: TrainConfig, plan: Plan, tokenizers: Tokenizers, accelerator: Accelerator
+) -> AdaptedModel:
+    """Load the frozen base, add the adapter, fill it from `--network_weights`, compile the blocks.
+
+    What is recomputed and swapped, and how the base is kept, is as `plan.memory` has chosen.
+    """
+    assert config.pretrained_model_name_or_path and config.clip_l
+    device, network = accelerator.device, plan.adapter.network
+    use_cache(plan.cache_dir / "compiled")  # of kernels too, the first of which are tried before anything is compiled
+    dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    compiler = import_compiler() if config.torch_compile else None
+    start = load_lora(config.network_weights) if config.network_weights else None
+    memory, work = plan.memory, plan.memory.work
+    waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, memory.choice.swapped)
+    transformer = load_transformer(
+        config.pretrained_model_name_or_path, device, dtype, memory.choice.storage, waiting, layers_on_one_input
+    )
+    swap_blocks(transformer, memory.choice.swapped, device)
+    use_training_blocks(transformer)
+    shapes = Counter((len(draws), num_img_tokens(draws[0].sample)) for draws in plan.data.batches(0))
+    masked, timed = config.apply_t5_attn_mask, not config.deterministic
+    choose_attention(transformer, plan.keys.t5_length, shapes, masked, timed)
+    adapt = {
+        "alpha": plan.adapter.alpha,
+        "seed": config.seed,
+        "dtype": torch.bfloat16 if config.full_bf16 else torch.float32,
+        "dropouts": Dropouts(config.network_dropout or 0.0, network.rank_dropout, network.module_dropout),
+    }
+    add_lora(transformer, plan.adapter.ranks, **adapt)
+    place_adapters_together(transformer)
+    text_encoder = None
+    if config.text_encoder_lr > 0:
+        text_encoder = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
+        add_lora(text_encoder, plan.adapter.clip_ranks, **adapt)
+    model = AdaptedModel(memory.settings(config), transformer, text_encoder, accelerator.process_index)
+    if start:
+        copy_into(start, model.parameters, model.alphas, f"--network_weights={config.network_weights}")
+    if compiler:
+        compiler.join()
+        compile_blocks(transformer, config.dynamo_backend, config.compile_dynamic, len(shapes))
+    return model
+
+
+def parameter_groups(config: TrainConfig, model: AdaptedModel, plan: Plan) -> list[dict]:
+    """The optimizer's groups: by learning rate, up projections apart where LoRA+ multiplies theirs."""
+    rates = plan.adapter.network.learning_rates(config.transformer_lr, config.text_encoder_lr)
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.parameters.items():
+        rate = rates[name.split(".")[0], "lora_B" if ".lora_B." in name else "lora_A"]
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]

@@ -1,0 +1,110 @@
+"""The thin products of adapters on one input: x A_iᵀ for all layers in one, and their gradients.
+
+They belong inside of operators that the compiler takes as they are: it would turn what is written in place
+into copies.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainer.kernels.contiguous import in_one_memory
+from trainer.kernels.low_rank import down_gradient_of_activated, float32_product
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """[..., K] as [tokens, K]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def columns_of(inputs: Sequence[Tensor]) -> list[int]:
+    """How many numbers of a token each part of an input has."""
+    return [x.shape[-1] for x in inputs]
+
+
+def ranks_of(downs: Sequence[Tensor]) -> list[int]:
+    """The rank of each adapter."""
+    return [len(down) for down in downs]
+
+
+def split(matrix: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """Its columns in groups of these widths."""
+    return torch.split(matrix, list(widths), dim=1)
+
+
+def place_together(downs: Sequence[nn.Parameter], ups: Sequence[nn.Parameter]) -> None:
+    """Put what these adapters have into one memory, in this order: so one kernel casts all of it at full speed."""
+    adapters = [*downs, *ups]
+    whole = torch.cat([parameter.detach().flatten() for parameter in adapters])
+    parts = whole.split([parameter.numel() for parameter in adapters])
+    for parameter, part in zip(adapters, parts, strict=True):
+        parameter.data = part.view(parameter.shape)
+
+
+def in_precision_of_product(
+    downs: Sequence[Tensor], ups: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """All down projections [sum of ranks, K], one below the other, and each up projection.
+
+    They may be views of the adapters themselves, where those were placed together and have that precision.
+    """
+    whole = in_one_memory([*downs, *ups])
+    if whole is None:
+        whole = torch.cat([each.flatten() for each in (*downs, *ups)])
+    parts = whole.to(dtype).split([sum(down.numel() for down in downs), *(up.numel() for up in ups)])
+    return parts[0].view(-1, downs[0].shape[1]), [part.view(up.shape) for part, up in zip(parts[1:], ups, strict=True)]
+
+
+def hidden_values(rows: Sequence[Tensor], down: Tensor) -> Tensor:
+    """What all down projections give, [tokens, sum of ranks]. rows: the parts of the input, each [tokens, K_j]."""
+    return sum_of_products(rows, [part.t() for part in split(down, columns_of(rows))])
+
+
+def up_gradients(
+    dys: Sequence[Tensor], hidden: Tensor, casts: Sequence[Tensor], scale: float, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradient of the hidden values [tokens, sum of ranks], and that of each up in dtype.
+
+    dys: of each layer's output, [tokens, N_i]; casts: the up projections in the precision of the product.
+    """
+    ranks = [up.shape[1] for up in casts]
+    d_hidden, scaled = torch.empty_like(hidden), hidden if scale == 1 else hidden * scale
+    d_ups = []
+    for dy, up, own, d_own in zip(dys, casts, split(scaled, ranks), split(d_hidden, ranks), strict=True):
+        torch.mm(dy, up, out=d_own)
+        d_ups.append(_product(dy.t(), own, dtype))
+    if scale != 1:
+        d_hidden *= scale
+    return d_hidden, d_ups
+
+
+def down_gradient(d_hidden: Tensor, rows: Sequence[Tensor], activated: Sequence[bool], dtype: torch.dtype) -> Tensor:
+    """That of all downs as one [sum of ranks, K]. rows: parts of the input, those that are `activated` before GELU."""
+    parts = [
+        down_gradient_of_activated(d_hidden, x).to(dtype) if on else _product(d_hidden.t(), x, dtype)
+        for x, on in zip(rows, activated, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def gelu_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """What GELU, by tanh, sends back."""
+    return torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
+
+
+def empty_gradients(downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
+    """What the gradients of all downs as one and of each up look like."""
+    return [downs[0].new_empty(sum(ranks_of(downs)), downs[0].shape[1]), *map(torch.empty_like, ups)]
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    return float32_product(left, right) if dtype == torch.float32 else (left @ right).to(dtype)
+
+
+def sum_of_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
+    """The sum of left @ right over pairs, each product added onto what is there."""
+    total = lefts[0] @ rights[0]
+    for left, right in zip(lefts[1:], rights[1:], strict=True):
+        total.addmm_(left, right)
+    return total

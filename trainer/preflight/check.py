@@ -1,0 +1,285 @@
+"""Everything that can be known before a weight is read: all problems at once, or the plan of the run."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from trainer.checkpoint.naming import run_dir
+from trainer.common.disk import Share, shortage, write_problems
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.config import TrainConfig
+from trainer.data.cache import CacheKeys, TensorCache
+from trainer.data.dataset import TrainingData, load_dataset
+from trainer.lora.adapter import file_module, linear_modules
+from trainer.lora.file import LoraFile, load_lora_shapes, misfits, ranks_from
+from trainer.lora.network_args import NetworkArgs, layer_ranks, parse_network_args
+from trainer.memory.bytes import blocks_of
+from trainer.memory.choose import MemoryPlan
+from trainer.models.identify import check_model_file
+from trainer.models.load import plan_clip, plan_transformer
+from trainer.models.quantized import precision_problems
+from trainer.models.text import Tokenizers, find_tokenizer_dir, load_tokenizers
+from trainer.models.transformer import takes_guidance
+from trainer.models.weights import fingerprint, read_header
+from trainer.optim.build import lr_scheduler_problems, optimizer_problems, rate_problems
+from trainer.preflight.disk import Growth
+from trainer.preflight.memory import plan_memory, with_measured
+from trainer.preflight.plan import AdapterPlan, Plan
+from trainer.preflight.resume import Saved, read_saved, resume_problems
+from trainer.preflight.warnings import plan_notices
+from trainer.sampling.prompts import SamplePrompt, load_sample_prompts
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+MODEL_FILES = (
+    ("pretrained_model_name_or_path", "flux"),
+    ("ae", "autoencoder"),
+    ("clip_l", "clip_l"),
+    ("t5xxl", "t5"),
+)
+
+
+@dataclass
+class Findings:
+    """The problems of all parts of the check, so that one part's do not hide another's."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+    def gather(self, part: Callable[..., T], *arguments: Any) -> T | None:
+        """What a part returns; None, and its problems kept, where it raises them."""
+        try:
+            return part(*arguments)
+        except Problems as found:
+            self.problems += found.problems
+        except OSError as error:
+            self.problems.append(Problem(str(error.filename or part.__name__), f"cannot be read: {error.strerror}"))
+        return None
+
+
+def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device = CPU) -> Plan:
+    """Decode every picture, read every header, add everything up; look at how much room the device has.
+
+    Raises `Problems` with all that is wrong, so that one look at it mends it all.
+    """
+    found = Findings(_model_problems(config))
+    models_are_whole = not found.problems
+    tokenizers = found.gather(_tokenizers, config)
+    prompts = found.gather(_sample_prompts, config)
+    start = found.gather(_start, config)
+    saved = found.gather(read_saved, config)
+    network = found.gather(parse_network_args, config.network_args)
+    found.problems += [] if config.base_precision == "auto" else precision_problems(config.base_precision, device)
+    found.problems += _optimizer_problems(config, network) + write_problems(_written_folders(config))
+    data, warnings = found.gather(load_dataset, config, num_processes) or (None, [])
+    if data:
+        found.problems += lr_scheduler_problems(config, data.schedule.total_steps)
+    adapter, keys, models = None, None, None
+    if models_are_whole and network:
+        adapter = found.gather(plan_adapter, config, network, start)
+    if adapter and tokenizers:
+        keys = CacheKeys.of(config, tokenizers, _t5_length(config, adapter))
+        models = model_fingerprints(config, keys)
+    if saved:
+        found.problems += resume_problems(saved, config, data, models, num_processes)
+    raise_if_any(found.problems)
+    assert data and adapter and keys and models and tokenizers and prompts is not None
+    memory = plan_memory(config if saved is None else saved.with_precision(config), data, adapter, keys, device)
+    plan = _assemble(config, num_processes, data, adapter, keys, models, tokenizers, prompts, saved, memory)
+    raise_if_any(_disk_problems(plan))
+    return with_measured(replace(plan, warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan))))
+
+
+def check_models(config: TrainConfig) -> Tokenizers:
+    """Check the four model files alone, and load the tokenizers. Raises `Problems`."""
+    raise_if_any(_model_problems(config))
+    return _tokenizers(config)
+
+
+def _model_problems(config: TrainConfig) -> list[Problem]:
+    checked = (check_model_file(getattr(config, flag), role, f"--{flag}") for flag, role in MODEL_FILES)
+    return [problem for found in checked for problem in found]
+
+
+def _tokenizers(config: TrainConfig) -> Tokenizers:
+    folder = find_tokenizer_dir(config)
+    if folder is None:
+        hint = "give a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
+        raise Problems([Problem("--tokenizer_dir", "not given, and no tokenizers beside --clip_l", hint)])
+    return load_tokenizers(folder)
+
+
+def _sample_prompts(config: TrainConfig) -> tuple[SamplePrompt, ...]:
+    return tuple(load_sample_prompts(config.sample_prompts)) if config.sample_prompts else ()
+
+
+def _start(config: TrainConfig) -> LoraFile | None:
+    return load_lora_shapes(config.network_weights) if config.network_weights else None
+
+
+def _optimizer_problems(config: TrainConfig, network: NetworkArgs | None) -> list[Problem]:
+    rates = (network or NetworkArgs()).learning_rates(config.transformer_lr, config.text_encoder_lr)
+    return optimizer_problems(config) + rate_problems(config, rates.values())
+
+
+def _written_folders(config: TrainConfig) -> list[tuple[str, Path]]:
+    folders = [("--output_dir", config.output_dir), ("--run_dir", run_dir(config))]
+    if cache_dir := _cache_dir(config):
+        folders.append(("--cache_dir", cache_dir))
+    return folders
+
+
+def _cache_dir(config: TrainConfig) -> Path | None:
+    if config.cache_dir or not config.dataset_config:
+        return config.cache_dir
+    return config.dataset_config.parent / ".cache"
+
+
+def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | None = None) -> AdapterPlan:
+    """Which layers get which rank, and how many numbers are trained.
+
+    start: the file of --network_weights. Raises `Problems` where it does not fit.
+    """
+    assert config.pretrained_model_name_or_path and config.clip_l
+    transformer = plan_transformer(read_header(config.pretrained_model_name_or_path)).module
+    clip = plan_clip(read_header(config.clip_l), eos_token_id=0).module if config.text_encoder_lr > 0 else None
+    from_file = start if config.dim_from_weights else None
+    if from_file:
+        raise_if_any(_overridden_layers(network))
+        ranks, clip_ranks = _ranks_of(from_file, transformer), _ranks_of(from_file, clip) if clip else {}
+    else:
+        ranks = layer_ranks(linear_modules(transformer), config.network_dim, network)
+        clip_ranks = dict.fromkeys(linear_modules(clip), config.network_dim) if clip else {}
+    shapes = _adapter_shapes(transformer, ranks) | (_adapter_shapes(clip, clip_ranks) if clip else {})
+    if start:
+        where = f"--network_weights={config.network_weights}"
+        raise_if_any(_nothing_to_train(config, ranks, clip_ranks, where) or misfits(start, shapes, where))
+    blocks, outside = blocks_of(transformer, ranks)
+    return AdapterPlan(
+        network=network,
+        ranks=ranks,
+        clip_ranks=clip_ranks,
+        alpha=None if from_file else config.network_alpha,
+        num_parameters=sum(map(math.prod, shapes.values())),
+        is_schnell=not takes_guidance(transformer),
+        blocks=blocks,
+        outside=outside,
+    )
+
+
+def _overridden_layers(network: NetworkArgs) -> list[Problem]:
+    if not (names := network.chosen_ranks):
+        return []
+    what = f"{', '.join(names)}: layers and ranks are those of the file with --dim_from_weights"
+    return [Problem("--network_args", what, "leave one of the two out")]
+
+
+def _ranks_of(lora: LoraFile, model: Any) -> dict[str, int]:
+    return {name: rank for name, rank in ranks_from(lora, model).items() if rank}
+
+
+def _nothing_to_train(config: TrainConfig, ranks: dict, clip_ranks: dict, where: str) -> list[Problem]:
+    problems = []
+    if not ranks:
+        problems.append(Problem(where, "holds no layer of the transformer's blocks", "leave --dim_from_weights out"))
+    if config.text_encoder_lr > 0 and not clip_ranks:
+        hint = "--text_encoder_lr 0 trains none of CLIP-L"
+        problems.append(Problem(where, "holds no layer of CLIP-L, from which --dim_from_weights takes the rank", hint))
+    return problems
+
+
+def _adapter_shapes(model: Any, ranks: dict[str, int]) -> dict[str, tuple[int, int]]:
+    shapes = {}
+    for name, rank in ranks.items():
+        layer, full_name = model.get_submodule(name), file_module(model, name)
+        shapes[f"{full_name}.lora_A.weight"] = rank, layer.in_features
+        shapes[f"{full_name}.lora_B.weight"] = layer.out_features, rank
+    return shapes
+
+
+def _t5_length(config: TrainConfig, adapter: AdapterPlan) -> int:
+    return config.t5xxl_max_token_length or (256 if adapter.is_schnell else 512)
+
+
+def model_fingerprints(config: TrainConfig, keys: CacheKeys) -> dict[str, str]:
+    """What tells each model file from others, by its flag."""
+    assert config.pretrained_model_name_or_path
+    transformer = fingerprint(config.pretrained_model_name_or_path)
+    return {
+        "pretrained_model_name_or_path": transformer,
+        "ae": keys.autoencoder,
+        "clip_l": keys.clip,
+        "t5xxl": keys.t5,
+    }
+
+
+def _assemble(
+    config: TrainConfig,
+    num_processes: int,
+    data: TrainingData,
+    adapter: AdapterPlan,
+    keys: CacheKeys,
+    models: dict[str, str],
+    tokenizers: Tokenizers,
+    prompts: tuple[SamplePrompt, ...],
+    saved: Saved | None,
+    memory: MemoryPlan,
+) -> Plan:
+    captions = dict.fromkeys(data.captions_used(data.schedule.num_epochs))
+    captions |= dict.fromkeys(text for prompt in prompts for text in prompt.texts())
+    cache_dir = _cache_dir(config)
+    assert cache_dir
+    cache = TensorCache(cache_dir)
+    wanted_latents = [keys.latents(sample, flip) for sample, flip in data.views()]
+    wanted_text = [keys.t5_text(caption) for caption in captions]
+    if config.dim_from_weights:
+        config = replace(config, network_dim=adapter.usual_rank, network_alpha=None)
+    return Plan(
+        config=config,
+        data=data,
+        schedule=data.schedule,
+        world_size=num_processes,
+        warnings=(),
+        adapter=adapter,
+        tokenizers=tokenizers,
+        cache_dir=cache_dir,
+        keys=keys,
+        models=models,
+        start_step=saved.step if saved else 0,
+        t5_width=_t5_width(config),
+        captions=tuple(captions),
+        sample_prompts=prompts,
+        missing_latents=sum(not cache.has(key) for key in wanted_latents),
+        missing_texts=sum(not cache.has(key) for key in wanted_text),
+        memory=memory,
+    )
+
+
+def _t5_width(config: TrainConfig) -> int:
+    assert config.t5xxl
+    return read_header(config.t5xxl).shape("shared.weight")[1]
+
+
+def _disk_problems(plan: Plan) -> list[Problem]:
+    """Caches, LoRA files and states against the free space of the disks that they go to, together."""
+    hint = "free some, move --output_dir or --run_dir, or keep fewer with --save_last_n_epochs"
+    return [Problem("disk", line, hint) for line in shortage(_shares(plan, moment) for moment in plan.growth)]
+
+
+def _stop_notices(plan: Plan) -> list[Problem]:
+    """A run that is stopped writes a LoRA and a state out of turn."""
+    last = max(plan.growth, key=sum)
+    more = Growth(last.loras + plan.lora_bytes, last.states + plan.state_bytes)
+    hint = "free some, or a run that is stopped near its end cannot be resumed from there"
+    return [Problem("disk", f"if the run is stopped, {line}", hint) for line in shortage([_shares(plan, more)])]
+
+
+def _shares(plan: Plan, moment: Growth) -> list[Share]:
+    return [
+        Share(plan.cache_dir, "cache", plan.missing_cache_bytes),
+        Share(plan.config.output_dir, "LoRA files", moment.loras),
+        Share(run_dir(plan.config), "states", moment.states),
+    ]

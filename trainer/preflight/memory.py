@@ -1,0 +1,66 @@
+"""From a checked run to its memory plan."""
+
+from dataclasses import replace
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data.batches import num_img_tokens
+from trainer.data.cache import CacheKeys
+from trainer.data.dataset import TrainingData
+from trainer.memory.bytes import Work
+from trainer.memory.choose import MemoryPlan, allowed_by, look_at, make_memory_plan, with_faster
+from trainer.memory.record import find_measured, record_key
+from trainer.preflight.plan import AdapterPlan, Plan, optimizer_bytes_per_number, trained_itemsize
+
+
+def plan_memory(
+    config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys: CacheKeys, device: torch.device
+) -> MemoryPlan:
+    """What the run will take on a device, and the fastest way to fit it in there."""
+    work = work_of(config, data, adapter, keys)
+    gpu = look_at(device)
+    plan = make_memory_plan(work, gpu, allowed_by(config, len(work.blocks), gpu, device), device)
+    if config.base_precision != "bf16" or not plan.choice.swapped:
+        return plan
+    return with_faster(plan, allowed_by(replace(config, base_precision="auto"), len(work.blocks), gpu, device))
+
+
+def with_measured(plan: Plan) -> Plan:
+    """The plan with what a run like it took on this machine, if there was one."""
+    return replace(plan, memory=replace(plan.memory, measured=find_measured(plan.cache_dir, measured_key(plan))))
+
+
+def measured_key(plan: Plan) -> str:
+    """Under which name this run's speed and memory are kept."""
+    memory, config = plan.memory, plan.config
+    device = memory.device.name if memory.device else "cpu"
+    runs = (config.torch_compile, config.cuda_graphs, config.gradient_accumulation_steps, plan.world_size)
+    return record_key(device, memory.work, memory.choice, config.optimizer_type, runs)
+
+
+def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys: CacheKeys) -> Work:
+    """The largest batch of the first epoch, and what stays on the device beside it."""
+    batches = data.batches(0)
+    img_tokens, batch = max(
+        ((num_img_tokens(draws[0].sample), len(draws)) for draws in batches),
+        key=lambda shape: shape[1] * (shape[0] + keys.t5_length),
+    )
+    paged, averages = config.optimizer_type.lower().startswith("paged"), 4 * bool(config.ema_decay)
+    clip = 2 * config.clip_l.stat().st_size if config.text_encoder_lr > 0 and config.clip_l else 0  # fp16 to float32
+    return Work(
+        blocks=adapter.blocks,
+        outside=adapter.outside,
+        img_tokens=img_tokens,
+        txt_tokens=keys.t5_length,
+        batch=batch,
+        itemsize=2 if config.mixed_precision == "bf16" else 4,
+        trained=adapter.num_parameters,
+        trained_itemsize=trained_itemsize(config),
+        optimizer=int(adapter.num_parameters * (averages if paged else optimizer_bytes_per_number(config))),
+        accumulates=config.gradient_accumulation_steps > 1,
+        compiled=config.torch_compile,
+        beside=clip,
+        recorded=config.cuda_graphs,
+        drops=bool(config.network_dropout or adapter.network.rank_dropout or adapter.network.module_dropout),
+    )

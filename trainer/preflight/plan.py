@@ -1,0 +1,204 @@
+"""A checked run in numbers: what will be trained, in how many steps, and what it will write."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from trainer.common.problems import Problem
+from trainer.config import TrainConfig
+from trainer.data.cache import CacheKeys
+from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
+from trainer.lora.network_args import NetworkArgs
+from trainer.memory.bytes import Block
+from trainer.memory.choose import MemoryPlan
+from trainer.models.text import Tokenizers
+from trainer.preflight.disk import Growth, due_steps, growth
+from trainer.sampling.prompts import SamplePrompt
+
+SAVE_BYTES = {"bf16": 2, "fp16": 2, "float": 4}
+# what an optimizer keeps of each parameter: tensors of the parameter's own precision, and bytes beside them
+OPTIMIZER_TENSORS = {
+    "adamw": (2, 0),
+    "lion": (1, 0),
+    "prodigy": (0.5, 12),  # where a parameter started, for those that did not start at zero
+    "adafactor": (0, 1),  # rows and columns only
+    "adamw8bit": (0, 2.1),
+    "pagedadamw8bit": (0, 2.1),
+    "pagedadamw": (0, 8),
+    "pagedadamw32bit": (0, 8),
+    "lion8bit": (0, 1.1),
+    "pagedlion8bit": (0, 1.1),
+}
+UNKNOWN_OPTIMIZER = (2, 0)
+GB = 1e9
+
+
+def trained_itemsize(config: TrainConfig) -> int:
+    """Bytes of one number of the adapter."""
+    return 2 if config.full_bf16 else 4
+
+
+def optimizer_bytes_per_number(config: TrainConfig) -> float:
+    """What the optimizer and the average keep of one number of the adapter, beside it."""
+    tensors, more = OPTIMIZER_TENSORS.get(config.optimizer_type.lower(), UNKNOWN_OPTIMIZER)
+    return trained_itemsize(config) * tensors + more + 4 * bool(config.ema_decay)
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """ranks, clip_ranks: module name -> rank; alpha: None for the rank of each layer.
+
+    num_parameters: numbers to train, both models together. blocks: the transformer's, each with its part of
+    the adapter; outside: how many frozen numbers it has beside them.
+    """
+
+    network: NetworkArgs
+    ranks: dict[str, int]
+    clip_ranks: dict[str, int]
+    alpha: float | None
+    num_parameters: int
+    is_schnell: bool
+    blocks: tuple[Block, ...]
+    outside: int
+
+    @property
+    def usual_rank(self) -> int:
+        """The rank that most layers of the transformer have."""
+        return Counter(self.ranks.values()).most_common(1)[0][0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. Made by `trainer.preflight.check.make_plan`, after everything was found in order.
+
+    config: the settings, network_dim and network_alpha as --dim_from_weights has found them. models:
+    what tells each model file from others, by its flag. start_step: steps done by the resumed state.
+    """
+
+    config: TrainConfig
+    data: TrainingData
+    schedule: Schedule
+    world_size: int
+    warnings: tuple[Problem, ...]
+    adapter: AdapterPlan
+    tokenizers: Tokenizers
+    cache_dir: Path
+    keys: CacheKeys
+    models: dict[str, str]
+    start_step: int
+    t5_width: int
+    captions: tuple[str, ...]
+    sample_prompts: tuple[SamplePrompt, ...]
+    missing_latents: int
+    missing_texts: int
+    memory: MemoryPlan
+    _epochs: dict[int, list[tuple[Draw, ...]]] = field(default_factory=dict)
+
+    def group(self, step: int) -> Sequence[tuple[Draw, ...]]:
+        """The batches of one optimizer step (counted from 1), over all processes."""
+        epoch, index = divmod(step - 1, self.schedule.steps_per_epoch)
+        if epoch not in self._epochs:
+            while len(self._epochs) > 1:  # prefetching looks at most into the next epoch
+                self._epochs.pop(min(self._epochs))
+            self._epochs[epoch] = self.data.batches(epoch)
+        size = self.schedule.batches_per_step
+        return self._epochs[epoch][index * size : (index + 1) * size]
+
+    @property
+    def lora_bytes(self) -> int:
+        """One LoRA file."""
+        return self.adapter.num_parameters * SAVE_BYTES[self.config.save_precision]
+
+    @property
+    def state_bytes(self) -> int:
+        """One state: the adapter in its own precision, its optimizer's tensors, its average in float32."""
+        number = trained_itemsize(self.config) + optimizer_bytes_per_number(self.config)
+        return int(self.adapter.num_parameters * number)
+
+    @property
+    def checkpoints(self) -> int:
+        """How many LoRA files the run still writes."""
+        return len(due_steps(self.config, self.schedule, self.start_step))
+
+    @cached_property
+    def growth(self) -> tuple[Growth, ...]:
+        """What LoRA files and states take at each save, beyond what they took when this was first asked."""
+        return growth(self.config, self.schedule, self.start_step, self.lora_bytes, self.state_bytes)
+
+    @property
+    def lora_bytes_kept(self) -> int:
+        """The most that LoRA files grow by, the one that is being written included."""
+        return max(moment.loras for moment in self.growth)
+
+    @property
+    def state_bytes_kept(self) -> int:
+        """The most that states grow by, the one that is being written included."""
+        return max(moment.states for moment in self.growth)
+
+    @property
+    def missing_cache_bytes(self) -> int:
+        """What encoding will add: mean and deviation of latents in float32, T5's text in 2 or 4 bytes."""
+        views = self.data.views()
+        pixels = sum(sample.bucket[0] * sample.bucket[1] for sample, _ in views) // max(len(views), 1)
+        latents = self.missing_latents * (pixels // 64) * 16 * 2 * 4
+        return latents + self.missing_texts * self.keys.t5_length * self.t5_width * 4
+
+    def summary(self) -> str:
+        """The plan in lines for people."""
+        return "\n".join(
+            [
+                *(f"warning: {warning}" for warning in self.warnings),
+                "",
+                *self._picture_lines(),
+                *self._step_lines(),
+                *self._file_lines(),
+                *self.memory.lines(),
+            ]
+        )
+
+    def _picture_lines(self) -> list[str]:
+        held_out = f", {len(self.data.validation)} more held out" if self.data.validation else ""
+        buckets = (
+            f"  {count.bucket[0]} x {count.bucket[1]}: {count.pictures} pictures, {count.draws} draws,"
+            f" {count.batches} batches"
+            for count in self.data.buckets()
+        )
+        return [f"{len(self.data.samples)} pictures{held_out}", *_subset_lines(self.data.samples), *buckets]
+
+    def _step_lines(self) -> list[str]:
+        schedule = self.schedule
+        return [
+            f"{self.data.num_batches} batches an epoch / {schedule.batches_per_step} a step ="
+            f" {schedule.steps_per_epoch} steps an epoch, {schedule.total_steps} steps in {schedule.num_epochs} epochs"
+        ]
+
+    def _file_lines(self) -> list[str]:
+        layers = len(self.adapter.ranks) + len(self.adapter.clip_ranks)
+        about = "" if self.config.optimizer_type.lower() in OPTIMIZER_TENSORS else "about "
+        return [
+            f"LoRA of rank {_ranks_in_words(self.adapter)} on {layers} layers:"
+            f" {self.adapter.num_parameters / 1e6:.1f} M parameters, {self.lora_bytes / GB:.3f} GB a file",
+            f"{self.checkpoints} checkpoints into {self.config.output_dir}:"
+            f" {self.checkpoints * self.lora_bytes / GB:.3f} GB; a state is {about}{self.state_bytes / GB:.3f} GB",
+            f"{self.missing_latents} latents and {self.missing_texts} captions to encode:"
+            f" {self.missing_cache_bytes / GB:.3f} GB into {self.cache_dir}",
+        ]
+
+
+def _subset_lines(samples: Sequence[Sample]) -> list[str]:
+    subsets = {sample.subset.where: sample.subset for sample in samples}
+    lines = []
+    for where, subset in subsets.items():
+        own = [sample for sample in samples if sample.subset.where == where]
+        kind = ", regularisation" if subset.is_reg else ""
+        repeats = sorted({sample.num_repeats for sample in own})
+        times = "-".join(map(str, repeats[:: max(len(repeats) - 1, 1)]))
+        lines.append(f"  {subset.image_dir}: {len(own)} pictures x {times}, {subset.concept!r}{kind}")
+    return lines
+
+
+def _ranks_in_words(adapter: AdapterPlan) -> str:
+    ranks = sorted({*adapter.ranks.values(), *adapter.clip_ranks.values()})
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

@@ -1,0 +1,1 @@
+"""Images from a model: prompts, the Euler sampler, evaluation by the judge."""

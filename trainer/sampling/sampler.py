@@ -1,0 +1,91 @@
+"""Pictures from the model in hand: kohya's prompt files, an Euler sampler, PNG files that say how they were made."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from trainer.common.files import atomic_write
+from trainer.data.batches import unscale_latents
+from trainer.flow import euler_sigmas
+from trainer.models.transformer import Conditioning, predict_velocity, rotary_table, takes_guidance
+from trainer.sampling.prompts import SamplePrompt
+
+
+def sample_latents(
+    transformer: FluxTransformer2DModel,
+    prompt: SamplePrompt,
+    seed: int,
+    positive: Conditioning,
+    negative: Conditioning | None,
+) -> torch.Tensor:
+    """Euler steps from noise to a picture's latents, [1, C, H/8, W/8], float32."""
+    return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative)
+
+
+def start_noise(transformer: FluxTransformer2DModel, prompt: SamplePrompt, seeds: Sequence[int]) -> torch.Tensor:
+    """One picture's noise for each seed, [B, C, H/8, W/8], drawn as ComfyUI draws it: the same there."""
+    shape = (1, transformer.x_embedder.in_features // 4, prompt.height // 8, prompt.width // 8)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.inference_mode()
+def denoise(
+    transformer: FluxTransformer2DModel,
+    noise: torch.Tensor,
+    prompt: SamplePrompt,
+    positive: Conditioning,
+    negative: Conditioning | None,
+) -> torch.Tensor:
+    """Euler steps from noise [B, C, H/8, W/8] to the latents of B pictures, float32.
+
+    prompt: says steps, guidance and cfg for all of them; conditionings are of B captions. schnell is
+    sampled without the shift it was not trained with.
+    """
+    device, dtype = transformer.device, transformer.x_embedder.weight.dtype
+    height, width = noise.shape[-2:]
+    latents = noise.to(device)
+    rotary = rotary_table(transformer, height, width, positive.txt.shape[1], device)
+    sigmas = euler_sigmas(prompt.steps, height * width // 4, shifted=takes_guidance(transformer)).to(device)
+
+    def velocity(conditioning: Conditioning, sigma: torch.Tensor) -> torch.Tensor:
+        sigma_of_each = sigma.expand(len(latents))
+        noisy = latents.to(dtype)
+        return predict_velocity(transformer, noisy, sigma_of_each, conditioning, prompt.guidance, rotary).float()
+
+    for sigma, following in pairwise(sigmas):
+        v = velocity(positive, sigma)
+        if negative is not None:
+            v = (base := velocity(negative, sigma)) + prompt.cfg * (v - base)
+        latents = latents + (following - sigma) * v
+    return latents
+
+
+@torch.inference_mode()
+def decode_pixels(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Latents [B, C, H/8, W/8] of the transformer to pictures uint8 [B, 3, H, W] on the autoencoder's device."""
+    pixels = vae.decode(unscale_latents(latents).to(vae.device, vae.dtype)).sample  # type: ignore[union-attr]
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def decode_picture(vae: AutoencoderKL, latents: torch.Tensor) -> Image.Image:
+    """Latents [1, C, H/8, W/8] of the transformer to an RGB picture."""
+    return as_image(decode_pixels(vae, latents)[0])
+
+
+def as_image(picture: torch.Tensor) -> Image.Image:
+    """A picture uint8 [3, H, W] on any device as an RGB image."""
+    return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+
+
+def save_picture(path: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
+    """Write a PNG whose text chunks say how it was made (prompt, seed, step …)."""
+    info = PngInfo()
+    for key, value in facts.items():
+        info.add_text(key, str(value))
+    atomic_write(path, lambda target: picture.save(target, format="PNG", pnginfo=info))

@@ -1,1 +1,0 @@
-"""The exact training state on disk."""
