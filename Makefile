@@ -1,7 +1,7 @@
 # make test     install into .venv, then run every test that this machine can run
 # make check    formatting, lint and types; shell scripts and Dockerfiles too
 # make test-containers   build both images and run them; needs docker, podman or buildah
-# make docs     write docs/kohya.md from the program's own tables
+# make docs     write docs/reference/kohya.md from the program's own tables
 # make demo     a training of minutes with the embedded base model, pictures before and after: no GPU, no download
 
 PYTHON ?= python3

@@ -1,4 +1,4 @@
-"""Write docs/kohya.md from the tables that the program itself uses.
+"""Write docs/reference/kohya.md from the tables that the program itself uses.
 
 python tools/kohya_docs.py
 """
@@ -21,7 +21,7 @@ from trainer.config.values import FIELDS, kind  # noqa: E402
 from trainer.data import keys as dataset_keys  # noqa: E402
 from trainer.lora import network_args  # noqa: E402
 
-TARGET = ROOT / "docs" / "kohya.md"
+TARGET = ROOT / "docs" / "reference" / "kohya.md"
 
 INTRODUCTION = """\
 # Coming from kohya's sd-scripts
@@ -151,6 +151,6 @@ def _code(text: str) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.parent.mkdir(exist_ok=True)
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
     TARGET.write_text(document(), encoding="utf-8")
     print(TARGET)

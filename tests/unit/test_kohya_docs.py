@@ -1,4 +1,4 @@
-"""docs/kohya.md says what the program does, and no flag of kohya's is forgotten."""
+"""docs/reference/kohya.md says what the program does, and no flag of kohya's is forgotten."""
 
 import pytest
 

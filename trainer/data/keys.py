@@ -102,7 +102,7 @@ def check_key(where: str, name: str, value: Any, table: str) -> Problem | None:
         return Problem(where, f"{name} is not supported", REFUSED[name][1])
     if name not in SUPPORTED:
         near = get_close_matches(name, KEYS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "docs/kohya.md lists the keys"
+        hint = f"did you mean {near[0]}?" if near else "docs/reference/kohya.md lists the keys"
         return Problem(where, f"{name} is not a key of {table}", hint)
     key = SUPPORTED[name]
     if table not in key.tables:
