@@ -1,6 +1,7 @@
 # make test     install into .venv, then run every test that this machine can run
 # make check    formatting, lint and types; shell scripts and Dockerfiles too
 # make test-containers   build both images and run them; needs docker, podman or buildah
+# make pack     copy trainer/lora_file into the node pack, which works without the trainer
 # make docs     write docs/reference/kohya.md from the program's own tables
 # make demo     a training of minutes with the embedded base model, pictures before and after: no GPU, no download
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup test test-containers check format docs demo
+.PHONY: setup test test-containers check format pack docs demo
 
 setup: $(READY)
 
@@ -34,6 +35,9 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pack: setup
+	$(BIN)/python tools/pack_nodes.py
 
 docs: setup
 	$(BIN)/python tools/kohya_docs.py

@@ -14,7 +14,8 @@ from typing import Any
 
 from .foreign import foreign_kind
 from .layouts import Module, Survey, comfyui_names, header_alphas, survey
-from .safetensors_header import Header, TensorInfo, read_header
+from .lora_file.header import Header, TensorInfo
+from .safetensors_header import read_header
 
 PARTS = {"transformer": "transformer", "clip": "CLIP", "t5": "T5"}
 PREFIX_PARTS = {"diffusion_model.": "transformer", "clip_l.": "clip", "t5xxl.": "t5"}
@@ -252,7 +253,9 @@ def _read_tensors(path: Path, header: Header) -> dict[str, Any]:
         dtype, count = dtypes[info.dtype], math.prod(info.shape)
         if not count:
             return torch.empty(info.shape, dtype=dtype)
-        return torch.frombuffer(memory, dtype=dtype, count=count, offset=info.begin).view(info.shape)
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=info.begin - header.data_start).view(
+            info.shape
+        )
 
     return {name: tensor(info) for name, info in header.tensors.items()}
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from trainer.config import TrainConfig
 
 # in import order: a module imports only rooms that come before its own, or its own room
 ROOMS = """
-common config kernels flow models optim data lora memory sampling checkpoint preflight engine train hub cli __main__
+common lora_file config kernels flow models optim data lora memory sampling checkpoint preflight engine train hub cli
+__main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
+LORA_FILE = ROOT / "trainer/lora_file"
+LAZY = ("numpy", "torch")  # imported by the functions of lora_file that compute
 FORBIDDEN = re.compile(
     r"\b(import pickle|pickle\.|torch\.load\b|trust_remote_code|weights_only|hf_hub_download|snapshot_download"
     r"|from_pretrained\((?!.*local_files_only=True)|eval\((?!\))|exec\(|shell=True)"
@@ -36,10 +40,17 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {f"{origin(path, node)}.{alias.name}" for alias in node.names}
     inside = {name for name in found if name.split(".")[0] == "trainer"}
     return {name if name in MODULES else name.rpartition(".")[0] for name in inside} - {"trainer"}
+
+
+def origin(path: Path, node: ast.ImportFrom) -> str:
+    """The module that is imported from. Only `lora_file`, which the node pack copies, may import relatively."""
+    if node.level == 0:
+        return node.module or ""
+    assert node.level == 1 and path.parent == LORA_FILE, f"{path}: a relative import"
+    return f"trainer.lora_file.{node.module}" if node.module else "trainer.lora_file"
 
 
 def room(module: str) -> str:
@@ -58,6 +69,20 @@ def test_imports_go_one_way(module):
         if room(imported) != room(module):
             late = ROOMS.index(room(imported)) > ROOMS.index(room(module))
             assert not late, f"{module} imports {imported}, a later room"
+
+
+def test_the_room_that_the_node_pack_copies_needs_nothing_but_itself():
+    """At import it needs the standard library and itself; in functions also what ComfyUI has."""
+    for path in LORA_FILE.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = {id(each) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for each in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                continue
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            allowed = {*sys.stdlib_module_names, *(LAZY if id(node) in inside else ())}
+            assert {name.split(".")[0] for name in names} <= allowed, f"{path}: {names}"
 
 
 def test_no_import_goes_round_in_a_circle():

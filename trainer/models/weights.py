@@ -6,7 +6,6 @@ buffer: one alone copies from the system's cache more slowly than a GPU takes it
 """
 
 import hashlib
-import json
 import math
 import os
 import queue
@@ -19,7 +18,8 @@ from typing import BinaryIO
 
 import torch
 
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+from trainer.lora_file.header import Header, TensorInfo, read_header
+
 STAGING_BYTES = 32 << 20
 READERS, LEAST_READ = 4, 1 << 20  # threads that fill one buffer, and what makes one more worth its while
 FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES = 256, 4096
@@ -42,56 +42,6 @@ SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
 # What quantised files carry beside their weights and what training does not need: scales of
 # activations, and notes that say how the weights were quantised.
 IGNORED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a file; begin and end are bytes from the start of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a safetensors file says about itself, tensors in the order of their bytes."""
-
-    path: Path
-    tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
-    num_bytes: int
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; raises KeyError."""
-        return self.tensors[name].shape
-
-
-def read_header(path: Path) -> Header:
-    """Read and check the header of a safetensors file, and that the file has all of its bytes.
-
-    Raises ValueError saying what the file is instead, and OSError.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512)
-        _refuse_other_formats(start, size)
-        length = int.from_bytes(start[:8], "little")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError("not a safetensors file: it does not begin with a header's length")
-        if 8 + length > size:
-            raise ValueError(f"truncated: the header alone has {8 + length:,} bytes, the file has {size:,}")
-        file.seek(8)
-        text = file.read(length)
-    tensors, metadata = _parse_header(text)
-    end = max((info.end for info in tensors.values()), default=8 + length)
-    if end > size:
-        raise ValueError(f"truncated: {end - size:,} of {end:,} bytes are missing")
-    if end < size:
-        raise ValueError(f"damaged: {size - end:,} bytes too many at the end")
-    return Header(path, tensors, metadata, size)
 
 
 def fingerprint(path: Path) -> str:
@@ -140,47 +90,6 @@ def stream_tensors(
         for info in infos:
             raw = reader.next_tensor(info)
             yield info.name, _decode(raw, info, scales.get(info.name), dtype)
-
-
-def _refuse_other_formats(start: bytes, size: int) -> None:
-    known = (
-        (size == 0, "an empty file"),
-        (start.startswith(b"version https://git-lfs"), "a git-lfs pointer, not the file it points to"),
-        (start.startswith(b"GGUF"), "a GGUF file"),
-        (start.startswith(b"PK\x03\x04"), "a zip, such as torch.save writes (pickle); it is not opened"),
-        (start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")), "a pickle; it is not opened"),
-        (start.lstrip()[:1] == b"<", "a web page (HTML or XML), such as a download server's error"),
-        (start.lstrip()[:1] in (b"{", b"["), "JSON text, such as a download server's error"),
-        (size < 10, f"only {size} bytes long"),
-    )
-    for found, what in known:
-        if found and not _looks_like_safetensors(start):
-            raise ValueError(what)
-
-
-def _looks_like_safetensors(start: bytes) -> bool:
-    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
-
-
-def _parse_header(text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    try:
-        entries = json.loads(text)
-        metadata = entries.pop("__metadata__", None) or {}
-        first = 8 + len(text)
-        infos = [
-            TensorInfo(name, entry["dtype"], tuple(entry["shape"]), *(first + o for o in entry["data_offsets"]))
-            for name, entry in entries.items()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a safetensors file: its header cannot be read ({error})") from None
-    infos.sort(key=lambda info: info.begin)
-    expected = first
-    for info in infos:
-        known = DTYPES.get(info.dtype)
-        if info.begin != expected or (known and info.end - info.begin != math.prod(info.shape) * known.itemsize):
-            raise ValueError(f"damaged: the header's offsets of {info.name} do not fit")
-        expected = info.end
-    return {info.name: info for info in infos}, metadata
 
 
 def _read_scales(header: Header) -> dict[str, torch.Tensor]:
