@@ -1,3 +1,3 @@
 """FLUX.1 DreamBooth-LoRA training: pictures and four model files in, one LoRA file out."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""`python -m trainer <verb>`: train, check, sample, evaluate, demo, bench, … Each imports only what it needs."""
+"""`python -m trainer <verb>`: train, check, sample, evaluate, demo, bench, … Each verb imports only what it needs."""
 
 import importlib
 import sys
@@ -10,39 +10,44 @@ from trainer.common.process import announce
 
 VERBS = {
     "train": "train a LoRA (checks everything first)",
-    "check": "find everything that is wrong with settings, pictures and model files, and print the plan",
-    "sample": "draw pictures with the base model and LoRA files",
-    "evaluate": "compare LoRA files with the embedded model, by a judge of its pictures",
-    "demo": "teach both concepts to the embedded model, draw and score before and after",
-    "bench": "measure what training costs on this machine: time, memory, where it goes",
-    "download": "fetch the model files from the Hugging Face hub, and LoRA files",
-    "info": "say what a LoRA file holds",
-    "convert": "turn a LoRA into kohya's layout and back, resize it, merge several",
+    "check": "find every problem with settings, images and model files, and print the plan",
+    "sample": "generate images with the base model and LoRA files",
+    "evaluate": "compare LoRA files on the embedded model; a small classifier judges the images",
+    "demo": "train both concepts on the embedded model; generate and score images before and after",
+    "bench": "measure what training costs on this machine: time, memory, where the time goes",
+    "download": "fetch the model files and LoRA files from the Hugging Face Hub",
+    "info": "describe a LoRA file",
+    "convert": "convert a LoRA to kohya's layout and back, resize it, merge several",
 }
-BESIDE = {"bench": "benchmarks.command"}  # verbs whose code stands beside trainer/
+OUTSIDE = {"bench": "benchmarks.command"}  # verbs whose module is not in trainer/cli
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb. Returns the exit status: 0, 1 for problems, 2 for no such verb, 130 and 143 after a signal."""
+    """Run one verb. Returns the exit status: 0, 1 for problems, 2 for an unknown verb, 130 and 143 after a signal."""
     verb, *rest = argv or ["--help"]
     if verb not in VERBS:
         lines = [f"  {name:<9}{text}" for name, text in VERBS.items()]
         print("\n".join(["usage: python -m trainer <verb> …", *lines, "", "python -m trainer <verb> --help says more"]))
         return 0 if verb in ("--help", "-h") else 2
     try:
-        return importlib.import_module(BESIDE.get(verb, f"trainer.cli.{verb}")).run(rest)
+        return importlib.import_module(OUTSIDE.get(verb, f"trainer.cli.{verb}")).run(rest)
     except Problems as found:
         count = len(found.problems)
-        announce(f"{count} thing{'s' * (count > 1)} to mend:\n{found}")
+        announce(f"{count} problem{'s' * (count > 1)} found:\n{found}")
         return 1
     except FULL_DISK_ERRORS as error:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        announce(f"The system refused: {error}{where}\nFiles that were there before are whole.")
+        announce(f"Operating system error: {error}{where}\nFiles that existed before are intact.")
         return 1
     except KeyboardInterrupt:
-        announce("\nStopped. What was cached or saved is whole.")
+        announce("\nStopped. Everything cached or saved so far is intact.")
         return 130
 
 
+def entry_point() -> int:
+    """The console script `flux-dreambooth`: `main` with the command line of this process."""
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(entry_point())

@@ -54,7 +54,7 @@ def test_a_second_signal_ends_at_once(workshop):
         process.send_signal(signal.SIGTERM)
         assert process.stdout
         said = []
-        while not said or "Once more ends at once" not in said[-1]:
+        while not said or "Repeat to quit without saving" not in said[-1]:
             said.append(process.stdout.readline())
             assert said[-1], "".join(said)
         time.sleep(0.2)

@@ -33,7 +33,7 @@ def test_a_folder_that_may_not_be_written_into(workshop, tmp_path, monkeypatch, 
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **more: path != tmp_path and allowed(path, mode, **more))
     (problem,) = check_report(workshop.config("closed", **{flag: tmp_path / "new" / "below"}))
-    assert problem.startswith(f"--{flag}=") and f"{tmp_path} may not be written into" in problem
+    assert problem.startswith(f"--{flag}=") and f"no permission to write to {tmp_path}" in problem
 
 
 @pytest.fixture

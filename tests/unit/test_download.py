@@ -142,7 +142,7 @@ def test_verify_finds_a_flipped_bit_that_size_and_time_hide(capfd):
     os.utime(path, ns=(time, time))
     assert download("--verify") == Status.WRONG_BYTES
     text = capfd.readouterr().err
-    assert "1 thing to mend" in text and str(path) in text and "other content" in text
+    assert "1 problem found" in text and str(path) in text and "other content" in text
     assert path.read_bytes() == content
 
 

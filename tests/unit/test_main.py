@@ -1,8 +1,10 @@
 """`python -m trainer`: its help, its verbs, and the statuses that a shell sees."""
 
+import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.parity.test_transformer import make_transformer
 from tests.recipe_files import ROOT, Workshop, environment, make_workshop
-from trainer.__main__ import BESIDE, VERBS, main
+from trainer.__main__ import OUTSIDE, VERBS, main
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, save_lora
 
@@ -49,7 +51,7 @@ def test_an_unknown_verb(capsys):
 
 def test_every_verb_is_a_module_and_the_other_way_round():
     files = {path.stem for path in (ROOT / "trainer" / "cli").glob("*.py")} - {"__init__"}
-    assert files | set(BESIDE) == set(VERBS) and not files & set(BESIDE)
+    assert files | set(OUTSIDE) == set(VERBS) and not files & set(OUTSIDE)
 
 
 def help_of(verb: str) -> object:
@@ -78,15 +80,15 @@ def test_help_explains_every_flag(verb, capsys):
 def test_problems_are_counted_and_end_with_status_1(capsys):
     assert main(["check", "--network_dmi=4", "--learning_rate=fast"]) == 1
     text = capsys.readouterr().err
-    assert text.startswith("2 things to mend:\n") and "network_dim" in text and "--learning_rate" in text
+    assert text.startswith("2 problems found:\n") and "network_dim" in text and "--learning_rate" in text
     assert main(["info", "absent.safetensors"]) == 1
-    assert capsys.readouterr().err.startswith("1 thing to mend:\n")
+    assert capsys.readouterr().err.startswith("1 problem found:\n")
 
 
 def test_check_prints_notices_and_the_plan(workshop, capsys):
     assert main(["check", *workshop.argv("check"), "--sdpa"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("sdpa: always on") and "2 pictures" in text and text.rstrip().endswith("All is in order.")
+    assert text.startswith("sdpa: always on") and "2 pictures" in text and text.rstrip().endswith("No problems found.")
     assert not (workshop.folder / "check").exists(), "nothing is written"
     assert main(["check", *workshop.argv("check")]) == 0
     assert not capsys.readouterr().out.startswith("\n"), "no notices, no line"
@@ -142,6 +144,18 @@ def test_as_a_program(tmp_path):
     assert subprocess.run([*command, "--help"], **options).returncode == 0
     failed = subprocess.run([*command, "info", "absent.safetensors"], **options)
     assert failed.returncode == 1 and "absent.safetensors" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_the_console_script_is_the_same_program(monkeypatch, capsys):
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["flux-dreambooth"]
+    module, _, function = script.partition(":")
+    monkeypatch.setattr(sys, "argv", ["flux-dreambooth", "tarin"])
+    assert getattr(importlib.import_module(module), function)() == 2
+    assert "usage: python -m trainer" in capsys.readouterr().out
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "trainer" / "py.typed").is_file()
 
 
 def test_what_is_not_foreseen_is_not_hidden(monkeypatch):

@@ -1,1 +1,1 @@
-"""One module for each verb of the command line; each has `run(argv) -> exit status`."""
+"""The verbs of the command line, one module each, with `run(argv) -> exit status`."""

@@ -1,4 +1,4 @@
-"""`python -m trainer info FILE`: what a LoRA file holds."""
+"""`python -m trainer info FILE`: describe a LoRA file."""
 
 import argparse
 import json
@@ -9,10 +9,10 @@ from trainer.lora.info import describe, render
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print a description of each file, as text or as JSON lines."""
+    """Print a description of each file, as text or as JSON, one line per file."""
     parser = argparse.ArgumentParser("python -m trainer info", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="LoRA file of any common layout")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per file")
     arguments = parser.parse_args(argv)
     for file in arguments.files:
         found = describe(file)

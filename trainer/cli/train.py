@@ -3,12 +3,8 @@
 import logging
 from collections.abc import Sequence
 
-from accelerate import Accelerator
-
 from trainer.common.process import set_up_logging
 from trainer.config import parse_config
-from trainer.engine.log import accelerator_arguments
-from trainer.train import train
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +12,12 @@ log = logging.getLogger(__name__)
 def run(argv: Sequence[str]) -> int:
     """Train; see `trainer.train.train`."""
     config, notices = parse_config(argv)
+    # imported late, so that a mistake in a flag is reported at once
+    from accelerate import Accelerator
+
+    from trainer.engine.log import accelerator_arguments
+    from trainer.train import train
+
     accelerator = Accelerator(mixed_precision="no", **accelerator_arguments(config))
     set_up_logging(accelerator.is_main_process)
     for notice in notices:

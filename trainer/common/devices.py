@@ -1,4 +1,4 @@
-"""What the device can do, and giving its memory back."""
+"""What a device supports, and releasing its memory."""
 
 import gc
 
@@ -6,15 +6,15 @@ import torch
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16, which then is faster than float32: GPUs, and newer CPUs."""
+    """Whether bfloat16 is faster than float32 on a device: on GPUs, and on CPUs with instructions for it."""
     if device.type != "cpu":
         return True
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
-    return any(there for name, there in capabilities.items() if name.endswith("bf16"))
+    return any(supported for name, supported in capabilities.items() if name.endswith("bf16"))
 
 
 def free_memory(device: torch.device) -> None:
-    """Give the memory of models that went out of scope back to the device."""
+    """Release the device memory of models that have gone out of scope."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Whether what will be written fits: free space by disk, and folders that cannot be written into."""
+"""Whether planned files can be written: free space per disk, and write permissions."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,20 +10,20 @@ from trainer.common.problems import Problem
 
 
 class Share(NamedTuple):
-    """What goes into one folder."""
+    """What will be written to one folder, in bytes."""
 
     folder: Path
     what: str
     size: int
 
 
-def shortage(moments: Iterable[Sequence[Share]]) -> list[str]:
-    """One line for each disk on which, at its fullest moment, all that goes there does not fit.
+def shortage(snapshots: Iterable[Sequence[Share]]) -> list[str]:
+    """One line for each disk that will be too small when it is fullest.
 
-    moments: what has been written by then, the same folders in each.
+    snapshots: what has been written at successive points in time, with the same folders in each.
     """
     by_disk: dict[int, list[list[Share]]] = {}
-    for shares in moments:
+    for shares in snapshots:
         here: dict[int, list[Share]] = {}
         for share in shares:
             here.setdefault(nearest_existing(share.folder).stat().st_dev, []).append(share)
@@ -42,17 +42,17 @@ def _shortage(parts: Sequence[Share]) -> str | None:
     if total <= free:
         return None
     listed = "; ".join(f"{part.what} in {part.folder}: {part.size / 1e9:.2f} GB" for part in parts)
-    return f"{total / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free ({listed})"
+    return f"{total / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free ({listed})"
 
 
 def write_problems(folders: Iterable[tuple[str, Path]]) -> list[Problem]:
-    """Folders, each with its flag, that cannot be made or written into."""
+    """A problem for each folder, given with its flag, that cannot be created or written to."""
     problems = []
     for flag, folder in folders:
         there = nearest_existing(folder)
         if not there.is_dir():
-            problems.append(Problem(f"{flag}={folder}", f"{there} is not a folder", "name another one"))
+            problems.append(Problem(f"{flag}={folder}", f"{there} is not a folder", "choose another path"))
         elif not os.access(there, os.W_OK | os.X_OK):
-            what = f"{there} may not be written into"
-            problems.append(Problem(f"{flag}={folder}", what, "give this user the right to, or name another folder"))
+            what = f"no permission to write to {there}"
+            problems.append(Problem(f"{flag}={folder}", what, "change the permissions, or choose another folder"))
     return problems

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and files read by content."""
+"""Files that are written completely or not at all, their checksums, and free space."""
 
 import hashlib
 import json
@@ -7,23 +7,27 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    import torch
 
 FULL_DISK_ERRORS = (OSError, SafetensorError)  # safetensors reports a full disk as its own error
+RANDOM_LENGTH = 8  # characters that tempfile puts into the name of a temporary file
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place.
+    """Call `write` with a temporary file in the folder of `path`, then rename it to `path`.
 
-    The file is flushed to disk before the move and the folder after it, so that a kill or a full
-    disk at any moment leaves either the old file or the new one. The mode is 0644, so that a program
-    of another user (ComfyUI in a container) can read it.
+    The file is flushed to disk before it is renamed, and the folder afterwards, so that a kill or a full disk
+    at any moment leaves either the old file or the new one. The mode is 0644, so that a program of another
+    user (ComfyUI in a container) can read the file. Raises one of FULL_DISK_ERRORS.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    prefix, suffix = _temporary_affixes(path.name)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -39,20 +43,31 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _temporary_affixes(name: str) -> tuple[str, str]:
+    return f".{name}.", ".tmp"
+
+
+def temporary_name_bytes(name: str) -> int:
+    """Length in bytes of the temporary name under which `atomic_write` writes a file of this name."""
+    return sum(len(os.fsencode(part)) for part in _temporary_affixes(name)) + RANDOM_LENGTH
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     atomic_write(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically, keys in their own order."""
+    """Write JSON atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically; tensors may live on any device. The same content gives the same bytes."""
+    """Write a safetensors file atomically; tensors may be on any device. The same content gives the same bytes."""
+    from safetensors.torch import save_file
+
     on_host = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
     def write(target: Path) -> None:
@@ -63,7 +78,7 @@ def write_safetensors(
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the metadata in order within the header, which safetensors writes in a random one."""
+    """Sort the metadata within the header; safetensors writes it in random order."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -76,25 +91,25 @@ def _sort_metadata(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """The hex SHA-256 of a file's content."""
+    """The SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def free_bytes(path: Path) -> int:
-    """Free space of the disk that holds `path`, which need not exist yet."""
+    """Free space on the disk of `path`, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(path)).free
 
 
 def nearest_existing(path: Path) -> Path:
-    """`path`, or the first of the folders above it that is there and can be looked at."""
+    """`path`, or the nearest folder above it that exists and that this user may look at."""
     while out_of_reach(path) or not path.exists():
         path = path.parent
     return path
 
 
 def out_of_reach(path: Path) -> str | None:
-    """Why the system does not let us look at a path, as "Permission denied"; None where it does or nothing is there."""
+    """Why this user may not look at a path, e.g. "Permission denied"; None if they may or if nothing is there."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -1,4 +1,4 @@
-"""What a user has to mend, collected so that all of it is said at once."""
+"""Mistakes of the user, collected so that all of them are reported together."""
 
 import re
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")  # a Hugging Face token
 
 
 def redact(text: str) -> str:
-    """The text without access tokens, for whatever is printed or logged."""
+    """The text without access tokens; applied to everything that is printed or logged."""
     return SECRET.sub("[secret]", text)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in the words of the person who can mend it.
+    """One thing that the user has to fix, in their words.
 
-    where: the file, file and line, flag or key; what: what is wrong; hint: what to do about it.
+    where: the file, file and line, flag or key; what: what is wrong; hint: how to fix it.
     """
 
     where: str
@@ -29,7 +29,7 @@ class Problem:
 
 
 class Problems(ValueError):
-    """Raised once, with every problem that was found."""
+    """Raised with every problem that was found."""
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = tuple(problems)
@@ -37,7 +37,7 @@ class Problems(ValueError):
 
 
 def raise_if_any(problems: Iterable[Problem]) -> None:
-    """Raise `Problems` when there is at least one."""
+    """Raise `Problems` if there is at least one."""
     found = tuple(problems)
     if found:
         raise Problems(found)

@@ -1,4 +1,4 @@
-"""The process: signals that stop a run cleanly, logging, determinism, one run per folder."""
+"""The process: signals that stop a run cleanly, logging, determinism, one process per run folder."""
 
 import fcntl
 import logging
@@ -12,9 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-import torch
-from tqdm import tqdm
-
 from trainer.common.problems import Problem, Problems, redact
 
 log = logging.getLogger(__name__)
@@ -22,7 +19,7 @@ T = TypeVar("T")
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM so that the loop can finish its step; a second one ends at once."""
+    """Remembers the first SIGINT or SIGTERM, so that the loop can finish its step; a second one ends the process."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -32,12 +29,12 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that a signal ended: 128 + its number; 0 without one."""
+        """The exit status of a process that a signal ended, 128 + the signal's number; 0 without a signal."""
         return 128 + self.signal if self.signal else 0
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Listen while the block runs, then put the former handlers back."""
+        """Handle both signals while the block runs, then restore the previous handlers."""
         former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -50,12 +47,12 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        announce(f"\n{signal.Signals(number).name}: finishing this step, then saving. Once more ends at once.")
+        announce(f"\n{signal.Signals(number).name}: saving after this step. Repeat to quit without saving.")
 
 
 @contextmanager
 def ended_by_sigterm(message: str) -> Iterator[None]:
-    """Within it SIGTERM ends the program as Ctrl-C does, with status 143: files are closed, and `message` is said."""
+    """While the block runs, SIGTERM prints `message` and exits with status 143; files are closed as after Ctrl-C."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         announce(f"\nSIGTERM: {message}")
@@ -69,7 +66,7 @@ def ended_by_sigterm(message: str) -> Iterator[None]:
 
 
 def announce(text: str) -> None:
-    """Print to stderr, of several processes in one."""
+    """Print to stderr; if there are several processes, only the first one prints."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
@@ -80,7 +77,7 @@ class _Redacting(logging.Formatter):
 
 
 def set_up_logging(is_main_process: bool = True) -> None:
-    """Plain lines on stderr; other processes than the main one only warn. Tokens never appear."""
+    """Log plain lines to stderr, without access tokens. Processes other than the main one log only warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacting("%(message)s"))
     logging.basicConfig(level=logging.INFO if is_main_process else logging.WARNING, handlers=[handler], force=True)
@@ -89,15 +86,19 @@ def set_up_logging(is_main_process: bool = True) -> None:
 
 
 def set_up_determinism() -> None:
-    """Bitwise the same run after run on the same machine; some kernels are slower so."""
+    """Make runs on the same machine bitwise repeatable; some kernels are slower."""
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def progress(items: Sequence[T], what: str, quiet: bool = False) -> Iterator[T]:
-    """The items, with a bar on a terminal and a line for each tenth elsewhere."""
+    """Yield the items, with a progress bar on a terminal, otherwise with a line of log for each tenth."""
     if sys.stderr.isatty():
+        from tqdm import tqdm
+
         yield from tqdm(items, desc=what, disable=quiet)
         return
     for count, item in enumerate(items, 1):
@@ -108,7 +109,7 @@ def progress(items: Sequence[T], what: str, quiet: bool = False) -> Iterator[T]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Say how long a part of the preparation took."""
+    """Log how long the block took."""
     start = time.perf_counter()
     yield
     log.info("%s: %.1f s", name, time.perf_counter() - start)
@@ -116,12 +117,12 @@ def phase(name: str) -> Iterator[None]:
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run's folder for this process. Raises `Problems` when another training holds it."""
+    """Lock the run's folder while the block runs. Raises `Problems` if another process has locked it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            hint = "wait for it, or give this run another --output_name"
-            raise Problems([Problem(str(run_dir), "another training is writing this run", hint)]) from None
+            hint = "wait for it to finish, or choose another --output_name"
+            raise Problems([Problem(str(run_dir), "another training is writing to this folder", hint)]) from None
         yield

@@ -1,8 +1,8 @@
-"""Durations in words."""
+"""Numbers as people read them."""
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 40 seconds, 41 minutes, 3 h 05 min."""
+    """A duration for people: "40 seconds", "41 minutes", "3 h 05 min"."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     minutes = round(seconds / 60)
@@ -10,5 +10,5 @@ def duration(seconds: float) -> str:
 
 
 def in_seconds(number: float) -> str:
-    """1.23, 0.12, 0.0027"""
+    """Seconds with two or three digits, without the unit: "1.23", "0.12", "0.0027"."""
     return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"

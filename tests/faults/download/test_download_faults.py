@@ -72,7 +72,7 @@ def test_everything_that_stands_against_it_is_said_at_once(hub, said):
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
     assert download() in (Status.LICENCE_NOT_ACCEPTED, Status.IN_THE_WAY)
-    assert "2 things to mend" in said() and not any(request.sent for request in hub.requests)
+    assert "2 problems found" in said() and not any(request.sent for request in hub.requests)
 
 
 def test_public_files_need_no_login(monkeypatch):
@@ -86,7 +86,7 @@ def test_public_files_need_no_login(monkeypatch):
 def test_too_little_room_is_said_before_a_byte_is_fetched(hub, monkeypatch, said):
     monkeypatch.setattr("trainer.common.disk.free_bytes", lambda _: 3 * MIB)
     assert download() == Status.DISK_FULL
-    assert "are needed and 0.00 GB are free" in said() and not any(request.sent for request in hub.requests)
+    assert "needed, 0.00 GB free" in said() and not any(request.sent for request in hub.requests)
 
 
 def test_a_disk_that_fills_up_keeps_what_came(hub, monkeypatch, said):
