@@ -28,12 +28,13 @@ from trainer.engine.compilation import compile_blocks
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import layers_on_one_input, place_adapters_together, use_training_blocks
 from trainer.models.attention import choose_attention
+from trainer.models.description import FLUX1
 from trainer.models.quantized import QuantizedLinear, Storage, allocate, fill, make_quantized
 from trainer.models.transformer import rotary_table, takes_text_in_front
 
 CUDA = torch.device("cuda")
 TXT_TOKENS = 512
-NUM_BLOCKS = {"double": 19, "single": 38}
+NUM_BLOCKS = {"double": FLUX1.blocks.double, "single": FLUX1.blocks.single}
 WARM_UP, REPEATS, PROFILED = 5, 30, 2
 GIB = 2**30
 
@@ -62,7 +63,7 @@ class Chain:
     def __init__(self, kind: str, depth: int, storage: Storage, rank: int, resolution: int, batch: int, compiled: bool):
         transformer = make_transformer(depth, storage)
         use_training_blocks(transformer)
-        img_tokens = (resolution // 16) ** 2
+        img_tokens = (resolution // FLUX1.latents.token_side) ** 2
         choose_attention(transformer, TXT_TOKENS, {(batch, img_tokens): 1})
         add_lora(transformer, dict.fromkeys(linear_modules(transformer), rank), None, seed=0)
         for name, parameter in transformer.named_parameters():

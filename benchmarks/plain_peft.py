@@ -31,7 +31,7 @@ from benchmarks.worker import Job
 from benchmarks.workspace import DEFAULTS, choose_model
 from trainer.common.files import write_json
 from trainer.config import TrainConfig, parse_config
-from trainer.data.batches import FLUX_SCALE, FLUX_SHIFT
+from trainer.data.batches import scale_latents
 from trainer.data.cache import Encoded, TensorCache
 from trainer.engine.metrics import Moment
 from trainer.lora.adapter import linear_modules
@@ -161,7 +161,7 @@ def draw_samples(plan: Plan) -> Iterator[Sample]:
             mean, std = encoded.latents(draws[0].sample, draws[0].flip)
             txt, _, pooled = encoded.text(draws[0].caption)
             latents = mean + std * torch.randn_like(mean)
-            yield (latents[None] - FLUX_SHIFT) * FLUX_SCALE, txt[None], pooled[None]
+            yield scale_latents(latents[None]), txt[None], pooled[None]
         epoch += 1
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from tests.fake_hub import FakeHub, serving
 from trainer.__main__ import main
-from trainer.hub.wanted import DEV, SCHNELL, TEXT_ENCODERS
+from trainer.models.description import FLUX1
 
 MIB = 1 << 20
+DEV, KREA, SCHNELL = (base.source.repository for base in FLUX1.bases)
+TEXT_ENCODERS = FLUX1.clip.file.source.repository
 OTHER_TOKEN = "hf_otherTokenOtherToken"  # of somebody whom the hub does not know
 
 
@@ -38,7 +40,7 @@ def family(checkpoint: str, seed: int) -> dict[str, bytes]:
 
 
 def flux_hub() -> FakeHub:
-    """The three repositories, the first gated, as the real ones are."""
+    """The repositories of the base models, which are gated, and that of the text encoders."""
     encoders = {
         "clip_l.safetensors": made_up_file(MIB, 3),
         "t5xxl_fp16.safetensors": made_up_file(2 * MIB, 4),
@@ -46,10 +48,11 @@ def flux_hub() -> FakeHub:
     }
     files = {
         DEV: family("flux1-dev.safetensors", 1),
+        KREA: family("flux1-krea-dev.safetensors", 3),
         SCHNELL: family("flux1-schnell.safetensors", 2),
         TEXT_ENCODERS: encoders,
     }
-    return FakeHub(files, gated={DEV, SCHNELL})
+    return FakeHub(files, gated={DEV, KREA, SCHNELL})
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from mini.training.modules import moved
 from mini.training.recipe import Recipe
 from trainer.common.problems import Problem, Problems
+from trainer.models.description import FLUX1
 
-SHIFT, SCALE = 0.1159, 0.3611  # FLUX.1's: (latents - SHIFT) * SCALE has mean 0 and deviation 1
+SHIFT, SCALE = FLUX1.latents.shift, FLUX1.latents.scale  # (latents - SHIFT) * SCALE has mean 0 and deviation 1
 
 
 class PlainGroupNorm(nn.GroupNorm):

@@ -17,7 +17,7 @@ from tokenizers import pre_tokenizers
 
 from mini.world.names import CHARACTERS
 from trainer.common.files import write_json, write_text
-from trainer.models.text import CLIP_FOLDER, T5_FOLDER
+from trainer.models.description import FLUX1
 
 WORD = re.compile(r"[a-z0-9]+")
 RARE = 4_000  # a word that is not in one of so many captions is not a word of the world
@@ -31,8 +31,8 @@ PRINTABLE = [chr(code) for code in range(33, 127)]
 def write_tokenizers(folder: Path, captions: Iterable[str]) -> None:
     """Write `tokenizer` (CLIP) and `tokenizer_2` (T5) into `folder`, as in the FLUX.1-dev repository."""
     words = vocabulary(captions)
-    _write_clip(folder / CLIP_FOLDER, words)
-    _write_t5(folder / T5_FOLDER, words)
+    _write_clip(folder / FLUX1.clip.tokenizer, words)
+    _write_t5(folder / FLUX1.t5.tokenizer, words)
 
 
 def vocabulary(captions: Iterable[str]) -> list[str]:

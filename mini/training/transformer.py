@@ -23,7 +23,8 @@ from mini.training.progress import Course, Progress, cosine_rate, load_progress,
 from mini.training.recipe import Recipe
 from mini.training.sampling import SHEET_PROMPTS, draw, save_sheet
 from mini.training.tokenizers import write_tokenizers
-from trainer.models.text import T5_FILES, T5_FOLDER, Tokenizers, load_tokenizers
+from trainer.models.description import FLUX1
+from trainer.models.text import Tokenizers, load_tokenizers
 
 SHEET_GUIDANCE = (1.0, 4.0)  # classifier-free: one row of the sheet each
 
@@ -72,7 +73,7 @@ def run_transformer(recipe: Recipe, folder: Path, budget: Budget) -> None:
 def ready_tokenizers(folder: Path, distributed: Distributed) -> Tokenizers:
     """The tokenizers in `folder`, made from the captions of all processes' latents where there are none yet."""
     target = folder / TOKENIZERS
-    if distributed.is_main and not (target / T5_FOLDER / T5_FILES[0]).exists():
+    if distributed.is_main and not (target / FLUX1.t5.tokenizer / FLUX1.t5.tokenizer_files[0]).exists():
         files = sorted(folder.glob("latents-[0-9]*.json"))
         write_tokenizers(target, [caption for file in files for caption in json.loads(file.read_text())["captions"]])
     distributed.barrier()

@@ -10,7 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from benchmarks.random_flux import write_model_files
 from trainer.common.problems import Problems
-from trainer.models.load import is_schnell, load_autoencoder, load_clip, load_t5, load_transformer
+from trainer.models.description import SCHNELL
+from trainer.models.load import base_model_of, load_autoencoder, load_clip, load_t5, load_transformer
 from trainer.models.text import encode_clip, encode_t5, load_tokenizers
 
 CAPTION = ["tjtoy toy on a beach", "sparkgpu gpu"]
@@ -66,7 +67,7 @@ def test_transformer_is_the_published_architecture(files, inputs):
 def test_schnell_is_known_by_its_missing_guidance(tmp_path, inputs):
     schnell = write_model_files(tmp_path, size="tiny", seed=3, guidance=False).transformer
     transformer = load_transformer(schnell, "cpu", torch.float32)
-    assert is_schnell(schnell) and not transformer.config.guidance_embeds
+    assert base_model_of(schnell) is SCHNELL and not transformer.config.guidance_embeds
     expected = flux(float_tensors(schnell), guidance=None, **inputs)
     torch.testing.assert_close(run(transformer, inputs, None), expected, rtol=1e-4, atol=1e-5)
 

@@ -21,13 +21,14 @@ from trainer.cli.sample import run as sample
 from trainer.common.files import write_safetensors
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig
+from trainer.models.description import FLUX1
 from trainer.models.identify import check_model_file
 from trainer.models.text import find_tokenizer_dir
 from trainer.models.weights import read_header
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
-ROLES = {TRANSFORMER: "flux", AUTOENCODER: "autoencoder", CLIP: "clip_l", T5: "t5"}
+KEYS = {TRANSFORMER: "flux", AUTOENCODER: "ae", CLIP: "clip_l", T5: "t5xxl"}
 FLAGS = {TRANSFORMER: "pretrained_model_name_or_path", AUTOENCODER: "ae", CLIP: "clip_l", T5: "t5xxl"}
 
 
@@ -46,8 +47,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_files_are_those_that_the_trainer_loads(work):
-    for name, role in ROLES.items():
-        assert check_model_file(work / "export" / name, role, name) == []
+    for name, key in KEYS.items():
+        assert check_model_file(work / "export" / name, FLUX1.file(key), name) == []
         header = read_header(work / "export" / name)
         assert {tensor.dtype for tensor in header.tensors.values()} == {"BF16"}
         assert header.metadata["modelspec.license"] == "Apache-2.0" and header.metadata["recipe"] == "tiny"

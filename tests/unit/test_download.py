@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import save_file
 
 from tests.fake_hub import FakeHub
-from tests.hub_files import DEV, SCHNELL, TEXT_ENCODERS, download, made_up_file, models_here, parts_here, reachable
+from tests.hub_files import (
+    DEV,
+    KREA,
+    SCHNELL,
+    TEXT_ENCODERS,
+    download,
+    made_up_file,
+    models_here,
+    parts_here,
+    reachable,
+)
 from trainer.common.problems import Problems
 from trainer.hub.errors import Status
 from trainer.hub.wanted import KEYS, base_model, lora
@@ -83,6 +93,25 @@ def test_schnell_and_fp8(hub: FakeHub):
     assert "checkpoints/flux1-schnell.safetensors" in found and "text_encoders/t5xxl_fp8_e4m3fn.safetensors" in found
     assert not {"checkpoints/flux1-dev.safetensors", "text_encoders/t5xxl_fp16.safetensors"} & found.keys()
     assert not any(DEV in request.path for request in hub.requests)
+
+
+def test_krea_comes_from_its_own_repository(hub: FakeHub):
+    assert download("--krea") == 0
+    targets = {target.replace("flux1-dev", "flux1-krea-dev") for target in LAYOUT}
+    assert models_here().keys() == targets
+    assert not any(repository in request.path for request in hub.requests for repository in (DEV, SCHNELL))
+
+
+def test_krea_has_a_licence_of_its_own(hub: FakeHub, capfd):
+    assert download() == 0
+    hub.accepted = False
+    assert download("--krea") == Status.LICENCE_NOT_ACCEPTED
+    assert f"/{KREA}" in capfd.readouterr().err
+
+
+def test_krea_and_schnell_exclude_each_other(capfd):
+    assert download("--krea", "--schnell") == 2
+    assert "not allowed with" in capfd.readouterr().err
 
 
 def test_schnell_after_dev_keeps_the_tokenizers_that_are_there(hub: FakeHub):

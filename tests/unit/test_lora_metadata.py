@@ -11,6 +11,7 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset
 from trainer.lora.file import load_lora, save_lora
 from trainer.lora.metadata import build_metadata
+from trainer.models.description import KREA, SCHNELL
 
 TOML = """
 [[datasets]]
@@ -98,8 +99,14 @@ def test_modelspec_names_base_title_and_triggers(run):
     assert "modelspec.timestep_range" not in metadata
     assert metadata_of(run, max_timestep=800)["modelspec.timestep_range"] == "0,800"
     config, data = run
-    schnell = build_metadata(config, data, At(), At(), "x", is_schnell=True)
-    assert schnell["modelspec.architecture"] == "flux-1-schnell/lora"
+    schnell = build_metadata(config, data, At(), At(), "x", base=SCHNELL)
+    assert schnell["modelspec.architecture"] == "flux-1-schnell/lora" and schnell["modelspec.title"] == "x"
+    krea = build_metadata(config, data, At(), At(), "x", base=KREA)
+    assert krea["modelspec.architecture"] == "flux-1-dev/lora", "what loaders of dev's LoRAs look for"
+    assert krea["modelspec.title"] == "x (FLUX.1-Krea-dev)"
+    assert json.loads(krea["flux_dreambooth"])["base_model"] == "FLUX.1-Krea-dev"
+    titled = build_metadata(replace(config, metadata_title="My own"), data, At(), At(), "x", base=KREA)
+    assert titled["modelspec.title"] == "My own"
 
 
 def test_datasets_tags_and_concepts_are_those_of_the_pictures(run):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_files import DEV, TEXT_ENCODERS
 from tests.recipe_files import ROOT
 from trainer.__main__ import VERBS, main
 from trainer.config.values import FIELDS
-from trainer.hub.wanted import DEV, TEXT_ENCODERS
 
 ENGLISH, KOREAN = "README.md", "README.ko.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -20,6 +20,7 @@ from trainer.hub.jobs import DIFFERENT, MISSING, WHOLE, Job, difference, find_jo
 from trainer.hub.record import Record, load_record, save_record
 from trainer.hub.run import fetch_all
 from trainer.hub.wanted import KEYS, Wanted, base_model, lora
+from trainer.models.description import DEV, KREA, SCHNELL
 
 STATUSES = "exit statuses: 0 all is whole, " + ", ".join(
     f"{status.value} {status.name.lower().replace('_', ' ')}" for status in Status
@@ -52,7 +53,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser("python -m trainer download", description=__doc__, epilog=STATUSES)
-    parser.add_argument("--schnell", action="store_true", help="FLUX.1-schnell instead of FLUX.1-dev")
+    parser.set_defaults(base=DEV)
+    bases = parser.add_mutually_exclusive_group()
+    for flag, base in (("--krea", KREA), ("--schnell", SCHNELL)):
+        bases.add_argument(
+            flag, dest="base", action="store_const", const=base, help=f"{base.name} instead of {DEV.name}"
+        )
     parser.add_argument("--fp8", action="store_true", help="the T5 text encoder of half the size")
     parser.add_argument("--only", nargs="+", choices=KEYS, metavar="FILE", help=f"some of: {', '.join(KEYS)}")
     parser.add_argument("--lora", action="append", metavar="OWNER/NAME", help="a LoRA into models/loras, nothing else")
@@ -66,7 +72,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _wanted(arguments: argparse.Namespace) -> tuple[Wanted, ...]:
     if arguments.lora:
         return tuple(lora(name) for name in arguments.lora)
-    return base_model(arguments.schnell, arguments.fp8, arguments.only or ())
+    return base_model(arguments.base, arguments.fp8, arguments.only or ())
 
 
 def _download(hub: Hub, arguments: argparse.Namespace, wanted: Sequence[Wanted]) -> int:

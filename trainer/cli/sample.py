@@ -24,7 +24,7 @@ from trainer.config.sources import CONFIG_FILE, read_flags
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora
 from trainer.lora.convert import merge
 from trainer.lora.file import LoraFile, copy_into, load_lora, ranks_from
-from trainer.models.load import is_schnell, load_autoencoder, load_clip, load_t5, load_transformer
+from trainer.models.load import base_model_of, load_autoencoder, load_clip, load_t5, load_transformer
 from trainer.models.text import Tokenizers, clip_ids, encode_t5
 from trainer.models.transformer import Conditioning
 from trainer.preflight.check import check_models
@@ -172,7 +172,7 @@ def encode_texts(
     apply_lora(lora, clip, "text_encoder.")
     pooled = [clip(clip_ids(tokenizers.clip, [text]).to(device)).pooler_output for text in texts]
     t5 = load_t5(config.t5xxl, device, dtype)
-    length = config.t5xxl_max_token_length or (256 if is_schnell(config.pretrained_model_name_or_path) else 512)
+    length = config.t5xxl_max_token_length or base_model_of(config.pretrained_model_name_or_path).t5_tokens
     masked = config.apply_t5_attn_mask
     encoded = [encode_t5(t5, tokenizers.t5, [text], length, masked) for text in texts]
     del clip, t5

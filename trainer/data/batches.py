@@ -12,9 +12,8 @@ from trainer.config import TrainConfig
 from trainer.data.cache import Encoded
 from trainer.data.dataset import Draw, Sample
 from trainer.flow import sigma_at_quantile
+from trainer.models.description import FLUX1
 from trainer.models.text import Tokenizers, clip_ids
-
-FLUX_SHIFT, FLUX_SCALE = 0.1159, 0.3611  # FLUX.1's autoencoder: latents = (z - shift) * scale
 
 
 @dataclass(frozen=True)
@@ -113,18 +112,19 @@ class BatchMaker:
 
 def scale_latents(latents: torch.Tensor) -> torch.Tensor:
     """The autoencoder's latents to the transformer's."""
-    return (latents - FLUX_SHIFT) * FLUX_SCALE
+    return (latents - FLUX1.latents.shift) * FLUX1.latents.scale
 
 
 def unscale_latents(latents: torch.Tensor) -> torch.Tensor:
     """The transformer's latents to the autoencoder's."""
-    return latents / FLUX_SCALE + FLUX_SHIFT
+    return latents / FLUX1.latents.scale + FLUX1.latents.shift
 
 
 def num_img_tokens(sample: Sample) -> int:
     """How many tokens a picture of this bucket gives: one for each 16 x 16 pixels."""
+    side = FLUX1.latents.token_side
     width, height = sample.bucket
-    return (width // 16) * (height // 16)
+    return (width // side) * (height // side)
 
 
 def prefetch(make: BatchMaker, draws: Iterable[tuple[Draw, ...]], ahead: int = 2) -> Iterator[Batch]:

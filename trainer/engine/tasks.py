@@ -121,7 +121,7 @@ def save(run: Run, position: Position, with_state: bool) -> None:
         tensors = run.ema.averages if run.ema else run.model.parameters
         plan = run.plan
         settings = replace(plan.config, base_precision=plan.memory.choice.precision)
-        metadata = build_metadata(settings, plan.data, run.progress, position, path.stem, plan.adapter.is_schnell)
+        metadata = build_metadata(settings, plan.data, run.progress, position, path.stem, plan.adapter.base)
         stored = snapshot_lora(path, tensors, run.model.alphas, SAVE_DTYPES[config.save_precision])
         waits = with_state or position.ends_run
         stopped = None if waits else time.perf_counter() - start

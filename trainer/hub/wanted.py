@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from trainer.common.problems import Problem, Problems
+from trainer.models.description import DEV, FLUX1, BaseModel, ModelFile, Source
 
-DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
-TEXT_ENCODERS = "comfyanonymous/flux_text_encoders"
 LORA = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(/(?P<source>[^/].*\.safetensors))?")
-KEYS = ("flux", "ae", "clip_l", "t5xxl", "tokenizers")
+TOKENIZERS = "tokenizers"
+KEYS = (*(file.key for file in FLUX1.files), TOKENIZERS)
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,28 @@ class Wanted:
     target: str
 
 
-def base_model(schnell: bool = False, fp8: bool = False, only: Collection[str] = ()) -> tuple[Wanted, ...]:
-    """The files that training and drawing need.
+def base_model(base: BaseModel = DEV, fp8: bool = False, only: Collection[str] = ()) -> tuple[Wanted, ...]:
+    """The files that training and sampling need, in ComfyUI's folders.
 
-    schnell: FLUX.1-schnell instead of FLUX.1-dev; fp8: a T5 of half the size; only: some of KEYS.
+    fp8: text encoders of half the size where there are any; only: some of KEYS instead of all.
     """
-    repository = SCHNELL if schnell else DEV
-    checkpoint = "flux1-schnell.safetensors" if schnell else "flux1-dev.safetensors"
-    t5 = "t5xxl_fp8_e4m3fn.safetensors" if fp8 else "t5xxl_fp16.safetensors"
-    files = (
-        Wanted("flux", repository, checkpoint, f"checkpoints/{checkpoint}"),
-        Wanted("ae", repository, "ae.safetensors", "vae/ae.safetensors"),
-        Wanted("clip_l", TEXT_ENCODERS, "clip_l.safetensors", "text_encoders/clip_l.safetensors"),
-        Wanted("t5xxl", TEXT_ENCODERS, t5, f"text_encoders/{t5}"),
-        Wanted("tokenizers", repository, "tokenizer/", "tokenizers/tokenizer/"),
-        Wanted("tokenizers", repository, "tokenizer_2/", "tokenizers/tokenizer_2/"),
-    )
+    files = [_wanted(file, _source(file, base, fp8)) for file in FLUX1.files]
+    for encoder in (FLUX1.clip, FLUX1.t5):
+        folder = f"{encoder.tokenizer}/"
+        files.append(Wanted(TOKENIZERS, base.source.repository, folder, f"{TOKENIZERS}/{folder}"))
     return tuple(file for file in files if not only or file.key in only)
+
+
+def _wanted(file: ModelFile, source: Source) -> Wanted:
+    return Wanted(file.key, source.repository, source.path, f"{file.folder}/{source.path}")
+
+
+def _source(file: ModelFile, base: BaseModel, fp8: bool) -> Source:
+    if file is FLUX1.transformer:
+        return base.source
+    if file is FLUX1.autoencoder:
+        return Source(base.source.repository, file.source.path)
+    return file.smaller if fp8 and file.smaller else file.source
 
 
 def lora(name: str) -> Wanted:

@@ -18,6 +18,7 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
 from trainer.data.dataset_file import DatasetSection, SubsetConfig
 from trainer.data.samples import Sample
+from trainer.models.description import DEV, BaseModel
 
 OURS = "flux_dreambooth"  # the key that holds concepts and settings as JSON
 OF_ONE_START = ("resume", "resume_anyway")  # a resumed run's file is bitwise that of one that never stopped
@@ -73,16 +74,17 @@ def build_metadata(
     progress: Session,
     position: Moment,
     title: str,
-    is_schnell: bool = False,
+    base: BaseModel = DEV,
 ) -> dict[str, str]:
-    """All metadata of one LoRA file. title: its name without the ending, unless metadata_title is set.
+    """All metadata of one LoRA file. title: its name without the ending, unless metadata_title is set. base: the model
+    that it was trained on.
 
     With --no_metadata only what a loader needs to know of the network, and modelspec, without concepts.
     """
     finished_at = now()
     metadata = _training_keys(config, data, progress, position, finished_at) | _dataset_keys(data)
-    metadata |= _modelspec_keys(config, data, title, finished_at, is_schnell)
-    metadata[OURS] = json.dumps(_our_settings(config, data), ensure_ascii=False)
+    metadata |= _modelspec_keys(config, data, title, finished_at, base)
+    metadata[OURS] = json.dumps(_our_settings(config, data, base), ensure_ascii=False)
     if config.no_metadata:
         hidden = ("modelspec.trigger_phrase", OURS)
         kept = (*WITHOUT_TRAINING, "modelspec.")
@@ -187,15 +189,15 @@ def _subset(samples: Iterable[Sample], subset: SubsetConfig) -> dict[str, Any]:
 
 
 def _modelspec_keys(
-    config: TrainConfig, data: TrainingData, title: str, finished_at: float, is_schnell: bool
+    config: TrainConfig, data: TrainingData, title: str, finished_at: float, base: BaseModel
 ) -> dict[str, str]:
     width, height = max((section.resolution for section in data.config.sections), key=lambda r: r[0] * r[1])
     values = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"flux-1-{'schnell' if is_schnell else 'dev'}/lora",
+        "architecture": f"{base.architecture}/lora",
         "implementation": "https://github.com/black-forest-labs/flux",
         "implementation_version": f"flux-dreambooth-trainer {__version__}",
-        "title": config.metadata_title or title,
+        "title": config.metadata_title or title + base.title_note,
         "resolution": f"{width}x{height}",
         "date": datetime.fromtimestamp(int(finished_at), UTC).isoformat(),
         "author": config.metadata_author,
@@ -215,7 +217,7 @@ def triggers(data: TrainingData) -> list[str]:
     return list(dict.fromkeys(tokens for tokens in found if tokens))
 
 
-def _our_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+def _our_settings(config: TrainConfig, data: TrainingData, base: BaseModel) -> dict[str, Any]:
     concepts = [
         {
             "concept": subset.concept,
@@ -228,7 +230,7 @@ def _our_settings(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     ]
     names = (field.name for field in fields(config) if field.name not in OF_ONE_START)
     settings = {name: _public(getattr(config, name)) for name in names}
-    return {"version": __version__, "concepts": concepts, "config": settings}
+    return {"version": __version__, "base_model": base.name, "concepts": concepts, "config": settings}
 
 
 def _public(value: Any) -> Any:

@@ -18,11 +18,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.models.description import FLUX1, BaseModel
 from trainer.models.names import autoencoder_to_diffusers, strip_prefix, transformer_to_diffusers
 from trainer.models.quantized import Precision, QuantizedLinear, Storage, allocate, fill, make_quantized, say_storage
 from trainer.models.weights import Header, read_header, stream_tensors, weight_names
 
-FLUX_AXES = (16, 56, 56)  # FLUX.1's split of a head of 128 into index, row and column
 CLIP_HEAD_WIDTH = 64
 CLIP_UNUSED = ("position_ids", "text_projection.weight", "logit_scale")  # not part of the text encoder
 T5_EMBEDDING, T5_EMBEDDING_AGAIN = "shared.weight", "encoder.embed_tokens.weight"  # one tensor, two names
@@ -84,9 +84,10 @@ def load_t5(path: Path, device: torch.device | str, dtype: torch.dtype) -> T5Enc
     return _fill(plan_module(_header(path), plan_t5), device, dtype)
 
 
-def is_schnell(path: Path) -> bool:
-    """Whether a transformer file is FLUX.1-schnell's: it has no guidance embedding."""
-    return not any(strip_prefix(name).startswith("guidance_in.") for name in read_header(path).tensors)
+def base_model_of(path: Path) -> BaseModel:
+    """The base model whose transformer a file holds. Raises ValueError and OSError as `read_header`."""
+    header = read_header(path)
+    return FLUX1.recognise(path, header.tensors, header.metadata)
 
 
 def plan_module(header: Header, plan: Callable[[Header], Plan]) -> Plan:
@@ -165,8 +166,8 @@ def plan_autoencoder(header: Header) -> Plan:
         "latent_channels": shapes["decoder.conv_in.weight"][1],
         "norm_num_groups": 32,
         "sample_size": 1024,
-        "scaling_factor": 0.3611,
-        "shift_factor": 0.1159,
+        "scaling_factor": FLUX1.latents.scale,
+        "shift_factor": FLUX1.latents.shift,
         "use_quant_conv": False,
         "use_post_quant_conv": False,
         "mid_block_add_attention": True,
@@ -292,8 +293,8 @@ class _Shapes(dict[str, tuple[int, ...]]):
 
 def _rotary_axes(header: Header, head_dim: int) -> tuple[int, int, int]:
     stated = header.metadata.get("axes_dims_rope")
-    if stated is None and head_dim == sum(FLUX_AXES):
-        return FLUX_AXES
+    if stated is None and head_dim == FLUX1.blocks.head_width:
+        return FLUX1.blocks.axes
     try:
         axes = tuple(int(axis) for axis in json.loads(stated or ""))
     except (ValueError, TypeError):

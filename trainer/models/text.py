@@ -17,10 +17,10 @@ from transformers import (
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig
+from trainer.models.description import FLUX1
 
-CLIP_LENGTH = 77
-CLIP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # as in the FLUX.1-dev repository
-CLIP_FILES, T5_FILES = ("vocab.json", "merges.txt"), ("tokenizer.json",)
+CLIP_LENGTH = FLUX1.clip.tokens
+ENCODERS = (FLUX1.clip, FLUX1.t5)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def load_tokenizers(folder: Path) -> Tokenizers:
     if problems := _missing_files(folder):
         raise Problems(problems)
     return Tokenizers(
-        clip=_load(CLIPTokenizer, folder / CLIP_FOLDER),
-        t5=_load(T5TokenizerFast, folder / T5_FOLDER),
+        clip=_load(CLIPTokenizer, folder / FLUX1.clip.tokenizer),
+        t5=_load(T5TokenizerFast, folder / FLUX1.t5.tokenizer),
         fingerprint=_fingerprint(folder),
     )
 
@@ -107,7 +107,7 @@ def _load(kind: Any, folder: Path) -> Any:
 
 
 def _missing_files(folder: Path) -> list[Problem]:
-    wanted = [folder / CLIP_FOLDER / name for name in CLIP_FILES] + [folder / T5_FOLDER / name for name in T5_FILES]
+    wanted = [folder / encoder.tokenizer / name for encoder in ENCODERS for name in encoder.tokenizer_files]
     hint = "give --tokenizer_dir, a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
     unseen = {path: f"cannot be looked at: {why}" for path in wanted if (why := out_of_reach(path))}
     missing = {path: "there is no such file" for path in wanted if path not in unseen and not path.is_file()}
@@ -116,7 +116,7 @@ def _missing_files(folder: Path) -> list[Problem]:
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for part in (CLIP_FOLDER, T5_FOLDER):
+    for part in (encoder.tokenizer for encoder in ENCODERS):
         for path in sorted((folder / part).iterdir()):
             digest.update(f"{part}/{path.name}".encode())
             digest.update(path.read_bytes())

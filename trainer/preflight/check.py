@@ -19,11 +19,11 @@ from trainer.lora.file import LoraFile, load_lora_shapes, misfits, ranks_from
 from trainer.lora.network_args import NetworkArgs, layer_ranks, parse_network_args
 from trainer.memory.bytes import blocks_of
 from trainer.memory.choose import MemoryPlan
+from trainer.models.description import FLUX1
 from trainer.models.identify import check_model_file
-from trainer.models.load import plan_clip, plan_transformer
+from trainer.models.load import base_model_of, plan_clip, plan_transformer
 from trainer.models.quantized import precision_problems
 from trainer.models.text import Tokenizers, find_tokenizer_dir, load_tokenizers
-from trainer.models.transformer import takes_guidance
 from trainer.models.weights import fingerprint, read_header
 from trainer.optim.build import lr_scheduler_problems, optimizer_problems, rate_problems
 from trainer.preflight.disk import Growth
@@ -35,12 +35,6 @@ from trainer.sampling.prompts import SamplePrompt, load_sample_prompts
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-MODEL_FILES = (
-    ("pretrained_model_name_or_path", "flux"),
-    ("ae", "autoencoder"),
-    ("clip_l", "clip_l"),
-    ("t5xxl", "t5"),
-)
 
 
 @dataclass
@@ -100,7 +94,7 @@ def check_models(config: TrainConfig) -> Tokenizers:
 
 
 def _model_problems(config: TrainConfig) -> list[Problem]:
-    checked = (check_model_file(getattr(config, flag), role, f"--{flag}") for flag, role in MODEL_FILES)
+    checked = (check_model_file(getattr(config, file.setting), file, f"--{file.setting}") for file in FLUX1.files)
     return [problem for found in checked for problem in found]
 
 
@@ -164,7 +158,7 @@ def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | No
         clip_ranks=clip_ranks,
         alpha=None if from_file else config.network_alpha,
         num_parameters=sum(map(math.prod, shapes.values())),
-        is_schnell=not takes_guidance(transformer),
+        base=base_model_of(config.pretrained_model_name_or_path),
         blocks=blocks,
         outside=outside,
     )
@@ -201,7 +195,7 @@ def _adapter_shapes(model: Any, ranks: dict[str, int]) -> dict[str, tuple[int, i
 
 
 def _t5_length(config: TrainConfig, adapter: AdapterPlan) -> int:
-    return config.t5xxl_max_token_length or (256 if adapter.is_schnell else 512)
+    return config.t5xxl_max_token_length or adapter.base.t5_tokens
 
 
 def model_fingerprints(config: TrainConfig, keys: CacheKeys) -> dict[str, str]:

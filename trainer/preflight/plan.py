@@ -13,6 +13,7 @@ from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
 from trainer.lora.network_args import NetworkArgs
 from trainer.memory.bytes import Block
 from trainer.memory.choose import MemoryPlan
+from trainer.models.description import FLUX1, BaseModel
 from trainer.models.text import Tokenizers
 from trainer.preflight.disk import Growth, due_steps, growth
 from trainer.sampling.prompts import SamplePrompt
@@ -48,7 +49,7 @@ def optimizer_bytes_per_number(config: TrainConfig) -> float:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """ranks, clip_ranks: module name -> rank; alpha: None for the rank of each layer.
+    """ranks, clip_ranks: module name -> rank; alpha: None for the rank of each layer; base: the model it is trained on.
 
     num_parameters: numbers to train, both models together. blocks: the transformer's, each with its part of
     the adapter; outside: how many frozen numbers it has beside them.
@@ -59,7 +60,7 @@ class AdapterPlan:
     clip_ranks: dict[str, int]
     alpha: float | None
     num_parameters: int
-    is_schnell: bool
+    base: BaseModel
     blocks: tuple[Block, ...]
     outside: int
 
@@ -142,7 +143,8 @@ class Plan:
         """What encoding will add: mean and deviation of latents in float32, T5's text in 2 or 4 bytes."""
         views = self.data.views()
         pixels = sum(sample.bucket[0] * sample.bucket[1] for sample, _ in views) // max(len(views), 1)
-        latents = self.missing_latents * (pixels // 64) * 16 * 2 * 4
+        kind = FLUX1.latents
+        latents = self.missing_latents * (pixels // kind.side**2) * kind.channels * 2 * 4
         return latents + self.missing_texts * self.keys.t5_length * self.t5_width * 4
 
     def summary(self) -> str:
@@ -178,7 +180,7 @@ class Plan:
         layers = len(self.adapter.ranks) + len(self.adapter.clip_ranks)
         about = "" if self.config.optimizer_type.lower() in OPTIMIZER_TENSORS else "about "
         return [
-            f"LoRA of rank {_ranks_in_words(self.adapter)} on {layers} layers:"
+            f"LoRA of rank {_ranks_in_words(self.adapter)} on {layers} layers of {self.adapter.base.name}:"
             f" {self.adapter.num_parameters / 1e6:.1f} M parameters, {self.lora_bytes / GB:.3f} GB a file",
             f"{self.checkpoints} checkpoints into {self.config.output_dir}:"
             f" {self.checkpoints * self.lora_bytes / GB:.3f} GB; a state is {about}{self.state_bytes / GB:.3f} GB",

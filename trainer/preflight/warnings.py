@@ -45,5 +45,5 @@ def _idle_with_data(config: TrainConfig, data: TrainingData) -> Iterator[Problem
 
 
 def _idle_with_model(config: TrainConfig, adapter: AdapterPlan) -> Iterator[Problem]:
-    if adapter.is_schnell and config.guidance_scale != 1:
-        yield Problem("--guidance_scale", "has no effect: this transformer (schnell) takes no guidance")
+    if not adapter.base.takes_guidance and config.guidance_scale != 1:
+        yield Problem("--guidance_scale", f"has no effect: {adapter.base.name} takes no guidance")
