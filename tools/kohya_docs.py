@@ -6,7 +6,6 @@ python tools/kohya_docs.py
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -17,7 +16,7 @@ from trainer.config.kohya import (  # noqa: E402 (the path is set first)
     REFUSED_VALUES,
 )
 from trainer.config.settings import OURS, SAME  # noqa: E402
-from trainer.config.values import FIELDS, kind  # noqa: E402
+from trainer.config.values import FIELDS, choices  # noqa: E402
 from trainer.data import keys as dataset_keys  # noqa: E402
 from trainer.lora import network_args  # noqa: E402
 
@@ -28,43 +27,44 @@ INTRODUCTION = """\
 
 <!-- Written by `python tools/kohya_docs.py` from the tables in trainer/. Change those, not this file. -->
 
-Flags, TOML keys and file names are those of `flux_train_network.py`, so that a command line or a dataset
-file that works there is understood here. This page lists every flag and key: **same**, **different** (how),
-**always on** or without meaning here, or **refused** (what to use). Nothing that is accepted is ignored in
-silence: a setting that has no effect is told once when the run starts, a refused one stops the run before
-anything is loaded, and an unknown one is answered with the nearest known name. All mistakes of one call are
-reported together.
+Flags, TOML keys and file names are those of `flux_train_network.py`, so a command line or dataset file that works
+there is understood here. This page lists every flag and key: **same**, **different** (and how), **always on** or
+without meaning here, or **refused** (with what to use instead). Nothing is ignored silently: a setting without effect
+is reported once when the run starts, a refused setting stops the run before anything is loaded, and an unknown one is
+answered with the nearest known name. All problems are reported together, each with its flag or its file and line.
 
 ## How settings are read
 
-- Defaults < `--config_file FILE.toml` < flags. `--name value` and `--name=value` both work. Of a flag that
-  is given twice the last one counts, and that is told.
-- A switch is set by `--flag` and turned off by `--flag=false`, for instance against the config file.
-- In the config file, `[sections]` are free and only for the eye, as with kohya; `.toml` may be left out of
-  its name. A key that is written twice is an error.
-- `max_train_epochs` wins over `max_train_steps`, as with kohya. A `--max_train_steps` flag, however, wins
-  over a `max_train_epochs` that only the config file has.
-- Steps may be given as a share of all steps: `--lr_warmup_steps=0.05` or `5%`.
-- Abbreviated flags (`--net_dim`) are not guessed.
-- A refused flag that is written down as turned off (`fp8_base = false`) asks for nothing and is accepted.
+- Flags override `--config_file FILE.toml`, which overrides the defaults. `--name value` and `--name=value` both work.
+  If a flag is given twice, the last one counts, with a notice.
+- `--flag` turns a switch on, and `--flag=false` turns it off, for example to override the config file.
+- In the config file, `[sections]` are for readability only, as in kohya, and `.toml` may be left out of the file name.
+  A key that is given twice is an error.
+- `max_train_epochs` wins over `max_train_steps`, as in kohya. However, a `--max_train_steps` flag overrides a
+  `max_train_epochs` in the config file.
+- Steps may be given as a fraction of all steps: `--lr_warmup_steps=0.05` or `5%`.
+- Abbreviated flags (`--net_dim`) are not accepted.
+- A refused flag that is turned off (`fp8_base = false`) is accepted, since it asks for nothing.
+- In double quotes, TOML reads `\\` as the start of an escape: write Windows paths as `'D:\\train\\toy'` or
+  `"D:/train/toy"`.
 - The resolved settings are written to `runs/NAME/config.toml`, which is itself a config file.
 
-## What differs most
+## Main differences
 
 - **CLIP-L is not trained** unless `--text_encoder_lr` is above 0. kohya trains it unless
   `--network_train_unet_only` is given.
-- **`network_alpha` is `network_dim`** if it is not given; kohya's is 1, which divides the strength by the rank.
+- **`network_alpha` defaults to `network_dim`**. kohya's default is 1, which divides the LoRA's strength by the rank.
 - **The defaults are FLUX's**: `timestep_sampling=flux_shift`, `model_prediction_type=raw`,
-  `guidance_scale=1.0`, `mixed_precision=bf16`, `save_precision=bf16`, a fixed and recorded seed.
-- **q, k and v have a LoRA each** (and a single block's MLP another); the file has diffusers' names, which
-  ComfyUI and diffusers load. `python -m trainer convert --format kohya` writes kohya's names, exactly.
-- **Everything is cached by content**, and captions may vary nevertheless.
-- **Resume is exact**, in the middle of an epoch too.
+  `guidance_scale=1.0`, `mixed_precision=bf16`, `save_precision=bf16`, and a fixed, recorded seed.
+- **q, k and v have separate LoRAs** (and so has a single block's MLP). The file uses diffusers' names, which
+  ComfyUI and diffusers load. `python -m trainer convert --format kohya` converts to kohya's names, exactly.
+- **Everything is cached by content**, and captions may still vary between samples.
+- **Resume is exact**, mid-epoch too.
 """
 
 
 def document() -> str:
-    """The whole page."""
+    """The complete page."""
     return "\n".join([INTRODUCTION, *_settings(), *_flags(), *_dataset(), *_network()])
 
 
@@ -82,7 +82,7 @@ def _flags() -> list[str]:
     return [
         "## Always on, or without meaning here",
         "",
-        *_table(("flag", "what is told"), _rows(ALWAYS)),
+        *_table(("flag", "notice"), _rows(ALWAYS)),
         "",
         "## Refused values",
         "",
@@ -99,7 +99,7 @@ def _dataset() -> list[str]:
     return [
         "## Keys of the dataset file",
         "",
-        "Every value is looked for in the subset, then the dataset, then `[general]`, then the flags.",
+        "A value is taken from the subset, else the dataset, else `[general]`, else the flag.",
         "",
         *_table(("key", "same, different, or refused"), _rows(dataset_keys.KEYS)),
         "",
@@ -110,8 +110,8 @@ def _network() -> list[str]:
     return [
         "## Keys of `--network_args`",
         "",
-        "Of several matching `network_reg_dims` the last one counts (kohya: the first), and commas inside",
-        "brackets belong to the expression. A key that reaches no layer is an error.",
+        "If several `network_reg_dims` match a layer, the last one counts (in kohya the first). Commas inside",
+        "brackets belong to the expression. A key that matches no layer is an error.",
         "",
         *_table(("key", "meaning"), _rows(network_args.KEYS)),
         "",
@@ -122,14 +122,14 @@ def _network() -> list[str]:
 
 def _against(name: str) -> str:
     kohya = FIELDS[name].metadata["kohya"]
-    return {SAME: "same", OURS: "not there"}.get(kohya, f"different: {kohya}")
+    return {SAME: "same", OURS: "not in kohya"}.get(kohya, f"different: {kohya}")
 
 
 def _default(name: str) -> str:
     default = FIELDS[name].default
     if default in (None, (), ""):
         return ""
-    options = get_args(kind(name))
+    options = choices(name)
     shown = str(default).lower() if isinstance(default, bool) else str(default)
     return f"{_code(shown)} of {', '.join(options)}" if len(options) > 1 and isinstance(default, str) else _code(shown)
 

@@ -16,6 +16,8 @@ from tests.kohya_source import kohya_functions
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig, parse_config
 from trainer.flow import (
+    LossSettings,
+    TimestepSettings,
     add_noise,
     euler_sigmas,
     flux_mu,
@@ -46,13 +48,17 @@ SAMPLINGS = [
 IDS = [" ".join(map(str, settings.values())) for settings in SAMPLINGS]
 
 
+def timesteps(**settings) -> TimestepSettings:
+    return TrainConfig(**settings).select(TimestepSettings)
+
+
 def draws(settings: dict, **more) -> np.ndarray:
-    sigmas = sigma_at_quantile(torch.from_numpy(GRID), TrainConfig(**settings, **more), TOKENS)
+    sigmas = sigma_at_quantile(torch.from_numpy(GRID), timesteps(**settings, **more), TOKENS)
     assert sigmas.dtype == torch.float32 and sigmas.shape == GRID.shape
     return sigmas.numpy()
 
 
-def formula(config: TrainConfig, u: float) -> float:
+def formula(config: TimestepSettings, u: float) -> float:
     """One draw, in words of its own: from the uniform number to sigma in plain Python."""
     if config.timestep_sampling == "uniform":
         return u
@@ -82,7 +88,7 @@ def assert_same_distribution(ours: np.ndarray, theirs: np.ndarray, settings: dic
 
 @pytest.mark.parametrize("settings", SAMPLINGS, ids=IDS)
 def test_draws_follow_their_formula(settings):
-    ours, config = draws(settings), TrainConfig(**settings)
+    ours, config = draws(settings), timesteps(**settings)
     assert_same_distribution(ours, np.array([formula(config, u) for u in GRID]), settings)
     assert np.all(np.diff(ours) >= 0), "a quantile function never falls"
 
@@ -132,7 +138,7 @@ def test_density_is_the_one_of_diffusers(scheme):
 @pytest.mark.parametrize("shift", [1.0, 3.0, 3.158])
 def test_table_of_sigmas_is_the_schedulers(shift):
     scheduler = FlowMatchEulerDiscreteScheduler(1000, shift=shift)
-    config = TrainConfig(timestep_sampling="sigma", discrete_flow_shift=shift)
+    config = timesteps(timestep_sampling="sigma", discrete_flow_shift=shift)
     middle_of_each = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     ours = sigma_at_quantile(middle_of_each, config, TOKENS)
     torch.testing.assert_close(ours.flip(0), scheduler.sigmas[:1000], rtol=1e-6, atol=0)
@@ -143,7 +149,7 @@ def test_table_of_sigmas_is_the_schedulers(shift):
 def test_limits_cut_the_distribution_and_pile_nothing_up(settings, low, high):
     inside = draws(settings, min_timestep=low, max_timestep=high)
     assert low / 1000 <= inside.min() and inside.max() <= high / 1000
-    config = TrainConfig(**settings)
+    config = timesteps(**settings)
     fine = np.array([formula(config, u) for u in (np.arange(10_000) + 0.5) / 10_000])
     kept = np.sort(fine[(fine >= low / 1000) & (fine <= high / 1000)])
     expected = np.quantile(kept, GRID, method="inverted_cdf")
@@ -157,7 +163,7 @@ def test_limits_cut_the_distribution_and_pile_nothing_up(settings, low, high):
 def test_every_scheme_stays_inside_at_the_ends():
     ends = torch.tensor([0.0, 1e-12, 1 - 1e-12, 1.0], dtype=torch.float64)
     for settings in SAMPLINGS:
-        sigmas = sigma_at_quantile(ends, TrainConfig(**settings), TOKENS)
+        sigmas = sigma_at_quantile(ends, timesteps(**settings), TOKENS)
         assert bool(((sigmas >= 0) & (sigmas <= 1)).all())
 
 
@@ -203,7 +209,7 @@ def test_loss_weights_are_those_of_diffusers(scheme):
     assert torch.isfinite(loss_weights(torch.zeros(1), scheme)).all()
 
 
-def loss_of_one(difference: float, sigma: float, config: TrainConfig) -> float:
+def loss_of_one(difference: float, sigma: float, config: LossSettings) -> float:
     if config.loss_type == "l2":
         return difference**2
     if config.loss_type == "l1":
@@ -235,7 +241,7 @@ def pair():
 @pytest.mark.parametrize("settings", LOSSES)
 def test_losses_follow_their_formula(settings, pair):
     prediction, target, sigmas = pair
-    config = TrainConfig(**settings)
+    config = TrainConfig(**settings).select(LossSettings)
     ours = sample_losses(prediction, target, sigmas, config)
     expected = [
         np.mean([loss_of_one(float(d), float(sigma), config) for d in row.flatten()])
@@ -248,7 +254,7 @@ def test_losses_follow_their_formula(settings, pair):
 @pytest.mark.parametrize("settings", LOSSES)
 def test_losses_are_kohyas(settings, pair):
     prediction, target, sigmas = pair
-    config = TrainConfig(**settings)
+    config = TrainConfig(**settings).select(LossSettings)
     loss, threshold = kohya_functions(
         "train_util.py", "conditional_loss", "get_huber_threshold_if_needed", torch=torch, math=math
     )

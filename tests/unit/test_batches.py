@@ -15,7 +15,7 @@ from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT, Workshop, environment, make_workshop
 from trainer.data.batches import Batch, BatchMaker, num_img_tokens, prefetch, scale_latents, unscale_latents
 from trainer.data.dataset import Draw, TrainingData, load_dataset
-from trainer.flow import sigma_at_quantile
+from trainer.flow import TimestepSettings, sigma_at_quantile
 from trainer.models.text import load_tokenizers
 
 TWO_SHAPES = """
@@ -184,7 +184,8 @@ def test_validation_batches_never_change(workshop, maker, data):
     assert same(batch, make_maker(workshop).at_quantiles(draw, quantiles))
     mean = scale_latents(Encoded().latents(draw.sample, draw.flip)[0])
     assert all(torch.equal(row, mean) for row in batch.latents), "the posterior's mean, not a draw from it"
-    assert torch.equal(batch.sigmas, sigma_at_quantile(quantiles, maker.config, num_img_tokens(draw.sample)))
+    timesteps = maker.config.select(TimestepSettings)
+    assert torch.equal(batch.sigmas, sigma_at_quantile(quantiles, timesteps, num_img_tokens(draw.sample)))
     assert len({row.sum().item() for row in batch.noise}) == 3
 
 

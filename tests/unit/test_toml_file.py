@@ -1,3 +1,5 @@
+"""TOML files: the line of each key, and messages that say how to fix what is not TOML."""
+
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,39 @@ def test_a_secret_is_not_echoed(tmp_path: Path, line: str) -> None:
 def test_tokens_that_are_no_secret_are_echoed(tmp_path: Path) -> None:
     with pytest.raises(Problems, match="class_tokens = tjtoy"):
         read_toml(write(tmp_path, "class_tokens = tjtoy\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "remedies"),
+    [
+        (r'image_dir = "E:\Upics\cat"', (r"'E:\Upics\cat'", '"E:/Upics/cat"')),
+        (r'image_dir = "E:\photos\my cat"', (r"'E:\photos\my cat'", '"E:/photos/my cat"')),
+        (r'image_dir = "E:\new\"', (r"'E:\new\'", '"E:/new/"')),
+        (r'subsets = [{ image_dir = "\\nas\share" }]', (r"'\\nas\share'", '"//nas/share"')),
+        (r'image_dir = "E:\it' + "'" + r's\cat"', ('"E:/it' + "'" + 's/cat"',)),
+    ],
+)
+def test_a_backslash_in_double_quotes_says_how_to_write_the_path(tmp_path: Path, line: str, remedies) -> None:
+    with pytest.raises(Problems) as caught:
+        read_toml(write(tmp_path, f"[[datasets]]\n{line}\n"))
+    (problem,) = caught.value.problems
+    assert problem.where.rsplit(":", 2)[1] == "2"
+    assert "escape in double quotes" in problem.hint
+    assert all(remedy in problem.hint for remedy in remedies), problem.hint
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str) -> None:
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    with pytest.raises(Problems, match=r"is UTF-16.*\n.*save it as UTF-8"):
+        read_toml(write(tmp_path, mark + "seed = 1".encode(encoding)))
+
+
+def test_curly_quotes_are_called_by_their_name(tmp_path: Path) -> None:
+    with pytest.raises(Problems, match="straight quotes"):
+        read_toml(write(tmp_path, "image_dir = \u201cpics\u201d\n"))
+
+
+def test_only_line_ends_count_as_lines(tmp_path: Path) -> None:
+    file = read_toml(write(tmp_path, "note = 'a\u2028b\u0085c'\r\nlast = 1\r\n"))
+    assert file.where("last").endswith(":2")

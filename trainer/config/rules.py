@@ -1,4 +1,4 @@
-"""What settings say about one another: contradictions are problems, settings without effect are told."""
+"""Rules between settings: contradictions are problems, and a setting without effect gives a notice."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from trainer.common.problems import Problem
 from trainer.config.settings import TrainConfig
 
-# the left one does nothing without the right one
+# the first setting has no effect without the second
 NEEDS = (
     ("save_last_n_epochs", "save_every_n_epochs"),
     ("save_last_n_steps", "save_every_n_steps"),
@@ -21,11 +21,11 @@ NEEDS = (
     ("resume_anyway", "resume"),
 )
 
-FILE_NAME = re.compile(r"(?![.\s])[^/\\\x00-\x1f\x7f-\x9f]+")  # no folder, not hidden, on one line
+FILE_NAME = re.compile(r"(?![.\s])[^/\\\x00-\x1f\x7f-\x9f]+")  # no folder, not hidden, one line
 _HUBER = ("huber", "smooth_l1")
 
 
-def _draws(c: TrainConfig) -> bool:
+def _samples(c: TrainConfig) -> bool:
     return bool(c.sample_every_n_epochs or c.sample_every_n_steps or c.sample_at_first)
 
 
@@ -33,49 +33,50 @@ def _validates(c: TrainConfig) -> bool:
     return bool(c.validate_every_n_epochs or c.validate_every_n_steps)
 
 
-_WITH_VALIDATION = "acts with validate_every_n_epochs or validate_every_n_steps"
-# setting, when it acts, and what to say where it does not
+_WITH_VALIDATION = "needs validate_every_n_epochs or validate_every_n_steps"
+# setting, when it has an effect, and the rest of the message where it has none
 EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
-    ("huber_schedule", lambda c: c.loss_type in _HUBER, "acts with loss_type huber or smooth_l1"),
-    ("huber_c", lambda c: c.loss_type in _HUBER, "acts with loss_type huber or smooth_l1"),
-    ("huber_scale", lambda c: c.loss_type in _HUBER, "acts with loss_type huber or smooth_l1"),
+    ("huber_schedule", lambda c: c.loss_type in _HUBER, "applies to loss_type huber or smooth_l1"),
+    ("huber_c", lambda c: c.loss_type in _HUBER, "applies to loss_type huber or smooth_l1"),
+    ("huber_scale", lambda c: c.loss_type in _HUBER, "applies to loss_type huber or smooth_l1"),
     ("sigmoid_scale", lambda c: c.timestep_sampling in ("sigmoid", "shift", "flux_shift"),
-     "acts with timestep_sampling sigmoid, shift or flux_shift"),
+     "applies to timestep_sampling sigmoid, shift or flux_shift"),
     ("discrete_flow_shift", lambda c: c.timestep_sampling in ("shift", "sigma"),
-     "acts with timestep_sampling shift or sigma; flux_shift takes its shift from the picture's size"),
-    ("logit_mean", lambda c: c.weighting_scheme == "logit_normal", "acts with weighting_scheme logit_normal"),
-    ("logit_std", lambda c: c.weighting_scheme == "logit_normal", "acts with weighting_scheme logit_normal"),
-    ("mode_scale", lambda c: c.weighting_scheme == "mode", "acts with weighting_scheme mode"),
+     "applies to timestep_sampling shift or sigma; flux_shift computes its shift from the image size"),
+    ("logit_mean", lambda c: c.weighting_scheme == "logit_normal", "applies to weighting_scheme logit_normal"),
+    ("logit_std", lambda c: c.weighting_scheme == "logit_normal", "applies to weighting_scheme logit_normal"),
+    ("mode_scale", lambda c: c.weighting_scheme == "mode", "applies to weighting_scheme mode"),
     ("checkpoint_blocks", lambda c: not c.gradient_checkpointing,
-     "acts without gradient_checkpointing, which recomputes all"),
-    ("dynamo_backend", lambda c: c.torch_compile, "acts with torch_compile"),
-    ("compile_dynamic", lambda c: c.torch_compile, "acts with torch_compile"),
-    ("wandb_run_name", lambda c: c.log_with in ("wandb", "all"), "acts with log_with wandb or all"),
-    ("logging_dir", lambda c: c.log_with in ("tensorboard", "all"), "acts with log_with tensorboard or all"),
+     "applies without gradient_checkpointing, which recomputes all blocks"),
+    ("dynamo_backend", lambda c: c.torch_compile, "needs torch_compile"),
+    ("compile_dynamic", lambda c: c.torch_compile, "needs torch_compile"),
+    ("wandb_run_name", lambda c: c.log_with in ("wandb", "all"), "applies to log_with wandb or all"),
+    ("logging_dir", lambda c: c.log_with in ("tensorboard", "all"), "applies to log_with tensorboard or all"),
     ("lr_scheduler_num_cycles",
      lambda c: c.lr_scheduler in ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"),
-     "acts with lr_scheduler cosine_with_restarts, cosine_with_min_lr or warmup_stable_decay"),
-    ("lr_scheduler_power", lambda c: c.lr_scheduler == "polynomial", "acts with lr_scheduler polynomial"),
+     "applies to lr_scheduler cosine_with_restarts, cosine_with_min_lr or warmup_stable_decay"),
+    ("lr_scheduler_power", lambda c: c.lr_scheduler == "polynomial", "applies to lr_scheduler polynomial"),
     ("lr_scheduler_min_lr_ratio", lambda c: c.lr_scheduler in ("cosine_with_min_lr", "warmup_stable_decay"),
-     "acts with lr_scheduler cosine_with_min_lr or warmup_stable_decay"),
-    ("sample_prompts", _draws, "acts with sample_every_n_epochs, sample_every_n_steps or sample_at_first"),
+     "applies to lr_scheduler cosine_with_min_lr or warmup_stable_decay"),
+    ("sample_prompts", _samples, "needs sample_every_n_epochs, sample_every_n_steps or sample_at_first"),
     ("validation_seed", _validates, _WITH_VALIDATION),
     ("max_validation_steps", _validates, _WITH_VALIDATION),
-    ("network_dim", lambda c: not c.dim_from_weights, "acts without dim_from_weights, which takes the file's ranks"),
-    ("network_alpha", lambda c: not c.dim_from_weights, "acts without dim_from_weights, which sets it to the rank"),
-    ("training_comment", lambda c: not c.no_metadata, "acts without no_metadata"),
+    ("network_dim", lambda c: not c.dim_from_weights, "applies without dim_from_weights, which uses the file's ranks"),
+    ("network_alpha", lambda c: not c.dim_from_weights, "applies without dim_from_weights, which sets it to the rank"),
+    ("training_comment", lambda c: not c.no_metadata, "applies without no_metadata"),
+    ("learning_rate", lambda c: c.unet_lr is None, "is overridden by unet_lr"),
     ("lr_scheduler_timescale", lambda c: c.lr_scheduler == "inverse_sqrt",
-     "acts with lr_scheduler inverse_sqrt"),
+     "applies to lr_scheduler inverse_sqrt"),
 )  # fmt: skip
 
 
 def contradictions(config: TrainConfig, where: Mapping[str, str], failed: Collection[str] = ()) -> list[Problem]:
-    """Settings that cannot be meant together.
+    """Settings that contradict each other.
 
-    where: setting → the flag, or file and line, it came from; failed: settings that could not be read.
+    where: setting -> the flag, or file and line, that it comes from; failed: settings that could not be read.
     """
     problems = [
-        Problem(where.get(name, name), f"does nothing without {needed}", f"set {needed} or leave {name} out")
+        Problem(where.get(name, name), f"has no effect without {needed}", f"set {needed} or leave {name} out")
         for name, needed in NEEDS
         if getattr(config, name) and not getattr(config, needed) and needed not in failed
     ]
@@ -85,7 +86,7 @@ def contradictions(config: TrainConfig, where: Mapping[str, str], failed: Collec
 
 
 def without_effect(config: TrainConfig) -> list[str]:
-    """One line for each setting that was changed from its default but acts only under another."""
+    """One line for each setting that differs from its default but has no effect in this run."""
     default = TrainConfig()
     return [
         f"{name}: no effect in this run; it {condition}"
@@ -96,7 +97,7 @@ def without_effect(config: TrainConfig) -> list[str]:
 
 def _held_out_notice(config: TrainConfig) -> list[str]:
     if config.validation_split and not _validates(config):
-        what = "validation_split: keeps pictures out of training, and no validation looks at them"
+        what = "validation_split: holds images out of training, but no validation uses them"
         return [f"{what}; it {_WITH_VALIDATION}"]
     return []
 
@@ -104,12 +105,12 @@ def _held_out_notice(config: TrainConfig) -> list[str]:
 def _density_notice(config: TrainConfig) -> list[str]:
     if config.weighting_scheme in ("logit_normal", "mode") and config.timestep_sampling != "sigma":
         scheme = config.weighting_scheme
-        return [f"weighting_scheme: no effect in this run; {scheme} acts with timestep_sampling sigma"]
+        return [f"weighting_scheme: no effect in this run; {scheme} applies to timestep_sampling sigma"]
     return []
 
 
 def _pairs(config: TrainConfig) -> list[tuple[str, bool, str, str]]:
-    """(setting, is it wrong, what is wrong, what to do)."""
+    """(setting, whether it is wrong, what is wrong, the fix)."""
     low, high = config.min_timestep, config.max_timestep
     return [
         (
@@ -128,6 +129,6 @@ def _pairs(config: TrainConfig) -> list[tuple[str, bool, str, str]]:
             "output_name",
             not FILE_NAME.fullmatch(config.output_name),
             f"{config.output_name!r} is not a file name",
-            "give a plain name: no folders (they go into output_dir), no dot in front, no control characters",
+            "use a plain name without folders (output_dir is the folder), leading dot or control characters",
         ),
     ]

@@ -1,4 +1,4 @@
-"""A command line or a TOML file, taken apart into settings as they were written, before any is judged."""
+"""A command line or a TOML file, split into settings as they were written; nothing is validated yet."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,26 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from trainer.common.problems import Problem, Problems
+from trainer.config.fields import Given
 from trainer.config.kohya import ALWAYS, ALWAYS_WITH_VALUE
 from trainer.config.toml_file import TomlFile, read_toml
-from trainer.config.values import FIELDS, is_switch, takes_many
+from trainer.config.values import FIELDS, SPECS, is_switch, takes_many
 
 CONFIG_FILE = "config_file"
 
 
 @dataclass(frozen=True)
-class Given:
-    """One setting as a person wrote it. where: "--flag", or file, line and key."""
-
-    name: str
-    value: Any
-    where: str
-    by_flag: bool
-
-
-@dataclass(frozen=True)
 class Written:
-    """Settings by name, and what was wrong or notable about the writing itself."""
+    """Settings by name, with problems and notices about how they were written."""
 
     settings: Mapping[str, Given]
     problems: Sequence[Problem] = ()
@@ -34,7 +25,7 @@ class Written:
 
 
 def read_flags(argv: Sequence[str]) -> Written:
-    """Flags as `--name value`, `--name=value`, or `--switch`; the last of several counts."""
+    """Flags as `--name value`, `--name=value`, or `--switch`; of a repeated flag the last one counts."""
     given: dict[str, Given] = {}
     problems: list[Problem] = []
     notices: list[str] = []
@@ -51,22 +42,22 @@ def read_flags(argv: Sequence[str]) -> Written:
             continue
         if name in given:
             notices.append(f"--{name}: given more than once; the last one counts")
-        given[name] = Given(name, value, f"--{name}", by_flag=True)
+        given[name] = Given(name, value, f"--{name}", from_text=True)
     return Written(given, problems, notices)
 
 
 def _flag_value(name: str, taken: list[str], words: list[str]) -> Any:
-    """What belongs to the flag, taken off `words`; None if its value is missing."""
+    """The value of a flag, removed from `words`; None if it is missing."""
     if (name in FIELDS and is_switch(name)) or (name in ALWAYS and name not in ALWAYS_WITH_VALUE):
         return taken[0] if taken else True
     ours = name in FIELDS or name == CONFIG_FILE
-    many = name != CONFIG_FILE and (name not in FIELDS or takes_many(name))  # a stranger keeps its words
+    many = name != CONFIG_FILE and (name not in FIELDS or takes_many(name))  # an unknown flag keeps its words
     while words and not _is_flag(words[0]) and (many or not taken):
         taken.append(words.pop(0))
     if not ours:
         return " ".join(taken) if taken else True
     if not taken:
-        return () if name in FIELDS and FIELDS[name].default == () else None
+        return () if name in FIELDS and SPECS[name].type is tuple else None
     return taken if many else taken[0]
 
 
@@ -76,12 +67,13 @@ def _is_flag(word: str) -> bool:
 
 def _stray(word: str) -> Problem:
     if word[:1] in "–—−":
-        return Problem(word, "begins with a typographic dash", f"write --{word.lstrip('–—−-')}")
-    return Problem(word or "''", "belongs to no flag", "flags begin with --; a switch is turned off by --switch=false")
+        return Problem(word, "starts with a typographic dash", f"write --{word.lstrip('–—−-')}")
+    hint = "flags begin with --; --switch=false turns a switch off"
+    return Problem(word or "''", "is not the value of any flag", hint)
 
 
 def read_config_file(name: str) -> Written:
-    """The keys of a TOML file, one level of [sections] flattened as kohya does; ".toml" may be left out."""
+    """The keys of a TOML file; [sections] are flattened as kohya does, and ".toml" may be left out of the name."""
     path = Path(name if name.endswith(".toml") else f"{name}.toml").expanduser()
     try:
         file = read_toml(path)
@@ -94,14 +86,14 @@ def read_config_file(name: str) -> Written:
         where = f"{file.where(*keys, 0) if is_array else file.where(*keys)}: {name}"
         if isinstance(value, dict) or is_array:
             problems.append(
-                Problem(where, "is a table, not a setting", "pictures are listed in the --dataset_config file")
+                Problem(where, "is a table, not a setting", "image folders are listed in the --dataset_config file")
             )
         elif name == CONFIG_FILE:
             problems.append(Problem(where, "a config file cannot name another", "leave it out"))
         elif name in given:
-            problems.append(Problem(where, f"is also at {given[name].where}", "keep one of them"))
+            problems.append(Problem(where, f"is given twice (also at {given[name].where})", "keep one of them"))
         else:
-            given[name] = Given(name, value, where, by_flag=False)
+            given[name] = Given(name, value, where)
     return Written(given, problems)
 
 

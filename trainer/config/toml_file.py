@@ -1,4 +1,4 @@
-"""A TOML file that still knows on which line each key stands."""
+"""A TOML file that remembers the line of each key."""
 
 import re
 import tomllib
@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from trainer.common.problems import Problem, Problems
+from trainer.common.utf8 import read_utf8, split_lines
+from trainer.config.fields import backslash_hint
 
 KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 DOTTED = rf"{KEY}(?:\s*\.\s*{KEY})*"
 HEADER = re.compile(rf"^\s*(\[\[?)\s*({DOTTED})\s*\]\]?\s*(?:#.*)?$")
 ASSIGNMENT = re.compile(rf"^\s*({DOTTED})\s*=")
-# a key that looks like that of a secret, and all that follows it on its line
+# a key that looks like a secret's, and the rest of its line
 SECRET_KEY = re.compile(r"((?<![A-Za-z0-9])(?:[\w-]*[_-])?(?:token|(?:api)?key|secret|password)\b)(.+)", re.IGNORECASE)
+SECRET_HIDDEN = r"\1 [secret]"
 POSITION = re.compile(r"\s*\(at line (\d+), column (\d+)\)$")
+BACKSLASH_IN_QUOTES = re.compile(r'"([^"]*\\[^"]*)"?')
+CURLY_QUOTES = re.compile("[\u201c\u201d\u201e\u2018\u2019]")
 
 KeyPath = tuple[str | int, ...]
 
@@ -28,13 +33,13 @@ class TomlFile:
     lines: dict[KeyPath, int]
 
     def where(self, *keys: str | int) -> str:
-        """`file:line` of a key; of the nearest table around it where the key has no line of its own."""
+        """`file:line` of a key, or of the nearest table around it if the key has no line of its own."""
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.path}:{self.lines[keys]}" if keys else str(self.path)
 
     def table(self, *keys: str | int) -> dict[str, Any]:
-        """The table at a place; an empty one where there is none."""
+        """The table at this place; an empty one if there is none."""
         value: Any = self.values
         for key in keys:
             value = value[key] if isinstance(key, int) else value.get(key, {})
@@ -43,14 +48,7 @@ class TomlFile:
 
 def read_toml(path: Path) -> TomlFile:
     """Parse a UTF-8 TOML file; raises `Problems` with line and column."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise Problems([Problem(str(path), "there is no such file")]) from None
-    except OSError as error:
-        raise Problems([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError as error:
-        raise Problems([Problem(str(path), f"is not UTF-8 (byte {error.start})", "save it as UTF-8")]) from None
+    text = read_utf8(path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -59,14 +57,25 @@ def read_toml(path: Path) -> TomlFile:
 
 
 def _syntax_problem(path: Path, text: str, message: str) -> Problem:
-    lines = text.splitlines() or [""]
+    lines = split_lines(text)
     if position := POSITION.search(message):
         line, column = int(position[1]), int(position[2])
     else:  # "(at end of document)"
         line, column = len(lines), len(lines[-1]) + 1
     reason = message.rsplit(" (at ", 1)[0]
-    shown = SECRET_KEY.sub(r"\1 [secret]", lines[line - 1].strip()) if line <= len(lines) else ""
-    return Problem(f"{path}:{line}:{column}", f"not valid TOML: {reason}", f"the line is: {shown}" if shown else "")
+    source = lines[line - 1].strip() if line <= len(lines) else ""
+    return Problem(f"{path}:{line}:{column}", f"not valid TOML: {reason}", _remedy(source))
+
+
+def _remedy(line: str) -> str:
+    """What to do about a line that is not TOML: how to write its path, or the line itself without secrets."""
+    if SECRET_KEY.search(line):
+        return f"the line is: {SECRET_KEY.sub(SECRET_HIDDEN, line)}"
+    if backslash := BACKSLASH_IN_QUOTES.search(line):
+        return backslash_hint(backslash[1])
+    if CURLY_QUOTES.search(line):
+        return f"write straight quotes, not curly ones; the line is: {line}"
+    return f"the line is: {line}" if line else ""
 
 
 def _key_lines(text: str) -> dict[KeyPath, int]:
@@ -74,7 +83,7 @@ def _key_lines(text: str) -> dict[KeyPath, int]:
     last_index: dict[KeyPath, int] = {}
     table: KeyPath = ()
     quote = ""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         inside, quote = bool(quote), _open_quote(line, quote)
         if inside:
             continue
@@ -87,7 +96,7 @@ def _key_lines(text: str) -> dict[KeyPath, int]:
 
 
 def _open_quote(line: str, quote: str) -> str:
-    """The triple quote that is open at the end of the line."""
+    """The triple quote that is still open at the end of the line, or nothing."""
     for mark in re.findall(r'"""|\'\'\'', line):
         quote = mark if not quote else "" if mark == quote else quote
     return quote

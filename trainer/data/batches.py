@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -11,7 +12,7 @@ from trainer.common.rng import torch_generator
 from trainer.config import TrainConfig
 from trainer.data.cache import Encoded
 from trainer.data.dataset import Draw, Sample
-from trainer.flow import sigma_at_quantile
+from trainer.flow import TimestepSettings, sigma_at_quantile
 from trainer.models.description import FLUX1
 from trainer.models.text import Tokenizers, clip_ids
 
@@ -79,8 +80,12 @@ class BatchMaker:
         count = len(quantiles)
         latents = scale_latents(mean).expand(count, -1, -1, -1)
         noise = torch.randn(latents.shape, generator=generator)
-        sigmas = sigma_at_quantile(quantiles, self.config, num_img_tokens(draw.sample))
+        sigmas = sigma_at_quantile(quantiles, self._timesteps, num_img_tokens(draw.sample))
         return self._batch((draw,) * count, latents, noise, sigmas)
+
+    @cached_property
+    def _timesteps(self) -> TimestepSettings:
+        return self.config.select(TimestepSettings)
 
     def _row(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         generator = torch_generator(self.config.seed, "noise", draw.epoch, draw.repeat, draw.sample.key)
@@ -88,7 +93,7 @@ class BatchMaker:
         latents = scale_latents(mean + std * torch.randn(mean.shape, generator=generator))
         noise = torch.randn(mean.shape, generator=generator)
         quantile = torch.rand((), generator=generator, dtype=torch.float64)
-        return latents, noise, sigma_at_quantile(quantile, self.config, num_img_tokens(draw.sample))
+        return latents, noise, sigma_at_quantile(quantile, self._timesteps, num_img_tokens(draw.sample))
 
     def _batch(
         self, draws: tuple[Draw, ...], latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor

@@ -13,7 +13,7 @@ from torch import nn
 from trainer.common.rng import derive_seed
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch
-from trainer.flow import add_noise, loss_weights, sample_losses, velocity_target
+from trainer.flow import LossSettings, add_noise, loss_weights, sample_losses, velocity_target
 from trainer.lora.adapter import DownLinear, adapter_alphas, adapter_parameters, disabled_adapter
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
 from trainer.optim.foreach import chunks, flat_copies, gradients, gradients_or_zeros, with_gradient
@@ -79,7 +79,7 @@ class AdaptedModel:
         prediction = predict_velocity(
             self.transformer, noisy, batch.sigmas, conditioning, config.guidance_scale, rotary, checkpointed
         )
-        return sample_losses(prediction, target, batch.sigmas, config)
+        return sample_losses(prediction, target, batch.sigmas, config.select(LossSettings))
 
     def _preserved(
         self, batch: Batch, preserve: torch.Tensor, noisy: torch.Tensor, rotary: RotaryTable, target: torch.Tensor

@@ -1,0 +1,34 @@
+"""Text files that people write: UTF-8, with or without a byte-order mark."""
+
+import codecs
+import re
+from pathlib import Path
+
+from trainer.common.problems import Problem, Problems
+
+LINE_END = re.compile(r"\r\n|\r|\n")  # not U+2028 and its like, which `str.splitlines` splits at too
+
+
+def read_utf8(path: Path) -> str:
+    """The file's text. Raises `Problems` where it cannot be read or is not UTF-8."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Problems([Problem(str(path), "there is no such file")]) from None
+    except OSError as error:
+        raise Problems([Problem(str(path), f"cannot be read: {error.strerror}")]) from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise Problems(
+            [Problem(str(path), "is UTF-16, not UTF-8", 'save it as UTF-8 (in Notepad: "Save as", Encoding)')]
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + len(LINE_END.findall(data[: error.start].decode("utf-8", "replace")))
+        what = f"cannot be read: it is not UTF-8 (byte {error.start})"
+        raise Problems([Problem(f"{path}:{line}", what, "save it as UTF-8")]) from None
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, split at line ends only."""
+    return LINE_END.split(text)

@@ -1,0 +1,282 @@
+"""One engine for every value that a person writes: type, bounds, choices, conversion, and "did you mean".
+
+Settings, dataset keys, prompt options, `--network_args` and `--optimizer_args` are each a `Schema`: names with a
+`Spec` that says what the value may be. `Schema.read` converts what was written and returns every problem with its
+place.
+"""
+
+import difflib
+import json
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from trainer.common.problems import Problem
+
+STEPS_OR_FRACTION = int | float
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    STEPS_OR_FRACTION: "a number",
+}
+_ESCAPES = {8: r"\b", 9: r"\t", 10: r"\n", 12: r"\f", 13: r"\r"}  # what TOML makes of them in double quotes
+
+
+class Invalid(ValueError):
+    """A value that cannot be used. what: continues a sentence whose subject is the name; hint: the fix."""
+
+    def __init__(self, what: str, hint: str = ""):
+        self.what, self.hint = what, hint
+        super().__init__(what)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One named value as a person wrote it.
+
+    where: the flag, or file and line; from_text: numbers and truth values come as text, as on a command line;
+    subject: put in front of a message whose `where` does not name the value.
+    """
+
+    name: str
+    value: Any
+    where: str
+    from_text: bool = False
+    subject: str = ""
+
+    def problem(self, what: str, hint: str = "") -> Problem:
+        """What is wrong with it, at its place."""
+        return Problem(self.where, f"{self.subject} {what}".strip(), hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a value may be.
+
+    type: bool, int, float, str, Path, `STEPS_OR_FRACTION`, or tuple for a list of texts. Bounds: ge <= value <= le,
+    gt < value < lt. choices: the only texts possible, case ignored. may_be_empty: of a text.
+    parse: replaces bounds, choices and conversion; takes the value as written and raises `Invalid`.
+    """
+
+    type: Any = str
+    ge: float | None = None
+    le: float | None = None
+    gt: float | None = None
+    lt: float | None = None
+    choices: tuple[str, ...] = ()
+    may_be_empty: bool = True
+    parse: Callable[[Any], Any] | None = None
+
+    @classmethod
+    def of(cls, hint: Any, **rest: Any) -> "Spec":
+        """The spec of a type hint: `X | None` is X, a Literal gives choices, tuple[str, ...] a list of texts."""
+        if isinstance(hint, types.UnionType):
+            kinds = tuple(each for each in get_args(hint) if each is not types.NoneType)
+            hint = kinds[0] if len(kinds) == 1 else STEPS_OR_FRACTION
+        if get_origin(hint) is Literal:
+            return cls(type=str, choices=get_args(hint), **rest)
+        return cls(type=tuple if get_origin(hint) is tuple else hint, **rest)
+
+    def convert(self, value: Any, from_text: bool = False) -> Any:
+        """The value in its type. Raises `Invalid`."""
+        if not from_text and self._is_quoted_number(value):
+            raise Invalid(f"is the text {shown(value)}, not {_EXPECTED[self.type]}", "write it without quotes")
+        if self.parse:
+            return self.parse(value)
+        if self.choices:
+            return self._choice(value)
+        converted = _CONVERTERS[self.type](value)
+        if converted == "" and not self.may_be_empty:
+            raise Invalid("is empty; it must be text that is not empty")
+        self._check_bounds(converted)
+        return converted
+
+    def _is_quoted_number(self, value: Any) -> bool:
+        if not isinstance(value, str):
+            return False
+        return self.type in (bool, int, float) or (self.type == STEPS_OR_FRACTION and not value.endswith("%"))
+
+    def _choice(self, value: Any) -> str:
+        by_lower = {each.lower(): each for each in self.choices}
+        if found := by_lower.get(str(value).lower()):
+            return found
+        near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
+        hint = f"did you mean {by_lower[near[0]]}?" if near else ""
+        raise Invalid(f"is {shown(value)}; it must be one of {listed(self.choices)}", hint)
+
+    def _check_bounds(self, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        bounds = (
+            (self.ge, lambda bound: value >= bound, "at least"),
+            (self.le, lambda bound: value <= bound, "at most"),
+            (self.gt, lambda bound: value > bound, "above"),
+            (self.lt, lambda bound: value < bound, "below"),
+        )
+        for bound, holds, words in bounds:
+            if bound is not None and not holds(bound):
+                raise Invalid(f"is {value}; it must be {words} {bound}")
+        if self.type == STEPS_OR_FRACTION and isinstance(value, float) and value >= 1:
+            raise Invalid(f"is {value}; steps are a whole number, and a fraction of all steps is below 1")
+
+
+@dataclass
+class Read:
+    """values: by name; ignored: what was accepted although it changes nothing here."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    ignored: list[Given] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Names and what their values may be.
+
+    noun: what an unknown name is not, as "a setting"; refused, elsewhere: names of other programs → what to do
+    instead; ignored: names that are accepted and change nothing → why; off: refused names → the value that asks for
+    nothing, where that is not false, 0 or empty; listing: where all names are found.
+    """
+
+    specs: Mapping[str, Spec]
+    noun: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    off: Mapping[str, Any] = field(default_factory=dict)
+    other_names: tuple[str, ...] = ()
+    listing: str = ""
+
+    def read(self, written: Iterable[Given]) -> Read:
+        """Convert everything that can be; a name that is given twice is a problem."""
+        found, first = Read(), {}
+        for given in written:
+            if first.setdefault(given.name, given) is not given:
+                also = first[given.name].where
+                where = f" (also at {also})" if also != given.where else ""
+                found.problems.append(given.problem(f"is given twice{where}", "keep one of them"))
+                continue
+            if given.name in self.ignored:
+                found.ignored.append(given)
+            elif given.name not in self.specs:
+                found.problems += self._not_known(given)
+            else:
+                try:
+                    found.values[given.name] = self.specs[given.name].convert(given.value, given.from_text)
+                except Invalid as error:
+                    found.problems.append(given.problem(error.what, error.hint))
+        return found
+
+    def _not_known(self, given: Given) -> list[Problem]:
+        name = given.name
+        if name in self.refused:
+            asks = not (is_off(given.value) or (name in self.off and given.value == self.off[name]))
+            return [given.problem("is not supported", self.refused[name])] if asks else []
+        return [given.problem(f"is not {self.noun}", self.elsewhere.get(name) or self._nearest(name))]
+
+    def _nearest(self, name: str) -> str:
+        known = [*self.specs, *self.ignored, *self.refused, *self.other_names]
+        return nearest(name.replace("-", "_"), known) or self.listing
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "did you mean …?", or nothing where no known name is near."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value turns a feature off: false, 0, or empty."""
+    return value in (False, 0, "", []) or str(value).lower() in ("false", "0", "0.0")
+
+
+def shown(value: Any) -> str:
+    """A value on one line, as TOML would write it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(words: Iterable[str]) -> str:
+    """a, b or c"""
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def number(value: Any, wanted: Any = float) -> int | float:
+    """A finite number from a number or its text; wanted: int, float or `STEPS_OR_FRACTION`. Raises `Invalid`."""
+    expected = _EXPECTED[wanted]
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Invalid(f"is {shown(value)}, not {expected}")
+    found = _parse_number(value) if isinstance(value, str) else value
+    if found is None or (wanted is int and isinstance(found, float)):
+        comma = isinstance(value, str) and _parse_number(value.replace(",", ".")) is not None
+        raise Invalid(f"is {shown(value)}, not {expected}", "write a decimal point, not a comma" if comma else "")
+    if not math.isfinite(found):
+        raise Invalid(f"is {value}, not a finite number")
+    return float(found) if wanted is float else found
+
+
+def _parse_number(text: str) -> int | float | None:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUTH:
+        return _TRUTH[value.lower()]
+    raise Invalid(f"is {shown(value)}, not true or false")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Invalid(f"is {shown(value)}, not text in quotes")
+    return value
+
+
+def _path(value: Any) -> Path:
+    text = _text(value)
+    if not text.strip():
+        raise Invalid("is empty", "name a path or leave it out")
+    if any(ord(letter) < 32 for letter in text) and not Path(text).exists():
+        raise Invalid(f"is {shown(text)}", backslash_hint(text.translate(_ESCAPES)))
+    return Path(text).expanduser()
+
+
+def backslash_hint(path: str) -> str:
+    """How to write a path with backslashes in TOML, where \\ begins an escape in double quotes."""
+    forward = path.replace("\\", "/")
+    quoted = "" if "'" in path else f"'{path}' or "
+    return f'\\ is an escape in double quotes: write {quoted}"{forward}"'
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise Invalid(f'is {shown(value)}, not a list of texts like ["key=value"]')
+    return tuple(words)
+
+
+_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
+    bool: _bool,
+    int: lambda value: number(value, int),
+    float: number,
+    STEPS_OR_FRACTION: lambda value: number(value, STEPS_OR_FRACTION),
+    str: _text,
+    Path: _path,
+    tuple: _texts,
+}
