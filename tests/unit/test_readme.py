@@ -87,13 +87,13 @@ def test_what_the_korean_page_lacks_is_named(before: str, after: str, reported: 
     assert found == [] if not reported else reported in "\n".join(found)
 
 
-def test_the_code_names_every_room():
+def test_the_code_names_every_package():
     listed = sections(text(ENGLISH))[[title for _, title in headings(text(ENGLISH))].index("The code")]
     rows = [line.split("|")[1] for line in listed.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in CODE.findall(row)]
-    rooms = {f"trainer/{path.parent.name}/" for path in (ROOT / "trainer").glob("*/__init__.py")}
-    assert {name for name in named if name.startswith("trainer/")} == rooms
-    assert sum("trainer/" in row for row in rows) == len(rooms), "one line for each room"
+    packages = {f"trainer/{path.parent.name}/" for path in (ROOT / "trainer").glob("*/__init__.py")}
+    assert {name for name in named if name.startswith("trainer/")} == packages
+    assert sum("trainer/" in row for row in rows) == len(packages), "one line for each package"
     assert {f"{name}/" for name in "mini benchmarks custom_nodes containers tests docs tools".split()} <= set(named)
 
 
