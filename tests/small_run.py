@@ -4,8 +4,9 @@ import torch
 
 from trainer.checkpoint.state import load_state, restore, save_state
 from trainer.config import TrainConfig
-from trainer.optim.build import build_lr_scheduler, build_optimizer
+from trainer.optim.build import OptimizerSettings, build_optimizer
 from trainer.optim.ema import Ema
+from trainer.optim.schedule import ScheduleSettings, build_lr_scheduler
 
 TOTAL = 12
 
@@ -21,8 +22,9 @@ class Run:
             **{"optimizer_type": name, "lr_scheduler": "cosine_with_restarts", "lr_warmup_steps": 2, **settings}
         )
         first, *rest = self.parameters.values()
-        self.optimizer = build_optimizer(self.config, [{"params": [first]}, {"params": rest, "name": "rest"}])
-        self.scheduler = build_lr_scheduler(self.config, self.optimizer, TOTAL)
+        groups = [{"params": [first]}, {"params": rest, "name": "rest"}]
+        self.optimizer = build_optimizer(self.config.select(OptimizerSettings), groups)
+        self.scheduler = build_lr_scheduler(self.config.select(ScheduleSettings), self.optimizer, TOTAL)
         self.ema = Ema(self.parameters, decay=0.9)
         self.step = 0
 

@@ -11,15 +11,15 @@ from trainer.common.problems import Problems
 from trainer.config import TrainConfig
 from trainer.optim import foreach
 from trainer.optim.build import (
-    build_lr_scheduler,
+    OptimizerSettings,
     build_optimizer,
-    lr_scheduler_problems,
+    optimizer_notices,
     optimizer_problems,
     rate_problems,
 )
-from trainer.optim.build import optimizer_notices as notices
 from trainer.optim.lion import Lion
 from trainer.optim.prodigy import Prodigy
+from trainer.optim.schedule import ScheduleSettings, build_lr_scheduler, lr_scheduler_problems
 
 READS_A_TENSOR = {
     "aten::_local_scalar_dense",
@@ -50,8 +50,20 @@ def set_gradients(chosen, step: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
+def chosen_optimizer(**settings) -> OptimizerSettings:
+    return TrainConfig(**settings).select(OptimizerSettings)
+
+
+def chosen_schedule(**settings) -> ScheduleSettings:
+    return TrainConfig(**settings).select(ScheduleSettings)
+
+
+def notices(**settings) -> list[str]:
+    return optimizer_notices(chosen_optimizer(**settings))
+
+
 def problems_of(**settings) -> str:
-    return "\n".join(str(problem) for problem in optimizer_problems(TrainConfig(**settings)))
+    return "\n".join(str(problem) for problem in optimizer_problems(chosen_optimizer(**settings)))
 
 
 def test_the_guard_itself():
@@ -74,8 +86,8 @@ def test_the_guard_itself():
 def test_a_step_never_waits_for_the_host(name, arguments, dtype):
     config = TrainConfig(optimizer_type=name, optimizer_args=arguments, learning_rate=0.5)
     chosen = parameters(dtype)
-    optimizer = build_optimizer(config, [{"params": chosen}])
-    schedule = build_lr_scheduler(config, optimizer, 10)
+    optimizer = build_optimizer(config.select(OptimizerSettings), [{"params": chosen}])
+    schedule = build_lr_scheduler(config.select(ScheduleSettings), optimizer, 10)
     before = [parameter.detach().clone() for parameter in chosen]
     for step in range(4):
         set_gradients(chosen, step)
@@ -92,7 +104,7 @@ def test_a_step_never_waits_for_the_host(name, arguments, dtype):
 @pytest.mark.parametrize("name", ["Prodigy", "AdamW", "Lion", "Adafactor"])
 def test_a_step_never_synchronises_on_cuda(name):
     chosen = [torch.nn.Parameter(parameter.detach().cuda()) for parameter in parameters()]
-    optimizer = build_optimizer(TrainConfig(optimizer_type=name), [{"params": chosen}])
+    optimizer = build_optimizer(chosen_optimizer(optimizer_type=name), [{"params": chosen}])
     for step in range(4):
         set_gradients(chosen, step)
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step makes state
@@ -107,41 +119,45 @@ def test_a_step_never_synchronises_on_cuda(name):
     [("prodigy", Prodigy), ("AdamW", torch.optim.AdamW), ("LION", Lion), ("radam", torch.optim.RAdam)],
 )
 def test_names_are_case_insensitive_and_module_class_works(name, cls):
-    optimizer = build_optimizer(TrainConfig(optimizer_type=name), [{"params": parameters()}])
+    optimizer = build_optimizer(chosen_optimizer(optimizer_type=name), [{"params": parameters()}])
     assert type(optimizer) is cls
     path = f"{cls.__module__}.{cls.__name__}"
-    assert type(build_optimizer(TrainConfig(optimizer_type=path), [{"params": parameters()}])) is cls
+    assert type(build_optimizer(chosen_optimizer(optimizer_type=path), [{"params": parameters()}])) is cls
 
 
 def test_arguments_and_group_rates_reach_the_optimizer():
-    config = TrainConfig(optimizer_args=("betas=0.8,0.9", "weight_decay=0.5"), learning_rate=2e-4)
+    config = chosen_optimizer(optimizer_args=("betas=0.8,0.9", "weight_decay=0.5"), learning_rate=2e-4)
     first, *rest = parameters()
     optimizer = build_optimizer(config, [{"params": [first], "lr": 1e-5}, {"params": rest}])
     assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 2e-4]
     assert optimizer.param_groups[1]["betas"] == (0.8, 0.9)
     assert optimizer.param_groups[0]["weight_decay"] == 0.5
     assert optimizer.param_groups[0]["fused"]
-    assert not build_optimizer(TrainConfig(optimizer_args=("foreach=True",)), [{"params": rest}]).param_groups[0][
+    assert not build_optimizer(chosen_optimizer(optimizer_args=("foreach=True",)), [{"params": rest}]).param_groups[0][
         "fused"
     ]
 
 
 def test_problems_say_what_to_do():
     assert "did you mean prodigy?" in problems_of(optimizer_type="Prodigi")
-    assert "accepted: betas" in problems_of(optimizer_args=("beta=1",))
-    assert "not name=value" in problems_of(optimizer_args=("weight_decay",))
+    assert "did you mean betas?" in problems_of(optimizer_args=("beta=1",))
+    assert "accepted: betas" in problems_of(optimizer_args=("zzz=1",))
+    assert "not key=value" in problems_of(optimizer_args=("weight_decay",))
+    assert "not a Python literal" in problems_of(optimizer_args=("weight_decay=0,1x",))
+    assert "given twice" in problems_of(optimizer_args=("eps=1e-8", "eps=1e-7"))
+    assert "Invalid beta" in problems_of(optimizer_args=("betas=2.0,0.9",)), "found before any parameter is there"
     assert "use --learning_rate" in problems_of(optimizer_args=("lr=1",))
-    assert "install the package that has nothing_here" in problems_of(optimizer_type="nothing_here.Adam")
+    assert "install the package that provides nothing_here" in problems_of(optimizer_type="nothing_here.Adam")
     assert "relative_step" in problems_of(optimizer_type="Adafactor", optimizer_args=("relative_step=True",))
-    (problem,) = rate_problems(TrainConfig(optimizer_type="Prodigy"), [1.0, 0.5])
+    (problem,) = rate_problems(chosen_optimizer(optimizer_type="Prodigy"), [1.0, 0.5])
     assert "one step size" in problem.what
     assert "schedule-free" in problems_of(optimizer_type="schedulefree.AdamWScheduleFree")
     with pytest.raises(Problems, match="Invalid beta"):
-        build_optimizer(TrainConfig(optimizer_args=("betas=2.0,0.9",)), [{"params": parameters()}])
+        build_optimizer(chosen_optimizer(optimizer_args=("betas=2.0,0.9",)), [{"params": parameters()}])
 
 
 def test_several_problems_at_once():
-    assert len(optimizer_problems(TrainConfig(optimizer_args=("a=1", "b", "c=2")))) == 3
+    assert len(optimizer_problems(chosen_optimizer(optimizer_args=("a=1", "b", "c=2")))) == 3
 
 
 def test_missing_bitsandbytes_is_named():
@@ -154,9 +170,9 @@ def test_missing_bitsandbytes_is_named():
 
 
 def test_notices():
-    assert "usually 1" in notices(TrainConfig(optimizer_type="Prodigy"))[0]
-    assert notices(TrainConfig(optimizer_type="Prodigy", learning_rate=1.0)) == []
-    assert "very high" in notices(TrainConfig(learning_rate=1.0))[0]
+    assert "usually 1" in notices(optimizer_type="Prodigy")[0]
+    assert notices(optimizer_type="Prodigy", learning_rate=1.0) == []
+    assert "very high" in notices(learning_rate=1.0)[0]
 
 
 @pytest.mark.parametrize("limit", [2**25, 10])
@@ -178,7 +194,7 @@ def test_lion_is_its_formula(limit, monkeypatch):
 
 
 def rates(total: int, **settings) -> list[float]:
-    config = TrainConfig(learning_rate=1.0, **settings)
+    config = chosen_schedule(learning_rate=1.0, **settings)
     optimizer = torch.optim.SGD(parameters(), lr=1.0)
     schedule = build_lr_scheduler(config, optimizer, total)
     found = []
@@ -231,24 +247,26 @@ def test_schedules(settings, expected):
     ],
 )
 def test_schedule_problems(settings, words):
-    (problem,) = lr_scheduler_problems(TrainConfig(**settings), 100)
+    (problem,) = lr_scheduler_problems(chosen_schedule(**settings), 100)
     assert words in str(problem)
 
 
 @pytest.mark.parametrize(("flag", "rates"), [("--learning_rate", {}), ("--unet_lr", {"learning_rate": 1e-4})])
 def test_the_rate_that_counts_is_the_transformers(flag, rates):
-    def config(rate, **settings):
-        return TrainConfig(**({**rates, "unet_lr": rate} if rates else {"learning_rate": rate}), **settings)
+    def with_rate(rate, **settings) -> dict:
+        return {**({**rates, "unet_lr": rate} if rates else {"learning_rate": rate}), **settings}
 
-    assert notices(config(1.0))[0].startswith(flag) and not notices(config(1e-4))
-    assert flag in notices(config(1e-4, optimizer_type="Prodigy"))[0]
-    assert not notices(config(1.0, optimizer_type="Prodigy"))
-    (problem,) = lr_scheduler_problems(config(1e-8, lr_scheduler="polynomial"), 100)
+    assert notices(**with_rate(1.0))[0].startswith(flag) and not notices(**with_rate(1e-4))
+    assert flag in notices(**with_rate(1e-4, optimizer_type="Prodigy"))[0]
+    assert not notices(**with_rate(1.0, optimizer_type="Prodigy"))
+    (problem,) = lr_scheduler_problems(chosen_schedule(**with_rate(1e-8, lr_scheduler="polynomial")), 100)
     assert problem.where == flag
 
 
 def test_polynomial_starts_at_the_transformers_rate():
     config = TrainConfig(learning_rate=1e-8, unet_lr=1e-3, lr_scheduler="polynomial")
-    assert not lr_scheduler_problems(config, 100)
-    optimizer = build_optimizer(config, [{"params": parameters(), "lr": config.transformer_lr}])
-    assert build_lr_scheduler(config, optimizer, 100).get_last_lr() == [1e-3]
+    schedule = config.select(ScheduleSettings)
+    assert not lr_scheduler_problems(schedule, 100)
+    groups = [{"params": parameters(), "lr": config.transformer_lr}]
+    optimizer = build_optimizer(config.select(OptimizerSettings), groups)
+    assert build_lr_scheduler(schedule, optimizer, 100).get_last_lr() == [1e-3]

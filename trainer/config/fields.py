@@ -186,6 +186,18 @@ class Schema:
         return nearest(name.replace("-", "_"), known) or self.listing
 
 
+def read_pairs(words: Iterable[str], where: str) -> tuple[list[Given], list[Problem]]:
+    """The `key=value` words of one flag, and a problem for each word that is none."""
+    pairs, problems = [], []
+    for word in words:
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if equals:
+            pairs.append(Given(key, text, where, from_text=True, subject=key))
+        else:
+            problems.append(Problem(where, f"{shown(word)} is not key=value", "write key=value"))
+    return pairs, problems
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "did you mean …?", or nothing where no known name is near."""
     near = difflib.get_close_matches(name.lower(), list(known), n=1)

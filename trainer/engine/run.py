@@ -26,9 +26,10 @@ from trainer.engine.requests import Control
 from trainer.engine.step import AdaptedModel, clear_gradients
 from trainer.memory.choose import MemoryPlan
 from trainer.memory.record import Measuring
-from trainer.optim.build import build_lr_scheduler, build_optimizer
+from trainer.optim.build import OptimizerSettings, build_optimizer
 from trainer.optim.ema import Ema
 from trainer.optim.prodigy import Prodigy
+from trainer.optim.schedule import ScheduleSettings, build_lr_scheduler
 from trainer.preflight.memory import measured_key
 from trainer.preflight.plan import Plan
 from trainer.preflight.resume import Progress, find_state
@@ -154,8 +155,8 @@ def _load(
     """Model, optimizer, schedule and averages as they are before the first step, or as a state has them."""
     with phase("transformer loaded and adapted"):
         model = load_adapted_model(config, plan, plan.tokenizers, accelerator)
-    optimizer = build_optimizer(config, parameter_groups(config, model, plan))
-    scheduler = build_lr_scheduler(config, optimizer, plan.schedule.total_steps)
+    optimizer = build_optimizer(config.select(OptimizerSettings), parameter_groups(config, model, plan))
+    scheduler = build_lr_scheduler(config.select(ScheduleSettings), optimizer, plan.schedule.total_steps)
     ema = Ema(model.parameters, config.ema_decay) if config.ema_decay else None
     if state:
         with phase(f"{state.folder} restored"):

@@ -25,7 +25,8 @@ from trainer.models.load import base_model_of, plan_clip, plan_transformer
 from trainer.models.quantized import precision_problems
 from trainer.models.text import Tokenizers, find_tokenizer_dir, load_tokenizers
 from trainer.models.weights import fingerprint, read_header
-from trainer.optim.build import lr_scheduler_problems, optimizer_problems, rate_problems
+from trainer.optim.build import OptimizerSettings, optimizer_problems, rate_problems
+from trainer.optim.schedule import ScheduleSettings, lr_scheduler_problems
 from trainer.preflight.disk import Growth
 from trainer.preflight.memory import plan_memory, with_measured
 from trainer.preflight.plan import AdapterPlan, Plan
@@ -70,7 +71,7 @@ def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device 
     found.problems += _optimizer_problems(config, network) + write_problems(_written_folders(config))
     data, warnings = found.gather(load_dataset, config, num_processes) or (None, [])
     if data:
-        found.problems += lr_scheduler_problems(config, data.schedule.total_steps)
+        found.problems += lr_scheduler_problems(config.select(ScheduleSettings), data.schedule.total_steps)
     adapter, keys, models = None, None, None
     if models_are_whole and network:
         adapter = found.gather(plan_adapter, config, network, start)
@@ -116,7 +117,8 @@ def _start(config: TrainConfig) -> LoraFile | None:
 
 def _optimizer_problems(config: TrainConfig, network: NetworkArgs | None) -> list[Problem]:
     rates = (network or NetworkArgs()).learning_rates(config.transformer_lr, config.text_encoder_lr)
-    return optimizer_problems(config) + rate_problems(config, rates.values())
+    settings = config.select(OptimizerSettings)
+    return optimizer_problems(settings) + rate_problems(settings, rates.values())
 
 
 def _written_folders(config: TrainConfig) -> list[tuple[str, Path]]:

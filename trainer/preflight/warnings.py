@@ -6,7 +6,7 @@ from trainer.common.problems import Problem
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
 from trainer.models.text import CLIP_LENGTH, cut_captions
-from trainer.optim.build import optimizer_notices
+from trainer.optim.build import OptimizerSettings, optimizer_notices
 from trainer.preflight.plan import AdapterPlan, Plan
 
 
@@ -14,7 +14,7 @@ def plan_notices(plan: Plan) -> list[Problem]:
     """All that is worth a warning."""
     config = plan.config
     return [
-        *(Problem("settings", notice) for notice in optimizer_notices(config)),
+        *(Problem("settings", notice) for notice in optimizer_notices(config.select(OptimizerSettings))),
         *_cut_captions(plan),
         *_idle_with_data(config, plan.data),
         *_idle_with_model(config, plan.adapter),
