@@ -26,7 +26,7 @@ NUM_LONGEST, NAME_LENGTH = 12, 120
 # trainer/kernels/, by the kernels' names
 _OWN = {
     "_multiply_and_add": LARGE, "_hidden_sums": THIN, "_add_hidden_sums": THIN, "_down_gradient": THIN,
-    "_turn": ELEMENTWISE, "_turn_back": ELEMENTWISE, "_quantize": QUANTISATION,
+    "_norm_rope": ELEMENTWISE, "_norm_rope_backward": ELEMENTWISE, "_quantize": QUANTISATION,
     "_prodigy_average": OPTIMIZER, "_prodigy_move": OPTIMIZER,
 }  # fmt: skip
 _FUSED = re.compile(r"triton_(poi|red|per|for)_|cpp_fused")  # inductor's, named after all that they fuse

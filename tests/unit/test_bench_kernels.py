@@ -83,7 +83,7 @@ def test_a_name_tells_the_class(kind, name):
 def test_our_own_kernels_are_known_by_name():
     sources = sorted((ROOT / "trainer" / "kernels").glob("triton_*.py"))
     launched = {name for path in sources for name in re.findall(r"^ +(_\w+)\[\(", path.read_text(), re.MULTILINE)}
-    assert {"_multiply_and_add", "_turn", "_quantize", "_down_gradient"} <= launched
+    assert {"_multiply_and_add", "_norm_rope", "_quantize", "_down_gradient"} <= launched
     assert all(classify(name) != OTHER for name in launched)
 
 

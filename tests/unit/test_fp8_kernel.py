@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.quantized_layers import draw
 from tests.triton_kernels import DEVICE, INTERPRETED, needs_triton
 from trainer.kernels import fp8
-from trainer.kernels.contiguous import in_one_memory, one_below_another
+from trainer.kernels.contiguous import as_one_vector, stack_rows
 from trainer.kernels.fp8 import COLUMNS, LowRank, can_add, multiply_and_add
 from trainer.kernels.quantize import FP8, quantize_rows
 from trainer.models.products import multiply_fp8
@@ -120,7 +120,7 @@ def test_which_products_are_taken(monkeypatch):
 
 def test_matrices_that_lie_one_after_another_are_not_copied():
     whole = draw(10, 4)
-    together = one_below_another(whole.split([3, 7]))
+    together = stack_rows(whole.split([3, 7]))
     assert torch.equal(together, whole) and together.data_ptr() == whole.data_ptr()
     apart = [draw(3, 4), draw(7, 4, seed=1)]
-    assert in_one_memory(apart) is None and torch.equal(one_below_another(apart), torch.cat(apart))
+    assert as_one_vector(apart) is None and torch.equal(stack_rows(apart), torch.cat(apart))

@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from tests.triton_kernels import INTERPRETED
-from trainer.kernels import fp8, prodigy, quantize
-from trainer.kernels import low_rank as thin
-from trainer.kernels import qk_norm_rope as heads
+from trainer.kernels import fp8, low_rank, prodigy, qk_norm_rope, quantize
 
 pytestmark = pytest.mark.skipif(
     INTERPRETED or not find_spec("triton"), reason="needs Triton's compiler, not its interpreter: pip install triton"
 )
 # bytes of shared memory that a program can have: an A100, an RTX 4090, an H100, a B200, an RTX 5090, a GB10
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10, 121: 99 << 10}
-LEAST = {heads: 80, prodigy: 80, quantize: 89, thin: 89}
+LEAST = {qk_norm_rope: 80, prodigy: 80, quantize: 89, low_rank: 89}
 CASES = [(module, capability) for module, least in LEAST.items() for capability in SHARED if capability >= least]
 CASES.append((fp8, 10 * fp8.HOPPER))
 
@@ -61,21 +59,20 @@ def test_kernels_can_be_had_there(module: ModuleType, capability: int, compiled)
 
 def widest() -> None:
     """The highest rank, and FLUX's longest row: the gradients of a single block's first layers."""
-    from trainer.kernels import triton_low_rank as triton_thin
-    from trainer.kernels import triton_quantize
+    from trainer.kernels import triton_low_rank, triton_quantize
 
     x, scale = torch.zeros(64, 15360, dtype=torch.bfloat16), torch.ones(64, 1)
-    down, d_hidden = torch.zeros(thin.HIGHEST_RANK, 15360), torch.zeros(64, thin.HIGHEST_RANK)
+    down, d_hidden = torch.zeros(low_rank.MAX_RANK, 15360), torch.zeros(64, low_rank.MAX_RANK)
     down, d_hidden = down.bfloat16(), d_hidden.bfloat16()
-    triton_thin.hidden_values(x.to(quantize.FP8), scale, down)
-    triton_thin.down_gradient(d_hidden, x.to(quantize.FP8), scale)
-    triton_thin.down_gradient(d_hidden, x, activated=True)
+    triton_low_rank.hidden_values(x.to(quantize.FP8), scale, down)
+    triton_low_rank.down_gradient(d_hidden, x.to(quantize.FP8), scale)
+    triton_low_rank.down_gradient(d_hidden, x, activated=True)
     parts = [torch.zeros(64, width, dtype=torch.bfloat16) for width in (3072, 3072, 3072, 12288)]
     scales, largest = [part[0].float() for part in parts], quantize.LARGEST[quantize.FP8]
-    triton_quantize.quantize_side_by_side(parts, scales, [False] * 4, largest, quantize.SMALLEST_ROW)
+    triton_quantize.quantize_concatenated(parts, scales, [False] * 4, largest, quantize.MIN_ROW_MAX)
 
 
-@pytest.mark.parametrize("capability", [each for each in SHARED if each >= LEAST[thin]])
+@pytest.mark.parametrize("capability", [each for each in SHARED if each >= LEAST[low_rank]])
 def test_the_widest_kernels_can_be_had_there(capability: int, compiled):
     found = compiled(capability, widest)
     assert len(found) == 4 and all(shared <= SHARED[capability] for shared in found.values()), found

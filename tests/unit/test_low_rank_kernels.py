@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tests.quantized_layers import draw
 from tests.triton_kernels import DEVICE, INTERPRETED, needs_triton
-from trainer.kernels import low_rank as thin
-from trainer.kernels.low_rank import down_gradient_of_8_bits, down_gradient_of_activated, hidden_of_8_bits
+from trainer.kernels import low_rank
+from trainer.kernels.low_rank import down_gradient_from_fp8, down_gradient_through_gelu, hidden_from_fp8
 from trainer.kernels.quantize import FP8, gelu, quantize_rows
 
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16  # the interpreter does not multiply bf16
@@ -16,7 +16,7 @@ SIZES = pytest.mark.parametrize("tokens, depth", [(40, 144), (200, 528)])
 
 @pytest.fixture
 def kernels(monkeypatch):
-    monkeypatch.setattr(thin, "_works", lambda *_: True)
+    monkeypatch.setattr(low_rank, "_works", lambda *_: True)
 
 
 def operands(tokens: int, depth: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,10 +38,10 @@ def test_kernels_read_8_bits(tokens, depth, rank):
     x, down, d_hidden = operands(tokens, depth, rank)
     values, scale = quantize_rows(x, FP8)
     wide = values.float() * scale
-    hidden = hidden_of_8_bits(values, scale, down)
+    hidden = hidden_from_fp8(values, scale, down)
     assert hidden.dtype == DTYPE
     assert_near(hidden, wide @ down.float().t(), 0.004)
-    gradient = down_gradient_of_8_bits(d_hidden, values, scale)
+    gradient = down_gradient_from_fp8(d_hidden, values, scale)
     assert gradient.dtype == torch.float32
     assert_near(gradient, d_hidden.float().t() @ wide, 0.004)
 
@@ -52,7 +52,7 @@ def test_kernels_read_8_bits(tokens, depth, rank):
 @pytest.mark.usefixtures("kernels")
 def test_a_kernel_activates_what_it_reads(tokens, depth, rank):
     x, _, d_hidden = operands(tokens, depth, rank)
-    gradient = down_gradient_of_activated(d_hidden, x)
+    gradient = down_gradient_through_gelu(d_hidden, x)
     assert gradient.dtype == torch.float32
     assert_near(gradient, d_hidden.float().t() @ gelu(x.float()), 0.004)
 
@@ -63,12 +63,12 @@ def test_many_tokens_are_shared_out_and_added_up():
     x, _, d_hidden = operands(1000, 32, 8)
     wider = draw(1000, 96).to(DEVICE, DTYPE)
     wider[:, 16:48] = x
-    assert_near(down_gradient_of_activated(d_hidden, wider[:, 16:48]), d_hidden.float().t() @ gelu(x.float()), 0.004)
+    assert_near(down_gradient_through_gelu(d_hidden, wider[:, 16:48]), d_hidden.float().t() @ gelu(x.float()), 0.004)
 
 
 @needs_triton
 def test_what_is_tried_before_it_is_relied_on_is_right():
-    assert INTERPRETED or thin.kernel_error(DEVICE) < thin.TOLERANCE / 2
+    assert INTERPRETED or low_rank.kernel_error(DEVICE) < low_rank.TOLERANCE / 2
 
 
 @pytest.mark.parametrize("rank", [4, 80])
@@ -76,6 +76,6 @@ def test_plain_operations_do_what_kernels_are_not_made_for(rank):
     x, down, d_hidden = (each.float().cpu() for each in operands(24, 64, rank))
     values, scale = quantize_rows(x, FP8)
     wide = values.float() * scale
-    assert_near(hidden_of_8_bits(values, scale, down), wide @ down.t(), 1e-6)
-    assert_near(down_gradient_of_8_bits(d_hidden, values, scale), d_hidden.t() @ wide, 1e-6)
-    assert_near(down_gradient_of_activated(d_hidden, x), d_hidden.t() @ gelu(x), 1e-6)
+    assert_near(hidden_from_fp8(values, scale, down), wide @ down.t(), 1e-6)
+    assert_near(down_gradient_from_fp8(d_hidden, values, scale), d_hidden.t() @ wide, 1e-6)
+    assert_near(down_gradient_through_gelu(d_hidden, x), d_hidden.t() @ gelu(x), 1e-6)

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.quantized_layers import draw
 from tests.triton_kernels import DEVICE, INTERPRETED, needs_triton
 from trainer.kernels import quantize
-from trainer.kernels.quantize import FP8, LARGEST, SMALLEST_ROW, gelu, quantize_side_by_side
+from trainer.kernels.quantize import FP8, LARGEST, MIN_ROW_MAX, gelu, quantize_concatenated
 
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 
@@ -20,7 +20,7 @@ def parts_of(widths: tuple[int, ...], rows: int = 9) -> list[Tensor]:
 def by_kernel(parts: list[Tensor], scales: list[Tensor], activated: list[bool]) -> tuple[Tensor, Tensor]:
     from trainer.kernels import triton_quantize
 
-    return triton_quantize.quantize_side_by_side(parts, scales, activated, LARGEST[FP8], SMALLEST_ROW)
+    return triton_quantize.quantize_concatenated(parts, scales, activated, LARGEST[FP8], MIN_ROW_MAX)
 
 
 def in_float32(parts: list[Tensor], scales: list[Tensor], activated: list[bool]) -> Tensor:
@@ -42,7 +42,7 @@ CASES = pytest.mark.parametrize(
 @CASES
 def test_plain_operations_round_what_was_asked_for(widths, scaled, activated):
     parts, scales = parts_of(widths), [draw(width, seed=1).abs().to(DEVICE) for width in widths if scaled]
-    values, scale = quantize._plainly(parts, scales, activated)
+    values, scale = quantize._quantize_in_torch(parts, scales, activated)
     assert_near(values, scale, in_float32(parts, scales, activated))
 
 
@@ -81,12 +81,12 @@ def test_what_is_tried_before_it_is_relied_on_is_right():
 
 def test_shapes_for_the_compiler_are_those_of_the_numbers():
     arguments = ([draw(5, 16), draw(5, 32)], [draw(16), draw(32)], [False, True])
-    torch.library.opcheck(quantize_side_by_side, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(quantize_concatenated, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_the_operator_takes_the_kernel_for_rows_that_it_can_hold(monkeypatch):
     taken = []
     monkeypatch.setattr(quantize, "_works", lambda _device: taken.append(True) or False)
     for parts in ([draw(2, 16)] * 5, [draw(2, 3)] * 2, [draw(2, 20000)] * 2):
-        quantize_side_by_side(parts, [], [False] * len(parts))
+        quantize_concatenated(parts, [], [False] * len(parts))
     assert len(taken) == 1, "five parts, and rows that are too long, are left to plain operations"

@@ -42,7 +42,7 @@ def test_header_says_what_the_file_has(path, tensors):
 @pytest.mark.parametrize("staging_bytes", [64, 1000, 1 << 20])
 def test_streamed_tensors_are_the_files(path, tensors, monkeypatch, staging_bytes):
     monkeypatch.setattr(weights, "STAGING_BYTES", staging_bytes)
-    monkeypatch.setattr(weights, "LEAST_READ", 10)  # so that several threads fill a buffer
+    monkeypatch.setattr(weights, "MIN_READ", 10)  # so that several threads fill a buffer
     streamed = dict(stream_tensors(path, "cpu"))
     assert streamed.keys() == tensors.keys()
     for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
-"""Kernels written in Triton, each behind plain functions that say what is computed and when the kernel serves.
+"""Kernels written in Triton, behind plain functions that state what is computed and when a kernel is used.
 
-On the CPU, where Triton is missing, on sizes that a kernel is not made for, and on a machine where it fails its trial
-(`trainer.kernels.trial`), plain torch operations give the same numbers. Modules named `triton_*` hold nothing but
-kernels and their launches, and are imported where one runs.
+PyTorch operations compute the same on the CPU, without Triton, for sizes that a kernel does not support, and on a
+machine where the kernel fails its trial (`trainer.kernels.trial`). Modules named `triton_*` contain only kernels and
+their launches. They are imported when a kernel first runs.
 """

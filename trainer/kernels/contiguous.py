@@ -1,4 +1,4 @@
-"""Tensors that lie one after another in memory, taken as one without a copy."""
+"""Tensors that are adjacent in memory, viewed as one without a copy."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def one_below_another(matrices: Sequence[Tensor]) -> Tensor:
-    """Matrices of one width as one, without a copy where they lie so in memory."""
-    whole = in_one_memory(matrices)
-    return torch.cat(list(matrices)) if whole is None else whole.view(-1, matrices[0].shape[1])
+def stack_rows(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices [N_i, K] stacked to [sum of N_i, K]; a view where they are adjacent in memory, else a copy."""
+    joined = as_one_vector(matrices)
+    return torch.cat(list(matrices)) if joined is None else joined.view(-1, matrices[0].shape[1])
 
 
-def in_one_memory(tensors: Sequence[Tensor]) -> Tensor | None:
-    """All of them as one [numbers] where they lie one after another."""
+def as_one_vector(tensors: Sequence[Tensor]) -> Tensor | None:
+    """A one-dimensional view of all tensors where they are adjacent in memory, in this order; None elsewhere."""
     first = tensors[0]
     end = first.data_ptr()
     for tensor in tensors:
@@ -21,5 +21,5 @@ def in_one_memory(tensors: Sequence[Tensor]) -> Tensor | None:
             return None
         end += tensor.nbytes
     if end - first.untyped_storage().data_ptr() > first.untyped_storage().nbytes():
-        return None  # neighbours by chance
+        return None  # adjacent by chance, in separate allocations
     return first.as_strided((sum(tensor.numel() for tensor in tensors),), (1,))

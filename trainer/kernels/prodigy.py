@@ -1,5 +1,7 @@
-"""Prodigy's arithmetic on many tensors in one kernel, which reads and writes each number once for every time that the
-algorithm must: plain operations on lists of tensors move three times as many bytes."""
+"""Prodigy's update of many tensors in one kernel per pass.
+
+Each pass reads and writes a number once. PyTorch's operations on lists of tensors move three times as many bytes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,16 +10,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from trainer.kernels.trial import is_right, runs_triton
+from trainer.kernels.trial import passes_trial, runs_triton
 
-TOLERANCE = 1e-5  # of float32, whose rounding is 6e-8 a number
+TOLERANCE = 1e-5  # float32 rounds by 6e-8
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Parameters with their gradients and Prodigy's state, lists of one length with tensors of one shape each.
+    """Parameters with their gradients and Prodigy's state: lists of equal length, with equal shapes at each index.
 
-    starts: where the parameters started, or no tensors where they started at zero.
+    starts: the parameters' initial values, or an empty list if they started at zero.
     """
 
     parameters: Sequence[Tensor]
@@ -28,23 +30,23 @@ class Chunk:
     starts: Sequence[Tensor] = field(default_factory=list)
 
     def lists(self) -> list[Sequence[Tensor]]:
-        """All that are there, in this order."""
+        """The lists in this order, without `starts` if it is empty."""
         always = [self.parameters, self.gradients, self.exp_avg, self.exp_avg_sq, self.s]
         return [*always, self.starts] if self.starts else always
 
 
 def fits(chunk: Chunk) -> bool:
-    """Whether the kernels can work on it: float32 without gaps, on a GPU where they give the right numbers."""
+    """Whether the kernels support it: contiguous float32, on a GPU where they passed their trial."""
     return _works(chunk.parameters[0].device) and all(
         tensor.dtype == torch.float32 and tensor.is_contiguous() for tensors in chunk.lists() for tensor in tensors
     )
 
 
 def average(chunk: Chunk, d: Tensor, share: Tensor, betas: tuple[float, float, float]) -> Tensor:
-    """Update Adam's averages with d g, and s with share d g. Returns, in d's type, the sums [2] over all numbers of
-    (p - p0) share d g and |s|.
+    """Update Adam's averages with d g, and s with share d g, in place.
 
-    d, share: of no dimension. betas: of exp_avg, exp_avg_sq and s.
+    Returns the sums over all numbers of (p - p0) share d g and of |s|, [2] in d's dtype. d, share: scalars. betas: the
+    decay rates of exp_avg, exp_avg_sq and s.
     """
     from trainer.kernels import triton_prodigy
 
@@ -53,7 +55,7 @@ def average(chunk: Chunk, d: Tensor, share: Tensor, betas: tuple[float, float, f
 
 
 def move(chunk: Chunk, length: Tensor, eps: Tensor, decay: Tensor) -> None:
-    """p <- p - decay p - length exp_avg / (sqrt(exp_avg_sq) + eps), the three of no dimension."""
+    """p <- p - decay p - length exp_avg / (sqrt(exp_avg_sq) + eps), in place; length, eps and decay are scalars."""
     from trainer.kernels import triton_prodigy
 
     triton_prodigy.move([chunk.parameters, chunk.exp_avg, chunk.exp_avg_sq], torch.stack([length, eps, decay]).float())
@@ -63,11 +65,11 @@ def move(chunk: Chunk, length: Tensor, eps: Tensor, decay: Tensor) -> None:
 def _works(device: torch.device) -> bool:
     if not runs_triton(device):
         return False
-    return is_right("Prodigy's steps are made", lambda: kernel_error(device), TOLERANCE)
+    return passes_trial("Prodigy's update", lambda: kernel_error(device), TOLERANCE)
 
 
 def kernel_error(device: torch.device) -> float:
-    """The largest relative error of a few numbers that the kernels average, sum and move."""
+    """The kernels' largest relative error on a few small tensors, against float64."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 5), (64, 48), (7,)]
     lists = [[torch.rand(shape, generator=generator).to(device) for shape in shapes] for _ in range(6)]

@@ -1,8 +1,8 @@
-"""Numbers in 8 bits, each row with a scale of its own.
+"""Quantization to 8 bits with one scale per row.
 
-`quantize_rows` and `quantize_parts` are plain torch operations, which a compiler fuses with what makes the numbers.
-`quantize_side_by_side` is one operator for numbers in several parts or behind an activation function: in Triton it
-reads each of them once, where a compiler's kernels read them twice and write what comes of the function in between.
+`quantize_rows` and `quantize_parts` are PyTorch operations, which torch.compile fuses with what computes their input.
+`quantize_concatenated` is one operator for an input in several parts or with an activation function in front. Its
+Triton kernel reads every number once; compiled PyTorch reads it twice and writes the activation in between.
 """
 
 from collections.abc import Sequence
@@ -12,30 +12,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.kernels.trial import is_right, runs_triton
+from trainer.kernels.trial import passes_trial, runs_triton
 
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
 LARGEST = {FP8: 448.0, INT8: 127.0}
-SMALLEST_ROW = 1e-12  # a row of zeros has a scale too
-MOST_PARTS, LONGEST_ROW = 4, 1 << 15  # of the kernel, which holds a row in registers
-LEAST_CAPABILITY = (8, 9)  # of a GPU that converts to e4m3
+MIN_ROW_MAX = 1e-12  # so that a row of zeros has a scale
+MAX_PARTS, MAX_ROW = 4, 1 << 15  # the kernel holds a row in registers
+MIN_CAPABILITY = (8, 9)  # compute capability of the first GPUs that convert to e4m3
 TOLERANCE = 0.05  # e4m3 rounds by 0.026 on average
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [R, K] as q [R, K] of dtype (e4m3 or int8) and scale [R, 1] in float32: x = q scale.
+    """x [R, K] as q [R, K] in dtype (e4m3 or int8) and scale [R, 1] in float32: x = q scale.
 
-    What is not finite in a row leaves its scale not finite.
+    A row with a number that is not finite has a scale that is not finite.
     """
     return quantize_parts([x], dtype)
 
 
 def quantize_parts(parts: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`quantize_rows` of parts that stand side by side, each [R, K_j]: one [R, K] and one scale."""
+    """`quantize_rows` of the concatenation of parts [R, K_j] along their columns."""
     largest = parts[0].abs().amax(-1, keepdim=True)
     for part in parts[1:]:
         largest = torch.maximum(largest, part.abs().amax(-1, keepdim=True))
-    scale = largest.float().clamp(min=SMALLEST_ROW) / LARGEST[dtype]
+    scale = largest.float().clamp(min=MIN_ROW_MAX) / LARGEST[dtype]
     values = [_rounded(part.float() / scale, dtype) for part in parts]
     return values[0] if len(values) == 1 else torch.cat(values, dim=-1), scale
 
@@ -45,38 +45,40 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
 
 
-@torch.library.custom_op("flux_dreambooth::quantize_side_by_side", mutates_args=())
-def quantize_side_by_side(
+@torch.library.custom_op("flux_dreambooth::quantize_concatenated", mutates_args=())
+def quantize_concatenated(
     parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Parts [R, K_j] as one [R, K] in e4m3 and the scale of each row [R, 1], float32.
+    """Parts [R, K_j] concatenated along their columns: [R, K] in e4m3, and the scale of each row, [R, 1] in float32.
 
-    scales: one [K_j] for each part, multiplied in before, or none; activated: whether a part goes through GELU (by
-    tanh) before. Not finite numbers stay so.
+    activated: which parts go through GELU (tanh approximation) first. scales: one [K_j] per part by which its columns
+    are then multiplied, or an empty list. Numbers that are not finite stay so.
     """
     lengths = [_next_power_of_2(part.shape[1]) for part in parts]
-    if len(parts) <= MOST_PARTS and sum(lengths) <= LONGEST_ROW and _works(parts[0].device):
+    if len(parts) <= MAX_PARTS and sum(lengths) <= MAX_ROW and _works(parts[0].device):
         from trainer.kernels import triton_quantize
 
-        return triton_quantize.quantize_side_by_side(parts, scales, activated, LARGEST[FP8], SMALLEST_ROW)
-    return _plainly(parts, scales, activated)
+        return triton_quantize.quantize_concatenated(parts, scales, activated, LARGEST[FP8], MIN_ROW_MAX)
+    return _quantize_in_torch(parts, scales, activated)
 
 
-@quantize_side_by_side.register_fake
+@quantize_concatenated.register_fake
 def _(parts, _scales, _activated):
     rows, x = parts[0].shape[0], parts[0]
     columns = sum(part.shape[1] for part in parts)
     return x.new_empty(rows, columns, dtype=FP8), x.new_empty(rows, 1, dtype=torch.float32)
 
 
-def _plainly(parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    made = [gelu(part) if on else part for part, on in zip(parts, activated, strict=True)]
-    scaled = [part * scale for part, scale in zip(made, scales, strict=True)] if scales else made
+def _quantize_in_torch(
+    parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    inputs = [gelu(part) if on else part for part, on in zip(parts, activated, strict=True)]
+    scaled = [part * scale for part, scale in zip(inputs, scales, strict=True)] if scales else inputs
     return quantize_parts(scaled, FP8)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """FLUX's activation function."""
+    """FLUX.1's activation function: GELU in its tanh approximation."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -86,18 +88,18 @@ def _next_power_of_2(number: int) -> int:
 
 @cache
 def _works(device: torch.device) -> bool:
-    if not runs_triton(device, LEAST_CAPABILITY):
+    if not runs_triton(device, MIN_CAPABILITY):
         return False
-    return is_right("numbers are quantised", lambda: kernel_error(device), TOLERANCE)
+    return passes_trial("fp8 quantization", lambda: kernel_error(device), TOLERANCE)
 
 
 def kernel_error(device: torch.device) -> float:
-    """The relative error of a few quantised rows against what was quantised."""
+    """The relative error of a few quantized rows against their input."""
     from trainer.kernels import triton_quantize
 
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(7, width, generator=generator).to(device, torch.bfloat16) for width in (48, 80)]
     scales, activated = [torch.rand(part.shape[1], generator=generator).to(device) for part in parts], [False, True]
-    values, scale = triton_quantize.quantize_side_by_side(parts, scales, activated, LARGEST[FP8], SMALLEST_ROW)
+    values, scale = triton_quantize.quantize_concatenated(parts, scales, activated, LARGEST[FP8], MIN_ROW_MAX)
     expected = torch.cat([parts[0].float() * scales[0], gelu(parts[1].float()) * scales[1]], dim=1)
     return float((values.float() * scale - expected).norm() / expected.norm())

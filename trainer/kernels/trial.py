@@ -1,4 +1,4 @@
-"""Whether a kernel can be had and gives the right numbers: tried once on a device, before it is relied on."""
+"""Whether a kernel can be compiled and computes correctly: tried once per device before it is used."""
 
 import logging
 from collections.abc import Callable
@@ -10,23 +10,29 @@ log = logging.getLogger(__name__)
 HAS_TRITON = find_spec("triton") is not None
 
 
-def runs_triton(device: torch.device, least_capability: tuple[int, int] = (0, 0)) -> bool:
-    """Whether Triton is installed, and the device a GPU of this compute capability or a higher one."""
-    return HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_capability(device) >= least_capability
+def runs_triton(device: torch.device, min_capability: tuple[int, int] = (0, 0)) -> bool:
+    """Whether Triton is installed and the device is a GPU of at least this compute capability."""
+    return HAS_TRITON and device.type == "cuda" and torch.cuda.get_device_capability(device) >= min_capability
 
 
-def is_right(what: str, error: Callable[[], float], tolerance: float) -> bool:
-    """Whether a kernel's error is below the tolerance; else, or where it cannot be built, the log says that plain
-    operations do its work.
+def passes_trial(what: str, error: Callable[[], float], tolerance: float) -> bool:
+    """Whether a kernel's error is below the tolerance.
 
-    what: its work, in words that go on with "by plain operations".
+    If it is not, or the kernel cannot be compiled, the log says that PyTorch is used instead.
+
+    what: what the kernel computes, as a noun. error: runs the kernel and returns its relative error.
     """
     try:
         found = error()
-    except Exception as reason:  # a compiler that is missing, a version that does not know a word: of many kinds
-        log.warning("%s by plain operations: %s", what, f"{type(reason).__name__}: {reason}".strip().split("\n")[0])
+    except Exception as reason:  # a missing compiler, a Triton version without some feature: the types vary
+        first_line = f"{type(reason).__name__}: {reason}".strip().split("\n")[0]
+        log.warning("falling back to PyTorch for %s: %s", what, first_line)
         return False
     if not found < tolerance:
-        log.warning("%s by plain operations: the kernel is wrong on this machine (%.2g)", what, found)
+        log.warning(
+            "falling back to PyTorch for %s: the kernel computes wrong numbers on this machine (relative error %.2g)",
+            what,
+            found,
+        )
         return False
     return True

@@ -1,4 +1,4 @@
-"""`trainer.kernels.fp8` in Triton, for Hopper: its copy engine fetches tiles, a program walks over several of them."""
+"""`trainer.kernels.fp8` in Triton, for Hopper: persistent programs load tiles with the Tensor Memory Accelerator."""
 
 import torch
 import triton
@@ -6,9 +6,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-DEPTH = 128  # of both factors that are fetched at a time
-GROUP = 16  # tiles one below another that are computed together, since they share the second factor
-LEAST_RANK = 16  # what the tensor cores multiply
+DEPTH = 128  # columns of both factors per load
+GROUP = 16  # rows of tiles computed together, since they share the second factor
+MIN_RANK = 16  # the smallest size that tensor cores multiply
 WARPS, STAGES = 8, 3
 
 
@@ -27,8 +27,8 @@ def multiply_and_add(
 ) -> Tensor:
     """See `trainer.kernels.fp8.multiply_and_add`.
 
-    up: [N, R] of all layers, dense; begins: first rows of the second to the fourth; tile: rows and columns of y that
-    are computed at a time; programs: how many run beside each other.
+    up: [N, R] of all layers, contiguous. begins: the first rows of the second to the fourth layer. tile: rows and
+    columns of y that a program computes at a time. programs: how many run concurrently.
     """
     a, b = a.contiguous(), b.contiguous()
     (rows, depth), columns, rank = a.shape, len(b), up.shape[1]
@@ -39,7 +39,7 @@ def multiply_and_add(
         _multiply_and_add[(programs,)](
             factor_a, factor_b, half, scale_a, scale_b, bias, hidden, up, rows, columns, depth, rank, scale,
             hidden.stride(0), *begins,
-            RANK=max(LEAST_RANK, triton.next_power_of_2(rank)),
+            RANK=max(MIN_RANK, triton.next_power_of_2(rank)),
             HAS_SCALE=scale_b is not None, HAS_BIAS=bias is not None,
             ROWS=tile[0], COLUMNS=tile[1], DEPTH=DEPTH, GROUP=GROUP, PROGRAMS=programs,
             num_warps=WARPS, num_stages=STAGES,

@@ -1,4 +1,4 @@
-"""`trainer.kernels.low_rank` in Triton: tiles are widened or activated between memory and the tensor cores."""
+"""`trainer.kernels.low_rank` in Triton: tiles are dequantized or activated in registers."""
 
 import torch
 import triton
@@ -7,18 +7,18 @@ from torch import Tensor
 
 from trainer.kernels.triton_quantize import gelu
 
-LEAST_RANK = 16  # what the tensor cores multiply
-TOKENS, DEPTH = 64, 128  # of a tile of the input, for its hidden values
-LEAST_DEPTH = 1024  # that one program of several for the same tokens adds up
-CHUNK, COLUMNS = 64, 128  # of a tile of the input, for the gradient
-PROGRAMS = 512  # among which a product is divided, about: some four for each multiprocessor of a large GPU
+MIN_RANK = 16  # the smallest size that tensor cores multiply
+TOKENS, DEPTH = 64, 128  # the input tile for hidden values
+MIN_DEPTH = 1024  # columns per program where several programs share the same tokens
+CHUNK, COLUMNS = 64, 128  # the input tile for the gradient
+PROGRAMS = 512  # about how many programs share a product: some four per multiprocessor of a large GPU
 
 
 def hidden_values(values: Tensor, scale: Tensor, down: Tensor) -> Tensor:
-    """See `trainer.kernels.low_rank.hidden_of_8_bits`."""
+    """See `trainer.kernels.low_rank.hidden_from_fp8`."""
     (tokens, depth), rank = values.shape, len(down)
     tiles = triton.cdiv(tokens, TOKENS)
-    shares = max(1, min(PROGRAMS // tiles, depth // LEAST_DEPTH))
+    shares = max(1, min(PROGRAMS // tiles, depth // MIN_DEPTH))
     share = triton.cdiv(triton.cdiv(depth, shares), DEPTH) * DEPTH
     sums = torch.empty(shares, tokens, rank, device=values.device)
     hidden = down.new_empty(tokens, rank)
@@ -34,9 +34,9 @@ def hidden_values(values: Tensor, scale: Tensor, down: Tensor) -> Tensor:
 
 
 def down_gradient(d_hidden: Tensor, x: Tensor, scale: Tensor | None = None, activated: bool = False) -> Tensor:
-    """d_hiddenᵀ x [R, K] in float32, of x [M, K] as it is, by its rows' `scale` [M, 1], or gone through GELU.
+    """d_hiddenᵀ x [R, K] in float32.
 
-    d_hidden: [M, R]; x: e4m3, or in the precision of d_hidden.
+    d_hidden: [M, R]. x: [M, K] in e4m3 with `scale` [M, 1], or in the dtype of d_hidden; activated: take gelu(x).
     """
     (tokens, columns), rank = x.shape, d_hidden.shape[1]
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -53,7 +53,7 @@ def down_gradient(d_hidden: Tensor, x: Tensor, scale: Tensor | None = None, acti
 
 
 def _padded(rank: int) -> int:
-    return max(LEAST_RANK, triton.next_power_of_2(rank))
+    return max(MIN_RANK, triton.next_power_of_2(rank))
 
 
 @triton.jit

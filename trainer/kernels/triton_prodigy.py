@@ -1,4 +1,4 @@
-"""`trainer.kernels.prodigy` in Triton: one launch for all tensors of a chunk, whose addresses come in a table."""
+"""`trainer.kernels.prodigy` in Triton: one launch for all tensors of a chunk, given as a table of addresses."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 Tensors = Sequence[Tensor]
-BLOCK, TURNS = 512, 8  # numbers that a program takes at once, and how often
+BLOCK, TURNS = 512, 8  # a program handles TURNS blocks of BLOCK numbers
 SHARE = BLOCK * TURNS
-LEAST_TENSORS = 128  # for which a kernel is compiled: fewer kernels for chunks of other lengths
+MIN_TENSORS = 128  # table lengths are padded to this or a power of two, so that few kernels are compiled
 
 
 def average(lists: Sequence[Tensors], scalars: Tensor, betas: tuple[float, float, float]) -> Tensor:
-    """See `trainer.kernels.prodigy.average`; returns the sums of each program, [programs, 2] in float32.
+    """See `trainer.kernels.prodigy.average`. Returns the sums of each program, [programs, 2] in float32.
 
-    lists: parameters, gradients, exp_avg, exp_avg_sq, s and, where they did not start at zero, where they did.
-    scalars: d and share, [2] in float32.
+    lists: parameters, gradients, exp_avg, exp_avg_sq, s and, if they are not zero, the initial parameters. scalars: d
+    and share, [2] in float32.
     """
     table, programs = _table(lists)
     sums = torch.empty(programs, 2, device=scalars.device)
@@ -31,8 +31,10 @@ def average(lists: Sequence[Tensors], scalars: Tensor, betas: tuple[float, float
 
 
 def move(lists: Sequence[Tensors], scalars: Tensor) -> None:
-    """See `trainer.kernels.prodigy.move`; lists: parameters, exp_avg, exp_avg_sq; scalars: length, eps and decay, [3]
-    in float32."""
+    """See `trainer.kernels.prodigy.move`.
+
+    lists: parameters, exp_avg and exp_avg_sq. scalars: length, eps and decay, [3] in float32.
+    """
     table, programs = _table(lists)
     with torch.cuda.device_of(scalars):
         _prodigy_move[(programs,)](
@@ -41,8 +43,10 @@ def move(lists: Sequence[Tensors], scalars: Tensor) -> None:
 
 
 def _table(lists: Sequence[Tensors]) -> tuple[Tensor, int]:
-    """Of each tensor its first program, its length and the addresses of it and its companions, [2 + lists, tensors];
-    and the number of programs."""
+    """The kernel's table [2 + number of lists, tensors], and the number of programs.
+
+    Rows: the first program of each tensor, its length, and its address in each list.
+    """
     firsts, programs = [], 0
     for tensor in lists[0]:
         firsts.append(programs)
@@ -55,7 +59,7 @@ def _table(lists: Sequence[Tensors]) -> tuple[Tensor, int]:
 
 
 def _padded(tensors: int) -> int:
-    return max(LEAST_TENSORS, triton.next_power_of_2(tensors))
+    return max(MIN_TENSORS, triton.next_power_of_2(tensors))
 
 
 @triton.jit(do_not_specialize=["tensors"])
@@ -110,7 +114,7 @@ def _prodigy_move(table, tensors, scalars, TENSORS: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def _place(table, tensors, program, TENSORS: tl.constexpr, SHARE: tl.constexpr):
-    """Which tensor a program works on, from where on, and how long the tensor is."""
+    """The index of a program's tensor, where in the tensor the program starts, and the tensor's length."""
     place = tl.arange(0, TENSORS)
     begun = (place < tensors) & (tl.load(table + place, place < tensors, other=0) <= program)
     index = tl.sum(begun.to(tl.int32)) - 1

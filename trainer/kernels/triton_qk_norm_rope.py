@@ -1,4 +1,4 @@
-"""`trainer.kernels.qk_norm_rope` in Triton: a program takes all heads of one token."""
+"""`trainer.kernels.qk_norm_rope` in Triton: a program handles all heads of one token."""
 
 from collections.abc import Sequence
 
@@ -10,25 +10,25 @@ from torch import Tensor
 WARPS = 4
 
 
-def turn(parts: Sequence[Tensor], weights: Sequence[Tensor], cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
-    """See `trainer.kernels.qk_norm_rope.turn`."""
+def norm_rope(parts: Sequence[Tensor], weights: Sequence[Tensor], cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
+    """See `trainer.kernels.qk_norm_rope.norm_rope`."""
     batch, _, heads, head_dim = parts[0].shape
     total = sum(part.shape[1] for part in parts)
-    turned = parts[0].new_empty(batch, total, heads, head_dim)
+    rotated = parts[0].new_empty(batch, total, heads, head_dim)
     begin = 0
     for part, weight in zip(parts, weights, strict=True):
-        part = _with_heads_side_by_side(part)
+        part = _with_contiguous_heads(part)
         tokens = part.shape[1]
         with torch.cuda.device_of(part):
-            _turn[(tokens, batch)](
-                part, weight, cosines[begin:], sines[begin:], turned[:, begin:], part.stride(0), part.stride(1),
-                turned.stride(0), heads, eps, D=head_dim, HEADS=triton.next_power_of_2(heads), num_warps=WARPS,
+            _norm_rope[(tokens, batch)](
+                part, weight, cosines[begin:], sines[begin:], rotated[:, begin:], part.stride(0), part.stride(1),
+                rotated.stride(0), heads, eps, D=head_dim, HEADS=triton.next_power_of_2(heads), num_warps=WARPS,
             )  # fmt: skip
         begin += tokens
-    return turned
+    return rotated
 
 
-def turn_back(
+def norm_rope_backward(
     gradient: Tensor,
     parts: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -36,16 +36,16 @@ def turn_back(
     sines: Tensor,
     eps: float,
 ) -> list[Tensor]:
-    """See `trainer.kernels.qk_norm_rope.turn_back`."""
+    """See `trainer.kernels.qk_norm_rope.norm_rope_backward`."""
     batch, _, heads, head_dim = parts[0].shape
-    gradient = _with_heads_side_by_side(gradient)
+    gradient = _with_contiguous_heads(gradient)
     found = []
     begin = 0
     for part, weight in zip(parts, weights, strict=True):
-        part = _with_heads_side_by_side(part)
+        part = _with_contiguous_heads(part)
         tokens, own = part.shape[1], part.new_empty(part.shape)
         with torch.cuda.device_of(part):
-            _turn_back[(tokens, batch)](
+            _norm_rope_backward[(tokens, batch)](
                 gradient[:, begin:], part, weight, cosines[begin:], sines[begin:], own,
                 gradient.stride(0), gradient.stride(1), part.stride(0), part.stride(1), own.stride(0),
                 heads, eps, D=head_dim, HEADS=triton.next_power_of_2(heads), num_warps=WARPS,
@@ -55,8 +55,8 @@ def turn_back(
     return found
 
 
-def _with_heads_side_by_side(heads: Tensor) -> Tensor:
-    """The same where it is [.., H, D] in one piece for each token, else a copy that is."""
+def _with_contiguous_heads(heads: Tensor) -> Tensor:
+    """The tensor itself if each token's [H, D] is contiguous, else a contiguous copy."""
     head_dim = heads.shape[-1]
     return heads if heads.stride()[2:] == (head_dim, 1) else heads.contiguous()
 
@@ -67,7 +67,7 @@ def _pairs(rows, HEADS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def _turn(
+def _norm_rope(
     x_ptr, weight_ptr, cosine_ptr, sine_ptr, y_ptr, x_batch, x_token, y_batch, heads, eps,
     D: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -84,7 +84,7 @@ def _turn(
 
 
 @triton.jit
-def _turn_back(
+def _norm_rope_backward(
     dy_ptr, x_ptr, weight_ptr, cosine_ptr, sine_ptr, dx_ptr, dy_batch, dy_token, x_batch, x_token, dx_batch,
     heads, eps, D: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -96,8 +96,8 @@ def _turn_back(
     )
     cosine = tl.load(cosine_ptr + token * D + 2 * pair)[None, :]
     sine = tl.load(sine_ptr + token * D + 2 * pair)[None, :]
-    turned_back = tl.reshape(tl.join(even * cosine + odd * sine, odd * cosine - even * sine), (HEADS, D))
-    gradient = turned_back * tl.load(weight_ptr + column).to(tl.float32)[None, :]
+    rotated_back = tl.reshape(tl.join(even * cosine + odd * sine, odd * cosine - even * sine), (HEADS, D))
+    gradient = rotated_back * tl.load(weight_ptr + column).to(tl.float32)[None, :]
     x = tl.load(x_ptr + batch * x_batch + token * x_token + place, inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
     normed = x * scale

@@ -1,4 +1,4 @@
-"""`trainer.kernels.quantize` in Triton: a program takes one row, and holds it in registers."""
+"""`trainer.kernels.quantize` in Triton: a program handles one row and holds it in registers."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SHORT, MEDIUM = 4096, 20480  # rows up to these lengths are read by 4 and 8 warps, longer ones by 16
+SHORT, MEDIUM = 4096, 20480  # rows up to these lengths take 4 and 8 warps, longer ones 16
 
 
-def quantize_side_by_side(
+def quantize_concatenated(
     parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Sequence[bool], largest: float, smallest: float
 ) -> tuple[Tensor, Tensor]:
-    """See `trainer.kernels.quantize.quantize_side_by_side`. largest: what a row's largest number becomes; smallest:
-    what it counts as at least."""
+    """See `trainer.kernels.quantize.quantize_concatenated`.
+
+    largest: the magnitude that a row's largest number is scaled to. smallest: the lower bound of that number.
+    """
     parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
     rows, widths = parts[0].shape[0], [part.shape[1] for part in parts]
     values = parts[0].new_empty(rows, sum(widths), dtype=torch.float8_e4m3fn)
@@ -32,7 +34,7 @@ def quantize_side_by_side(
 
 @triton.jit
 def gelu(x):
-    """By tanh, in float32: x (1 + tanh u) / 2 = x sigmoid(2 u)."""
+    """GELU's tanh approximation in float32: x (1 + tanh u) / 2 = x sigmoid(2 u)."""
     return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
@@ -71,7 +73,7 @@ def _quantize(
     FIRST_ON: tl.constexpr, SECOND_ON: tl.constexpr, THIRD_ON: tl.constexpr, FOURTH_ON: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    # all that is read is on its way before the first of it is waited for
+    # issue all loads before waiting for the first one
     first = _part(first_ptr + row * first_row, first_scale, FIRST, FIRST_ON)
     if SECOND > 0:
         second = _part(second_ptr + row * second_row, second_scale, SECOND, SECOND_ON)

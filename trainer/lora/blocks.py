@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from trainer.kernels.qk_norm_rope import turned_heads, turns_heads
+from trainer.kernels.qk_norm_rope import can_norm_and_rotate, norm_and_rotate
 from trainer.lora.low_rank import place_together
 from trainer.lora.projection import adapters_of, are_alike, project
 
@@ -36,7 +36,7 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     transformer._repeated_blocks = [DoubleBlock.__name__, SingleBlock.__name__]  # what is compiled
     for attn in (module for module in transformer.modules() if isinstance(module, FluxAttention)):
         norms = [module for name, module in attn.named_children() if name.startswith("norm_")]
-        attn.turns_heads = turns_heads(transformer.device, norms, attn.head_dim)  # type: ignore[assignment]
+        attn.can_norm_and_rotate = can_norm_and_rotate(transformer.device, norms, attn.head_dim)  # type: ignore[assignment]
 
 
 def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
@@ -174,7 +174,7 @@ def _attend(
     of all keys."""
     apart = [[each.unflatten(-1, (-1, attn.head_dim)) for each in qkv] for qkv in streams]
     queries, keys, values = zip(*apart, strict=True)
-    turned = turned_heads if attn.turns_heads else _turned
+    turned = norm_and_rotate if attn.can_norm_and_rotate else _turned
     query, key = (turned(heads, own, *rotary) for heads, own in zip((queries, keys), norms, strict=True))
     mask = arguments["attention_mask"] if arguments else None
     backend = cast(Any, attn.processor)._attention_backend
@@ -183,7 +183,7 @@ def _attend(
 
 
 def _turned(parts: Sequence[Tensor], norms: Sequence[nn.Module], cosines: Tensor, sines: Tensor) -> Tensor:
-    """`turned_heads` in plain operations."""
+    """`norm_and_rotate` in plain operations."""
     normed = _one_after_another([norm(part) for norm, part in zip(norms, parts, strict=True)])
     return cast(Tensor, apply_rotary_emb(normed, cast(Any, (cosines, sines)), sequence_dim=1))
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.fp8 import LowRank
-from trainer.kernels.low_rank import down_gradient_of_8_bits, hidden_of_8_bits
-from trainer.kernels.quantize import FP8, quantize_rows, quantize_side_by_side
+from trainer.kernels.low_rank import down_gradient_from_fp8, hidden_from_fp8
+from trainer.kernels.quantize import FP8, quantize_concatenated, quantize_rows
 from trainer.lora.low_rank import (
     columns_of,
     empty_gradients,
@@ -86,7 +86,7 @@ class _Fp8Projection(torch.autograd.Function):
 def _quantized(parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """One plain part is left to the compiler, which fuses it with what makes it."""
     if len(parts) > 1 or any(activated):
-        return quantize_side_by_side(list(parts), list(scales), list(activated))
+        return quantize_concatenated(list(parts), list(scales), list(activated))
     return quantize_rows(parts[0] * scales[0] if scales else parts[0], FP8)
 
 
@@ -107,7 +107,7 @@ def _forward(
     values, row_scale: the input [tokens, K] in 8 bits.
     """
     down, casts = in_precision_of_product(downs, ups, dtype)
-    hidden = hidden_of_8_bits(values, row_scale, down)
+    hidden = hidden_from_fp8(values, row_scale, down)
     y = multiply_fp8(values, row_scale, weight, weight_scale, bias, dtype, LowRank(hidden, casts, scale))
     return y, hidden
 
@@ -141,7 +141,7 @@ def _backward(
     """
     down, casts = in_precision_of_product(downs, ups, hidden.dtype)
     d_hidden, d_ups = up_gradients(dys, hidden, casts, scale, ups[0].dtype)
-    d_down = down_gradient_of_8_bits(d_hidden, values, row_scale).to(downs[0].dtype)
+    d_down = down_gradient_from_fp8(d_hidden, values, row_scale).to(downs[0].dtype)
     dx = multiply_fp8(d_values, d_scale, turned, None, None, hidden.dtype, LowRank(d_hidden, [down.t()], 1.0))
     return [dx, d_down, *d_ups]
 

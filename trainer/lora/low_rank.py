@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.kernels.contiguous import in_one_memory
-from trainer.kernels.low_rank import down_gradient_of_activated, float32_product
+from trainer.kernels.contiguous import as_one_vector
+from trainer.kernels.low_rank import down_gradient_through_gelu, float32_product
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def in_precision_of_product(
 
     They may be views of the adapters themselves, where those were placed together and have that precision.
     """
-    whole = in_one_memory([*downs, *ups])
+    whole = as_one_vector([*downs, *ups])
     if whole is None:
         whole = torch.cat([each.flatten() for each in (*downs, *ups)])
     parts = whole.to(dtype).split([sum(down.numel() for down in downs), *(up.numel() for up in ups)])
@@ -82,7 +82,7 @@ def up_gradients(
 def down_gradient(d_hidden: Tensor, rows: Sequence[Tensor], activated: Sequence[bool], dtype: torch.dtype) -> Tensor:
     """That of all downs as one [sum of ranks, K]. rows: parts of the input, those that are `activated` before GELU."""
     parts = [
-        down_gradient_of_activated(d_hidden, x).to(dtype) if on else _product(d_hidden.t(), x, dtype)
+        down_gradient_through_gelu(d_hidden, x).to(dtype) if on else _product(d_hidden.t(), x, dtype)
         for x, on in zip(rows, activated, strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -20,7 +20,7 @@ from trainer.kernels.quantize import FP8, quantize_rows
 
 NF4 = torch.uint8
 NF4_BLOCK = 64  # numbers that share a scale
-LEAST_INT8_ROWS = 32  # torch._int_mm refuses 16 rows and fewer on a GPU
+MIN_INT8_ROWS = 32  # torch._int_mm refuses 16 rows and fewer on a GPU
 
 
 def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,8 +138,8 @@ def _multiply_fp8(
 def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a [M, K] times b [N, K] transposed, both int8: [M, N] int32."""
     rows = a.shape[0]
-    if rows < LEAST_INT8_ROWS:
-        a = F.pad(a, (0, 0, 0, LEAST_INT8_ROWS - rows))
+    if rows < MIN_INT8_ROWS:
+        a = F.pad(a, (0, 0, 0, MIN_INT8_ROWS - rows))
     y = torch._int_mm(a.contiguous(), b.contiguous().t())
     return y if len(y) == rows else y[:rows].clone()
 

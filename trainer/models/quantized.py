@@ -27,7 +27,7 @@ EIGHT_BIT = {"fp8": FP8, "int8": INT8}
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 MODULATION = ".linear"  # how the names of its layers end
 ROOM_FOR_BOTH_LAYOUTS = 40 << 30  # bytes of a device's memory from which on a weight is kept in both
-LEAST_CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
+MIN_CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
 HALF_RATE_FP8 = 12  # the major capability of GPUs that multiply fp8 at full rate only with scales per 32 numbers
 TOLERANCE = 0.1  # quantising the factors costs 0.03 in fp8 and 0.004 in int8, a wrong kernel about 1
 BITSANDBYTES = "pip install 'bitsandbytes>=0.46'"
@@ -204,7 +204,7 @@ def precision_problems(precision: Precision, device: torch.device | None = None)
         return []
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     hint = alternative(precision, capability)
-    if capability < LEAST_CAPABILITY.get(precision, (0, 0)):
+    if capability < MIN_CAPABILITY.get(precision, (0, 0)):
         return [Problem(where, f"{name} has no {precision} products", hint)]
     if precision == "fp8" and capability[0] == HALF_RATE_FP8:
         return [Problem(where, f"{name} multiplies fp8 with one scale per row at half its rate", hint)]
@@ -219,7 +219,7 @@ def precision_problems(precision: Precision, device: torch.device | None = None)
 
 def alternative(precision: Precision, capability: tuple[int, int]) -> str:
     """What to use instead of a precision that a GPU of this capability cannot do."""
-    if precision == "fp8" and capability >= LEAST_CAPABILITY["int8"]:
+    if precision == "fp8" and capability >= MIN_CAPABILITY["int8"]:
         return "use --base_precision int8: as little memory, and fast there"
     return "use --base_precision bf16" + ("" if precision == "nf4" else ", or nf4 where memory is short")
 

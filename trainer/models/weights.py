@@ -21,7 +21,7 @@ import torch
 from trainer.lora_file.header import Header, TensorInfo, read_header
 
 STAGING_BYTES = 32 << 20
-READERS, LEAST_READ = 4, 1 << 20  # threads that fill one buffer, and what makes one more worth its while
+READERS, MIN_READ = 4, 1 << 20  # threads that fill one buffer, and what makes one more worth its while
 FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES = 256, 4096
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -193,7 +193,7 @@ class _StagedReader:
 
 
 def _read_together(file: BinaryIO, target: memoryview, begin: int, readers: ThreadPoolExecutor) -> None:
-    share = max(math.ceil(len(target) / READERS), LEAST_READ)
+    share = max(math.ceil(len(target) / READERS), MIN_READ)
     starts = range(0, len(target), share)
     list(readers.map(lambda start: _read_exactly(file, target[start : start + share], begin + start), starts))
 
