@@ -1,6 +1,7 @@
 #!/bin/bash
-# comfyui.sh COMFYUI BASE WORKFLOWS ARGUMENT...: ComfyUI over the folders of BASE, our workflows in its left panel.
-# bash, because NVIDIA's base image prepares CUDA in what bash reads at its start (BASH_ENV).
+# comfyui.sh COMFYUI BASE WORKFLOWS ARGUMENT...: starts ComfyUI on the folders of BASE, with our workflows in its sidebar.
+# FLUX_FIRST_WORKFLOW names the workflow that a first visit opens; FLUX_SKIP_CHECKS=yes starts without model files.
+# bash, because NVIDIA's base image prepares CUDA in the file that bash reads when it starts (BASH_ENV).
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,6 +10,8 @@ base=$2
 workflows=$3
 shift 3
 
+[ -n "${FLUX_SKIP_CHECKS:-}" ] ||
+    python3 "$here/check_models.py" "$base/models" "${FLUX_FIRST_WORKFLOW:-base_flux}"
 umask 022
 mkdir -p "$base/user/default/workflows" "$base/input" "$base/output"
 python3 "$here/seed_user.py" "$workflows" "$base/user/default"

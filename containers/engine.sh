@@ -1,33 +1,28 @@
 # shellcheck shell=sh
-# docker or podman: what it is, how it builds our images and how it runs them.
-# Uses from the launcher: root, role (train or comfyui), dry_run, cpu, DOCKER.
+# docker or podman: how our images are built and run.
 
 engine=${DOCKER:-docker}
 image=flux-dreambooth-$role
-seconds_to_stop=900 # the state of a rank-256 run is 25 GB; a slow disk needs minutes for it
+seconds_to_stop=900 # a rank-256 state is 25 GB, which a slow disk needs minutes to write
 
 is_podman() {
     case ${engine##*/} in podman*) true ;; *) false ;; esac
 }
 
-is_rootless_docker() {
-    "$engine" info --format '{{.SecurityOptions}}' 2>/dev/null | grep -q rootless
-}
-
-# Who the files will belong to: the caller, also under sudo. The root of a rootless docker is the caller.
+# Who owns the files that a container writes: the caller, also under sudo. In rootless docker, root is the caller.
 owner() {
-    if ! is_podman && is_rootless_docker; then
+    if ! is_podman && "$engine" info --format '{{.SecurityOptions}}' 2>/dev/null | grep -q rootless; then
         echo 0:0
     else
         echo "${SUDO_UID:-$(id -u)}:${SUDO_GID:-$(id -g)}"
     fi
 }
 
-# A folder that is mounted has to be there first, or the daemon makes it and it belongs to root.
+# Creates folders before they are mounted; otherwise the daemon creates them as root.
 make_folders() {
-    [ -n "$dry_run" ] && return
+    [ -z "$dry_run" ] || return 0
     for folder; do
-        [ -d "$root/$folder" ] && continue
+        [ ! -d "$root/$folder" ] || continue
         mkdir -p "$root/$folder"
         [ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$root/$folder"
     done
@@ -35,7 +30,7 @@ make_folders() {
 
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
-# What torch.compile makes outlives the container here, where the trainer keeps it too, unless the caller has folders for it.
+# Compiled kernels outlive the container here, where the trainer keeps them too, unless the caller has folders for them.
 compiled=flux_data/.cache/compiled
 inductor_cache=$(absolute "${TORCHINDUCTOR_CACHE_DIR:-$root/$compiled/inductor}")
 triton_cache=$(absolute "${TRITON_CACHE_DIR:-$root/$compiled/triton}")
@@ -45,24 +40,24 @@ make_caches() {
     [ -n "$dry_run" ] || mkdir -p "$inductor_cache" "$triton_cache"
 }
 
-image_is_there() { "$engine" image inspect "$image" >/dev/null 2>&1; }
+has_image() { "$engine" image inspect "$image" >/dev/null 2>&1; }
 
-# What the image is made of, as one number: tells whether it is older than the files.
+# A checksum of everything that the images contain. It is stored as a label and shows when an image is out of date.
 sources_sum() {
     (
         cd "$root" || exit
-        find "Dockerfile.$dockerfile" containers trainer mini custom_nodes workflows models/mini \
+        find "Dockerfile.$dockerfile" containers trainer benchmarks custom_nodes workflows models/mini \
             pyproject.toml constraints.txt -type f ! -name '*.pyc' 2>/dev/null |
             LC_ALL=C sort | while IFS= read -r file; do cksum "$file"; done | cksum | cut -d' ' -f1
     )
 }
 
-image_is_current() {
+is_current() {
     label=$("$engine" image inspect --format '{{index .Config.Labels "flux-dreambooth.sources"}}' "$image" 2>/dev/null)
     [ "$label" = "$(sources_sum)" ]
 }
 
-# BASE chooses another base image, COMFYUI_DIR a local ComfyUI for a build without network.
+# BASE names another base image, COMFYUI_DIR a local ComfyUI for a build without network.
 build_image() {
     set -- --tag "$image" --file "$root/Dockerfile.$dockerfile" "$root"
     [ -z "${BASE:-}" ] || set -- --build-arg "BASE=$BASE" "$@"
@@ -70,51 +65,55 @@ build_image() {
     revision=$(git -C "$root" rev-parse HEAD 2>/dev/null) || revision=unknown
     set -- --build-arg "REVISION=$revision" --build-arg "SOURCES=$(sources_sum)" "$@"
     ! is_podman || set -- --format docker "$@" # podman's own format has no HEALTHCHECK
-    perform "$engine" build "$@" || refuse "The image could not be built; the lines above say why."
+    perform "$engine" build "$@" || refuse "The image could not be built. The lines above say why."
 }
 
-build_if_wanted() {
+build_if_needed() {
     if [ -n "$build" ]; then
         build_image
-    elif [ -z "$dry_run" ] && ! image_is_there; then
-        say "Building the image $image. The base image is large: the first time takes a while."
+    elif [ -z "$dry_run" ] && ! has_image; then
+        say "Building the image $image. The base image is large, so the first build takes a while."
         build_image
-    elif [ -z "$dry_run" ] && ! image_is_current; then
-        say "Note: the image is older than the files here. --build renews it, in seconds when only code changed."
+    elif [ -z "$dry_run" ] && ! is_current; then
+        say "Note: the image is older than the files here. --build updates it, in seconds if only code has changed."
     fi
 }
 
-# Large files often lie on another disk and are linked here: what a link leads to is mounted where it points.
-# run_linked FOLDER... -- ARGUMENT...: adds those mounts and the compiler's, then goes on to run_container.
-run_linked() {
-    folders=''
-    while [ "$1" != -- ]; do folders="$folders $1" && shift; done
-    shift
-    for folder in $folders; do
-        for link in "$root/$folder"/* "$root/$folder"/*/*; do
-            # loras has a mount of its own
-            if [ -L "$link" ] && [ -e "$link" ] && [ "$link" != "$root/models/loras" ]; then
-                set -- --volume "$(readlink -f "$link"):$(place_of "$link"):ro" "$@"
-            fi
-        done
-    done
-    set -- --volume "$inductor_cache:/flux/.cache/compile/inductor" \
-        --volume "$triton_cache:/flux/.cache/compile/triton" "$@"
-    run_container "$@"
-}
-
-# Where a link under the repository leads to, as seen from /flux in the container.
-place_of() {
-    pointed=$(readlink "$1")
+# What a symbolic link under the repository points to, as seen from /flux in the container.
+target_inside() {
+    target=$(readlink "$1")
     inside=/flux${1#"$root"}
-    case $pointed in
-        /*) printf '%s' "$pointed" ;;
-        *) printf '%s/%s' "${inside%/*}" "$pointed" ;;
+    case $target in
+        /*) printf '%s' "$target" ;;
+        *) printf '%s/%s' "${inside%/*}" "$target" ;;
     esac
 }
 
-# run_container OPTION... IMAGE PROGRAM...: what every container of ours is run with.
+# run_launched ARGUMENT...: a launcher's container, with models read-only and the folders that the program writes.
+run_launched() {
+    set -- --volume "$root/models:/flux/models:ro" --volume "$inductor_cache:/flux/.cache/compile/inductor" \
+        --volume "$triton_cache:/flux/.cache/compile/triton" "$@"
+    for folder in $folders; do set -- --volume "$root/$folder:/flux/$folder" "$@"; done
+    run_container :ro "$@"
+}
+
+# run_container MODE OPTION... IMAGE PROGRAM...: MODE (:ro or nothing) is for the targets of symbolic links, such as
+# large files on another disk: they are mounted where the links point.
 run_container() {
+    mode=$1
+    shift
+    for folder in $links; do
+        for link in "$root/$folder"/* "$root/$folder"/*/*; do
+            if [ ! -L "$link" ] || [ ! -e "$link" ]; then continue; fi
+            # a launcher mounts loras itself
+            [ "$mode$link" != ":ro$root/models/loras" ] || continue
+            set -- --volume "$(readlink -f "$link"):$(target_inside "$link")$mode" "$@"
+        done
+    done
+    for variable in $variables; do
+        # by name only, so that no list of processes shows the value
+        if eval "[ -n \"\${$variable:-}\" ]"; then set -- --env "$variable" "$@"; fi
+    done
     set -- --env "HOME=/home/flux" --env "USER=${USER:-flux}" "$@"
     set -- --label "flux-dreambooth=$role" --name "flux-$role-$$" --user "$(owner)" "$@"
     set -- --ipc=host --init --ulimit memlock=-1 --ulimit stack=67108864 --stop-timeout "$seconds_to_stop" "$@"

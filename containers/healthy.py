@@ -1,4 +1,4 @@
-"""Whether ComfyUI answers; its /system_stats does no work on the GPU."""
+"""Exit status 0 if ComfyUI answers on a port (8188 by default). /system_stats does no work on the GPU."""
 
 import sys
 import urllib.request

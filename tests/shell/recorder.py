@@ -1,14 +1,10 @@
-"""A copy of the launchers in a folder of its own, with programs on PATH that record what they are asked."""
+"""A copy of the launchers in a folder of its own, with programs on PATH that record how they are called."""
 
-import itertools
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
 
 from tests.recipe_files import ROOT
 
@@ -17,9 +13,8 @@ TOOLS = (
     "sh dash bash cat sed awk grep tr wc od head tail find sort cksum cut df ps id mkdir dirname readlink env".split()
 )
 FILES = ("checkpoints/flux1-dev", "vae/ae", "text_encoders/clip_l", "text_encoders/t5xxl_fp16")
-SMALL_FILES = ("flux1-mini", "ae-mini", "clip_l-mini", "t5-mini", "judge")
 
-# what a healthy docker answers; a test's own answers come first
+# what a healthy docker answers; a test may put its own answers first
 DOCKER = """
 case "$*" in
     'info --format {{json .Runtimes}}') echo '{"nvidia":{},"runc":{}}' ;;
@@ -56,7 +51,7 @@ class Ran:
 
 
 class Place:
-    """A repository with launchers, fake programs and model files that are whole."""
+    """A repository with launchers, fake programs and model files, which no launcher reads."""
 
     def __init__(self, folder: Path, name: str = "my repo"):
         self.root, self.bin, self.record = folder / name, folder / "bin", folder / "calls"
@@ -72,11 +67,10 @@ class Place:
             self.program(name, body)
         (self.root / "flux_data").mkdir()
         shutil.copy(ROOT / "flux_data/train.toml", self.root / "flux_data/train.toml")
-        for name in (*FILES, *(f"mini/{name}" for name in SMALL_FILES)):
-            self.model(f"models/{name}.safetensors")
-        (self.root / "models/mini/prompts.json").write_text("{}")
-        for place, name in itertools.product(("models", "models/mini"), ("tokenizer", "tokenizer_2")):
-            (self.root / place / "tokenizers" / name).mkdir(parents=True)
+        for name in FILES:
+            file = self.root / f"models/{name}.safetensors"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"weights")
 
     def program(self, name: str, body: str) -> None:
         """A program on PATH: it records its words, then does what `body` says."""
@@ -91,13 +85,6 @@ class Place:
         folder.mkdir(parents=True)
         self.program("python", "")
         shutil.move(self.bin / "python", folder / "python")
-
-    def model(self, name: str) -> Path:
-        """A small safetensors file that is whole."""
-        file = self.root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"a": torch.ones(3), "b": torch.ones(2, 2)}, file, metadata={"note": "[1,2]"})
-        return file
 
     def launch(self, script: str, *arguments: str, shell: str = "sh", cwd: Path | None = None, **env: str) -> Ran:
         """Run a launcher as a user would, without a terminal."""

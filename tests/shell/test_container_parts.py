@@ -1,99 +1,17 @@
-"""The small programs that run inside the images: the first process, the seeding, the packages, the fetch."""
+"""The small programs that run inside the images: workflows, packages, and ComfyUI at its pin."""
 
-import importlib.util
+import importlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.recipe_files import ROOT
-
-CONTAINERS = ROOT / "containers"
-INIT = [sys.executable, str(CONTAINERS / "init.py")]
-
-
-def part(name: str):
-    """One of containers/*.py as a module."""
-    spec = importlib.util.spec_from_file_location(name, CONTAINERS / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-COUNTS_SIGNALS = """
-import signal, sys, time
-got = []
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: got.append(signal.Signals(number).name))
-print("ready", flush=True)
-end = time.time() + float(sys.argv[1])
-while time.time() < end and not got:
-    time.sleep(0.02)
-time.sleep(0.5)
-print(*got, flush=True)
-sys.exit(3)
-"""
-
-
-def ready(command: list[str], **kinds) -> subprocess.Popen:
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **kinds)
-    assert running.stdout and running.stdout.readline() == "ready\n"
-    return running
-
-
-@pytest.mark.parametrize(("options", "heard"), [([], "SIGTERM"), (["--as", "SIGINT"], "SIGINT")], ids=["same", "as"])
-def test_a_stop_is_handed_on_and_the_status_comes_back(options: list[str], heard: str):
-    running = ready([*INIT, *options, sys.executable, "-c", COUNTS_SIGNALS, "20"])
-    running.send_signal(signal.SIGTERM)
-    out, _ = running.communicate(timeout=20)
-    assert (out.strip(), running.returncode) == (heard, 3)
-
-
-def test_ctrl_c_in_a_terminal_is_heard_once():
-    """It goes to everyone in the terminal's group; twice would mean "at once"."""
-    running = ready([*INIT, sys.executable, "-c", COUNTS_SIGNALS, "20"], start_new_session=True)
-    os.killpg(running.pid, signal.SIGINT)
-    assert running.communicate(timeout=20)[0].strip() == "SIGINT"
-
-
-def test_under_a_launcher_the_training_hears_it_and_the_launcher_does_not(tmp_path: Path):
-    (tmp_path / "trainer.py").write_text(COUNTS_SIGNALS)
-    launcher = f"""
-import subprocess, sys
-sys.exit(subprocess.run([{sys.executable!r}, "-m", "trainer", "20"]).returncode + 1)
-"""
-    running = ready([*INIT, sys.executable, "-c", launcher], cwd=tmp_path)
-    running.send_signal(signal.SIGINT)
-    assert (running.communicate(timeout=20)[0].strip(), running.returncode) == ("SIGINT", 4)
-
-
-def test_a_program_that_a_signal_ended_and_one_that_is_not_there():
-    died = [*INIT, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    assert subprocess.run(died).returncode == 137
-    assert subprocess.run([*INIT, "no-such-program"], stderr=subprocess.DEVNULL).returncode == 127
-
-
-def test_as_the_first_process_it_ends_on_a_signal_and_leaves_no_zombies():
-    """In a process namespace of its own, where a default action does nothing and orphans come to process 1."""
-    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
-    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
-        pytest.skip("needs `unshare --pid` for this user: run as root, or allow user namespaces")
-    orphan = "(sleep 0.2 &) ; sleep 0.6; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null; echo ready; exec sleep 20"
-    running = subprocess.Popen([*unshare, *INIT, "sh", "-c", orphan], stdout=subprocess.PIPE, text=True)
-    assert running.stdout and running.stdout.readline() == "ready\n"
-    first = part("init").children(running.pid)[0]
-    os.kill(first, signal.SIGTERM)
-    started = time.monotonic()
-    running.wait(timeout=20)
-    assert time.monotonic() - started < 5 and running.returncode == 143
-    running.stdout.close()
+from tests.shell.parts import CONTAINERS, part
 
 
 def test_workflows_are_put_there_once(tmp_path: Path):

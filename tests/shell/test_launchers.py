@@ -1,4 +1,4 @@
-"""What the launchers ask of docker or of the environment, option by option."""
+"""How the launchers call docker or the environment's Python, option by option."""
 
 import itertools
 import os
@@ -190,6 +190,14 @@ def test_a_port_that_is_none(place: Place, port: str):
     assert done.status == 2 and "not a port" in done.err
 
 
+def test_skip_checks_reaches_the_check_inside_the_image(place: Place):
+    assert "FLUX_SKIP_CHECKS=yes" in options(place.launch("comfyui", "--skip-checks").ran(), "--env")
+    assert "FLUX_SKIP_CHECKS=yes" not in options(place.launch("comfyui").ran(), "--env")
+    place.environment()
+    line = place.launch("comfyui", "--native", "--dry-run", "--skip-checks").out.splitlines()[-1]
+    assert "FLUX_SKIP_CHECKS=yes" in shlex.split(line)
+
+
 def test_nothing_of_comfyui_is_lost_with_the_container(place: Place):
     call = place.launch("comfyui").ran()
     for folder in ("output", "input", "user"):
@@ -215,25 +223,26 @@ def test_what_was_compiled_outlives_the_container(place: Place, script: str, tmp
         assert name in dockerfile
 
 
-def test_several_processes_go_through_accelerate(place: Place):
+def test_several_processes(place: Place):
     call = place.launch("train", "--num_processes", "2", "--network_dim=8").ran()
-    assert after_image(call)[:3] == ["python", "containers/several.py", "--num_processes=2"]
-    assert "--multi_gpu" in call and call[-5:-2] == ["-m", "trainer", "train"]
+    assert after_image(call)[:2] == ["--num_processes=2", "--num_machines=1"]
+    assert after_image(call)[2:6] == [*PROGRAM, "train"] and call[-1] == "--network_dim=8"
     assert "--network" not in call
     assert after_image(place.launch("train", "--num_processes=1").ran())[:3] == PROGRAM
+    assert place.launch("train", "--num_processes").status == 2
 
 
 def test_several_machines(place: Place):
     flags = ["--num_machines=2", "--machine_rank=1", "--main_process_ip=10.0.0.5", "--main_process_port=29501"]
     call = place.launch("train", *flags, NCCL_SOCKET_IFNAME="enp1").ran()
     words = after_image(call)
-    assert set(flags) < set(words) and "--num_processes=2" in words and "--multi_gpu" in words
+    assert set(flags) < set(words) and "--num_processes=2" in words and words[5:8] == PROGRAM
     assert options(call, "--network") == ["host"] and "NCCL_SOCKET_IFNAME" in options(call, "--env")
     done = place.launch("train", "--num_machines=2")
     assert done.status == 1 and "--main_process_ip" in done.err
 
 
-def test_a_secret_is_named_and_not_told(place: Place):
+def test_a_secret_is_passed_by_name(place: Place):
     done = place.launch("train", WANDB_API_KEY="sesame")
     assert "WANDB_API_KEY" in options(done.ran(), "--env")
     assert not any("sesame" in word for call in done.calls for word in call) and "sesame" not in done.out + done.err

@@ -1,5 +1,6 @@
-"""shellcheck and hadolint have nothing to say about our scripts and Dockerfiles."""
+"""shellcheck and hadolint on our scripts and Dockerfiles, and what else can be known without building an image."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -46,3 +47,19 @@ def test_the_images_name_no_secret():
     for dockerfile in ROOT.glob("Dockerfile.*"):
         text = dockerfile.read_text().lower()
         assert not any(word in text for word in ("hf_token", "password", "secret", "api_key")), dockerfile
+
+
+def copied(dockerfile: Path) -> set[str]:
+    """The files and folders of the repository that a Dockerfile copies."""
+    lines = re.findall(r"^COPY (.+)$", dockerfile.read_text().replace("\\\n", " "), re.MULTILINE)
+    words = [line.split() for line in lines if "--from=" not in line]
+    return {word for line in words for word in line[:-1] if not word.startswith("--")}
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.train", "Dockerfile.inference"])
+def test_everything_that_is_copied_is_in_the_context_and_makes_an_image_old(name: str):
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    summed = (ROOT / "containers/engine.sh").read_text().partition("find ")[2].partition("-type f")[0].split()
+    for path in copied(ROOT / name):
+        assert (ROOT / path).exists() and any(f"{path}/".startswith(f"{each}/") for each in (*sent, "flux_data")), path
+        assert any(f"{path}/".startswith(f"{each}/") for each in (*summed, "flux_data")), path
