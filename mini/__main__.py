@@ -26,18 +26,18 @@ from trainer.common.process import announce, phase, set_up_logging
 log = logging.getLogger(__name__)
 Stage = Callable[[Recipe, Path, Budget], None]
 
-# In their order. A module is imported when its stage begins, so that the processes that make scenes are there
-# before CUDA is. Each has `run_<stage>`.
+# In order, each with its module, which has a function `run_STAGE`. A module is imported only when its stage begins,
+# because the processes that make scenes must be forked before CUDA is initialized.
 STAGES: Mapping[str, str] = {
-    "pictures": "pictures",
-    "photos": "photos",
-    "autoencoder": "autoencoder",
-    "latents": "latents",
-    "transformer": "transformer",
-    "guidance": "guidance",
-    "judge": "judge",
-    "export": "export",
-    "card": "card",
+    "pictures": "images.pictures",
+    "photos": "images.photos",
+    "autoencoder": "autoencoder.train",
+    "latents": "autoencoder.latents",
+    "transformer": "transformer.train",
+    "guidance": "transformer.guidance",
+    "judge": "judge.train",
+    "export": "export.model_files",
+    "card": "export.card",
 }
 STEPS = ("autoencoder_steps", "transformer_steps", "guidance_steps", "judge_steps")
 

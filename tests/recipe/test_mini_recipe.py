@@ -13,9 +13,9 @@ import torch.multiprocessing as processes
 from safetensors.torch import load_file
 
 from mini.__main__ import STAGES, main
-from mini.training.card_text import card_text
-from mini.training.export import AUTOENCODER, CLIP, JUDGE, T5, TRANSFORMER, compare, export
-from mini.training.figures import stage_figures
+from mini.training.export.card_text import card_text
+from mini.training.export.figures import stage_figures
+from mini.training.export.model_files import AUTOENCODER, CLIP, JUDGE, T5, TRANSFORMER, compare, export
 from mini.training.recipe import TINY
 from trainer.cli.sample import run as sample
 from trainer.common.files import write_safetensors

@@ -11,9 +11,10 @@ import torch.multiprocessing as processes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mini.training import autoencoder as stage
-from mini.training import autoencoder_state
-from mini.training.autoencoder_model import (
+from mini.training.autoencoder import state as autoencoder_state
+from mini.training.autoencoder import train as stage
+from mini.training.autoencoder.latents import encode_pictures, latent_encoder, read_latents, run_latents
+from mini.training.autoencoder.model import (
     SCALE,
     SHIFT,
     build_autoencoder,
@@ -26,7 +27,6 @@ from mini.training.autoencoder_model import (
     to_unit_range,
 )
 from mini.training.distributed import Budget, Distributed
-from mini.training.latents import encode_pictures, latent_encoder, read_latents, run_latents
 from mini.training.recipe import TINY
 from trainer.common.problems import Problems
 

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mini.training import photos
-from mini.training import pictures as stage
 from mini.training.distributed import Budget, Distributed
+from mini.training.images import photos
+from mini.training.images import pictures as stage
 from mini.training.recipe import TINY
 from mini.world.scene import PLACES, Labels, Scene, SceneBatch
 from trainer.common.problems import Problems

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mini.training.tokenizers import learn_merges, vocabulary, write_tokenizers
+from mini.training.transformer.tokenizers import learn_merges, vocabulary, write_tokenizers
 from mini.world.captions import PLACE_PHRASES
 from mini.world.names import CHARACTERS
 from mini.world.scene import COLOURS, CONCEPTS, KINDS

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mini.training.autoencoder_model import build_autoencoder, load_autoencoder
-from mini.training.corpus import draw_batch, draw_sigmas, fixed_batches, make_corpus
+from mini.training.autoencoder.latents import read_latents
+from mini.training.autoencoder.model import build_autoencoder, load_autoencoder
 from mini.training.distributed import Budget, Distributed
-from mini.training.guidance import guided_velocity, run_guidance
-from mini.training.latents import read_latents
-from mini.training.models import GUIDED, TEXT, TOKENIZERS, TRANSFORMER, Models, build_models, load_models
-from mini.training.progress import cosine_rate, linear_rate
 from mini.training.recipe import TINY
-from mini.training.sampling import SHEET_PROMPTS, draw
-from mini.training.text import TextEncoders
-from mini.training.transformer import begin, ready_tokenizers, run_transformer
+from mini.training.transformer.corpus import draw_batch, draw_sigmas, fixed_batches, make_corpus
+from mini.training.transformer.guidance import guided_velocity, run_guidance
+from mini.training.transformer.models import GUIDED, TEXT, TOKENIZERS, TRANSFORMER, Models, build_models, load_models
+from mini.training.transformer.progress import cosine_rate, linear_rate
+from mini.training.transformer.sampling import SHEET_PROMPTS, draw
+from mini.training.transformer.text import TextEncoders
+from mini.training.transformer.train import begin, ready_tokenizers, run_transformer
 from trainer.common.files import write_json, write_safetensors
 from trainer.models.text import Tokenizers, clip_ids, encode_clip, encode_t5, load_tokenizers
 from trainer.models.transformer import Conditioning, predict_velocity
@@ -122,7 +122,7 @@ def test_training_learns_a_batch(tokenizers: Tokenizers, trained: Path):
 def test_a_stage_that_stopped_goes_on_bit_for_bit(
     stage: str, inputs: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mini.training.progress.FIRST_LOOK", 2)
+    monkeypatch.setattr("mini.training.transformer.progress.FIRST_LOOK", 2)
     run = run_transformer if stage == "transformer" else run_guidance
     outputs = [f"{name}.safetensors" for name in (("transformer", "text") if stage == "transformer" else ("guided",))]
     recipe = replace(RECIPE, transformer_steps=4, transformer_validations=1)

@@ -1,6 +1,6 @@
 """A small classifier that says what is in a picture of the embedded model's world; it takes no part in training.
 
-It was trained on labelled renders (mini/training/judge.py). The names of what it knows stand in its file.
+It was trained on labelled renders (mini/training/judge/). The names of what it knows stand in its file.
 """
 
 import json

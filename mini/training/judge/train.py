@@ -13,13 +13,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mini.training.autoencoder_model import load_autoencoder
+from mini.training.autoencoder.model import load_autoencoder
 from mini.training.distributed import Budget, Distributed
+from mini.training.images.pictures import Pictures, read_pictures
 from mini.training.journal import Journal
-from mini.training.judge_data import CLASSES, Targets, augment, redraw, targets_of
-from mini.training.judge_report import accuracies
+from mini.training.judge.data import CLASSES, Targets, augment, redraw, targets_of
+from mini.training.judge.report import accuracies
 from mini.training.modules import moved
-from mini.training.pictures import Pictures, read_pictures
 from mini.training.recipe import Recipe
 from trainer.checkpoint.tree import TreeWriter, decode
 from trainer.common.files import write_json, write_safetensors

@@ -9,10 +9,10 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mini.training.corpus import Batch
 from mini.training.modules import moved
 from mini.training.recipe import Recipe
-from mini.training.text import TextEncoders
+from mini.training.transformer.corpus import Batch
+from mini.training.transformer.text import TextEncoders
 from trainer.common.files import write_safetensors
 from trainer.common.problems import Problem, Problems
 from trainer.common.rng import derive_seed

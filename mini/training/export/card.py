@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mini.training.autoencoder_model import signal_to_noise, to_unit_range
-from mini.training.card_text import card_text
+from mini.training.autoencoder.model import signal_to_noise, to_unit_range
 from mini.training.distributed import Budget, Distributed
-from mini.training.export import AUTOENCODER, recipe_hash
-from mini.training.figures import file_figures, journal_figures
-from mini.training.pictures import read_pictures
+from mini.training.export.card_text import card_text
+from mini.training.export.figures import file_figures, journal_figures
+from mini.training.export.model_files import AUTOENCODER, recipe_hash
+from mini.training.images.pictures import read_pictures
 from mini.training.recipe import Recipe
 from mini.world.scene import PLACES
 from trainer.cli.evaluate import Adapter, draw_column, load_evaluation, make_table

@@ -13,16 +13,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mini.training.autoencoder_model import load_autoencoder
-from mini.training.corpus import Batch, Corpus, draw_batch, fixed_batches, make_corpus, read_held_out
+from mini.training.autoencoder.latents import read_latents
+from mini.training.autoencoder.model import load_autoencoder
 from mini.training.distributed import Budget, Distributed
 from mini.training.journal import Journal
-from mini.training.latents import read_latents
-from mini.training.models import GUIDED, TRANSFORMER, Models, build_transformer, compute_type, load_models, save_models
 from mini.training.modules import moved
-from mini.training.progress import Course, Progress, linear_rate, load_progress, new_progress, run_steps
 from mini.training.recipe import Recipe
-from mini.training.sampling import SHEET_PROMPTS, draw, save_sheet
+from mini.training.transformer.corpus import Batch, Corpus, draw_batch, fixed_batches, make_corpus, read_held_out
+from mini.training.transformer.models import (
+    GUIDED,
+    TRANSFORMER,
+    Models,
+    build_transformer,
+    compute_type,
+    load_models,
+    save_models,
+)
+from mini.training.transformer.progress import Course, Progress, linear_rate, load_progress, new_progress, run_steps
+from mini.training.transformer.sampling import SHEET_PROMPTS, draw, save_sheet
 from trainer.models.transformer import Conditioning
 
 GUIDANCE = 3.5  # to draw with

@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from mini.training import autoencoder_state
-from mini.training.autoencoder_model import (
+from mini.training.autoencoder import state as autoencoder_state
+from mini.training.autoencoder.model import (
     SCALE,
     SHIFT,
     build_autoencoder,
@@ -25,11 +25,11 @@ from mini.training.autoencoder_model import (
     signal_to_noise,
     to_unit_range,
 )
-from mini.training.autoencoder_state import Training
+from mini.training.autoencoder.state import Training
 from mini.training.distributed import Budget, Distributed
+from mini.training.images.pictures import read_pictures
 from mini.training.journal import Journal
 from mini.training.modules import moved
-from mini.training.pictures import read_pictures
 from mini.training.recipe import Recipe
 from trainer.common.files import write_safetensors
 from trainer.common.rng import derive_seed, torch_generator

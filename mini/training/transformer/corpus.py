@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mini.training.autoencoder.latents import Latents, read_latents
 from mini.training.distributed import Distributed
-from mini.training.latents import Latents, read_latents
 from mini.training.recipe import Recipe
-from mini.training.text import TextEncoders
+from mini.training.transformer.text import TextEncoders
 from trainer.common.rng import derive_seed
 from trainer.flow import add_noise, velocity_target
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mini.training import models as trained
-from mini.training.autoencoder_model import load_autoencoder as load_trained_autoencoder
+from mini.training.autoencoder.model import load_autoencoder as load_trained_autoencoder
 from mini.training.distributed import Budget, Distributed
-from mini.training.models import Models, load_models
 from mini.training.recipe import Recipe
+from mini.training.transformer import models as trained
+from mini.training.transformer.models import Models, load_models
 from mini.world.scenes import prompts_json
 from trainer.common.files import atomic_write, write_json, write_safetensors
 from trainer.common.problems import Problem, raise_if_any

@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor
 
-from mini.training.autoencoder_model import decode_latents
-from mini.training.photos import save_picture, side_by_side
-from mini.training.text import TextEncoders
+from mini.training.autoencoder.model import decode_latents
+from mini.training.images.photos import save_picture, side_by_side
+from mini.training.transformer.text import TextEncoders
 from trainer.models.transformer import Conditioning
 from trainer.sampling.prompts import SamplePrompt
 from trainer.sampling.sampler import denoise, start_noise

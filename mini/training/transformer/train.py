@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mini.training.autoencoder_model import load_autoencoder
-from mini.training.corpus import Batch, Corpus, draw_batch, fixed_batches, make_corpus, read_held_out
+from mini.training.autoencoder.latents import read_latents
+from mini.training.autoencoder.model import load_autoencoder
 from mini.training.distributed import Budget, Distributed
 from mini.training.journal import Journal
-from mini.training.latents import read_latents
-from mini.training.models import TOKENIZERS, Models, build_models, save_models
-from mini.training.progress import Course, Progress, cosine_rate, load_progress, new_progress, run_steps
 from mini.training.recipe import Recipe
-from mini.training.sampling import SHEET_PROMPTS, draw, save_sheet
-from mini.training.tokenizers import write_tokenizers
+from mini.training.transformer.corpus import Batch, Corpus, draw_batch, fixed_batches, make_corpus, read_held_out
+from mini.training.transformer.models import TOKENIZERS, Models, build_models, save_models
+from mini.training.transformer.progress import Course, Progress, cosine_rate, load_progress, new_progress, run_steps
+from mini.training.transformer.sampling import SHEET_PROMPTS, draw, save_sheet
+from mini.training.transformer.tokenizers import write_tokenizers
 from trainer.models.description import FLUX1
 from trainer.models.text import Tokenizers, load_tokenizers
 

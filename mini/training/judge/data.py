@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from mini.training.autoencoder import encode_means
-from mini.training.autoencoder_model import SCALE, SHIFT, decode_latents
+from mini.training.autoencoder.model import SCALE, SHIFT, decode_latents
+from mini.training.autoencoder.train import encode_means
 from mini.world.scene import COLOURS, CONCEPTS, KINDS, PLACES, TOYS, Labels
 from trainer.common.rng import derive_seed
 from trainer.sampling.judge import Classes

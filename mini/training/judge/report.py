@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mini.training.judge_data import CLASSES, targets_of
-from mini.training.pictures import Pictures
+from mini.training.images.pictures import Pictures
+from mini.training.judge.data import CLASSES, targets_of
 from mini.world.concepts import DESIGNS
 from trainer.sampling.evaluation import ScenePrompt, score_base
 from trainer.sampling.judge import Judge, judge_pictures

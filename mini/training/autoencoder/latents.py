@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mini.training.autoencoder_model import SCALE, SHIFT, latent_distribution, load_autoencoder, to_unit_range
+from mini.training.autoencoder.model import SCALE, SHIFT, latent_distribution, load_autoencoder, to_unit_range
 from mini.training.distributed import Budget, Distributed
-from mini.training.pictures import own_files, read_pictures
+from mini.training.images.pictures import own_files, read_pictures
 from mini.training.recipe import Recipe
 from trainer.common.files import write_safetensors, write_text
 

@@ -1,0 +1,1 @@
+"""The stages `autoencoder` and `latents`."""

@@ -1,0 +1,1 @@
+"""The images that everything is trained on: the stages `pictures` and `photos`."""

@@ -1,0 +1,1 @@
+"""The stage `judge`: the classifier that scores generated images."""
