@@ -49,7 +49,7 @@ def test_everything_at_once(good: Path) -> None:
         "cat/01.png: is empty",
         "dog/00.png: cannot be decoded",
         "dog/01.txt: the caption is not UTF-8",
-        "empty holds no pictures",
+        "empty holds no images",
         "absent does not exist",
     ):
         assert words in found
@@ -84,7 +84,7 @@ def test_a_file_in_place_of_a_folder(good: Path) -> None:
 def test_empty_concept_says_where_pictures_lie(good: Path) -> None:
     draw_folder(good / "outer" / "inner", [(64, 64)] * 2, shade=60)
     problem = only_problem(write_toml(good, DATASET + subset("cat") + subset("outer")))
-    assert "holds no pictures" in problem.what and problem.hint.startswith("2 lie in folders below")
+    assert "holds no images" in problem.what and problem.hint.startswith("2 lie in folders below")
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])
@@ -96,7 +96,7 @@ def test_truncated_picture(good: Path, ending: str) -> None:
 
 def test_a_page_saved_as_a_picture(good: Path) -> None:
     (good / "cat" / "page.JPG").write_text("<html>not found</html>")
-    assert "not a picture" in only_problem(write_toml(good, DATASET + subset("cat"))).what
+    assert "an HTML page, not an image" in only_problem(write_toml(good, DATASET + subset("cat"))).what
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_same_picture_in_two_concepts(good: Path) -> None:
 def test_the_same_picture_as_training_and_as_regularisation(good: Path) -> None:
     draw(good / "reg" / "a.png", shade=0)
     text = DATASET + subset("cat") + subset("reg", "is_reg = true").replace('"reg"', '"cat"')
-    assert "the same picture" in only_problem(write_toml(good, text)).what
+    assert "the same image" in only_problem(write_toml(good, text)).what
 
 
 def test_only_regularisation_pictures(good: Path) -> None:
@@ -151,7 +151,7 @@ def warnings_of(config: TrainConfig) -> list[str]:
 
 
 def test_a_small_picture_is_a_warning(good: Path) -> None:
-    draw(good / "cat" / "small.png", (32, 40), shade=90)
+    draw(good / "cat" / "small.png", (32, 32), shade=90)
     (warning,) = warnings_of(write_toml(good, DATASET + subset("cat")))
     assert "small.png: is far smaller" in warning and "2.0 times" in warning
 
@@ -159,24 +159,24 @@ def test_a_small_picture_is_a_warning(good: Path) -> None:
 def test_a_copy_in_one_folder_is_a_warning(good: Path) -> None:
     (good / "cat" / "copy.png").write_bytes((good / "cat" / "01.png").read_bytes())
     (warning,) = warnings_of(write_toml(good, DATASET + subset("cat")))
-    assert "copy.png: the same picture as 01.png" in warning
+    assert "copy.png: the same image as 01.png" in warning
 
 
 def test_captions_that_are_not_used_are_a_warning(good: Path) -> None:
     (good / "cat" / "00.caption").write_text("a cat")
     (good / "cat" / "gone.txt").write_text("a cat")
     found = "\n".join(warnings_of(write_toml(good, DATASET + subset("cat", 'caption_extension = ".txt"'))))
-    assert "captions without a picture: gone.txt" in found and "do not end in .txt: 00.caption" in found
+    assert "captions without an image: gone.txt" in found and "do not end in .txt: 00.caption" in found
 
 
 def test_some_pictures_without_captions_are_a_warning(good: Path) -> None:
     (good / "cat" / "00.txt").write_text("a cat")
     (warning,) = warnings_of(write_toml(good, DATASET + subset("cat")))
-    assert "2 of 3 pictures have no caption file" in warning
+    assert "2 of 3 images have no caption file" in warning
 
 
 def test_pictures_without_captions_are_normal_with_class_tokens(good: Path) -> None:
-    (good / "cat" / "notes.md").write_text("not a picture")
+    (good / "cat" / "notes.md").write_text("an HTML page, not an image")
     Image.new("L", (64, 64)).save(good / "cat" / "grey.PNG")
     data, warnings = load_dataset(write_toml(good, DATASET + subset("cat")))
     assert not warnings and len(data.samples) == 4

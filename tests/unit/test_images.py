@@ -80,7 +80,7 @@ def test_a_damaged_png_is_an_error() -> None:
 def test_what_is_no_picture() -> None:
     with pytest.raises(ValueError, match="is empty"):
         read_picture(b"")
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="an HTML page, not an image"):
         read_picture(b"<html>404</html>")
 
 

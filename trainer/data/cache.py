@@ -33,7 +33,7 @@ from trainer.models.weights import fingerprint
 
 log = logging.getLogger(__name__)
 
-PREPROCESSING = "1"  # part of every latent's key: raise it when the same picture would be fitted differently
+PREPROCESSING = {False: "1", True: "2"}  # by Picture.converted: raise one when its images' pixels would change
 Tensors = dict[str, torch.Tensor]
 
 
@@ -105,7 +105,9 @@ class CacheKeys:
 
     def latents(self, sample: Sample, flip: bool) -> str:
         fitting = (sample.bucket, sample.resized, sample.crop, sample.interpolation, flip)
-        return _digest("latents", PREPROCESSING, self.autoencoder, sample.picture.sha256, fitting)
+        return _digest(
+            "latents", PREPROCESSING[sample.picture.converted], self.autoencoder, sample.picture.sha256, fitting
+        )
 
     def clip_text(self, caption: str) -> str:
         return _digest("clip", self.clip, caption)

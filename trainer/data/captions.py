@@ -5,12 +5,40 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from trainer.common.problems import Problem
 from trainer.common.rng import python_random
 from trainer.data.dataset_file import SubsetConfig
 
 WILDCARD = re.compile(r"\{([^}]+)\}")
+LINE_ENDS = re.compile(r"\r\n|\n|\r")  # no others: U+2028, U+0085 and the like stay in the caption
 OPEN, CLOSE = "\x02", "\x03"  # stand for {{ and }}, which mean literal braces
+
+
+def read_caption(files: Sequence[Path], wildcard: bool) -> tuple[str, ...] | Problem:
+    """The lines of an image's caption files as `split_caption` gives them; they have to agree. Or what is wrong."""
+    texts = []
+    for file in files:
+        try:
+            lines = split_caption(file.read_bytes().decode("utf-8-sig"), wildcard)
+        except UnicodeDecodeError as error:
+            return Problem(str(file), f"the caption is not UTF-8 (byte {error.start})", "save it as UTF-8")
+        except OSError as error:
+            return Problem(str(file), f"the caption cannot be read: {error.strerror}")
+        if not lines:
+            return Problem(str(file), "the caption is empty", "write one, or delete the file to use class_tokens")
+        texts.append(lines)
+    if any(lines != texts[0] for lines in texts):
+        hint = "delete one of the two, or set caption_extension"
+        return Problem(str(files[0]), f"{files[1].name} next to it says something else", hint)
+    return texts[0]
+
+
+def split_caption(text: str, wildcard: bool) -> tuple[str, ...]:
+    """The lines that a wildcard chooses from; without enable_wildcard, one caption of all lines and paragraphs."""
+    lines = tuple(line.strip() for line in LINE_ENDS.split(text) if line.strip())
+    return lines if wildcard or not lines else (" ".join(lines),)
 
 
 def caption_variant(

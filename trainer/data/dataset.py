@@ -1,12 +1,13 @@
 """What is trained in which order: every epoch an exact pass, every draw a pure function of the seed."""
 
+import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.problems import Problem, Problems
 from trainer.common.rng import python_random
 from trainer.config import TrainConfig
 from trainer.data.captions import caption_variant, caption_varies, plain_caption
@@ -14,6 +15,8 @@ from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfi
 from trainer.data.epochs import Group, hold_out, make_groups
 from trainer.data.images import Size
 from trainer.data.samples import Picture, Sample, scan_dataset
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "BucketCount",
@@ -68,6 +71,7 @@ class TrainingData:
     validation: tuple[Sample, ...]
     seed: int
     schedule: Schedule
+    notes: tuple[str, ...] = ()
 
     def batches(self, epoch: int) -> list[tuple[Draw, ...]]:
         """All batches of an epoch (counted from 0), in order, each of one dataset and one shape.
@@ -142,7 +146,7 @@ class TrainingData:
             for number, subset in enumerate(section.subsets)
         }
         pictures = {
-            f"picture {sample.key}": f"{sample.picture.sha256} {part} {' | '.join(sample.lines)}"
+            f"picture {sample.key}": f"{_content(sample.picture)} {part} {' | '.join(sample.lines)}"
             for part, samples in (("train", self.samples), ("validation", self.validation))
             for sample in samples
         }
@@ -177,11 +181,14 @@ def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingD
         raise Problems([Problem("--dataset_config", "is missing", "name the TOML file that lists your pictures")])
     dataset_config, problems = read_dataset_config(config.dataset_config, config)
     scan = scan_dataset(dataset_config, config)
-    raise_if_any([*problems, *scan.problems])
+    if problems or scan.problems:
+        for warning in scan.warnings:
+            log.warning("%s", warning)  # with problems, nobody is left to whom they could be returned
+        raise Problems([*problems, *scan.problems])
     samples, validation, warnings = hold_out(scan.samples, dataset_config, config.seed)
     num_batches = sum(group.num_batches for group in make_groups(samples, dataset_config))
     schedule = plan_schedule(config, num_batches, num_processes)
-    data = TrainingData(dataset_config, tuple(samples), tuple(validation), config.seed, schedule)
+    data = TrainingData(dataset_config, tuple(samples), tuple(validation), config.seed, schedule, tuple(scan.notes))
     return data, [*scan.warnings, *warnings]
 
 
@@ -202,3 +209,7 @@ def _settings(table: DatasetSection | SubsetConfig) -> str:
     """A table as one line, without where it stands and where its pictures lie."""
     skipped = ("where", "subsets", "image_dir")
     return " ".join(f"{name}={value!r}" for name, value in asdict(table).items() if name not in skipped)
+
+
+def _content(picture: Picture) -> str:
+    return f"{picture.sha256} in sRGB" if picture.converted else picture.sha256

@@ -167,7 +167,15 @@ class Plan:
             f" {count.batches} batches"
             for count in self.data.buckets()
         )
-        return [f"{len(self.data.samples)} pictures{held_out}", *_subset_lines(self.data.samples), *buckets]
+        return [
+            f"{len(self.data.samples)} pictures{held_out}",
+            *_subset_lines(self.data.samples),
+            *buckets,
+            *self._note_lines(),
+        ]
+
+    def _note_lines(self) -> list[str]:
+        return [f"  {note}" for note in self.data.notes]
 
     def _step_lines(self) -> list[str]:
         schedule = self.schedule

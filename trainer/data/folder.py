@@ -1,0 +1,186 @@
+"""A concept's folder, file by file: images, their captions, and why each other file is left out."""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.common.files import out_of_reach
+from trainer.common.problems import Problem
+from trainer.data.formats import CONVERT, DECODERS, ENDINGS_OF, IMAGE_ENDINGS, kind_of_file
+
+CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
+SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir"))
+MASK = re.compile(r"(.+)[-_.](?:mask|masklabel|condlabel)", re.IGNORECASE)
+NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What lies in a folder. images: in the order of their names; kinds: the format of each, by content.
+
+    captions: the caption files of each image that has any. warnings: what the user may have meant to be
+    trained and is not; notes: what else is left out, a line for each kind.
+    """
+
+    images: tuple[Path, ...]
+    kinds: dict[Path, str]
+    captions: dict[Path, tuple[Path, ...]]
+    warnings: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+def read_folder(folder: Path, where: str = "", caption_extension: str | None = None) -> Folder:
+    """Look at every entry of a folder, at what is in subfolders by name only. where: for messages.
+
+    Raises OSError where the folder cannot be listed.
+    """
+    sorter = _Sorter(folder, where, caption_extension)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        sorter.sort(path)
+    return sorter.result()
+
+
+class _Sorter:
+    """Puts each entry of one folder where it belongs."""
+
+    def __init__(self, folder: Path, where: str, caption_extension: str | None):
+        self.folder, self.where, self.caption_extension = folder, where, caption_extension
+        self.endings = (caption_extension.lower(),) if caption_extension else CAPTION_EXTENSIONS
+        self.kinds: dict[Path, str] = {}
+        self.texts: list[Path] = []
+        self.subfolders: list[Path] = []
+        self.unread: dict[str, list[Path]] = defaultdict(list)
+        self.dangling: list[Path] = []
+        self.hidden: list[Path] = []
+        self.other: list[Path] = []
+
+    def sort(self, path: Path) -> None:
+        ending = path.suffix.lower()
+        if path.name.startswith(".") or path.name.lower() in SYSTEM_FILES:
+            self.hidden.append(path)
+        elif path.is_dir():
+            self.subfolders.append(path)
+        elif path.is_symlink() and not out_of_reach(path) and not path.exists():
+            self.dangling.append(path)
+        elif not (path.is_file() or out_of_reach(path)):  # where we may not look, reading it says so
+            self.other.append(path)
+        elif ending in (*CAPTION_EXTENSIONS, *self.endings):
+            self.texts.append(path)
+        elif (kind := kind_of_file(path)) in CONVERT:
+            self.unread[kind].append(path)
+        elif kind in DECODERS or ending in IMAGE_ENDINGS:
+            self.kinds[path] = kind
+        else:
+            self.other.append(path)
+
+    def result(self) -> Folder:
+        masks = self._masks()
+        images = tuple(path for path in self.kinds if path not in masks)
+        captions, claimed = self._match(images)
+        unused = [text for text in self.texts if text not in claimed]
+        warnings = (*self._left_out(masks), *self._unused_captions(images, unused), *self._below(images))
+        return Folder(images, self.kinds, captions, warnings, tuple(self._notes(images, captions)))
+
+    def _masks(self) -> list[Path]:
+        stems = {_same(path.stem) for path in self.kinds}
+        found = ((path, MASK.fullmatch(path.stem)) for path in self.kinds)
+        return [path for path, match in found if match and _same(match[1]) in stems]
+
+    def _match(self, images: Sequence[Path]) -> tuple[dict[Path, tuple[Path, ...]], set[Path]]:
+        """The caption files of each image: those of exactly its name, else those that differ in case or the like.
+
+        PHOTO.TXT belongs to photo.jpg, and so does photo.jpg.txt.
+        """
+        texts = [text for text in self.texts if text.suffix.lower() in self.endings]
+        exact = {text.with_suffix("") for text in texts}
+        loose: dict[str, list[Path]] = defaultdict(list)
+        owned = {image.with_suffix("") for image in images} & exact
+        for text in texts:
+            if text.with_suffix("") not in owned:
+                loose[_same(text.stem)].append(text)
+        captions: dict[Path, tuple[Path, ...]] = {}
+        for image in images:
+            if image.with_suffix("") in owned:
+                found = [text for text in texts if text.with_suffix("") == image.with_suffix("")]
+            else:
+                found = [*loose.get(_same(image.stem), []), *loose.get(_same(image.name), [])]
+            if found:
+                captions[image] = tuple(sorted(dict.fromkeys(found), key=self._rank))
+        return captions, {text for found in captions.values() for text in found}
+
+    def _rank(self, text: Path) -> tuple[int, str]:
+        return self.endings.index(text.suffix.lower()), text.name
+
+    def _left_out(self, masks: Sequence[Path]) -> Iterator[Problem]:
+        for kind, paths in sorted(self.unread.items()):
+            what = f"{_count(paths, f'{kind} file')} not trained: {some(paths)}"
+            yield Problem(self.where, what, CONVERT[kind])
+        if self.dangling:
+            what = (
+                f"{_count(self.dangling, 'link')} not trained, since nothing is where they lead: {some(self.dangling)}"
+            )
+            yield Problem(self.where, what, "put back what they point to, or delete them")
+        if masks:
+            what = f"{_count(masks, 'file')} not trained, being named as masks of images: {some(masks)}"
+            yield Problem(self.where, what, "the loss is not masked; rename them if they are images to train")
+
+    def _unused_captions(self, images: Sequence[Path], unused: Sequence[Path]) -> Iterator[Problem]:
+        stems = {_same(name) for image in images for name in (image.stem, image.name)}
+        alone = [text for text in unused if _same(text.stem) not in stems]
+        if alone:
+            yield Problem(self.where, f"captions without an image: {some(alone)}", "they are not used")
+        other = [text for text in unused if text not in alone]
+        if wrong := [text for text in other if text.suffix.lower() not in self.endings]:
+            what = f"captions that do not end in {self.caption_extension}: {some(wrong)}"
+            yield Problem(self.where, what, "they are not used; caption_extension says which are")
+        if doubled := [text for text in other if text not in wrong]:
+            what = f"second captions of images that have one of exactly their name: {some(doubled)}"
+            yield Problem(self.where, what, "they are not used; delete them or put their text into the other file")
+
+    def _below(self, images: Sequence[Path]) -> Iterator[Problem]:
+        counts = {path: count for path in self.subfolders if (count := count_images(path))}
+        if counts and images:
+            names = some(list(counts))
+            what = f"{sum(counts.values())} images in folders below are not trained: {names}"
+            yield Problem(self.where, what, "add [[datasets.subsets]] for each folder, or move its images up")
+
+    def _notes(self, images: Sequence[Path], captions: dict[Path, tuple[Path, ...]]) -> Iterator[str]:
+        if self.hidden:
+            yield f"{_count(self.hidden, 'hidden file')} skipped: {some(self.hidden)}"
+        if self.other:
+            yield f"{_count(self.other, 'file')} neither image nor caption: {some(self.other)}"
+        misnamed = [path for path in images if path.suffix.lower() not in ENDINGS_OF.get(self.kinds[path], "").split()]
+        if misnamed := [path for path in misnamed if self.kinds[path] in DECODERS]:
+            names = ", ".join(f"{path.name} ({self.kinds[path]})" for path in misnamed[:NAMES_SHOWN])
+            yield f"{_count(misnamed, 'image')} read by content, which is not what the ending says: {names}"
+        long = [text for image, texts in captions.items() for text in texts if _same(text.stem) == _same(image.name)]
+        if long:
+            yield f"{_count(long, 'caption')} read from a file with two endings: {some(long)}"
+
+
+def count_images(folder: Path) -> int:
+    """How many files in a folder and all folders below are named like images; hidden folders are passed over."""
+    total = 0
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FILES]
+        total += sum(Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".") for name in files)
+    return total
+
+
+def some(paths: Sequence[Path], shown: int = NAMES_SHOWN) -> str:
+    """Their names, as many as a person reads."""
+    names = ", ".join(path.name for path in paths[:shown])
+    return f"{names} and {len(paths) - shown} more" if len(paths) > shown else names
+
+
+def _same(name: str) -> str:
+    """A name as file systems that ignore case and ways of writing accents compare it."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _count(paths: Sequence[Path], what: str) -> str:
+    return f"1 {what} is" if len(paths) == 1 else f"{len(paths)} {what}s are"

@@ -1,0 +1,92 @@
+"""Every image of a folder decoded and hashed, in parallel threads, with what is odd about it."""
+
+import hashlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.common.problems import Problem
+from trainer.data.folder import Folder
+from trainer.data.images import NotReadable, Size, decode
+
+ONE_OF_MANY = {"TIFF": "first of {} pages", "JPEG": "first of {} images", "HEIC": "primary one of {} images"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: the digest of its file and its upright size in pixels.
+
+    converted: its colours are converted to sRGB from a profile, so that its pixels are not the file's numbers.
+    """
+
+    path: Path
+    sha256: str
+    width: int
+    height: int
+    converted: bool = False
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.width, self.height
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """An image that was decoded. remarks: what is odd about it; frames: how many it holds of its kind."""
+
+    picture: Picture
+    kind: str
+    frames: int
+    remarks: tuple[str, ...]
+
+
+_heard = threading.local()  # what Python's warnings said in this thread while an image was decoded
+
+
+def inspect_images(folder: Folder) -> list[Inspected | Problem]:
+    """Decode every image of a folder in parallel threads; what is wrong with one stands in its place."""
+    with _warnings_by_thread(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda path: _inspect(path, folder.kinds[path]), folder.images))
+
+
+def _inspect(path: Path, kind: str) -> Inspected | Problem:
+    _heard.messages = []
+    try:
+        data = path.read_bytes()
+        image = decode(data, kind)
+    except NotReadable as error:
+        return Problem(str(path), str(error), error.hint)
+    except OSError as error:
+        return Problem(str(path), f"cannot be read: {error.strerror}", "let this user read it")
+    picture = Picture(path, hashlib.sha256(data).hexdigest(), *image.size, converted=image.profile is not None)
+    return Inspected(picture, image.kind, image.frames, (*image.notes, *dict.fromkeys(_heard.messages)))
+
+
+@contextmanager
+def _warnings_by_thread() -> Iterator[None]:
+    """Collect Python's warnings with the image that caused them, so that they can name it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: getattr(_heard, "messages", []).append(str(message))
+        yield
+
+
+def remarks(where: str, inspected: Sequence[Inspected]) -> Iterator[Problem]:
+    """Warnings of what is odd about images. where: their subset's place in the dataset file."""
+    several = [found for found in inspected if found.frames > 1]
+    if several:
+        used = (
+            f"{found.picture.path.name} (the {ONE_OF_MANY.get(found.kind, 'first of {} frames').format(found.frames)})"
+            for found in several
+        )
+        what = f"one frame is used of each image that holds several: {', '.join(used)}"
+        yield Problem(where, what, "save the frame that you want as an image of its own, if it is another")
+    for found in inspected:
+        for remark in found.remarks:
+            yield Problem(str(found.picture.path), remark, "save it anew if that is wrong")
