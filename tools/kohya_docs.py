@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from trainer.config.kohya import (  # noqa: E402 (the path is set first)
     ALWAYS,
+    DOCS,
     REFUSED,
     REFUSED_VALUES,
 )
@@ -20,7 +21,7 @@ from trainer.config.values import FIELDS, choices  # noqa: E402
 from trainer.data import keys as dataset_keys  # noqa: E402
 from trainer.lora import network_args  # noqa: E402
 
-TARGET = ROOT / "docs" / "reference" / "kohya.md"
+TARGET = ROOT / DOCS
 
 INTRODUCTION = """\
 # Coming from kohya's sd-scripts

@@ -74,7 +74,7 @@ def test_the_current_folder_is_a_folder_too(good: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(good / "cat")
     text = DATASET + '[[datasets.subsets]]\nimage_dir = "."\nclass_tokens = "cat"\n'
     assert len(load_dataset(write_toml(good, text))[0].samples) == 3
-    assert "no image_dir" in only_problem(write_toml(good, text.replace('"."', '""'))).what
+    assert "image_dir is empty" in only_problem(write_toml(good, text.replace('"."', '""'))).what
 
 
 def test_a_file_in_place_of_a_folder(good: Path) -> None:

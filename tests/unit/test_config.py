@@ -199,6 +199,8 @@ def test_all_mistakes_of_flags_and_file_are_told_together(write):
         ("--lr_warmup_steps=1.5", "below 1"),
         ("--gradient_checkpointing=maybe", "not true or false"),
         ("--timestep_sampling=flux", "flux_shift"),
+        ("--resize_interpolation=lancos", "did you mean lanczos?"),
+        ("--learning_rate=0,0001", "decimal point"),
         ("--resolution=12a", "write a side"),
         ("--resume=", "is empty"),
         ("--seed", "needs a value"),

@@ -105,7 +105,7 @@ def test_unsupported_keys_are_refused_by_name(tmp_path: Path, key: str) -> None:
         ("batch_size = 0", "at least 1"),
         ("batch_size = true", "a whole number"),
         ("validation_split = 1.5", "at most 0.9"),
-        ("caption_dropout_rate = nan", "a number"),
+        ("caption_dropout_rate = nan", "a finite number"),
         ('resize_interpolation = "best"', "one of"),
         ('caption_separator = ""', "not empty"),
     ],
@@ -165,3 +165,97 @@ def test_json_is_refused(tmp_path: Path) -> None:
     config = TrainConfig(dataset_config=tmp_path / "data.json")
     with pytest.raises(Problems, match="as TOML"):
         load(config)
+
+
+def notices_of(folder: Path, text: str, **settings) -> list[str]:
+    config = replace(write_toml(folder, text), **settings)
+    return [f"{notice.where.rpartition('/')[2]}: {notice.what}" for notice in load(config).notices]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ('caption_separator = "|"', "has no effect without shuffle_caption"),
+        ('keep_tokens_separator = "||"', "keeps no tags in place without shuffle_caption"),
+        ('secondary_separator = ";"', "groups no tags without shuffle_caption"),
+        ("keep_tokens = 3", "has no effect without shuffle_caption"),
+        ("token_warmup_min = 2", "has no effect without token_warmup_step"),
+        ("caption_dropout_rate = 1\nshuffle_caption = true", "shuffle_caption has no effect because every caption"),
+        ("caption_dropout_every_n_epochs = 1\ncaption_dropout_rate = 0.1", "drops every caption"),
+    ],
+)
+def test_a_caption_key_without_effect_is_reported(tmp_path: Path, key: str, words: str) -> None:
+    (notice,) = notices_of(tmp_path, one_subset(key))
+    name = key.split()[0] if "\n" not in key else ""
+    assert name in notice and words in notice
+    assert notice.startswith("data.toml:")
+
+
+@pytest.mark.parametrize(
+    ("key", "dataset_key"),
+    [
+        ('caption_separator = "|"', "shuffle_caption = true"),
+        ('caption_separator = "|"', 'secondary_separator = ";"\ncaption_tag_dropout_rate = 0.1'),
+        ('keep_tokens_separator = "||"', "token_warmup_step = 3"),
+        ("keep_tokens = 3", "caption_tag_dropout_rate = 0.1"),
+        ("bucket_no_upscale = true", ""),
+    ],
+)
+def test_a_key_with_an_effect_is_not_reported(tmp_path: Path, key: str, dataset_key: str) -> None:
+    if key.startswith("bucket"):
+        assert not notices_of(tmp_path, one_subset("", f"{key}\nenable_bucket = true"))
+    else:
+        assert not notices_of(tmp_path, one_subset(key, dataset_key))
+
+
+def test_a_key_of_general_with_an_effect_in_one_subset_is_not_reported(tmp_path: Path) -> None:
+    second = '[[datasets.subsets]]\nimage_dir = "{folder}/b"\nshuffle_caption = true\n'
+    assert not notices_of(tmp_path, one_subset("", "", "keep_tokens = 2") + second)
+
+
+def test_validation_seed_needs_a_split(tmp_path: Path) -> None:
+    (notice,) = notices_of(tmp_path, one_subset("", "validation_seed = 3"))
+    assert "validation_seed has no effect without validation_split" in notice
+    assert not notices_of(tmp_path, one_subset("", "validation_seed = 3\nvalidation_split = 0.1"))
+
+
+def test_a_value_that_every_table_below_overrides_is_reported(tmp_path: Path) -> None:
+    (notice,) = notices_of(tmp_path, one_subset("num_repeats = 2", "num_repeats = 3"))
+    assert notice.startswith("data.toml:4: num_repeats has no effect: every table below")
+    (notice,) = notices_of(tmp_path, one_subset("", "batch_size = 2"), train_batch_size=4)
+    assert notice.startswith("--train_batch_size: has no effect: the dataset file sets its own batch_size")
+    assert not notices_of(tmp_path, one_subset("", "batch_size = 4"), train_batch_size=4)
+    assert not notices_of(tmp_path, one_subset("", "resolution = 512"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"caption_separator": "|"}, "--caption_separator: has no effect without shuffle_caption"),
+        ({"keep_tokens": 2}, "--keep_tokens: has no effect"),
+        ({"bucket_no_upscale": True}, "--bucket_no_upscale: has no effect without enable_bucket"),
+        ({"secondary_separator": ";"}, "--secondary_separator: groups no tags"),
+    ],
+)
+def test_a_flag_without_effect_in_any_dataset_is_reported(tmp_path: Path, settings: dict, words: str) -> None:
+    (notice,) = notices_of(tmp_path, one_subset(), **settings)
+    assert notice.startswith(words)
+
+
+@pytest.mark.parametrize("name", [r"F:\toys\nice car", r"..\robot\back", r"F:\new"])
+def test_escapes_in_a_windows_path_say_how_to_write_it(tmp_path: Path, name: str) -> None:
+    (problem,) = problems_of(tmp_path, f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{name}"\n')
+    assert problem.where.endswith(":3") and f"'{name}'" in problem.hint
+    assert f'"{name.replace(chr(92), "/")}"' in problem.hint
+    assert not any(ord(letter) < 32 for letter in problem.what + problem.hint)
+
+
+def test_a_windows_path_in_single_quotes_is_read(tmp_path: Path) -> None:
+    name = r"F:\toys\nice car"
+    config = write_toml(tmp_path, f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{name}'\n")
+    assert load(config).subsets[0].image_dir == Path(name)
+
+
+def test_names_of_other_trainers_say_which_key_to_use(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, one_subset('trigger_word = "x"'))
+    assert problem.hint == "use class_tokens"

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from trainer.common.problems import Problem
 
@@ -77,7 +77,7 @@ class Spec:
     @classmethod
     def of(cls, hint: Any, **rest: Any) -> "Spec":
         """The spec of a type hint: `X | None` is X, a Literal gives choices, tuple[str, ...] a list of texts."""
-        if isinstance(hint, types.UnionType):
+        if get_origin(hint) in (Union, types.UnionType):
             kinds = tuple(each for each in get_args(hint) if each is not types.NoneType)
             hint = kinds[0] if len(kinds) == 1 else STEPS_OR_FRACTION
         if get_origin(hint) is Literal:

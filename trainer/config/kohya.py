@@ -1,5 +1,7 @@
 """kohya's flags that are not settings here: always on, refused with a replacement, or known by another name."""
 
+DOCS = "docs/reference/kohya.md"  # where every flag and key is listed
+
 # accepted with a notice: always on, or without meaning here
 ALWAYS: dict[str, str] = {
     "network_train_unet_only": "always on unless text_encoder_lr is above 0",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from trainer.data.colors import UnreadableProfile, changes_colors, hdr_curve, lab_to_srgb, source_profile, to_srgb
 from trainer.data.formats import CONVERT, DECODERS, HEAD, WRONG, kind_of, kind_of_file
+from trainer.data.keys import ALIASES
 
 BACKGROUND = "white"  # what shows through where an image is transparent
 FILTERS = {
@@ -25,8 +26,6 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "nearest": Image.Resampling.NEAREST,
 }
-ALIASES = {"lanczos4": "lanczos", "linear": "bilinear", "cubic": "bicubic"}
-INTERPOLATIONS = ("area", *FILTERS, *ALIASES)
 ORIENTATION = 0x0112  # Exif's tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

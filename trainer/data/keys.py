@@ -1,144 +1,132 @@
-"""Every key of the dataset file: where it may stand, what it holds, how it differs from kohya's."""
+"""Every key of the dataset file: where it may be, what it may hold, how it differs from kohya's."""
 
-import json
 from dataclasses import dataclass
-from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from trainer.common.problems import Problem
-from trainer.data.images import INTERPOLATIONS
+from trainer.config.fields import Invalid, Schema, Spec, shown
+from trainer.config.kohya import DOCS
+from trainer.config.values import MIN_SIDE, SPECS, sides
 
 GENERAL, DATASETS, SUBSETS = "[general]", "[[datasets]]", "[[datasets.subsets]]"
+TABLES = (GENERAL, DATASETS, SUBSETS)
 OF_DATASET = (GENERAL, DATASETS)
-OF_SUBSET = (GENERAL, DATASETS, SUBSETS)
 ONLY_SUBSET = (SUBSETS,)
+ALIASES = {"lanczos4": "lanczos", "linear": "bilinear", "cubic": "bicubic"}  # other names of resize filters
+FLAGS = {"batch_size": "train_batch_size"}  # keys whose flag has another name
 
 
 @dataclass(frozen=True)
 class Key:
-    """kind: what the value is, in words; tables: where it may stand; least, most: its bounds."""
+    """spec: what the value may be; tables: where the key may be; doc: how it differs from kohya's."""
 
-    kind: str
+    spec: Spec
     tables: tuple[str, ...]
     doc: str
-    least: float | None = None
-    most: float | None = None
 
 
-TRUTH, WHOLE, NUMBER, TEXT, SOME_TEXT = "true or false", "a whole number", "a number", "text", "text that is not empty"
+def _size(value: Any) -> int | list[int]:
+    """A side, or [width, height]."""
+    try:
+        if isinstance(value, str):
+            raise Invalid("is text")
+        found = sides(value)
+    except Invalid:
+        hint = f"it must be a side or [width, height], each at least {MIN_SIDE}"
+        raise Invalid(f"is {shown(value)}", hint) from None
+    return list(found) if len(found) == 2 else found[0]
 
-CACHED = "different: works with cached text"
 
+def _attributes(value: Any) -> dict[str, bool]:
+    pairs = value.items() if isinstance(value, dict) else [("", None)]
+    if not all(name == "diff_output_preservation" and isinstance(on, bool) for name, on in pairs):
+        raise Invalid(f"is {shown(value)}", "it must be { diff_output_preservation = true or false }")
+    return value
+
+
+def _setting(name: str, tables: tuple[str, ...], doc: str) -> Key:
+    """A key that may hold what the setting of its name may."""
+    return Key(SPECS[FLAGS.get(name, name)], tables, doc)
+
+
+_CACHED = "different: works with cached text"
 SUPPORTED = {
-    "resolution": Key(
-        "a side or [width, height]", OF_DATASET, "different: without enable_bucket, sides are multiples of 16"
+    "resolution": Key(Spec(parse=_size), OF_DATASET, "different: without enable_bucket, sides are multiples of 16"),
+    "batch_size": _setting("batch_size", OF_DATASET, "same"),
+    "enable_bucket": _setting("enable_bucket", OF_DATASET, "same"),
+    "min_bucket_reso": _setting("min_bucket_reso", OF_DATASET, "same"),
+    "max_bucket_reso": _setting("max_bucket_reso", OF_DATASET, "same"),
+    "bucket_reso_steps": _setting("bucket_reso_steps", OF_DATASET, "different: any multiple of 16, not only of 64"),
+    "bucket_no_upscale": _setting("bucket_no_upscale", OF_DATASET, "same"),
+    "validation_split": _setting("validation_split", OF_DATASET, "different: no image is ever in both sets"),
+    "validation_seed": _setting("validation_seed", OF_DATASET, "different: if not given, the run's seed"),
+    "resize_interpolation": _setting(
+        "resize_interpolation", TABLES, "different: bilinear and bicubic antialias when shrinking"
     ),
-    "batch_size": Key(WHOLE, OF_DATASET, "same", least=1),
-    "enable_bucket": Key(TRUTH, OF_DATASET, "same"),
-    "min_bucket_reso": Key(WHOLE, OF_DATASET, "same", least=16),
-    "max_bucket_reso": Key(WHOLE, OF_DATASET, "same", least=16),
-    "bucket_reso_steps": Key(WHOLE, OF_DATASET, "different: any multiple of 16, not only of 64", least=16),
-    "bucket_no_upscale": Key(TRUTH, OF_DATASET, "same"),
-    "validation_split": Key(NUMBER, OF_DATASET, "different: no picture is ever on both sides", least=0, most=0.9),
-    "validation_seed": Key(WHOLE, OF_DATASET, "different: the run's seed if not given"),
-    "resize_interpolation": Key(
-        "one of " + ", ".join(INTERPOLATIONS),
-        OF_SUBSET,
-        "different: bilinear and bicubic smooth when shrinking",
+    "image_dir": Key(Spec(type=Path), ONLY_SUBSET, "different: also looked for next to the dataset file"),
+    "is_reg": Key(Spec(type=bool), ONLY_SUBSET, "different: images beyond what an epoch needs take turns"),
+    "num_repeats": Key(Spec(type=int, ge=1), TABLES, "different: less than 1 is an error"),
+    "class_tokens": Key(Spec(), TABLES, "different: required if an image has no caption file"),
+    "caption_extension": _setting(
+        "caption_extension", TABLES, "different: if not given, .txt or .caption, whichever exists"
     ),
-    "image_dir": Key(TEXT, ONLY_SUBSET, "different: then looked for beside the TOML file"),
-    "is_reg": Key(TRUTH, ONLY_SUBSET, "different: pictures beyond what an epoch needs take turns"),
-    "num_repeats": Key(WHOLE, OF_SUBSET, "different: less than 1 is an error", least=1),
-    "class_tokens": Key(TEXT, OF_SUBSET, "different: needed where a picture has no caption file"),
-    "caption_extension": Key(TEXT, OF_SUBSET, "different: .txt or .caption, whichever is there, if not given"),
-    "caption_separator": Key(SOME_TEXT, OF_SUBSET, "same"),
-    "caption_prefix": Key(TEXT, OF_SUBSET, "different: cached text has it too, and every line of a wildcard caption"),
-    "caption_suffix": Key(TEXT, OF_SUBSET, "different: as caption_prefix"),
-    "shuffle_caption": Key(TRUTH, OF_SUBSET, CACHED),
-    "keep_tokens": Key(WHOLE, OF_SUBSET, "same", least=0),
-    "keep_tokens_separator": Key(TEXT, OF_SUBSET, "same"),
-    "secondary_separator": Key(TEXT, OF_SUBSET, "same"),
-    "enable_wildcard": Key(TRUTH, OF_SUBSET, CACHED),
-    "caption_dropout_rate": Key(NUMBER, OF_SUBSET, CACHED + "; dropped = the empty text", least=0, most=1),
-    "caption_dropout_every_n_epochs": Key(WHOLE, OF_SUBSET, CACHED, least=0),
-    "caption_tag_dropout_rate": Key(NUMBER, OF_SUBSET, CACHED, least=0, most=1),
-    "token_warmup_min": Key(WHOLE, OF_SUBSET, "same", least=1),
-    "token_warmup_step": Key(NUMBER, OF_SUBSET, CACHED, least=0),
-    "flip_aug": Key(TRUTH, OF_SUBSET, "different: an independent even coin for each draw"),
-    "custom_attributes": Key(
-        "{ diff_output_preservation = true or false }", OF_SUBSET, "different: this and nothing else"
+    "caption_separator": _setting("caption_separator", TABLES, "same"),
+    "caption_prefix": _setting(
+        "caption_prefix", TABLES, "different: applies to cached text too, and to every line of a wildcard caption"
     ),
+    "caption_suffix": _setting("caption_suffix", TABLES, "different: as caption_prefix"),
+    "shuffle_caption": _setting("shuffle_caption", TABLES, _CACHED),
+    "keep_tokens": _setting("keep_tokens", TABLES, "same"),
+    "keep_tokens_separator": _setting("keep_tokens_separator", TABLES, "same"),
+    "secondary_separator": _setting("secondary_separator", TABLES, "same"),
+    "enable_wildcard": _setting("enable_wildcard", TABLES, _CACHED),
+    "caption_dropout_rate": _setting("caption_dropout_rate", TABLES, f"{_CACHED}; a dropped caption is empty text"),
+    "caption_dropout_every_n_epochs": _setting("caption_dropout_every_n_epochs", TABLES, _CACHED),
+    "caption_tag_dropout_rate": _setting("caption_tag_dropout_rate", TABLES, _CACHED),
+    "token_warmup_min": _setting("token_warmup_min", TABLES, "same"),
+    "token_warmup_step": _setting("token_warmup_step", TABLES, _CACHED),
+    "flip_aug": _setting("flip_aug", TABLES, "different: each sample is flipped independently with p = 0.5"),
+    "custom_attributes": Key(Spec(parse=_attributes), TABLES, "different: only { diff_output_preservation = ... }"),
 }
-
-FLAGS = {"batch_size": "train_batch_size"}  # keys whose flag has another name
-
-# key → the value that asks for nothing and is let pass, and what to do instead
-REFUSED: dict[str, tuple[Any, str]] = {
-    "color_aug": (False, "latents are cached, so colours cannot change; put changed copies into the folder"),
-    "random_crop": (False, "latents are cached, so the crop is central; enable_bucket loses less"),
-    "face_crop_aug_range": (None, "latents are cached, so the crop is fixed; crop the pictures yourself"),
-    "alpha_mask": (False, "the loss is not masked; transparency is flattened on white"),
-    "network_multiplier": (1.0, "the LoRA is trained at full strength; use num_repeats to weigh datasets"),
-    "metadata_file": (None, "folders are read instead; captions go into .txt files beside the pictures"),
-    "conditioning_data_dir": (None, "this trains a LoRA, not a ControlNet"),
+REFUSED = {
+    "color_aug": "latents are cached, so colors cannot change; add altered copies to the folder",
+    "random_crop": "latents are cached, so the crop is central; enable_bucket crops less",
+    "face_crop_aug_range": "latents are cached, so the crop is fixed; crop the images yourself",
+    "alpha_mask": "the loss is not masked; transparency is flattened on white",
+    "network_multiplier": "the LoRA is trained at full strength; weight datasets with num_repeats",
+    "metadata_file": "folders are read instead; put captions into .txt files next to the images",
+    "conditioning_data_dir": "this trains a LoRA, not a ControlNet",
 }
-MEANINGLESS = {"cache_info": "every picture is read and checked at each start"}
+MEANINGLESS = {"cache_info": "every image is read and checked at each start"}
+# names from other trainers whose spelling is not close to ours
+MEANT = {
+    **dict.fromkeys(("train_data_dir", "folder_path", "path", "dataset_path", "instance_data_dir"), "use image_dir"),
+    **dict.fromkeys(("trigger_word", "instance_prompt", "class_prompt", "default_caption"), "use class_tokens"),
+    "repeats": "use num_repeats",
+    "caption_ext": "use caption_extension",
+    "train_batch_size": "use batch_size",
+}
 
 KEYS: dict[str, str] = {
     **{name: key.doc for name, key in SUPPORTED.items()},
-    **{name: f"accepted, without meaning: {why}" for name, why in MEANINGLESS.items()},
-    **{name: f"refused: {why}" for name, (_, why) in REFUSED.items()},
+    **{name: f"accepted, without effect: {why}" for name, why in MEANINGLESS.items()},
+    **{name: f"refused: {why}" for name, why in REFUSED.items()},
 }
 
 
-def asks_for_nothing(name: str, value: Any) -> bool:
-    """Whether a refused key is set to what is done anyway, as in `color_aug = false`."""
-    return name in REFUSED and REFUSED[name][0] is not None and value == REFUSED[name][0]
+def _schema(table: str) -> Schema:
+    misplaced = {
+        name: f"put it into {' or '.join(key.tables)}" for name, key in SUPPORTED.items() if table not in key.tables
+    }
+    return Schema(
+        specs={name: key.spec for name, key in SUPPORTED.items() if table in key.tables},
+        noun=f"a key of {table}",
+        refused=REFUSED,
+        elsewhere={**MEANT, **misplaced},
+        ignored=MEANINGLESS,
+        off={"network_multiplier": 1.0},
+        listing=f"{DOCS} lists the keys",
+    )
 
 
-def check_key(where: str, name: str, value: Any, table: str) -> Problem | None:
-    """What is wrong with one key of one table; None if it is supported and its value is in order."""
-    if name in REFUSED:
-        return Problem(where, f"{name} is not supported", REFUSED[name][1])
-    if name not in SUPPORTED:
-        near = get_close_matches(name, KEYS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "docs/reference/kohya.md lists the keys"
-        return Problem(where, f"{name} is not a key of {table}", hint)
-    key = SUPPORTED[name]
-    if table not in key.tables:
-        return Problem(where, f"{name} cannot stand in {table}", f"put it into {' or '.join(key.tables)}")
-    return check_value(where, name, value)
-
-
-def check_value(where: str, name: str, value: Any) -> Problem | None:
-    """What is wrong with the value of a supported key, if anything."""
-    key = SUPPORTED[name]
-    shown = json.dumps(value, ensure_ascii=False, default=str)  # as TOML would write it
-    if not _is_kind(key, value):
-        return Problem(where, f"{name} is {shown}", f"it must be {key.kind}")
-    if key.least is not None and value < key.least:
-        return Problem(where, f"{name} is {shown}", f"it must be at least {key.least}")
-    if key.most is not None and value > key.most:
-        return Problem(where, f"{name} is {shown}", f"it must be at most {key.most}")
-    return None
-
-
-def _is_kind(key: Key, value: Any) -> bool:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if key.kind == TRUTH:
-        return isinstance(value, bool)
-    if key.kind == WHOLE:
-        return is_whole
-    if key.kind == NUMBER:
-        return is_whole or (isinstance(value, float) and value == value)
-    if key.kind == TEXT:
-        return isinstance(value, str)
-    if key.kind == SOME_TEXT:
-        return isinstance(value, str) and value != ""
-    if key.kind.startswith("{"):
-        attributes = value.items() if isinstance(value, dict) else [("", None)]
-        return all(name == "diff_output_preservation" and isinstance(on, bool) for name, on in attributes)
-    if key.kind.startswith("one of"):
-        return value in INTERPOLATIONS
-    sides = value if isinstance(value, list) and len(value) == 2 else [value]
-    return all(isinstance(side, int) and not isinstance(side, bool) and side >= 16 for side in sides)
+SCHEMAS = {table: _schema(table) for table in TABLES}
