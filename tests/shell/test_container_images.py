@@ -72,7 +72,7 @@ def base() -> str:
 
 
 def build(base: str, kind: str, *options: str) -> str:
-    """The image's name; says how long it took (pytest -s)."""
+    """Build an image and return its name; prints how long it took (pytest -s)."""
     name, started = f"localhost/flux-dreambooth-{kind}", time.monotonic()
     shared = ["bud", "--layers", *CHROOT, "--format", "docker", "--build-arg", f"BASE={base}"]
     buildah(*shared, *options, "--file", f"Dockerfile.{kind}", "--tag", name, ".")
@@ -81,12 +81,16 @@ def build(base: str, kind: str, *options: str) -> str:
 
 
 @contextmanager
-def container(image: str, folders: Path | None = None) -> Iterator[list[str]]:
-    """The words that run something in it as a user without a name, with these folders mounted as the launchers do."""
+def container(image: str, folders: Path | None = None, *variables: str) -> Iterator[list[str]]:
+    """The words that run something in it as a user without a name, with these folders mounted as the launchers do.
+
+    variables: NAME=VALUE, for its environment.
+    """
     name = buildah("from", image).strip()
     mounts = [f"--volume={folder}:/flux/{folder.name}:rw" for folder in sorted(folders.iterdir())] if folders else []
+    env = [f"--env={variable}" for variable in variables]
     try:
-        yield ["buildah", "run", *CHROOT, "--user", "{}:{}".format(*USER), *mounts, name, "--"]
+        yield ["buildah", "run", *CHROOT, "--user", "{}:{}".format(*USER), *env, *mounts, name, "--"]
     finally:
         buildah("rm", name)
 
@@ -145,13 +149,21 @@ def test_the_training_image(base: str, tiny_flux, tmp_path: Path):
         entry = [*run, *asked["Entrypoint"]]
         done = subprocess.run([*entry, "python", "-c", program], capture_output=True, text=True)
         assert "/opt/venv" not in done.stdout and done.returncode == 0, done.stderr
-        done = subprocess.run([*entry, "python", "-m", "trainer", "--help"], capture_output=True, text=True)
-        assert done.returncode == 0 and "train a LoRA" in done.stdout
+        for words, text in (["--help"], "train a LoRA"), (["bench", "--help"], "--setting"):
+            done = subprocess.run([*entry, "python", "-m", "trainer", *words], capture_output=True, text=True)
+            assert done.returncode == 0 and text in done.stdout, done.stderr
         training = [*entry, "python", "-m", "trainer", "train", *TINY]
         done = subprocess.run([*training, "--max_train_steps=2"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert (here / "models/loras/tj.safetensors").stat().st_uid == USER[0]
         a_stop_saves([*training, "--max_train_steps=5000", "--output_name=long"], here, tmp_path / "log")
+    with container(image, here, "ACCELERATE_USE_CPU=true") as run:
+        two = [*run, *asked["Entrypoint"], "--num_processes=2", "python", "-m", "trainer", "train", *TINY]
+        flags = ["--max_train_steps=2", "--output_name=two", "--save_state_on_train_end"]
+        done = subprocess.run([*two, *flags], capture_output=True, text=True)
+        assert done.returncode == 0 and (here / "models/loras/two.safetensors").exists(), done.stderr[-3000:]
+        (state,) = (here / "runs/two").glob("state-*/*.json")
+        assert '"world_size": 2' in state.read_text()
 
 
 def test_the_demo_needs_nothing_but_its_image(base: str, tmp_path: Path):
@@ -191,6 +203,9 @@ def test_the_inference_image(base: str, tmp_path: Path):
     (here / "runs/tj/log.jsonl").write_text('{"kind": "start", "step": 0, "total_steps": 9, "epochs": 1}\n')
     log = tmp_path / "log"
     with container(image, here) as run:
+        done = subprocess.run([*run, *asked["Entrypoint"]], capture_output=True, text=True)
+        assert done.returncode == 1 and "models/vae/ae.safetensors is missing." in done.stderr
+    with container(image, here, "FLUX_FIRST_WORKFLOW=mini_base") as run:
         options = ["--listen", "127.0.0.1", "--port", ADDRESS.rpartition(":")[2], "--cpu"]
         with in_background([*run, *asked["Entrypoint"], *options], log) as server:
             stats = wait_until(lambda: answer("/system_stats"), log)
