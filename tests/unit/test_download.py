@@ -47,7 +47,7 @@ def test_everything_arrives_in_the_shared_layout(hub: FakeHub, capfd):
     assert download() == 0
     assert models_here() == {target: hub.files[repo][path] for target, (repo, path) in LAYOUT.items()}
     text = "".join(capfd.readouterr())
-    assert "All is whole." in text and "whole: models/checkpoints/flux1-dev.safetensors" in text
+    assert "All files are complete." in text and "complete: models/checkpoints/flux1-dev.safetensors" in text
     assert hub.token not in text and "Signature" not in text
     assert Path("models/vae/ae.safetensors").stat().st_mode & 0o777 == 0o644
 
@@ -65,7 +65,7 @@ def test_a_second_run_fetches_and_reads_nothing(hub: FakeHub, monkeypatch, capfd
     monkeypatch.setattr("trainer.hub.jobs.digest_of", lambda *_: pytest.fail("it was read again"))
     assert download() == 0
     assert all(request.path.startswith("/api/") for request in hub.requests)
-    assert "0.00 GB to fetch" in capfd.readouterr().out
+    assert "0.00 GB to download" in capfd.readouterr().out
 
 
 def test_whole_files_of_the_user_are_taken_as_they_are(hub: FakeHub):
@@ -81,7 +81,7 @@ def test_whole_files_of_the_user_are_taken_as_they_are(hub: FakeHub):
 def test_dry_run_says_all_and_writes_nothing(hub: FakeHub, capfd):
     assert download("--dry-run") == 0
     text = capfd.readouterr().out
-    assert all(f"models/{target}" in text for target in LAYOUT) and "GB free" in text and "to fetch" in text
+    assert all(f"models/{target}" in text for target in LAYOUT) and "GB free" in text and "to download" in text
     assert not Path("models").exists()
     hub.accepted = False
     assert download("--dry-run") == Status.LICENCE_NOT_ACCEPTED
@@ -159,7 +159,7 @@ def test_verify_needs_no_network_after_a_download(hub: FakeHub, capfd, monkeypat
     hub.requests.clear()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert download("--verify") == 0
-    assert not hub.requests and capfd.readouterr().out.count("whole  ") == len(LAYOUT)
+    assert not hub.requests and capfd.readouterr().out.count("complete  ") == len(LAYOUT)
 
 
 def test_verify_finds_a_flipped_bit_that_size_and_time_hide(capfd):
@@ -179,7 +179,7 @@ def test_verify_names_what_is_missing_and_what_differs(capfd):
     assert download("--only", "ae") == 0
     assert download("--only", "ae", "--verify") == 0
     assert download("--only", "ae", "clip_l", "--verify") == Status.MISSING
-    assert "clip_l.safetensors: there is no such file" in capfd.readouterr().err
+    assert "clip_l.safetensors: no such file" in capfd.readouterr().err
     Path("models/vae/ae.safetensors").write_bytes(b"short")
     assert download("--only", "ae", "clip_l", "--verify") == Status.WRONG_BYTES
     assert "has 5 bytes" in capfd.readouterr().err

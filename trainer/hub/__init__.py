@@ -1,7 +1,8 @@
-"""Model files from the Hugging Face hub, whole or not at all.
+"""Model files from the Hugging Face Hub.
 
-    wanted ► api ► plan ► fetch ► record
+    wanted > api > jobs > fetch > record
 
-`huggingface_hub` does the talking: endpoint, login, sessions, redirects, errors. The bytes of a file are asked for
-range by range, because the library's own download of a file begins anew when the program has been ended.
+`huggingface_hub` handles endpoint, login, sessions, redirects and errors. This package requests the bytes itself, in
+ranges, because the library starts a file again from its beginning after the program has been interrupted. A file gets
+its final name only when it is complete and its checksum is right.
 """

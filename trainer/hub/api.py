@@ -1,4 +1,4 @@
-"""What the hub states about files, and their bytes."""
+"""The files that the Hub lists, and their bytes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,15 @@ import httpx2
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-from trainer.common.problems import Problem, redact
+from trainer.common.problems import redact
 from trainer.hub.errors import DownloadFailed, DownloadProblem, NotTheHub, Status
 
-TOKEN = re.compile(r"[!-~]+")  # what an HTTP header can carry
+TOKEN = re.compile(r"[!-~]+")  # the characters that an HTTP header can carry
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the hub states it. digest: hex SHA-256 of a large file (LFS), git's SHA-1 of a small one."""
+    """A file as the Hub lists it. digest: hex SHA-256 of a large file (in LFS), git's SHA-1 of a small one."""
 
     repository: str
     commit: str
@@ -28,13 +28,13 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub and who we are to it. The token is never printed."""
+    """A Hub server and the token for it, which is never printed."""
 
     endpoint: str
     token: str | None = field(repr=False)
 
     def listing(self, repository: str) -> Mapping[str, HubFile]:
-        """The files of a repository's main branch by path. Raises the library's errors and `NotTheHub`."""
+        """The files on a repository's main branch, by path. Raises the library's errors and `NotTheHub`."""
         api = HfApi(endpoint=self.endpoint, token=self._token_or_none())
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         try:
@@ -43,20 +43,20 @@ class Hub:
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             if isinstance(error, httpx2.HTTPError):
                 raise
-            raise NotTheHub(f"its list of {repository} is not one") from error
+            raise NotTheHub(f"an unreadable file list for {repository}") from error
         return {file.path: file for file in files}
 
     def check_access(self, file: HubFile) -> None:
-        """Ask for a file's head: raises the library's errors where we may not read it, `NotTheHub` for a stranger."""
+        """Request a file's headers. Raises the library's errors if access is denied, `NotTheHub` for another server."""
         found = get_hf_file_metadata(self._url(file), token=self._token_or_none(), endpoint=self.endpoint)
         if found.commit_hash is None:
-            raise NotTheHub("a page without the hub's headers")
+            raise NotTheHub("a page without the Hub's headers")
 
     @contextmanager
     def bytes_of(self, file: HubFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """The file's bytes from `start`, or from 0 where the server does not know ranges: (first byte, chunks).
+        """(position of the first byte, chunks of bytes): the file from `start`, or from 0 if the server ignores ranges.
 
-        Raises the library's errors, and `NotTheHub` before the first byte if what comes is not this file.
+        Raises the library's errors, and `NotTheHub` before the first byte if the answer is not this file.
         """
         headers = build_hf_headers(token=self._token_or_none())
         headers |= {"accept-encoding": "identity"} | ({"range": f"bytes={start}-"} if start else {})
@@ -65,14 +65,14 @@ class Hub:
             self._url(file),
             headers=headers,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            retry_on_exceptions=(),  # `fetch` tries again, from where it was
+            retry_on_exceptions=(),  # `fetch` retries, and continues where it stopped
             retry_on_status_codes=(),
         ) as response:
             hf_raise_for_status(response)
             yield _first_byte(response, start, file.size), response.iter_bytes()
 
     def scrub(self, text: str) -> str:
-        """The text without the token."""
+        """The text with the token blotted out."""
         return redact(text.replace(self.token, "[secret]") if self.token else text)
 
     def _token_or_none(self) -> str | bool:
@@ -83,11 +83,12 @@ class Hub:
 
 
 def connect() -> Hub:
-    """The hub of HF_ENDPOINT, with the token of HF_TOKEN or of the saved login. Raises `DownloadFailed`."""
+    """The Hub at HF_ENDPOINT, with the token from HF_TOKEN or the saved login. Raises `DownloadFailed`."""
     token = get_token()
     if token is not None and not TOKEN.fullmatch(token):
-        problem = Problem("HF_TOKEN", "holds characters that no token has", "copy it again, without spaces and quotes")
-        raise DownloadFailed([DownloadProblem(Status.TOKEN_WRONG, problem)])
+        what = "contains characters that no token has"
+        hint = "copy it again, without spaces or quotes"
+        raise DownloadFailed([DownloadProblem("HF_TOKEN", what, hint, status=Status.TOKEN_WRONG)])
     return Hub(constants.ENDPOINT, token)
 
 
@@ -95,7 +96,7 @@ def _stated(sibling: object) -> tuple[int, str]:
     lfs = getattr(sibling, "lfs", None)
     size, digest = (lfs.size, lfs.sha256) if lfs else (sibling.size, sibling.blob_id)  # type: ignore[attr-defined]
     if not isinstance(size, int) or not isinstance(digest, str):
-        raise ValueError("neither size nor digest")
+        raise ValueError("no size or no digest")
     return size, digest
 
 
@@ -104,7 +105,7 @@ def _first_byte(response: httpx2.Response, start: int, size: int) -> int:
         raise NotTheHub("a web page instead of the file")
     if response.status_code == 206:
         if response.headers.get("content-range", "").replace(" ", "") != f"bytes{start}-{size - 1}/{size}":
-            raise NotTheHub("another range than the one asked for")
+            raise NotTheHub("a range that was not requested")
         return start
     length = response.headers.get("content-length")
     if response.status_code != 200 or (length is None and start) or (length is not None and int(length) != size):

@@ -3,7 +3,7 @@
 import errno
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import httpx2
@@ -16,14 +16,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from trainer.common.problems import Problem
+from trainer.common.problems import Problem, Problems
 
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOG_IN = "export HF_TOKEN=… (https://huggingface.co/settings/tokens) or `hf auth login`, and run it again"
+CONTINUES = "it continues where it stopped"
 
 
 class Status(IntEnum):
-    """The exit statuses of `python -m trainer download`, beside 0, 2 (usage), 130 and 143 (signals)."""
+    """The exit statuses of `python -m trainer download`, next to 0, 2 (usage), 130 and 143 (signals)."""
 
     NOT_LOGGED_IN = 3
     TOKEN_WRONG = 4
@@ -43,19 +45,19 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True)
-class DownloadProblem:
-    """A problem and the exit status that stands for it."""
+class DownloadProblem(Problem):
+    """A problem with the exit status that it leads to."""
 
-    status: Status
-    cause: Problem
+    status: Status = field(kw_only=True)
 
 
-class DownloadFailed(Exception):
-    """Raised once, with every problem that was found; the first gives the exit status."""
+class DownloadFailed(Problems):
+    """Raised with every problem that was found, each once; the first decides the exit status."""
+
+    problems: tuple[DownloadProblem, ...]
 
     def __init__(self, problems: Iterable[DownloadProblem]):
-        self.problems = tuple(dict.fromkeys(problems))
-        super().__init__("\n".join(str(problem.cause) for problem in self.problems))
+        super().__init__(dict.fromkeys(problems))
 
     @property
     def status(self) -> int:
@@ -64,82 +66,92 @@ class DownloadFailed(Exception):
 
 
 class NotTheHub(Exception):
-    """An answer that no hub gives: a proxy's page, or a length that is not the file's."""
+    """An answer that the Hub never gives: a proxy's page, or a length that is not the file's."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether trying again may help."""
+    """Whether a retry may succeed."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in BUSY_STATUSES
     return isinstance(error, httpx2.TransportError) and not _is_proxy_error(error)
 
 
-def explain(error: Exception, repository: str, endpoint: str, has_token: bool) -> DownloadProblem:
-    """What an error of the network, the hub or the disk means for a person. Raises it if it is none of these."""
+def reason(error: Exception) -> str:
+    """A transient error in a few words, without addresses, which may carry a signature."""
+    if isinstance(error, HfHubHTTPError):
+        return _busy(error.response.status_code)
+    return f"no connection ({_short(error)})"
+
+
+def explain(error: Exception, repository: str, endpoint: str, has_token: bool) -> tuple[DownloadProblem, ...]:
+    """An error of the network, the Hub or the disk as problems for the user. Raises any other error."""
     card = f"{endpoint}/{repository}"
     if isinstance(error, DownloadFailed):
-        return error.problems[0]
+        return error.problems
     if isinstance(error, HfHubHTTPError):
-        return _explain_answer(error, repository, card, has_token)
+        return (_explain_answer(error, repository, card, has_token),)
     if isinstance(error, OfflineModeIsEnabled):
-        return _problem(Status.NO_NETWORK, endpoint, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run it again")
+        hint = "unset HF_HUB_OFFLINE and run it again"
+        return (DownloadProblem(endpoint, "HF_HUB_OFFLINE is set", hint, status=Status.NO_NETWORK),)
     if isinstance(error, NotTheHub | json.JSONDecodeError | httpx2.TooManyRedirects) or _is_proxy_error(error):
-        return _not_the_hub(_short(error), card)
+        return (_not_the_hub(_short(error), card),)
     if isinstance(error, httpx2.TransportError):
-        what = f"no connection: {_short(error)}"
-        return _problem(
-            Status.NO_NETWORK,
-            _origin(error) or endpoint,
-            what,
-            "check the network and run it again: it goes on from here",
-        )
+        hint = f"check the network and run it again: {CONTINUES}"
+        return (DownloadProblem(_origin(error) or endpoint, reason(error), hint, status=Status.NO_NETWORK),)
     if isinstance(error, OSError):
-        return _explain_disk(error)
+        return (_explain_disk(error),)
     raise error
 
 
 def _explain_answer(error: HfHubHTTPError, repository: str, card: str, has_token: bool) -> DownloadProblem:
-    status, headers = error.response.status_code, error.response.headers
-    log_in = "export HF_TOKEN=… (https://huggingface.co/settings/tokens), or `hf auth login`, and run it again"
-    if "html" in headers.get("content-type", "") and status < 500 and "x-error-code" not in headers:
-        return _not_the_hub(f"a web page with status {status}", card)
-    if isinstance(error, GatedRepoError) and status != 401:
-        hint = f"open {card}, log in as the token's owner, accept the licence there, and run it again"
-        return _problem(Status.LICENCE_NOT_ACCEPTED, repository, "its licence has not been accepted", hint)
-    if status == 401 and has_token:
-        what = "the hub does not accept the token (HF_TOKEN, or the saved login): wrong, expired or revoked"
-        return _problem(Status.TOKEN_WRONG, repository, what, log_in)
-    if isinstance(error, GatedRepoError):
-        hint = f"accept the licence at {card}, then {log_in}"
-        return _problem(Status.NOT_LOGGED_IN, repository, "only for people who are logged in, and you are not", hint)
-    if isinstance(error, RemoteEntryNotFoundError | RevisionNotFoundError):
-        return _problem(Status.NOT_FOUND, repository, "a file is not there any more", f"look at {card}/tree/main")
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        hint = f"look at {card}; if it is private, {log_in}"
-        return _problem(Status.NOT_FOUND, repository, "there is no such repository, or it is private", hint)
-    if status == 403:
-        what = f"the token may not read this repository: {error.server_message or 'forbidden'}"
-        hint = 'give the token the right "Read access to contents of all public gated repos you can access"'
-        return _problem(Status.TOKEN_TOO_NARROW, repository, what, f"{hint}: https://huggingface.co/settings/tokens")
-    if status in BUSY_STATUSES:
-        why = "too many requests" if status == 429 else f"error {status}"
-        hint = "wait some minutes and run it again: it goes on from here; what is whole stays"
-        return _problem(Status.HUB_BUSY, repository, f"the hub cannot answer now ({why})", hint)
-    return _not_the_hub(f"status {status}", card)
+    code, headers = error.response.status_code, error.response.headers
+    if "html" in headers.get("content-type", "") and code < 500 and "x-error-code" not in headers:
+        return _not_the_hub(f"a web page with status {code}", card)
+    if isinstance(error, GatedRepoError) and code != 401:
+        status, what = Status.LICENCE_NOT_ACCEPTED, "its licence has not been accepted"
+        hint = f"open {card}, log in as the token's owner, accept the licence, and run it again"
+    elif code == 401 and has_token:
+        status, hint = Status.TOKEN_WRONG, LOG_IN
+        what = "the Hub rejects the token (HF_TOKEN or the saved login): it is wrong, expired or revoked"
+    elif isinstance(error, GatedRepoError):
+        status, what = Status.NOT_LOGGED_IN, "requires a login, and there is no token"
+        hint = f"accept the licence at {card}, then {LOG_IN}"
+    elif isinstance(error, RemoteEntryNotFoundError | RevisionNotFoundError):
+        status, what, hint = Status.NOT_FOUND, "a file no longer exists", f"see {card}/tree/main"
+    elif isinstance(error, RepositoryNotFoundError) or code in (401, 404):
+        status, what = Status.NOT_FOUND, "the repository does not exist or is private"
+        hint = f"check {card}; if it is private, {LOG_IN}"
+    elif code == 403:
+        status, what = Status.TOKEN_TOO_NARROW, f"the token has no access to it: {error.server_message or 'forbidden'}"
+        right = "Read access to contents of all public gated repos you can access"
+        hint = f'give the token the permission "{right}": https://huggingface.co/settings/tokens'
+    elif code in BUSY_STATUSES:
+        status, what = Status.HUB_BUSY, _busy(code)
+        hint = f"run it again in a few minutes: {CONTINUES}"
+    else:
+        return _not_the_hub(f"status {code}", card)
+    return DownloadProblem(repository, what, hint, status=status)
+
+
+def _busy(code: int) -> str:
+    return "the Hub is busy (too many requests)" if code == 429 else f"the Hub is not available (error {code})"
 
 
 def _not_the_hub(what: str, card: str) -> DownloadProblem:
-    hint = f"a proxy or a login page stands between: open {card} in a browser here; see HTTPS_PROXY, SSL_CERT_FILE"
-    return _problem(Status.NOT_THE_HUB, card, f"something else than the hub answered: {what}", hint)
+    hint = (
+        f"a proxy or a login page may be in between: open {card} in a browser on this machine; "
+        "see HTTPS_PROXY and SSL_CERT_FILE"
+    )
+    return DownloadProblem(card, f"another server than the Hub answered: {what}", hint, status=Status.NOT_THE_HUB)
 
 
 def _explain_disk(error: OSError) -> DownloadProblem:
     where = str(error.filename or "the disk")
     if error.errno in FULL:
-        hint = "make room and run it again: it goes on from here; what is whole stays"
-        return _problem(Status.DISK_FULL, where, "the disk is full", hint)
-    hint = "give this user the right to write there, or name another folder with --models_dir"
-    return _problem(Status.NOT_WRITABLE, where, error.strerror or str(error), hint)
+        hint = f"free some space and run it again: {CONTINUES}"
+        return DownloadProblem(where, "the disk is full", hint, status=Status.DISK_FULL)
+    hint = "give this user write permission, or choose another folder with --models_dir"
+    return DownloadProblem(where, error.strerror or str(error), hint, status=Status.NOT_WRITABLE)
 
 
 def _is_proxy_error(error: Exception) -> bool:
@@ -147,7 +159,7 @@ def _is_proxy_error(error: Exception) -> bool:
 
 
 def _origin(error: httpx2.RequestError) -> str | None:
-    """The server that was asked, without the signature that an address may carry."""
+    """The server that was asked, without the rest of the address, which may carry a signature."""
     try:
         url = error.request.url
     except RuntimeError:
@@ -158,7 +170,3 @@ def _origin(error: httpx2.RequestError) -> str | None:
 def _short(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return first[0][:200] if first else type(error).__name__
-
-
-def _problem(status: Status, where: str, what: str, hint: str) -> DownloadProblem:
-    return DownloadProblem(status, Problem(where, what, hint))

@@ -1,38 +1,46 @@
-"""One file: received into a hidden part beside its final name, checked, then moved into place."""
+"""Download of one file: into a hidden partial file next to its final name, verified, then moved into place."""
 
 import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import httpx2
 
 from trainer.common.files import atomic_write
-from trainer.common.problems import Problem, Problems
+from trainer.common.problems import Problems
 from trainer.hub.api import Hub
 from trainer.hub.errors import DownloadFailed, DownloadProblem, NotTheHub, Status
 from trainer.hub.jobs import DIFFERENT, Job, digest_of
 from trainer.hub.patience import patiently
 
-ROUNDS = 2  # a file that arrives with wrong bytes is fetched once more from its start
+ROUNDS = 2  # a file that arrives with wrong bytes is downloaded once more from the start
 
 
 class Stopped(Exception):
-    """Raised in a thread that has been asked to end."""
+    """Raised in a thread that has been asked to stop."""
 
 
-def fetch(hub: Hub, job: Job, stop: threading.Event, report: Callable[[int], object]) -> None:
-    """Bring one file, going on from what an earlier run left of it.
+@dataclass(frozen=True)
+class Observer:
+    """Where a download reports to: count is called with the number of bytes that are there, say with a message."""
 
-    report: is told how many bytes are there. Raises `DownloadFailed`, `Stopped`, the library's errors and OSError; the
-    part stays for the next run.
+    count: Callable[[int], object]
+    say: Callable[[str], object]
+
+
+def fetch(hub: Hub, job: Job, stop: threading.Event, observer: Observer) -> None:
+    """Download one file, continuing from what an earlier run left.
+
+    Raises `DownloadFailed`, `Stopped`, the library's errors and OSError. The partial file stays for the next run.
     """
     job.part.parent.mkdir(parents=True, exist_ok=True)
     with _open_part(job) as part:
         for _ in range(ROUNDS):
-            _receive_rest(hub, job, part, stop, report)
+            _receive_rest(hub, job, part, stop, observer)
             os.fsync(part.fileno())
             if digest_of(job.part, job.file) == job.file.digest:
                 break
@@ -43,14 +51,12 @@ def fetch(hub: Hub, job: Job, stop: threading.Event, report: Callable[[int], obj
         if job.key == "lora":
             _check_lora(job)
         if job.state != DIFFERENT and job.path.exists():
-            hint = "move it away and run this again"
-            raise DownloadFailed(
-                [DownloadProblem(Status.IN_THE_WAY, Problem(str(job.path), "appeared in the meantime", hint))]
-            )
+            what, hint = "was created during the download", "move it away and run this again"
+            raise DownloadFailed([DownloadProblem(str(job.path), what, hint, status=Status.IN_THE_WAY)])
         atomic_write(job.path, lambda temporary: os.replace(job.part, temporary))
 
 
-def _receive_rest(hub: Hub, job: Job, part: BinaryIO, stop: threading.Event, report: Callable[[int], object]) -> None:
+def _receive_rest(hub: Hub, job: Job, part: BinaryIO, stop: threading.Event, observer: Observer) -> None:
     def size() -> int:
         return os.fstat(part.fileno()).st_size
 
@@ -61,7 +67,7 @@ def _receive_rest(hub: Hub, job: Job, part: BinaryIO, stop: threading.Event, rep
     def receive() -> None:
         with hub.bytes_of(job.file, size()) as (start, chunks):
             part.truncate(start)
-            report(start)
+            observer.count(start)
             for chunk in chunks:
                 if stop.is_set():
                     raise Stopped
@@ -70,32 +76,33 @@ def _receive_rest(hub: Hub, job: Job, part: BinaryIO, stop: threading.Event, rep
                     part.truncate(0)
                     raise NotTheHub(f"more than {job.file.size:,} bytes for {job.file.path}")
                 _write_all(part, chunk)
-                report(start)
+                observer.count(start)
         if start < job.file.size:
             raise httpx2.ReadError(f"{job.file.path} ended after {start:,} of {job.file.size:,} bytes")
 
     if size() > job.file.size:
         part.truncate(0)
     if size() < job.file.size:
-        patiently(receive, wait, progress=size)
-    report(job.file.size)
+        patiently(receive, job.path.name, observer.say, wait, progress=size)
+    observer.count(job.file.size)
 
 
 def _write_all(part: BinaryIO, chunk: bytes) -> None:
     left = memoryview(chunk)
-    while left:  # an unbuffered file may take less than it is given
+    while left:  # an unbuffered file may write less than it is given
         left = left[part.write(left) :]
 
 
 @contextmanager
 def _open_part(job: Job) -> Iterator[BinaryIO]:
-    """The part, opened at its end, for this process alone."""
+    """The partial file, opened for appending and locked by this process."""
     with job.part.open("ab", buffering=0) as part:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            problem = Problem(str(job.path), "another download is fetching it", "wait for that one")
-            raise DownloadFailed([DownloadProblem(Status.ANOTHER_DOWNLOAD, problem)]) from None
+            what, hint = "another process is downloading it", "wait for that one"
+            problem = DownloadProblem(str(job.path), what, hint, status=Status.ANOTHER_DOWNLOAD)
+            raise DownloadFailed([problem]) from None
         try:
             yield part  # type: ignore[misc]
         except OSError as error:
@@ -104,19 +111,19 @@ def _open_part(job: Job) -> Iterator[BinaryIO]:
 
 
 def _wrong_bytes(job: Job) -> DownloadFailed:
-    what = f"what arrived, {ROUNDS} times, is not what the hub states: its digest is not {job.file.digest}"
-    hint = "a proxy or a mirror changes the bytes: try another network, or without HF_ENDPOINT"
-    return DownloadFailed([DownloadProblem(Status.WRONG_BYTES, Problem(str(job.path), what, hint))])
+    what = f"arrived {ROUNDS} times with other bytes than the Hub lists: its digest is not {job.file.digest}"
+    hint = "a proxy or a mirror changes the bytes: try another network, or unset HF_ENDPOINT"
+    return DownloadFailed([DownloadProblem(str(job.path), what, hint, status=Status.WRONG_BYTES)])
 
 
 def _check_lora(job: Job) -> None:
-    """What `python -m trainer info` finds in it is what makes it a LoRA."""
-    from trainer.lora.info import describe  # brings peft and transformers, which take seconds to load
+    """A file is a LoRA if `python -m trainer info` can describe it."""
+    from trainer.lora.info import describe
 
     try:
         describe(job.part)
     except Problems as found:
         job.part.unlink()
-        what = f"is not a LoRA that can be used: {found.problems[0].what}"
-        where = f"{job.file.repository}/{job.file.path}"
-        raise DownloadFailed([DownloadProblem(Status.NOT_A_LORA, Problem(where, what, "name another one"))]) from found
+        where, what = f"{job.file.repository}/{job.file.path}", f"is not a usable LoRA: {found.problems[0].what}"
+        problem = DownloadProblem(where, what, "choose another file", status=Status.NOT_A_LORA)
+        raise DownloadFailed([problem]) from found

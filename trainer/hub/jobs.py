@@ -1,4 +1,4 @@
-"""What is there, what is to be fetched, and all that stands against it, found before the first byte."""
+"""Which files are there, which have to be downloaded, and every problem that can be found before the first byte."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from trainer.common.disk import Share, shortage, write_problems
 from trainer.common.files import out_of_reach, sha256_file
-from trainer.common.problems import Problem
 from trainer.hub.api import Hub, HubFile
 from trainer.hub.errors import DownloadFailed, DownloadProblem, Status, explain
 from trainer.hub.patience import patiently
 from trainer.hub.record import Record
 from trainer.hub.wanted import Wanted
 
-WHOLE, MISSING, DIFFERENT = "whole", "missing", "different"
+COMPLETE, MISSING, DIFFERENT = "complete", "missing", "different"
+LARGE = 1 << 30  # bytes; hashing a larger file takes long enough to say so
 
 
 @dataclass(frozen=True)
 class Job:
-    """A file of the hub and where it goes; state: WHOLE, MISSING or DIFFERENT."""
+    """A file on the Hub and where it goes. state: COMPLETE, MISSING or DIFFERENT."""
 
     key: str
     file: HubFile
@@ -29,24 +29,26 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """The final name."""
+        """The file's final name."""
         return self.models / self.target
 
     @property
     def part(self) -> Path:
-        """The name while it is unfinished: of this very content, on the same disk, no model to any program."""
+        """Its name until it is complete: specific to this content, on the same disk, hidden from other programs."""
         return self.path.with_name(f".{self.path.name}.{self.file.digest[:12]}.part")
 
     @property
     def missing_bytes(self) -> int:
-        """What is still to come."""
+        """Bytes that have not been downloaded yet."""
         return self.file.size - (self.part.stat().st_size if self.part.is_file() else 0)
 
 
-def find_jobs(hub: Hub, wanted: Sequence[Wanted], models: Path, stated: Record | None = None) -> list[Job]:
-    """One job for each file, not looked at yet. Raises `DownloadFailed`.
+def find_jobs(
+    hub: Hub, wanted: Sequence[Wanted], models: Path, say: Callable[[str], object], stated: Record | None = None
+) -> list[Job]:
+    """One job per file, without its state. Raises `DownloadFailed`.
 
-    stated: a record to take the hub's word from, where it has one; else the hub is asked.
+    stated: a record whose listings are used instead of the Hub's, where it has them.
     """
     listings: dict[str, Mapping[str, HubFile]] = {}
     jobs, problems = [], []
@@ -55,10 +57,13 @@ def find_jobs(hub: Hub, wanted: Sequence[Wanted], models: Path, stated: Record |
         if known and all(_select(want, known) for want in wanted if want.repository == repository):
             listings[repository] = known
             continue
+        say(f"reading the list of files of {repository}")
         try:
-            listings[repository] = patiently(lambda name=repository: hub.listing(name))
+            listings[repository] = patiently(lambda name=repository: hub.listing(name), repository, say)
         except Exception as error:
-            problems.append(explain(error, repository, hub.endpoint, hub.token is not None))
+            problems += explain(error, repository, hub.endpoint, hub.token is not None)
+        if any(problem.status == Status.NO_NETWORK for problem in problems):
+            break  # the other repositories are on the same server
     for want in wanted:
         listing = listings.get(want.repository)
         if listing is not None:
@@ -70,64 +75,66 @@ def find_jobs(hub: Hub, wanted: Sequence[Wanted], models: Path, stated: Record |
     return jobs
 
 
-def look_at(job: Job, record: Record, read_anyway: bool = False, say: Callable[[str], object] = print) -> Job:
-    """The job with its state. read_anyway: hash the file even if the record knows it whole."""
+def with_state(job: Job, record: Record, say: Callable[[str], object], read_anyway: bool = False) -> Job:
+    """The job with its state. read_anyway: hash the file even if the record lists it as verified."""
     if not job.path.exists() and not job.path.is_symlink():
         return replace(job, state=MISSING)
-    if not read_anyway and record.knows_whole(job.models, job.target, job.file):
-        return replace(job, state=WHOLE)
+    if not read_anyway and record.is_verified(job.models, job.target, job.file):
+        return replace(job, state=COMPLETE)
     if not job.path.is_file() or job.path.stat().st_size != job.file.size:
         return replace(job, state=DIFFERENT)
-    if job.file.size > 1 << 30:
-        say(f"reading {job.path} ({job.file.size / 1e9:.1f} GB)")
-    return replace(job, state=WHOLE if digest_of(job.path, job.file) == job.file.digest else DIFFERENT)
+    if job.file.size > LARGE:
+        say(f"hashing {job.path} ({job.file.size / 1e9:.1f} GB)")
+    return replace(job, state=COMPLETE if digest_of(job.path, job.file) == job.file.digest else DIFFERENT)
 
 
 def digest_of(path: Path, file: HubFile) -> str:
-    """The content's digest, of the kind that the hub states for this file."""
+    """The digest of a file's content, of the kind that the Hub lists for it."""
     if len(file.digest) == 64:
         return sha256_file(path)
     content = path.read_bytes()  # small: not in LFS
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
 
 
-def obstacles(hub: Hub, jobs: Sequence[Job], replace_different: bool) -> list[DownloadProblem]:
-    """All that stands against fetching what is not whole."""
-    due = [job for job in jobs if job.state != WHOLE]
+def obstacles(
+    hub: Hub, jobs: Sequence[Job], replace_different: bool, say: Callable[[str], object]
+) -> list[DownloadProblem]:
+    """Everything that would make downloading these jobs fail."""
+    due = [job for job in jobs if job.state != COMPLETE]
     problems = [] if replace_different else [_in_the_way(job) for job in due if job.state == DIFFERENT]
     for repository in dict.fromkeys(job.file.repository for job in due):
         first = next(job.file for job in due if job.file.repository == repository)
         try:
-            patiently(lambda file=first: hub.check_access(file))
+            patiently(lambda file=first: hub.check_access(file), repository, say)
         except Exception as error:
-            problems.append(explain(error, repository, hub.endpoint, hub.token is not None))
+            problems += explain(error, repository, hub.endpoint, hub.token is not None)
     folders = dict.fromkeys(job.path.parent for job in due)
-    locked = write_problems(("--models_dir", folder) for folder in folders)
-    problems += [DownloadProblem(Status.NOT_WRITABLE, problem) for problem in locked]
+    for locked in write_problems(("--models_dir", folder) for folder in folders):
+        problems.append(DownloadProblem(locked.where, locked.what, locked.hint, status=Status.NOT_WRITABLE))
     shares = [Share(job.path.parent, job.path.name, job.missing_bytes) for job in due]
-    hint = "make room, or take less with --only or --fp8; nothing has been fetched yet"
-    lines = shortage([shares]) if shares else []
-    problems += [DownloadProblem(Status.DISK_FULL, Problem("not enough room", line, hint)) for line in lines]
+    hint = "free some space, or download less with --only or --fp8; nothing has been downloaded yet"
+    for line in shortage([shares]) if shares else []:
+        problems.append(DownloadProblem("not enough disk space", line, hint, status=Status.DISK_FULL))
     return problems
 
 
 def difference(job: Job) -> str:
-    """How a file that is there differs from what the hub states."""
+    """How an existing file differs from the one on the Hub."""
     if why := out_of_reach(job.path):
-        return f"cannot be looked at: {why}"
+        return f"cannot be accessed: {why}"
     if job.path.is_symlink() and not job.path.exists():
-        return "is a link to a file that is not there"
+        return "is a link to a file that does not exist"
     if not job.path.is_file():
-        return "is not a file"
+        return "is not a regular file"
     size = job.path.stat().st_size
     if size != job.file.size:
         return f"has {size:,} bytes; {job.file.path} of {job.file.repository} has {job.file.size:,}"
-    return f"has other content than {job.file.path} of {job.file.repository}"
+    return f"has the size of {job.file.path} of {job.file.repository}, but other content"
 
 
 def _in_the_way(job: Job) -> DownloadProblem:
-    hint = "move it away, or give --replace: it is replaced when the new one is whole"
-    return DownloadProblem(Status.IN_THE_WAY, Problem(str(job.path), difference(job), hint))
+    hint = "move it away, or add --replace: it is replaced once the new file is complete"
+    return DownloadProblem(str(job.path), difference(job), hint, status=Status.IN_THE_WAY)
 
 
 def _select(want: Wanted, listing: Mapping[str, HubFile]) -> list[HubFile]:
@@ -148,16 +155,12 @@ def _target(want: Wanted, file: HubFile) -> str:
 
 
 def _not_listed(want: Wanted, listing: Mapping[str, HubFile]) -> DownloadProblem:
+    found = [file.path for file in _safetensors(listing)]
     if want.source:
-        return DownloadProblem(
-            Status.NOT_FOUND, Problem(want.repository, f"has no {want.source}", "see its list of files")
-        )
-    several = [file.path for file in _safetensors(listing)]
-    if several:
-        hint = f"name one, as in --lora {want.repository}/{several[0]}"
-        return DownloadProblem(
-            Status.NOT_FOUND, Problem(want.repository, f"has several files: {', '.join(several)}", hint)
-        )
-    return DownloadProblem(
-        Status.NOT_FOUND, Problem(want.repository, "has no .safetensors file", "name another repository")
-    )
+        what, hint = f"has no {want.source}", "check the repository's list of files"
+    elif found:
+        what = f"has several files: {', '.join(found)}"
+        hint = f"choose one, as in --lora {want.repository}/{found[0]}"
+    else:
+        what, hint = "has no .safetensors file", "choose another repository"
+    return DownloadProblem(want.repository, what, hint, status=Status.NOT_FOUND)

@@ -1,4 +1,4 @@
-"""Trying again: what may pass by itself is given some time, what will not is told at once."""
+"""Retries: a failure that may be temporary is retried and reported, any other is raised at once."""
 
 import time
 from collections.abc import Callable
@@ -6,38 +6,51 @@ from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from trainer.hub.errors import is_transient
+from trainer.hub.errors import is_transient, reason
 
-WAITS = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further try
-LONGEST_WAIT = 300.0  # however long the hub asks for
+WAITS = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each retry
+MAX_WAIT = 300.0  # seconds, whatever the Hub asks for
 T = TypeVar("T")
 
 
 def patiently(
     call: Callable[[], T],
+    what: str,
+    say: Callable[[str], object],
     wait: Callable[[float], object] = time.sleep,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
-    """The call's result, tried again after errors that may pass; raises the last one.
+    """The call's result, after retries if it fails with a temporary error. Raises the last error.
 
-    wait: how to wait that many seconds; progress: a number that grows when a failed try has brought something,
-    after which the tries are counted anew.
+    what: what the call is for, named in the message about a retry. wait: waits that many seconds. progress: a number
+    that grows if a failed attempt has achieved something, after which the retries are counted from the start.
     """
     failures = 0
     while True:
-        before = progress()
+        before, began = progress(), time.monotonic()
         try:
             return call()
         except Exception as error:
             failures = 1 if progress() > before else failures + 1
             if not is_transient(error) or failures > len(WAITS):
                 raise
-            wait(max(WAITS[failures - 1], _asked_for(error)))
+            asked = _asked_for(error)
+            seconds = max(WAITS[failures - 1], asked)
+            left = _seconds_left(failures, asked, time.monotonic() - began)
+            number = f"retry {failures} of {len(WAITS)} in {seconds:.0f} s"
+            say(f"{what}: {reason(error)}; {number}, giving up in about {left:.0f} s")
+            wait(seconds)
+
+
+def _seconds_left(failures: int, asked: float, attempt: float) -> float:
+    """How long the remaining retries take if each waits as long and fails as slowly as the last one."""
+    waits = WAITS[failures - 1 :]
+    return sum(max(seconds, asked) for seconds in waits) + attempt * len(waits)
 
 
 def _asked_for(error: Exception) -> float:
-    """What a Retry-After header says, in seconds; 0 without one."""
+    """The seconds in a Retry-After header; 0 without one."""
     if not isinstance(error, HfHubHTTPError):
         return 0
     text = error.response.headers.get("retry-after", "")
-    return min(float(text), LONGEST_WAIT) if text.isdigit() else 0
+    return min(float(text), MAX_WAIT) if text.isdigit() else 0

@@ -1,4 +1,4 @@
-"""What was found whole, so that 34 GB need not be hashed each time, and what the hub stated of it."""
+"""Which files were verified, so that 34 GB are not hashed on every run, and what the Hub listed for them."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,20 +9,20 @@ from typing import Any
 from trainer.common.files import write_json
 from trainer.hub.api import HubFile
 
-RECORD = Path(".download", "record.json")  # below models/
+RECORD = Path(".download", "record.json")  # in models/
 
 
 @dataclass(frozen=True)
 class Record:
-    """stated: the hub's files by their target below models/; seen: size and time of the file that was whole."""
+    """Files by their path in models/. stated: as the Hub listed them; seen: size and mtime when last verified."""
 
     stated: Mapping[str, HubFile]
     seen: Mapping[str, tuple[int, int]]
 
-    def knows_whole(self, models: Path, target: str, file: HubFile) -> bool:
-        """Whether the file at `target` is one that was found whole and was not written since.
+    def is_verified(self, models: Path, target: str, file: HubFile) -> bool:
+        """Whether the file at `target` was verified and has not been written since.
 
-        A tokenizer or autoencoder that came from another repository of the family stays as it is.
+        A tokenizer or an autoencoder from another repository of the family counts too: either serves all of them.
         """
         known = self.stated.get(target)
         if known is None or self.seen.get(target) != _seen(models / target):
@@ -30,11 +30,11 @@ class Record:
         return known.repository != file.repository or known.digest == file.digest
 
     def listing(self, repository: str) -> Mapping[str, HubFile]:
-        """The files of a repository that the hub stated when they were downloaded, by their path there."""
+        """The files of a repository as listed when they were downloaded, by their path there."""
         return {file.path: file for file in self.stated.values() if file.repository == repository}
 
-    def with_whole(self, models: Path, targets: Iterable[tuple[str, HubFile]]) -> "Record":
-        """The record with files that have just been found whole."""
+    def with_verified(self, models: Path, targets: Iterable[tuple[str, HubFile]]) -> "Record":
+        """The record plus files that have just been verified."""
         stated, seen = dict(self.stated), dict(self.seen)
         for target, file in targets:
             stated[target], seen[target] = file, _seen(models / target)
@@ -42,13 +42,13 @@ class Record:
 
 
 def load_record(models: Path) -> Record:
-    """The record of a folder of models; an empty one where there is none or it cannot be read."""
+    """The record in `models`; an empty one if there is none or it cannot be read."""
     try:
         held: dict[str, Any] = json.loads((models / RECORD).read_text(encoding="utf-8"))
         stated = {target: HubFile(**entry["stated"]) for target, entry in held.items()}
         seen = {target: (int(entry["seen"][0]), int(entry["seen"][1])) for target, entry in held.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
-        return Record({}, {})  # costs no more than hashing the files again
+        return Record({}, {})  # the files are hashed again, nothing worse
     return Record(stated, seen)
 
 

@@ -1,9 +1,9 @@
-"""All files at once, in threads, with their progress."""
+"""Downloads several files at a time, in threads, and shows their progress."""
 
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -12,34 +12,34 @@ from tqdm import tqdm
 from trainer.common.process import announce
 from trainer.hub.api import Hub
 from trainer.hub.errors import DownloadFailed, DownloadProblem, explain
-from trainer.hub.fetch import fetch
+from trainer.hub.fetch import Observer, fetch
 from trainer.hub.jobs import Job
 from trainer.hub.record import Record, save_record
 
-AT_ONCE = 4
-LINE_EVERY_SECONDS = 15.0  # where there is no terminal to redraw
+AT_ONCE = 4  # files
+LINE_EVERY_SECONDS = 15.0  # if stderr is not a terminal
 
 
 def fetch_all(hub: Hub, jobs: Sequence[Job], models: Path, record: Record) -> Record:
-    """Fetch every job and return the record with them. Raises `DownloadFailed` with all that failed.
+    """Download every job and return the record with them. Raises `DownloadFailed` with all failures.
 
-    A failure does not end the others: what is whole is kept and recorded.
+    A failure does not stop the other files: those that are complete are kept and recorded.
     """
     stop, problems = threading.Event(), []
-    meter = Meter(jobs)
+    meter = Meter(jobs, hub.scrub)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         largest_first = sorted(jobs, key=lambda job: -job.file.size)
-        running = {pool.submit(fetch, hub, job, stop, meter.reporter(job)): job for job in largest_first}
+        running = {pool.submit(fetch, hub, job, stop, meter.observer(job)): job for job in largest_first}
         try:
             while running:
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = running.pop(future)
-                    problems += _problem_of(future, hub, job)
+                    problems += _problems_of(future, hub, job)
                     if not future.exception():
-                        record = record.with_whole(models, [(job.target, job.file)])
+                        record = record.with_verified(models, [(job.target, job.file)])
                         save_record(models, record)
-                        meter.say(f"whole: {job.path}")
+                        meter.say(f"complete: {job.path}")
                 meter.show()
         except BaseException:
             stop.set()
@@ -52,36 +52,37 @@ def fetch_all(hub: Hub, jobs: Sequence[Job], models: Path, record: Record) -> Re
     return record
 
 
-def _problem_of(future: Future[None], hub: Hub, job: Job) -> list[DownloadProblem]:
+def _problems_of(future: Future[None], hub: Hub, job: Job) -> tuple[DownloadProblem, ...]:
     error = future.exception()
     if error is None:
-        return []
+        return ()
     if not isinstance(error, Exception):
         raise error
-    return [explain(error, job.file.repository, hub.endpoint, hub.token is not None)]
+    return explain(error, job.file.repository, hub.endpoint, hub.token is not None)
 
 
 class Meter:
-    """Progress of each file and of all: bars on a terminal, a line now and then elsewhere."""
+    """Shows the progress of each file and of all: bars on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, jobs: Sequence[Job]):
+    def __init__(self, jobs: Sequence[Job], scrub: Callable[[str], str]):
+        self.scrub = scrub
         self.sizes = {job.target: job.file.size for job in jobs}
         self.there = {job.target: job.file.size - job.missing_bytes for job in jobs}
         self.began, self.at_first = time.monotonic(), sum(self.there.values())
         self.last_line = self.began
         self.bars = [self._bar(name, size) for name, size in self.sizes.items()] if sys.stderr.isatty() else []
-        self.total = self._bar("in total", sum(self.sizes.values())) if self.bars else None
+        self.total = self._bar("total", sum(self.sizes.values())) if self.bars else None
 
-    def reporter(self, job: Job):
-        """A function for the thread of one file to tell how many bytes are there."""
+    def observer(self, job: Job) -> Observer:
+        """What the thread that downloads this file reports to."""
 
-        def report(count: int) -> None:
-            self.there[job.target] = count
+        def count(there: int) -> None:
+            self.there[job.target] = there
 
-        return report
+        return Observer(count, self.say)
 
     def show(self) -> None:
-        """Bring the display up to date."""
+        """Refresh the display."""
         there = sum(self.there.values())
         if self.total is not None:
             for bar, count in zip([*self.bars, self.total], [*self.there.values(), there], strict=True):
@@ -92,7 +93,7 @@ class Meter:
             announce(self.line())
 
     def line(self) -> str:
-        """As "4.2 of 33.9 GB (12%), 110 MB/s: flux1-dev.safetensors 9%, …", files under way only."""
+        """As "4.2 of 33.9 GB (12%), 110 MB/s: flux1-dev.safetensors 9%, …", unfinished files only."""
         there, size = sum(self.there.values()), sum(self.sizes.values())
         speed = (there - self.at_first) / max(time.monotonic() - self.began, 1e-3)
         parts = [
@@ -104,11 +105,12 @@ class Meter:
         return f"{total}: {', '.join(parts)}" if parts else total
 
     def say(self, text: str) -> None:
-        """A line that does not disturb the bars."""
+        """Print a line without breaking the bars."""
+        text = self.scrub(text)
         tqdm.write(text, file=sys.stderr) if self.bars else announce(text)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Show the final state and close the bars."""
         self.show()
         for bar in [*self.bars, *([self.total] if self.total is not None else [])]:
             bar.close()

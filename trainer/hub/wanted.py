@@ -1,4 +1,4 @@
-"""Which files are wanted, where the hub keeps them, and where they go: the layout of ComfyUI and the trainer."""
+"""Which files to download, from which repository, into which folder: the layout of ComfyUI and the trainer."""
 
 import re
 from collections.abc import Collection
@@ -15,10 +15,10 @@ KEYS = (*(file.key for file in FLUX1.files), TOKENIZERS)
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file, or a folder with all that is in it, of a repository.
+    """A file of a repository, or a folder with everything in it.
 
-    source: its path there; one that ends with "/" is a folder; "" is the repository's only .safetensors file.
-    target: its path below models/.
+    source: its path there; a folder ends with "/"; "" means the repository's only .safetensors file. target: its path
+    in models/.
     """
 
     key: str
@@ -52,13 +52,13 @@ def _source(file: ModelFile, base: BaseModel, fp8: bool) -> Source:
 
 
 def lora(name: str) -> Wanted:
-    """A LoRA named "owner/name" or, where the repository holds several, "owner/name/file.safetensors".
+    """A LoRA given as "owner/name" or, if the repository has several, as "owner/name/file.safetensors".
 
-    The first is kept as loras/name.safetensors, the second under its file's own name. Raises `Problems`.
+    The first is saved as loras/name.safetensors, the second under the file's own name. Raises `Problems`.
     """
     found = LORA.fullmatch(name.removeprefix("https://huggingface.co/").rstrip("/"))
     if found is None or ".." in name:
-        hint = "as in --lora owner/name, or --lora owner/name/file.safetensors"
-        raise Problems([Problem(f"--lora {name}", "does not name a repository of the hub", hint)])
+        hint = "write --lora owner/name or --lora owner/name/file.safetensors"
+        raise Problems([Problem(f"--lora {name}", "is not the name of a repository on the Hub", hint)])
     target = PurePosixPath(found["source"] or "").name or f"{found['name']}.safetensors"
     return Wanted("lora", f"{found['owner']}/{found['name']}", found["source"] or "", f"loras/{target}")

@@ -3,15 +3,17 @@
 import errno
 import fcntl
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.fake_hub import PAGE, Cut, FakeHub
 from tests.hub_files import DEV, MIB, OTHER_TOKEN, download, models_here, parts_here
-from trainer.hub import fetch
+from trainer.hub import fetch, patience
 from trainer.hub.errors import Status
 
 FLUX = "flux1-dev.safetensors"
@@ -21,8 +23,8 @@ FLUX = "flux1-dev.safetensors"
 # Then the status, and words that have to be said.
 AWAY = "http://127.0.0.1:9"
 FAILURES = {
-    "not logged in": ({"HF_TOKEN": None}, Status.NOT_LOGGED_IN, "HF_TOKEN", f"/{DEV}"),
-    "token wrong": ({"HF_TOKEN": OTHER_TOKEN}, Status.TOKEN_WRONG, "does not accept the token", "settings/tokens"),
+    "not logged in": ({"HF_TOKEN": None}, Status.NOT_LOGGED_IN, "then export HF_TOKEN", f"/{DEV}"),
+    "token wrong": ({"HF_TOKEN": OTHER_TOKEN}, Status.TOKEN_WRONG, "the Hub rejects the token", "settings/tokens"),
     "no token at all": ({"HF_TOKEN": OTHER_TOKEN + " é"}, Status.TOKEN_WRONG, "that no token has", "copy it again"),
     "licence": ({"accepted": False}, Status.LICENCE_NOT_ACCEPTED, "licence has not been accepted", f"/{DEV}"),
     "narrow": ({"narrow": True}, Status.TOKEN_TOO_NARROW, "fine-grained token settings", "public gated repos"),
@@ -33,9 +35,9 @@ FAILURES = {
     "no network": ({"huggingface_hub.constants.ENDPOINT": AWAY}, Status.NO_NETWORK, "no connection", AWAY),
     "offline": ({"huggingface_hub.constants.HF_HUB_OFFLINE": True}, Status.NO_NETWORK, "HF_HUB_OFFLINE", "unset"),
     "no way to the CDN": ({"cdn": AWAY}, Status.NO_NETWORK, "no connection", AWAY),
-    "rate limit": ({"api_statuses": [429] * 100}, Status.HUB_BUSY, "too many requests", "goes on from here"),
-    "broken": ({"statuses": [503] * 1000}, Status.HUB_BUSY, "error 503", "goes on from here"),
-    "no repository": ({"files": {}}, Status.NOT_FOUND, "no such repository", f"/{DEV}"),
+    "rate limit": ({"api_statuses": [429] * 100}, Status.HUB_BUSY, "too many requests", "continues where it stopped"),
+    "broken": ({"statuses": [503] * 1000}, Status.HUB_BUSY, "error 503", "continues where it stopped"),
+    "no repository": ({"files": {}}, Status.NOT_FOUND, "does not exist or is private", f"/{DEV}"),
     "no such file": ({"files": {DEV: {FLUX: b"flux"}}}, Status.NOT_FOUND, "has no ae.safetensors", DEV),
 }
 
@@ -61,9 +63,48 @@ def test_each_failure_has_its_own_words_and_status(hub, monkeypatch, said, failu
         change(hub, monkeypatch, name, value)
     assert download("--only", "ae", "flux") == status
     text = said()
-    assert words in text and more in text and "to mend:" in text
+    assert words in text and more in text and re.search(r"^\d problems? found:", text, re.MULTILINE)
     assert models_here() == before | {str(part.relative_to("models")): part.read_bytes() for part in parts_here()}
     assert all(PAGE not in part.read_bytes() for part in parts_here())
+
+
+def test_a_retry_says_why_when_and_for_how_long(hub, said):
+    hub.api_statuses, hub.statuses = [503, 429], [502]
+    assert download("--only", "ae") == 0
+    text = said()
+    assert f"reading the list of files of {DEV}" in text
+    assert f"{DEV}: the Hub is not available (error 503); retry 1 of 3 in 0 s, giving up in about 0 s" in text
+    assert f"{DEV}: the Hub is busy (too many requests); retry 2 of 3" in text
+    assert "ae.safetensors: the Hub is not available (error 502); retry 1 of 3" in text
+
+
+def test_the_time_until_giving_up_counts_waits_and_slow_attempts(monkeypatch):
+    """Five waits of 30 s in all, and attempts that take 10 s each: the message goes down from 80 s to 25 s."""
+    clock, lines, waits = [0.0], [], []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        clock[0] += seconds
+
+    def attempt() -> None:
+        clock[0] += 10
+        raise httpx2.ConnectTimeout("timed out")
+
+    monkeypatch.setattr(patience, "WAITS", (1.0, 2.0, 4.0, 8.0, 15.0))
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+    with pytest.raises(httpx2.ConnectTimeout):
+        patience.patiently(attempt, "ae", lines.append, wait)
+    left = [float(line.rpartition("about ")[2].removesuffix(" s")) for line in lines]
+    assert left == [80, 69, 57, 43, 25] and waits == [1, 2, 4, 8, 15]
+    assert lines[0].startswith("ae: no connection (timed out); retry 1 of 5 in 1 s")
+
+
+def test_without_a_network_one_repository_is_tried(monkeypatch, said):
+    """Each repository is on the same server: waiting for it once is enough."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", AWAY)
+    assert download() == Status.NO_NETWORK
+    text = said()
+    assert text.count("reading the list of files") == 1 and text.count("retry ") == 3 and "1 problem found" in text
 
 
 def test_everything_that_stands_against_it_is_said_at_once(hub, said):

@@ -135,7 +135,7 @@ def test_stopped_and_started_again(hub, number, status):
     process.send_signal(number)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == status and "Traceback" not in text and hub.token not in text
-    assert status < 0 or "run it again to go on from here" in text
+    assert status < 0 or "run it again to continue where it stopped" in text
     [part] = parts_here()
     kept = part.stat().st_size
     hub.seconds_per_chunk = 0
@@ -149,7 +149,7 @@ def test_as_a_program_with_all_that_the_library_would_log(hub):
     process = program(hub, HF_DEBUG="1", HF_HUB_VERBOSITY="debug")
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 0, text
-    assert hub.token not in text and "whole: models/checkpoints" in text
+    assert hub.token not in text and "complete: models/checkpoints" in text
     record = json.loads(Path("models/.download/record.json").read_text())
     assert len(record) == 9 and hub.token not in json.dumps(record)
 
