@@ -24,7 +24,7 @@ from trainer.data.cache import TensorCache
 from trainer.models.load import plan_transformer
 from trainer.models.weights import read_header
 from trainer.preflight.check import make_plan
-from trainer.preflight.plan import Plan
+from trainer.preflight.plan import RunPlan
 
 TAIL_LINES = 25
 SECONDS_TO_END = 30  # for a training that is asked to end, which saves before it does
@@ -96,7 +96,7 @@ class Prepared:
 
     setting: Setting
     config: TrainConfig
-    plan: Plan
+    plan: RunPlan
     job: Job
     num_processes: int
 
@@ -147,7 +147,7 @@ def measure(prepared: Prepared, peaks: dict[str, dict[str, Any]]) -> Result:
     return Result(prepared.setting, figures_of(prepared, seen, log, peaks), seen["breakdown"])
 
 
-def missing_entries(plan: Plan) -> int:
+def missing_entries(plan: RunPlan) -> int:
     """How many pictures and captions are not in the cache now."""
     cache = TensorCache(plan.cache_dir)
     wanted = {plan.keys.latents(sample, flip) for sample, flip in plan.data.views()}
@@ -221,7 +221,7 @@ def figures_of(
     )
 
 
-def flops_of(config: TrainConfig, plan: Plan, checkpointed: int) -> Flops:
+def flops_of(config: TrainConfig, plan: RunPlan, checkpointed: int) -> Flops:
     """The arithmetic of one picture, the mean over the run's pictures. A trained CLIP is left out.
 
     checkpointed: how many blocks are recomputed, from the first on.

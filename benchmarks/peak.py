@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from trainer.engine.metrics import Moment
+from trainer.engine.metrics import Timestamp
 
 SIDE_ON_GPU, SIDE_ON_CPU = 8192, 1024
 MATRICES_BYTES = 16  # per element of a side squared: three matrices, float32 on the way to fp8
@@ -38,17 +38,17 @@ def measure_peak(precision: str, device: torch.device, seconds: float = 2.0) -> 
     try:
         product = _product(precision, side, device)
         product()
-        Moment(device).wait()
+        Timestamp(device).wait()
     except (RuntimeError, ValueError, NotImplementedError, AttributeError):
         return None
     speeds = []
     deadline = time.perf_counter() + seconds
     while len(speeds) < 3 or time.perf_counter() < deadline:
         batch = BATCH if device.type == "cuda" else 1
-        start = Moment(device)
+        start = Timestamp(device)
         for _ in range(batch):
             product()
-        end = Moment(device)
+        end = Timestamp(device)
         end.wait()
         speeds.append(batch * 2 * side**3 / end.seconds_since(start) / 1e12)
     return Peak(precision, statistics.median(speeds[1:]), side)  # the first batch may have found idle clocks

@@ -33,12 +33,12 @@ from trainer.common.files import write_json
 from trainer.config import TrainConfig, parse_config
 from trainer.data.batches import scale_latents
 from trainer.data.cache import Encoded, TensorCache
-from trainer.engine.metrics import Moment
+from trainer.engine.metrics import Timestamp
 from trainer.lora.adapter import linear_modules
 from trainer.models.load import load_transformer
 from trainer.models.transformer import pack_latents, unpack_latents
 from trainer.preflight.check import make_plan
-from trainer.preflight.plan import Plan
+from trainer.preflight.plan import RunPlan
 
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Times = tuple[float, float]  # seconds of a picture, by the clock and of the processor
@@ -124,13 +124,13 @@ def train_plainly(job: Job) -> None:
     for step in range(job.warm_up + job.measured):
         if step == job.warm_up:
             processor = time.process_time()
-        start = Moment(device)
+        start = Timestamp(device)
         loss = loss_of(transformer, config, next(samples), device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        end = Moment(device)
+        end = Timestamp(device)
         value = loss.item()
         assert math.isfinite(value), f"step {step}: loss {value}"
         end.wait()
@@ -152,7 +152,7 @@ def load_plainly(config: TrainConfig, device: torch.device) -> FluxTransformer2D
     return transformer.train()
 
 
-def draw_samples(plan: Plan) -> Iterator[Sample]:
+def draw_samples(plan: RunPlan) -> Iterator[Sample]:
     """Latents, T5's text and CLIP's vector of one picture after the other, each with a batch of one in front."""
     encoded = Encoded(TensorCache(plan.cache_dir), plan.keys)
     epoch = 0

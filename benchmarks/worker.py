@@ -2,9 +2,9 @@
 
     python -m benchmarks.worker JOB.json
 
-It runs `trainer.train.train` as it is and looks on from outside: at the optimizer's steps through torch's
-own hooks, at memory through torch's own counters, at the last steps through torch's profiler. The run that
-`train` makes is kept, to be asked at the end what it has chosen.
+It runs `trainer.train.train` as it is and observes it from outside: the optimizer's steps through torch's
+hooks, memory through torch's counters, the last steps through torch's profiler. `train` hands over the run
+that it has prepared, so that the worker can read at the end what the run has chosen.
 """
 
 import json
@@ -23,13 +23,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import OPTIMIZER_MARK, read_trace
-from trainer import train
 from trainer.common.files import write_json
 from trainer.common.process import set_up_logging
 from trainer.config import parse_config
 from trainer.engine.log import accelerator_arguments
-from trainer.engine.metrics import Moment
+from trainer.engine.metrics import Timestamp
 from trainer.engine.run import Run
+from trainer.train import train
 
 GIB = 2**30
 
@@ -74,7 +74,7 @@ class Job:
 
 @dataclass
 class Observer:
-    """What is seen of a run, from the optimizer's steps."""
+    """What is observed of a run, from the optimizer's steps. run: what is observed, once it is ready."""
 
     job: Job
     device: torch.device
@@ -82,13 +82,17 @@ class Observer:
     first_step_at: float | None = None
     device_gib: float = 0.0
     processor: float = 0.0
-    spans: list[tuple[Moment, Moment]] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
+    spans: list[tuple[Timestamp, Timestamp]] = field(default_factory=list)
+    run: Run | None = None
     profiler: profile | None = None
+
+    def observe(self, run: Run) -> None:
+        """Take the run that is about to begin."""
+        self.run = run
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look on within it."""
+        """Observe the optimizer's steps while the block runs."""
         handles = [
             register_optimizer_step_pre_hook(lambda *_: self._before()),
             register_optimizer_step_post_hook(lambda *_: self._after()),
@@ -102,10 +106,10 @@ class Observer:
     def _before(self) -> None:
         self.mark = record_function(OPTIMIZER_MARK)
         self.mark.__enter__()
-        self.begin = Moment(self.device)
+        self.begin = Timestamp(self.device)
 
     def _after(self) -> None:
-        self.spans.append((self.begin, Moment(self.device)))
+        self.spans.append((self.begin, Timestamp(self.device)))
         self.mark.__exit__(None, None, None)
         self.step += 1
         if self.step == 1:
@@ -123,8 +127,8 @@ class Observer:
             self.profiler.stop()
 
     def _start_profiler(self) -> None:
-        for run in self.runs:
-            run.record_no_more()  # a replayed kernel does not say which operator it belongs to
+        assert self.run
+        self.run.disable_graphs()  # a replayed kernel does not say which operator it belongs to
         self._synchronise()  # kernels of earlier steps stay out of the trace
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
         self.profiler = profile(activities=activities, record_shapes=True)
@@ -158,31 +162,16 @@ def run(job: Job) -> int:
     accelerator = Accelerator(mixed_precision="no", **accelerator_arguments(config))
     set_up_logging(accelerator.is_main_process)
     observer = Observer(job, accelerator.device)
-    with observer.watching(), kept_runs(observer.runs):
-        status = train.train(config, accelerator)
+    with observer.watching():
+        status = train(config, accelerator, on_ready=observer.observe)
     if accelerator.is_main_process:
-        write_json(job.result, observed(observer) | {"chosen": chosen(observer.runs[0])})
+        assert observer.run
+        write_json(job.result, observed(observer) | {"chosen": chosen(observer.run)})
     return status
 
 
-@contextmanager
-def kept_runs(runs: list[Run]) -> Iterator[None]:
-    """Add the runs that `train` prepares within it to `runs`."""
-    prepare = train.prepare
-
-    def keep(*arguments: Any, **options: Any) -> Run:
-        runs.append(prepare(*arguments, **options))
-        return runs[-1]
-
-    train.prepare = keep
-    try:
-        yield
-    finally:
-        train.prepare = prepare
-
-
 def chosen(run: Run) -> dict[str, Any]:
-    """What a run has decided by itself: how many blocks are recomputed and swapped, how the base is kept."""
+    """What a run has chosen by itself: how many blocks are recomputed and swapped, the base model's precision."""
     config, transformer = run.model.config, run.model.transformer
     blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
     checkpointed = blocks if config.gradient_checkpointing else config.checkpoint_blocks or 0
@@ -191,7 +180,7 @@ def chosen(run: Run) -> dict[str, Any]:
 
 
 def observed(observer: Observer) -> dict[str, Any]:
-    """What was seen, as JSON. The peaks of memory are those of the whole process, encoding included."""
+    """What was observed, as JSON. Peaks of memory are those of the process from its start, encoding included."""
     on_gpu = observer.device.type == "cuda"
     host_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = {

@@ -1,8 +1,12 @@
-"""The training run, top to bottom: plan, cache, load, loop, finish."""
+"""A training run from top to bottom: plan, prepare, step after step, finish.
+
+Start reading at `train`, then `loop`. What a step computes is in `trainer.engine.step` and `trainer.flow`; what happens
+between two steps (numbers, checkpoints, validation, samples) is in `trainer.engine.tasks`.
+"""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 
 import torch
@@ -16,39 +20,44 @@ from trainer.common.process import StopRequest, ended_by_sigterm, run_lock, set_
 from trainer.config import TrainConfig, to_toml
 from trainer.data.batches import Batch, prefetch
 from trainer.engine.metrics import Readback
-from trainer.engine.requests import Control, forget_wishes
+from trainer.engine.requests import Requests, discard_requests
 from trainer.engine.run import Run, prepare
+from trainer.engine.samples import make_samples
 from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, sum_over_processes
-from trainer.engine.tasks import after_step, due_tasks, make_samples
+from trainer.engine.tasks import due_tasks, record_step
 from trainer.memory.first_step import out_of_memory, room_for, until_it_fits
 from trainer.optim.foreach import gradients, with_gradient
 from trainer.preflight.check import make_plan
-from trainer.preflight.plan import Plan
+from trainer.preflight.plan import RunPlan
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, accelerator: Accelerator, plan: Plan | None = None) -> int:
-    """Train a LoRA; returns the exit status: 0, or 130 and 143 after SIGINT and SIGTERM.
+def train(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    plan: RunPlan | None = None,
+    on_ready: Callable[[Run], None] | None = None,
+) -> int:
+    """Train a LoRA. Returns the exit status: 0, or 130 or 143 if SIGINT or SIGTERM stopped the run.
 
-    plan: of this config, where the caller has made it already. Raises `Problems` for what the user has
-    to mend: before any weight is read, or with the step and pictures at which the loss or the gradient
-    stopped being finite.
+    plan: the plan of this config, if the caller has made it already. on_ready: called with the prepared run before its
+    first step, for whoever wants to observe it. Raises `Problems` for mistakes of the user, before any weight is read;
+    and for a loss or gradient that is not finite, with the step and its images.
     """
     if config.deterministic:
         set_up_determinism()
     plan = plan or make_plan(config, accelerator.num_processes, accelerator.device)
     log.info("%s", plan.summary())
-    with ended_by_sigterm("stopped before the training began. What was cached is whole."), ExitStack() as stack:
+    stop = StopRequest()
+    with ExitStack() as stack:
+        stack.enter_context(ended_by_sigterm("stopped before the first step. Everything cached so far is intact."))
         if accelerator.is_main_process:
-            stack.enter_context(run_lock(run_dir(config)))
-            remove_leftovers(config)
-            forget_wishes(run_dir(config))
-            write_text(run_dir(config) / "config.toml", to_toml(config))
-        stop = StopRequest()
-        run = prepare(config, accelerator, plan, Control(run_dir(config), stop, accelerator))
-        stack.callback(run.log.close)
-        stack.callback(run.saving.close)
+            stack.enter_context(own_run_dir(config))
+        requests = Requests(run_dir(config), stop, accelerator)
+        run = stack.enter_context(closing(prepare(config, accelerator, plan, requests)))
+        if on_ready:
+            on_ready(run)
         with stop.listening():
             try:
                 finished = loop(run)
@@ -56,50 +65,67 @@ def train(config: TrainConfig, accelerator: Accelerator, plan: Plan | None = Non
                 raise Problems([out_of_memory(f"step {run.progress.step + 1}", run.memory)]) from None
     if finished:
         return 0
-    log.info("To go on, repeat the command with --resume=%s", state_path(config, run.progress.step))
+    log.info("To continue, repeat the command with --resume=%s", state_path(config, run.progress.step))
     return stop.exit_code
 
 
+@contextmanager
+def own_run_dir(config: TrainConfig) -> Iterator[None]:
+    """Lock the run's folder, clean up after a process that was killed, and write the settings to config.toml."""
+    with run_lock(run_dir(config)):
+        remove_leftovers(config)
+        discard_requests(run_dir(config))
+        write_text(run_dir(config) / "config.toml", to_toml(config))
+        yield
+
+
 def loop(run: Run) -> bool:
-    """Steps until the end (True) or until asked to stop (False), with a checkpoint at either."""
+    """Train until the last step (True) or until a stop is requested (False); either way a checkpoint is saved."""
     config, schedule = run.config, run.plan.schedule
+    steps = range(run.progress.step + 1, schedule.total_steps + 1)
     run.log.event("start", run.progress.step, total_steps=schedule.total_steps, epochs=schedule.num_epochs)
     if config.sample_at_first and run.progress.step == 0:
         make_samples(run)
-    readback = Readback(run.model.device, lambda step, numbers: after_step(run, step, numbers))
-    steps = range(run.progress.step + 1, schedule.total_steps + 1)
+    readback = Readback(run.model.device, lambda step, numbers: record_step(run, step, numbers))
     batches = prefetch(run.maker, (draws for step in steps for draws in run.own_share(step)))
 
     for step in steps:
-        rate = float(run.scheduler.get_last_lr()[0])
+        learning_rate = float(run.scheduler.get_last_lr()[0])
         if step == steps.start:
             loss, norm = first_step(run, batches, step)
         else:
-            loss = gradient(run, batches, step)
+            loss = compute_gradient(run, batches, step)
             norm = update(run, loss, step)
         run.progress.step = step
-        readback.push(step, {"loss": loss, "gradient_norm": norm, **run.step_size()}, {"learning_rate": rate})
+        numbers = {"loss": loss, "gradient_norm": norm, **run.step_size()}
+        readback.push(step, numbers, {"learning_rate": learning_rate})
 
-        # once in a while, and never before the step's numbers have been found finite
-        position, wish = position_after(schedule, step), run.control.poll()
-        if tasks := due_tasks(run, position, wish):
-            readback.flush()
+        position, request = position_after(schedule, step), run.requests.poll()
+        if tasks := due_tasks(run, position, request):
+            readback.flush()  # stops the run if this step's numbers are not finite, before anything is saved
             for task in tasks:
                 task()
             readback.start_clock()
-        if wish.stop and not position.ends_run:
+        if request.stop and not position.ends_run:
             return False
     return True
 
 
-def gradient(run: Run, batches: Iterator[Batch], step: int) -> torch.Tensor:
-    """This process's share of the group's gradient and loss: every picture weighs the same, whoever saw it."""
-    own, pictures = len(run.own_share(step)), run.num_pictures(step)
-    return accumulate_gradients(run.model, batches, own, pictures, step, run.graphs or batch_gradient)
+def compute_gradient(run: Run, batches: Iterator[Batch], step: int) -> torch.Tensor:
+    """Forward and backward over this process's share of a step's batches; gradients add up in `.grad`.
+
+    Every image has the same weight, whichever process it is on. Returns this process's share of the mean loss, a
+    scalar on the device.
+    """
+    num_batches, num_images = len(run.own_share(step)), run.num_images(step)
+    return accumulate_gradients(run.model, batches, num_batches, num_images, step, run.graphs or batch_gradient)
 
 
 def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
-    """Add up over processes, in `loss` too, and take the step; returns the gradient's norm."""
+    """Sum gradients and `loss` over processes in place, clip, and take the optimizer's step.
+
+    Returns the gradient's norm before clipping, a scalar on the device.
+    """
     sum_over_processes(run.model.parameters.values(), loss, run.accelerator)
     norm = clip_gradients(run.model, run.config.max_grad_norm)
     run.optimizer.step()
@@ -111,18 +137,18 @@ def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
 
 
 def first_step(run: Run, batches: Iterator[Batch], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and norm of the first step, taken with a smaller memory plan where the chosen one does not fit."""
+    """The first step's loss and gradient norm. If memory runs out, it is repeated with a smaller memory plan."""
     own = list(islice(batches, len(run.own_share(step))))
 
-    def with_room() -> torch.Tensor:
+    def gradient_with_room() -> torch.Tensor:
         with room_for(run.optimizer_bytes_to_come, run.model.device):
-            return gradient(run, iter(own), step)
+            return compute_gradient(run, iter(own), step)
 
-    return until_it_fits(run, with_room, lambda loss: update(run, loss, step))
+    return until_it_fits(run, gradient_with_room, lambda loss: update(run, loss, step))
 
 
 def clip_gradients(model: AdaptedModel, max_norm: float) -> torch.Tensor:
-    """Scale the gradients to at most max_norm (0: leave them); returns their norm, a scalar on the device."""
+    """Scale the gradients down to a norm of max_norm (0: do not clip); returns the norm before, a scalar."""
     parameters = with_gradient(model.parameters.values())
     norm = get_total_norm(gradients(parameters))
     if max_norm > 0:

@@ -55,7 +55,7 @@ def test_a_run_that_bursts_keeps_its_last_good_checkpoint(workshop):
     (problem,) = found.value.problems
     run = Finished(workshop.config("burst", **settings))
     last = run.log("checkpoint")[-1]["step"]
-    assert problem.where == f"step {last + 1}" and "with the pictures" in problem.what
+    assert problem.where == f"step {last + 1}" and "with the images" in problem.what
     assert str(run.lora(f"tj-step{last:08d}")) in problem.hint
     assert run.loras() == [f"tj-step{step:08d}.safetensors" for step in range(1, last + 1)]
     for name in run.loras():

@@ -13,7 +13,7 @@ from tests.recipe_files import Workshop, make_workshop
 from trainer.common.process import StopRequest
 from trainer.data.batches import prefetch
 from trainer.engine.metrics import Readback
-from trainer.engine.requests import Control
+from trainer.engine.requests import Requests
 from trainer.engine.run import Run, prepare
 from trainer.engine.step import accumulate_gradients
 from trainer.preflight.check import make_plan
@@ -37,7 +37,7 @@ def prepared(workshop: Workshop, place: str, **settings) -> Run:
     plan = make_plan(config)
     folder = workshop.folder / place / "runs" / "tj"
     folder.mkdir(parents=True, exist_ok=True)
-    run = prepare(config, accelerator, plan, Control(folder, StopRequest(), accelerator))
+    run = prepare(config, accelerator, plan, Requests(folder, StopRequest(), accelerator))
     generator = torch.Generator().manual_seed(0)
     for parameter in run.model.parameters.values():  # up starts at zero, where most gradients vanish
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
@@ -46,7 +46,7 @@ def prepared(workshop: Workshop, place: str, **settings) -> Run:
 
 def gradient_of(run: Run, step: int = 1) -> torch.Tensor:
     batches = prefetch(run.maker, run.own_share(step))
-    accumulate_gradients(run.model, batches, len(run.own_share(step)), run.num_pictures(step), step)
+    accumulate_gradients(run.model, batches, len(run.own_share(step)), run.num_images(step), step)
     gradient = torch.cat([parameter.grad.flatten() for parameter in run.model.parameters.values()])
     run.optimizer.zero_grad(set_to_none=True)
     return gradient.double()

@@ -107,6 +107,45 @@ def test_the_trainer_stands_without_tests_tools_benchmarks_and_the_small_world()
         assert not re.search(r"^\s*(from|import) (tests|tools|benchmarks|mini)\b", text, re.MULTILINE), path
 
 
+@pytest.mark.parametrize("folder", ["trainer", "mini", "tools", "benchmarks", "custom_nodes"])
+def test_nothing_is_replaced_in_another_module_at_run_time(folder):
+    """Tests may; a program passes an argument instead."""
+    for path in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not replaced_names(tree), f"{path}: {replaced_names(tree)}"
+
+
+def replaced_names(tree: ast.AST) -> set[str]:
+    """`module.name` for each assignment to a name of a module of ours that the file has imported."""
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            ours = [alias for alias in node.names if _is_module(node, alias)]
+            imported |= {alias.asname or alias.name.split(".")[0] for alias in ours}
+    targets = [
+        target
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    return {
+        ast.unparse(target)
+        for target in targets
+        if isinstance(target, ast.Attribute) and ast.unparse(target).split(".")[0] in imported
+    }
+
+
+def _is_module(node: ast.ImportFrom | ast.Import, alias: ast.alias) -> bool:
+    name = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+    place = ROOT.joinpath(*name.split("."))
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def test_a_replaced_function_is_found():
+    assert replaced_names(ast.parse("from trainer import train\ntrain.prepare = None")) == {"train.prepare"}
+    assert not replaced_names(ast.parse("import torch\nfrom trainer.train import train\nself.train = train"))
+
+
 @pytest.mark.parametrize("folder", ["trainer", "mini", "tests", "tools", "benchmarks", "custom_nodes"])
 def test_no_file_is_longer_than_a_person_reads(folder):
     long = {path.name: lines for path in (ROOT / folder).rglob("*.py") if (lines := count_lines(path)) > 350}

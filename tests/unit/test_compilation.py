@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.random_flux import ModelFiles
 from tests.compilers import needs_inductor
-from trainer.engine.compilation import STATIC_SHAPES, compile_blocks, is_dynamic, use_cache
+from trainer.engine.compilation import OWN_OPERATORS, STATIC_SHAPES, compile_blocks, is_dynamic, use_cache
 from trainer.lora.adapter import add_lora, disabled_adapter, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.models.load import load_transformer
@@ -117,7 +117,12 @@ def test_the_next_process_finds_the_compilers_work(tmp_path: Path):
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
     assert told().startswith("0 0 of 2 compiled graphs") and any((tmp_path / "inductor" / "fxgraph").iterdir())
-    assert told() == f"1 2 of 2 compiled graphs came from the cache {tmp_path / 'inductor'}"
+    assert told() == f"1 2 of 2 compiled graphs from the cache {tmp_path / 'inductor'}"
+
+
+def test_the_rooms_with_our_operators_are_there():
+    for room in OWN_OPERATORS:
+        assert any(room.glob("*.py")), room
 
 
 @pytest.fixture

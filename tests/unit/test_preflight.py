@@ -18,7 +18,7 @@ from trainer.lora.file import load_lora, load_lora_shapes, save_lora
 from trainer.lora.metadata import build_metadata
 from trainer.models.load import load_clip, load_transformer
 from trainer.preflight.check import make_plan
-from trainer.preflight.plan import Plan
+from trainer.preflight.plan import RunPlan
 from trainer.preflight.resume import Progress, find_state
 
 
@@ -219,7 +219,7 @@ def test_settings_with_effect_are_not_told():
     assert parse_config([*argv.split(), *more.split()])[1] == ()
 
 
-def warned(plan: Plan) -> set[str]:
+def warned(plan: RunPlan) -> set[str]:
     return {warning.where for warning in plan.warnings}
 
 

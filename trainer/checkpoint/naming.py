@@ -64,8 +64,13 @@ def state_path(config: TrainConfig, step: int) -> Path:
 
 
 def run_dir(config: TrainConfig) -> Path:
-    """runs/NAME: all that a run writes apart from LoRA files."""
+    """runs/NAME: everything that a run writes except LoRA files."""
     return config.run_dir / config.output_name
+
+
+def sample_path(config: TrainConfig, step: int, index: int) -> Path:
+    """The image of a sample prompt after a step; index: which of the prompts, from 0."""
+    return run_dir(config) / "samples" / f"{config.output_name}-step{step:08d}-{index:02d}.png"
 
 
 def remove_leftovers(config: TrainConfig) -> None:

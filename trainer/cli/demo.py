@@ -26,8 +26,8 @@ from trainer.engine.log import accelerator_arguments
 from trainer.lora.file import load_lora
 from trainer.models.weights import read_header
 from trainer.preflight.check import make_plan
-from trainer.preflight.disk import due_steps
-from trainer.preflight.plan import Plan
+from trainer.preflight.disk import save_steps
+from trainer.preflight.plan import RunPlan
 from trainer.sampling.contact_sheet import Row, contact_sheet
 from trainer.sampling.evaluation import USUAL, PromptSets, Table
 from trainer.sampling.sampler import as_image, save_picture
@@ -93,11 +93,11 @@ def _prompts_problems(count: int) -> list[Problem]:
     return [] if count > 0 else [Problem("--prompts", f"{count} prompts make no score", "1 or more")]
 
 
-def planned_checkpoints(plan: Plan) -> list[Checkpoint]:
+def planned_checkpoints(plan: RunPlan) -> list[Checkpoint]:
     """The LoRA files that the run will write, the final one last. Raises `Problems` where a file of such a name is
     there that no run of this name wrote."""
     config, schedule = plan.config, plan.schedule
-    positions = [position_after(schedule, step) for step in due_steps(config, schedule, start_step=0)]
+    positions = [position_after(schedule, step) for step in save_steps(config, schedule, start_step=0)]
     checkpoints = [
         Checkpoint(FINAL if position.ends_run else f"epoch {position.epoch}", lora_path(config, position))
         for position in positions

@@ -1,1 +1,1 @@
-"""One run and what surrounds its steps."""
+"""A training run while it lasts: its model, steps, checkpoints, samples, log and requests."""

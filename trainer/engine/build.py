@@ -1,4 +1,4 @@
-"""The transformer with its adapter, ready to train: loaded, adapted, started from a file, compiled."""
+"""The model to train: the base is loaded, adapted, started from a LoRA file if one is given, and compiled."""
 
 from collections import Counter
 
@@ -16,19 +16,19 @@ from trainer.models.attention import choose_attention
 from trainer.models.load import load_clip, load_transformer
 from trainer.models.offload import swap_blocks, swapped_names
 from trainer.models.text import Tokenizers
-from trainer.preflight.plan import Plan
+from trainer.preflight.plan import RunPlan
 
 
 def load_adapted_model(
-    config: TrainConfig, plan: Plan, tokenizers: Tokenizers, accelerator: Accelerator
+    config: TrainConfig, plan: RunPlan, tokenizers: Tokenizers, accelerator: Accelerator
 ) -> AdaptedModel:
-    """Load the frozen base, add the adapter, fill it from `--network_weights`, compile the blocks.
+    """Load the frozen base, add the adapter, start it from `--network_weights`, compile the blocks.
 
-    What is recomputed and swapped, and how the base is kept, is as `plan.memory` has chosen.
+    `plan.memory` says which blocks are recomputed or swapped, and the precision of the base.
     """
     assert config.pretrained_model_name_or_path and config.clip_l
     device, network = accelerator.device, plan.adapter.network
-    use_cache(plan.cache_dir / "compiled")  # of kernels too, the first of which are tried before anything is compiled
+    use_cache(plan.cache_dir / "compiled")  # Triton kernels too: the first are tried before anything is compiled
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     compiler = import_compiler() if config.torch_compile else None
     start = load_lora(config.network_weights) if config.network_weights else None
@@ -63,8 +63,8 @@ def load_adapted_model(
     return model
 
 
-def parameter_groups(config: TrainConfig, model: AdaptedModel, plan: Plan) -> list[dict]:
-    """The optimizer's groups: by learning rate, up projections apart where LoRA+ multiplies theirs."""
+def parameter_groups(config: TrainConfig, model: AdaptedModel, plan: RunPlan) -> list[dict]:
+    """The optimizer's parameter groups, one for each learning rate; LoRA+ gives up projections a rate of their own."""
     rates = plan.adapter.network.learning_rates(config.transformer_lr, config.text_encoder_lr)
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in model.parameters.items():

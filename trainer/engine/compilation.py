@@ -1,4 +1,4 @@
-"""Compiled blocks: where the compiler keeps its work, and for which sizes of picture it works."""
+"""Compiling the transformer's blocks: where compiled code is cached, and whether one graph serves all image sizes."""
 
 import hashlib
 import logging
@@ -14,20 +14,20 @@ from torch._functorch import config as functorch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 log = logging.getLogger(__name__)
-STATIC_SHAPES = 4  # each has graphs of its own, which cost compilation once and nothing afterwards
-GRAPHS_PER_SHAPE = 8  # of one kind of block: with gradients or without, adapter on or off, each seen twice at most
+STATIC_SHAPES = 4  # up to so many shapes get graphs of their own, which are compiled once and never slower
+GRAPHS_PER_SHAPE = 8  # of one kind of block: with or without gradients, adapter on or off, each at most twice
 KEEP_OWN_FUNCTIONS = "autograd_cache_allow_custom_autograd_functions"
-OWN_OPERATORS = tuple(Path(__file__).parent / part for part in ("kernels", "lora", "models"))
+OWN_OPERATORS = tuple(Path(__file__).parents[1] / room for room in ("kernels", "lora", "models"))
 
 
 def use_cache(folder: Path) -> None:
-    """Keep compiled kernels and graphs in `folder`, unless the environment names other places.
+    """Cache compiled kernels and graphs in `folder`, unless environment variables name other folders.
 
-    Whole graphs are kept, forward and backward as torch has split them, though blocks hold autograd functions of
-    ours: torch leaves such graphs out unless told otherwise, since it cannot see what is in an operator that it
-    takes as it is. What is cached is therefore bound to the source of our own ones.
+    Complete graphs are cached, forward and backward. Since the blocks contain custom autograd functions, torch would
+    skip such graphs by default: it cannot see the source of an opaque operator. The cache key therefore includes the
+    source of the rooms that define ours.
     """
-    # torch writes its own default into the environment as soon as it is imported
+    # torch writes its own default into the environment when it is imported
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute() / "inductor")
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder.absolute() / "triton"))
@@ -40,42 +40,42 @@ def use_cache(folder: Path) -> None:
 
 
 def import_compiler() -> threading.Thread:
-    """Begin to import the compiler, which takes seconds, while weights are read. To be joined before its first use."""
+    """Import the compiler, which takes seconds, on a thread while weights are read. Join it before compiling."""
     thread = threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), name="compiler", daemon=True)
     thread.start()
     return thread
 
 
 def is_dynamic(choice: str, num_shapes: int) -> bool:
-    """Whether one graph serves all sizes. choice: "auto", "true" or "false" (--compile_dynamic).
+    """Whether one graph serves all shapes. choice: "auto", "true" or "false" (--compile_dynamic).
 
-    A graph of fixed sizes is never slower than one for any size, but each must be compiled: so few
-    sizes have their own graphs, and many share one.
+    A graph for one shape is never slower than a dynamic one, but each has to be compiled. With "auto", a few shapes
+    therefore get their own graphs, and many share one.
     """
     return choice == "true" or (choice == "auto" and num_shapes > STATIC_SHAPES)
 
 
 def compile_blocks(transformer: FluxTransformer2DModel, backend: str, choice: str, num_shapes: int) -> None:
-    """Compile each kind of block. num_shapes: how many (batch, image tokens) the run will bring.
+    """Compile each kind of block. num_shapes: number of different (batch, image tokens) in the run.
 
-    Torch stops at its limit of graphs for one function, which is made for code that compiles again and
-    again by mistake; here their number is known, so the limit follows it.
+    Torch limits the number of graphs of one function, to catch code that recompiles by mistake. Here their number is
+    known, and the limit is raised to it.
     """
     dynamic = is_dynamic(choice, num_shapes)
-    limit = GRAPHS_PER_SHAPE * (2 if dynamic else max(num_shapes, 1))  # dynamic: one picture, or several
+    limit = GRAPHS_PER_SHAPE * (2 if dynamic else max(num_shapes, 1))  # dynamic: for one image, and for several
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, limit)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, limit)
     transformer.compile_repeated_blocks(fullgraph=True, backend=backend, dynamic=dynamic)
-    why = f"{num_shapes} shape{'s' * (num_shapes != 1)} of batches"
-    log.info("compiled blocks: %s (%s)", "one graph for any size" if dynamic else "a graph for each size", why)
+    graphs = "one dynamic graph" if dynamic else "one graph per batch shape"
+    log.info("compiling blocks: %s (%d batch shape%s)", graphs, num_shapes, "s" * (num_shapes != 1))
 
 
 def compile_report() -> str | None:
-    """What the compiler has done so far and how much of it came from the cache; None when it did nothing."""
+    """How many compiled graphs came from the cache so far, in words; None if nothing was compiled."""
     found = counters["inductor"]
     hits, misses = found["fxgraph_cache_hit"], found["fxgraph_cache_miss"]
     if not hits + misses:
         return None
-    warm = f"{hits} of {hits + misses} compiled graphs came from the cache {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
-    return warm + ("" if hits else ", which is filled now: the next start is faster")
+    cached = f"{hits} of {hits + misses} compiled graphs from the cache {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
+    return cached + ("" if hits else ", which is filled now: the next start will be faster")

@@ -1,6 +1,6 @@
-"""When a run will be done: said once after ten steps, kept up to date, and compared with the truth at the end.
+"""When a run will end: estimated after ten steps, kept up to date, and compared with the actual time at the end.
 
-Steps count from where the run has its full speed: on a GPU, where batches are recorded.
+On a GPU the ten steps are counted once batches are recorded as CUDA graphs, since the steps before are slower.
 """
 
 import statistics
@@ -13,24 +13,24 @@ from trainer.checkpoint.naming import steps_due
 from trainer.common.text import duration, in_seconds
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
-from trainer.preflight.disk import due_steps
+from trainer.preflight.disk import save_steps
 
 AFTER_STEPS = 10
-OUTLIER = 3  # a step that takes this many times the median was compiling, and will not come again
+OUTLIER = 3  # a step that takes this many times the median was compiling, which does not happen again
 
 
-def due_tasks(config: TrainConfig, schedule: Schedule) -> dict[str, list[int]]:
-    """After which steps training stops for what, as `Estimate` wants it."""
+def pause_steps(config: TrainConfig, schedule: Schedule) -> dict[str, list[int]]:
+    """The steps after which training pauses, by what it pauses for: the argument `pauses` of `Estimate`."""
     return {
-        "checkpoint": due_steps(config, schedule, start_step=0),
+        "checkpoint": save_steps(config, schedule, start_step=0),
         "sample": steps_due(schedule, config.sample_every_n_epochs, config.sample_every_n_steps),
         "validation": steps_due(schedule, config.validate_every_n_epochs, config.validate_every_n_steps),
     }
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What was said: at which time, when the run would be done. Unix seconds."""
+class Forecast:
+    """The announced end of a run. made: when it was announced; finish: when the run will end. Unix seconds."""
 
     made: float
     finish: float
@@ -38,85 +38,85 @@ class Promise:
 
 @dataclass
 class Estimate:
-    """Measured times of steps and of what happens between them, and how much of either is still to come.
+    """Measured times of steps and pauses, and how much of both is still to come.
 
-    due: kind of task ("checkpoint", "sample", "validation") → the steps, in order, after which it happens.
+    pauses: kind of pause ("checkpoint", "sample", "validation") → the steps, in order, after which it happens.
     """
 
     total_steps: int
-    due: Mapping[str, Sequence[int]]
+    pauses: Mapping[str, Sequence[int]]
     steps: list[float] = field(default_factory=list)
-    pictures: list[float] = field(default_factory=list)
-    tasks: dict[str, list[float]] = field(default_factory=dict)
-    promise: Promise | None = None
+    images: list[float] = field(default_factory=list)
+    paused: dict[str, list[float]] = field(default_factory=dict)
+    forecast: Forecast | None = None
     is_warming_up: bool = False
 
-    def note_step(self, seconds: float, seconds_per_picture: float, is_warming_up: bool = False) -> None:
-        """One more step was done; is_warming_up: those to come will be faster."""
+    def add_step(self, seconds: float, seconds_per_image: float, is_warming_up: bool = False) -> None:
+        """Record a step. is_warming_up: later steps will be faster."""
         if self.is_warming_up and not is_warming_up:
             self.steps.clear()
-            self.pictures.clear()
+            self.images.clear()
         self.is_warming_up = is_warming_up
         self.steps.append(seconds)
-        self.pictures.append(seconds_per_picture)
-        del self.steps[:-100], self.pictures[:-100]
+        self.images.append(seconds_per_image)
+        del self.steps[:-100], self.images[:-100]
 
-    def note_task(self, kind: str, seconds: float) -> None:
-        """Training stopped so long for a checkpoint, pictures or a validation."""
-        self.tasks.setdefault(kind, []).append(seconds)
+    def add_pause(self, kind: str, seconds: float) -> None:
+        """Record how long training paused for a checkpoint, samples or a validation."""
+        self.paused.setdefault(kind, []).append(seconds)
 
     @property
-    def seconds_per_picture(self) -> float:
-        """Of steps like those to come."""
-        return _usual(self.pictures)
+    def seconds_per_image(self) -> float:
+        """The mean over recent steps, outliers left out."""
+        return _typical(self.images)
 
     def seconds_left(self, step: int) -> float:
-        """From the end of `step` to the end of the run, tasks included whose time is known."""
-        waiting = sum(
-            statistics.fmean(self.tasks[kind]) * n for kind, n in self._left(step).items() if kind in self.tasks
+        """Seconds from the end of `step` to the end of the run, with those pauses that have been measured."""
+        pauses = sum(
+            statistics.fmean(self.paused[kind]) * n for kind, n in self._left(step).items() if kind in self.paused
         )
-        return (self.total_steps - step) * _usual(self.steps) + waiting
+        return (self.total_steps - step) * _typical(self.steps) + pauses
 
-    def unknown(self, step: int) -> dict[str, int]:
-        """What is still to come and was never measured: how many of each kind."""
-        return {kind: number for kind, number in self._left(step).items() if kind not in self.tasks}
+    def unmeasured(self, step: int) -> dict[str, int]:
+        """How many pauses are still to come of each kind that was never measured."""
+        return {kind: number for kind, number in self._left(step).items() if kind not in self.paused}
 
     def is_due(self, step: int) -> bool:
-        """Whether to make the promise now."""
+        """Whether to make the forecast now."""
         has_seen_enough = not self.is_warming_up and len(self.steps) >= AFTER_STEPS
-        return self.promise is None and has_seen_enough and step < self.total_steps
+        return self.forecast is None and has_seen_enough and step < self.total_steps
 
-    def make_promise(self, step: int, now: float) -> str:
-        """Make it, and say it in words."""
+    def make_forecast(self, step: int, now: float) -> str:
+        """Make the forecast; returns it in words."""
         left = self.seconds_left(step)
-        self.promise = Promise(now, now + left)
-        unknown = [f"{number} x {kind}" for kind, number in self.unknown(step).items()]
+        self.forecast = Forecast(now, now + left)
+        unmeasured = [f"{number} x {kind}" for kind, number in self.unmeasured(step).items()]
         return (
-            f"about {duration(left)} for the remaining {self.total_steps - step:,} steps,"
-            f" done at {_clock(self.promise.finish, now)} ({in_seconds(self.seconds_per_picture)} s a picture)"
-            + (f"; not yet measured, so not in it: {', '.join(unknown)}" if unknown else "")
+            f"{self.total_steps - step:,} steps left: about {duration(left)},"
+            f" until {_clock(self.forecast.finish, now)} ({in_seconds(self.seconds_per_image)} s per image)"
+            + (f"; not included, because not measured yet: {', '.join(unmeasured)}" if unmeasured else "")
         )
 
-    def verdict(self, now: float) -> str | None:
-        """How far off the promise was; None when none was made."""
-        if self.promise is None:
+    def review(self, now: float) -> str | None:
+        """The forecast against the actual time, in words; None if no forecast was made."""
+        if self.forecast is None:
             return None
-        promised, taken = self.promise.finish - self.promise.made, now - self.promise.made
-        off = (taken - promised) / max(promised, 1e-9)
-        how = "to the minute" if abs(off) < 0.0005 else f"{abs(off):.1%} {'later' if off > 0 else 'earlier'}"
-        return f"promised {_clock(self.promise.finish, now)}, done {_clock(now, now)}, {how}"
+        expected, taken = self.forecast.finish - self.forecast.made, now - self.forecast.made
+        off = (taken - expected) / max(expected, 1e-9)
+        how = "as estimated" if abs(off) < 0.0005 else f"{abs(off):.1%} {'later' if off > 0 else 'earlier'}"
+        return f"finished at {_clock(now, now)}, estimated {_clock(self.forecast.finish, now)}: {how}"
 
     def _left(self, step: int) -> dict[str, int]:
-        counts = {kind: len(steps) - bisect_right(steps, step) for kind, steps in self.due.items()}
+        counts = {kind: len(steps) - bisect_right(steps, step) for kind, steps in self.pauses.items()}
         return {kind: number for kind, number in counts.items() if number}
 
 
-def _usual(values: Sequence[float]) -> float:
+def _typical(values: Sequence[float]) -> float:
     median = statistics.median(values)
     return statistics.fmean(value for value in values if value <= OUTLIER * median)
 
 
-def _clock(moment: float, now: float) -> str:
-    """The local time of day, with the date when it is another day's."""
-    then, today = datetime.fromtimestamp(moment), datetime.fromtimestamp(now)
+def _clock(time: float, now: float) -> str:
+    """The local time of day, with the date if it is not today's."""
+    then, today = datetime.fromtimestamp(time), datetime.fromtimestamp(now)
     return f"{then:%H:%M}" if then.date() == today.date() else f"{then:%Y-%m-%d %H:%M}"

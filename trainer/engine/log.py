@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress line, JSON lines, and trackers (TensorBoard, wandb)."""
+"""The log of a run: lines on the console, log.jsonl, and trackers (TensorBoard, wandb)."""
 
 import importlib.util
 import json
@@ -22,15 +22,18 @@ from trainer.config import TrainConfig, to_dict
 from trainer.engine.eta import Estimate
 
 log = logging.getLogger(__name__)
-PATIENCE = timedelta(hours=6)  # while the main process saves or draws pictures, the others wait
-PLAIN_EVERY = 10  # steps between two lines where the output is no terminal
+PATIENCE = timedelta(hours=6)  # how long other processes wait while the main one saves or generates samples
+PLAIN_EVERY = 10  # steps between two lines if the output is not a terminal
 
 
 def accelerator_arguments(config: TrainConfig) -> dict[str, Any]:
-    """What `Accelerator` needs to know: --log_with, --logging_dir, and how long processes wait for each other."""
+    """Arguments for `Accelerator`: trackers, their folder, and how long processes wait for each other.
+
+    Raises `Problems` if --log_with names a tracker that is not installed.
+    """
     names = {"all": ["tensorboard", "wandb"], "none": []}.get(config.log_with, [config.log_with])
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
-        raise Problems([Problem("--log_with", "wandb is not installed", "pip install wandb, or leave --log_with out")])
+        raise Problems([Problem("--log_with", "wandb is not installed", "pip install wandb, or remove --log_with")])
     waiting = InitProcessGroupKwargs(timeout=PATIENCE)
     project_dir = config.logging_dir or run_dir(config) / "tensorboard"
     return {"log_with": names or None, "project_dir": project_dir, "kwargs_handlers": [waiting]}
@@ -43,7 +46,7 @@ def _start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
 
 
 class RunLog:
-    """Writes `runs/NAME/log.jsonl`, the trackers' files and the console; only the main process does."""
+    """Writes `runs/NAME/log.jsonl`, the trackers' files and the console, in the main process only."""
 
     def __init__(
         self,
@@ -52,14 +55,14 @@ class RunLog:
         run_dir: Path,
         total_steps: int,
         step: int,
-        due: Mapping[str, Sequence[int]] | None = None,
+        pauses: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """due: see `Estimate`."""
+        """step: steps that are done already; pauses: see `Estimate`."""
         self.active = accelerator.is_main_process
         self.accelerator = accelerator
         self.every = config.log_every
         self.recent: deque[float] = deque(maxlen=100)
-        self.estimate = Estimate(total_steps, due or {})
+        self.estimate = Estimate(total_steps, pauses or {})
         self.first, self.last = step + 1, step
         _start_trackers(config, accelerator)
         if not self.active:
@@ -75,12 +78,12 @@ class RunLog:
         self.redirect.__enter__()
 
     def step(self, step: int, values: dict[str, float], is_warming_up: bool = False) -> None:
-        """One optimizer step: its loss and what else was measured. is_warming_up: see `Estimate.note_step`."""
+        """Log an optimizer step: its loss and whatever else was measured. is_warming_up: see `Estimate.add_step`."""
         if not self.active:
             return
         self.recent.append(values["loss"])
         self.last = step
-        self.estimate.note_step(values["seconds"], values["seconds_per_picture"], is_warming_up)
+        self.estimate.add_step(values["seconds"], values["seconds_per_picture"], is_warming_up)
         average = sum(self.recent) / len(self.recent)
         self.bar.update(1)
         self.bar.set_postfix_str(_postfix(average, values))
@@ -91,20 +94,20 @@ class RunLog:
             left = _duration(self.estimate.seconds_left(step))
             log.info("step %d/%d  %s, %s left", step, self.bar.total, _postfix(average, values), left)
         if self.estimate.is_due(step):
-            log.info("%s", self.estimate.make_promise(step, time.time()))
+            log.info("%s", self.estimate.make_forecast(step, time.time()))
             self._write_estimate(step)
 
-    def stopped(self, kind: str, step: int, seconds: float) -> None:
-        """How long training stopped for a checkpoint, pictures or a validation."""
+    def paused(self, kind: str, step: int, seconds: float) -> None:
+        """Record how long training paused for a checkpoint, samples or a validation."""
         if not self.active:
             return
-        first = kind not in self.estimate.tasks
-        self.estimate.note_task(kind, seconds)
-        if first and self.estimate.promise and step < self.estimate.total_steps:
+        first = kind not in self.estimate.paused
+        self.estimate.add_pause(kind, seconds)
+        if first and self.estimate.forecast and step < self.estimate.total_steps:
             self._write_estimate(step)
 
     def event(self, kind: str, step: int, **values: Any) -> None:
-        """Something that happens now and then: a checkpoint, a sample, a validation, the end."""
+        """Log an event other than a step: the start, a checkpoint, a sample, a validation."""
         if not self.active:
             return
         self._write(kind, step, values)
@@ -116,7 +119,7 @@ class RunLog:
     def close(self) -> None:
         """Finish the progress line and the files."""
         if self.active:
-            self._keep_promise()
+            self._review_forecast()
             self.bar.close()
             self.redirect.__exit__(None, None, None)
             self.file.close()
@@ -126,13 +129,12 @@ class RunLog:
         left = self.estimate.seconds_left(step)
         self._write("estimate", step, {"seconds_left": round(left, 1), "finish": round(time.time() + left, 1)})
 
-    def _keep_promise(self) -> None:
-        promise, now = self.estimate.promise, time.time()
-        if promise and self.last == self.estimate.total_steps:
-            log.info("%s", self.estimate.verdict(now))
-            self._write(
-                "finish", self.last, {"promised": round(promise.finish, 1), "seconds_late": now - promise.finish}
-            )
+    def _review_forecast(self) -> None:
+        forecast, now = self.estimate.forecast, time.time()
+        if forecast and self.last == self.estimate.total_steps:
+            log.info("%s", self.estimate.review(now))
+            late = now - forecast.finish
+            self._write("finish", self.last, {"promised": round(forecast.finish, 1), "seconds_late": late})
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         record = {"kind": kind, "time": round(time.time(), 3), "step": step, **values}
@@ -141,7 +143,7 @@ class RunLog:
 
 
 def _postfix(average: float, values: dict[str, float]) -> str:
-    speed = f"{in_seconds(values['seconds_per_picture'])} s/picture"
+    speed = f"{in_seconds(values['seconds_per_picture'])} s/image"
     parts = [f"epoch {values['epoch']:.0f}", f"loss {average:.4f}", speed]
     if "peak_gib" in values:
         parts.append(f"{values['peak_gib']:.1f} GiB")
@@ -149,7 +151,7 @@ def _postfix(average: float, values: dict[str, float]) -> str:
 
 
 def _move_aside(file: Path) -> None:
-    """A new run of an old name starts its own log; the old one stays, under the time of its last line."""
+    """Rename the log of an earlier run with the same name after the time of its last line."""
     if file.exists():
         written = datetime.fromtimestamp(file.stat().st_mtime)
         file.rename(file.with_name(f"log-{written:%Y%m%d-%H%M%S}.jsonl"))

@@ -1,4 +1,4 @@
-"""Numbers from the device to the host without making either wait for the other."""
+"""Loss, gradient norm and step times, copied from the device to the host without making either wait."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ import torch
 Numbers = dict[str, float]
 
 
-class Moment:
-    """A point in the device's own time, which is later than the host's by all the work in hand."""
+class Timestamp:
+    """A point in the device's queue of work (a CUDA event), or the host's clock if the device is the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.host_time = time.perf_counter()
@@ -19,12 +19,12 @@ class Moment:
             self.event.record()
 
     def wait(self) -> None:
-        """Until the device has come to it."""
+        """Wait until the device has reached this point."""
         if self.event:
             self.event.synchronize()
 
-    def seconds_since(self, earlier: "Moment") -> float:
-        """Between two moments that the device has come to."""
+    def seconds_since(self, earlier: "Timestamp") -> float:
+        """Seconds between two points that the device has reached."""
         if self.event and earlier.event:
             return earlier.event.elapsed_time(self.event) / 1000
         return self.host_time - earlier.host_time
@@ -36,15 +36,15 @@ class _Sent:
     names: tuple[str, ...]
     numbers: torch.Tensor
     known: Numbers
-    start: Moment
-    end: Moment
+    start: Timestamp
+    end: Timestamp
 
 
 class Readback:
-    """Delivers each step's numbers one step late, when the device has long computed them.
+    """Delivers each step's numbers one step late, when the device has already computed them.
 
-    So the host never waits for the step that it has just launched, the device always has a step in
-    hand, and the host runs at most one step ahead. On the CPU numbers arrive at once.
+    The host therefore never waits for the step that it has just launched, the device always has the next step
+    in its queue, and the host runs at most one step ahead. On the CPU numbers are delivered at once.
     """
 
     def __init__(self, device: torch.device, deliver: Callable[[int, Numbers], None]) -> None:
@@ -53,26 +53,26 @@ class Readback:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """The next step's time counts from here: call it after anything else that took time."""
-        self.start = Moment(self.device)
+        """Measure the next step's time from here: call it after anything else that took time."""
+        self.start = Timestamp(self.device)
 
     def push(self, step: int, values: Mapping[str, torch.Tensor], known: Mapping[str, float] | None = None) -> None:
-        """Start copying scalars from the device, and deliver the step before.
+        """Start copying a step's scalars from the device, and deliver those of the step before.
 
-        known: numbers of this step that the host has already. They are delivered with the values and
-        with `seconds`, what the step took on the device.
+        known: numbers of this step that the host has already. They are delivered together with the values and
+        with `seconds`, the step's time on the device.
         """
         numbers = torch.stack([value.detach().float() for value in values.values()])
         if numbers.is_cuda:
             numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
-        end = Moment(self.device)
+        end = Timestamp(self.device)
         self.waiting.append(_Sent(step, tuple(values), numbers, dict(known or {}), self.start, end))
         self.start = end
         while len(self.waiting) > (1 if end.event else 0):
             self._deliver_oldest()
 
     def flush(self) -> None:
-        """Wait for, and deliver, all that is outstanding."""
+        """Wait for everything outstanding and deliver it."""
         while self.waiting:
             self._deliver_oldest()
 

@@ -1,4 +1,4 @@
-"""What a run is asked to do while it goes: by a signal, or by a file touched in its folder."""
+"""Requests to a running training: by a signal, or by a file touched in the run's folder."""
 
 import logging
 from pathlib import Path
@@ -14,54 +14,54 @@ from trainer.engine.metrics import Numbers, Readback
 log = logging.getLogger(__name__)
 
 
-class Wish(NamedTuple):
-    """Save a LoRA and a state now; stop after saving them."""
+class Request(NamedTuple):
+    """What a run is asked to do after the current step. save: a LoRA and a state; stop: the same, then end."""
 
     save: bool = False
     stop: bool = False
 
 
-class Control:
-    """Looks once a step: `touch runs/NAME/save` saves now; `runs/NAME/stop`, SIGINT and SIGTERM save and stop."""
+class Requests:
+    """Polled after each step: `runs/NAME/save` saves; `runs/NAME/stop`, SIGINT and SIGTERM save and stop."""
 
     def __init__(self, run_dir: Path, stop: StopRequest, accelerator: Accelerator) -> None:
         self.run_dir, self.stop, self.accelerator = run_dir, stop, accelerator
-        self.agreed = Wish()
+        self.agreed = Request()
         self.readback = Readback(accelerator.device, self._agree)
 
-    def poll(self) -> Wish:
-        """This step's wish, the same in every process.
+    def poll(self) -> Request:
+        """The request for this step, the same in every process. A touched file is removed when it is seen.
 
-        Several processes agree through the device, and on a GPU learn the answer one step later, so
-        that none of them has to wait for it.
+        Several processes agree through the device. On a GPU they learn the result one step later, so that
+        none of them has to wait for it.
         """
-        own = Wish(self._touched("save"), self._touched("stop") or bool(self.stop))
+        own = Request(self._touched("save"), self._touched("stop") or bool(self.stop))
         if self.accelerator.num_processes == 1:
             return own
         flags = torch.empty(2, device=self.accelerator.device)
-        for flag, wished in zip(flags, own, strict=True):
-            flag.fill_(wished)  # a copy from the host would wait for the device
+        for flag, requested in zip(flags, own, strict=True):
+            flag.fill_(requested)  # copying from the host would wait for the device
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         self.readback.push(0, {"save": flags[0], "stop": flags[1]})
-        agreed, self.agreed = self.agreed, Wish()
+        agreed, self.agreed = self.agreed, Request()
         return agreed
 
     def _agree(self, _step: int, flags: Numbers) -> None:
-        self.agreed = Wish(flags["save"] > 0, flags["stop"] > 0)
+        self.agreed = Request(flags["save"] > 0, flags["stop"] > 0)
 
     def _touched(self, name: str) -> bool:
         return self.accelerator.is_main_process and _take(self.run_dir / name)
 
 
-def forget_wishes(run_dir: Path) -> None:
-    """Take away what came too late for the run before, so that the next one does not obey it."""
-    for name in Wish._fields:
+def discard_requests(run_dir: Path) -> None:
+    """Remove files that were touched too late for the previous run, so that the next run does not obey them."""
+    for name in Request._fields:
         if _take(run_dir / name):
-            log.info("%s was left from an earlier run and is removed", run_dir / name)
+            log.info("removed %s, left over from an earlier run", run_dir / name)
 
 
 def _take(file: Path) -> bool:
-    """Whether somebody touched it; it is gone then."""
+    """Whether the file was there; it is removed."""
     touched = file.is_file()
     if touched:
         file.unlink()

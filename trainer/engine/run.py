@@ -1,7 +1,9 @@
-"""One run and all that it holds: made from a plan, before the first step."""
+"""A run and everything that it holds: prepared from a plan before the first step."""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,9 +22,9 @@ from trainer.data.cache import Encoded, TensorCache, fill_cache
 from trainer.data.dataset import Draw
 from trainer.engine.build import load_adapted_model, parameter_groups
 from trainer.engine.cuda_graphs import GradientGraphs, kinds_of, why_not
-from trainer.engine.eta import due_tasks
+from trainer.engine.eta import pause_steps
 from trainer.engine.log import RunLog
-from trainer.engine.requests import Control
+from trainer.engine.requests import Requests
 from trainer.engine.step import AdaptedModel, clear_gradients
 from trainer.memory.choose import MemoryPlan
 from trainer.memory.record import Measuring
@@ -31,7 +33,7 @@ from trainer.optim.ema import Ema
 from trainer.optim.prodigy import Prodigy
 from trainer.optim.schedule import ScheduleSettings, build_lr_scheduler
 from trainer.preflight.memory import measured_key
-from trainer.preflight.plan import Plan
+from trainer.preflight.plan import RunPlan
 from trainer.preflight.resume import Progress, find_state
 
 log = logging.getLogger(__name__)
@@ -39,18 +41,23 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """Everything that one training run holds while it goes."""
+    """A training run in progress: its model, optimizer, data, log and files.
+
+    requests: what users and signals ask of it; graphs: recorded gradients, if batches run as CUDA graphs;
+    last_checkpoint: the LoRA file that was written last; saving: the background thread that writes LoRA files;
+    measuring: records speed and memory for the next plan, on a GPU.
+    """
 
     config: TrainConfig
     accelerator: Accelerator
-    plan: Plan
+    plan: RunPlan
     maker: BatchMaker
     model: AdaptedModel
     optimizer: Optimizer
     scheduler: LRScheduler
     ema: Ema | None
     progress: Progress
-    control: Control
+    requests: Requests
     log: RunLog
     graphs: GradientGraphs | None = None
     last_checkpoint: Path | None = None
@@ -58,43 +65,64 @@ class Run:
     measuring: Measuring | None = None
 
     def own_share(self, step: int) -> Sequence[tuple[Draw, ...]]:
-        """The batches of a step's group that this process sees."""
+        """The batches of a step that this process trains on."""
         return self.plan.group(step)[self.accelerator.process_index :: self.accelerator.num_processes]
 
-    def num_pictures(self, step: int) -> int:
-        """How many pictures a step's group has, over all processes."""
+    def num_images(self, step: int) -> int:
+        """The number of images in a step, over all processes."""
         return sum(len(draws) for draws in self.plan.group(step))
 
     @property
     def memory(self) -> MemoryPlan:
-        """What is recomputed, swapped and in which precision the base is."""
+        """Which blocks are recomputed or swapped, and the precision of the base model."""
         return self.plan.memory
 
     @property
     def optimizer_bytes_to_come(self) -> int:
-        """What the optimizer has yet to allocate, as planned; the averages are there from the start."""
-        there = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+        """Bytes that the optimizer will still allocate, as planned; averages are allocated from the start."""
+        state = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
         averages = 0 if self.ema is None else 4 * self.memory.work.trained
-        return self.memory.work.optimizer - averages - sum(x.numel() * x.element_size() for x in there)
+        return self.memory.work.optimizer - averages - sum(x.numel() * x.element_size() for x in state)
 
     @property
     def is_warming_up(self) -> bool:
-        """Whether later steps will be faster, since their batches are recorded."""
+        """Whether later steps will be faster, because their batches will be recorded as CUDA graphs."""
         return self.graphs is not None and not self.graphs.is_settled
 
     def clear_gradients(self) -> None:
-        """Forget those of the step that is done."""
+        """Clear the gradients after an optimizer step."""
         clear_gradients(self.model.parameters.values(), self.graphs is not None and self.graphs.holds_gradients)
 
-    def make_room(self) -> None:
-        """Give back the memory that a step needs and that is free between steps."""
+    def release_graphs(self) -> None:
+        """Release the memory of recorded CUDA graphs; batches will be recorded again."""
         if self.graphs:
             self.graphs.release()
 
-    def record_no_more(self) -> None:
-        """Launch every kernel by itself from now on."""
-        self.make_room()
+    def disable_graphs(self) -> None:
+        """Launch every kernel separately from now on, without CUDA graphs."""
+        self.release_graphs()
         self.graphs = None
+
+    @contextmanager
+    def pause(self, kind: str) -> Iterator[None]:
+        """Training pauses while the block runs: its time is logged and counts for the estimate of the time left."""
+        start = time.perf_counter()
+        yield
+        self.log.paused(kind, self.progress.step, time.perf_counter() - start)
+
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """While the block runs, the adapter is as it would be saved: averaged if it is to be, and without dropout.
+
+        Nothing is compiled for it, and it has the memory of recorded CUDA graphs.
+        """
+        self.release_graphs()
+        self.model.train(False)
+        try:
+            with self.ema.swapped() if self.ema else nullcontext(), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.model.train(True)
 
     def let_go(self) -> None:
         """Drop the model and the optimizer."""
@@ -102,7 +130,7 @@ class Run:
         self.graphs = None
 
     def load_again(self, memory: MemoryPlan) -> None:
-        """Model and optimizer as they were before the first step, with another memory plan."""
+        """Load model and optimizer as they were before the first step, with another memory plan."""
         self.plan = replace(self.plan, memory=memory)
         found = find_state(self.config, self.plan)[0] if self.config.resume else None
         self.model, self.optimizer, self.scheduler, self.ema = _load(self.config, self.accelerator, self.plan, found)
@@ -110,12 +138,19 @@ class Run:
         self.measuring = _measuring(self.plan, self.accelerator)
 
     def step_size(self) -> dict[str, torch.Tensor]:
-        """Prodigy's own estimate of the step size, where it is the optimizer."""
+        """The step size that Prodigy has found, a scalar on the device; nothing for other optimizers."""
         return {"prodigy_d": self.optimizer.d} if isinstance(self.optimizer, Prodigy) else {}
 
+    def close(self) -> None:
+        """Wait for files that are being written, then finish the log."""
+        try:
+            self.saving.close()
+        finally:
+            self.log.close()
 
-def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: Control) -> Run:
-    """Encode what the cache lacks, load the model, build the optimizer, restore a state."""
+
+def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, requests: Requests) -> Run:
+    """Fill the cache, load the model, build the optimizer, and restore the state that --resume names."""
     found = None
     if config.resume:
         with phase("state read and checked"):
@@ -125,6 +160,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: 
         fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
     state, progress = found or (None, Progress.new(config))
     model, optimizer, scheduler, ema = _load(config, accelerator, plan, state)
+    pauses = pause_steps(config, plan.schedule)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -135,24 +171,17 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: Plan, control: 
         scheduler=scheduler,
         ema=ema,
         progress=progress,
-        control=control,
-        log=RunLog(
-            config,
-            accelerator,
-            run_dir(config),
-            plan.schedule.total_steps,
-            progress.step,
-            due_tasks(config, plan.schedule),
-        ),
+        requests=requests,
+        log=RunLog(config, accelerator, run_dir(config), plan.schedule.total_steps, progress.step, pauses),
         graphs=_graphs(config, model, plan),
         measuring=_measuring(plan, accelerator),
     )
 
 
 def _load(
-    config: TrainConfig, accelerator: Accelerator, plan: Plan, state: State | None
+    config: TrainConfig, accelerator: Accelerator, plan: RunPlan, state: State | None
 ) -> tuple[AdaptedModel, Optimizer, LRScheduler, Ema | None]:
-    """Model, optimizer, schedule and averages as they are before the first step, or as a state has them."""
+    """Model, optimizer, schedule and averages as before the first step, or as the state has them."""
     with phase("transformer loaded and adapted"):
         model = load_adapted_model(config, plan, plan.tokenizers, accelerator)
     optimizer = build_optimizer(config.select(OptimizerSettings), parameter_groups(config, model, plan))
@@ -173,16 +202,16 @@ def _load(
     return model, optimizer, scheduler, ema
 
 
-def _graphs(config: TrainConfig, model: AdaptedModel, plan: Plan) -> GradientGraphs | None:
+def _graphs(config: TrainConfig, model: AdaptedModel, plan: RunPlan) -> GradientGraphs | None:
     reason = why_not(config, model)
     if reason is None:
         return GradientGraphs(kinds_of(plan.data.batches(0)))
     if model.device.type == "cuda":
-        log.info("batches are not recorded as CUDA graphs: %s", reason)
+        log.info("CUDA graph capture disabled, running eagerly: %s", reason)
     return None
 
 
-def _measuring(plan: Plan, accelerator: Accelerator) -> Measuring | None:
+def _measuring(plan: RunPlan, accelerator: Accelerator) -> Measuring | None:
     if accelerator.device.type != "cuda" or not accelerator.is_main_process:
         return None
     return Measuring(plan.cache_dir, measured_key(plan), plan.memory.bytes.peak)

@@ -1,4 +1,4 @@
-"""One optimizer step: the gradient of a group of micro-batches, summed over processes."""
+"""The gradient of one optimizer step: the loss of its batches, accumulated and summed over processes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -18,12 +18,16 @@ from trainer.lora.adapter import DownLinear, adapter_alphas, adapter_parameters,
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity, rotary_table
 from trainer.optim.foreach import chunks, flat_copies, gradients, gradients_or_zeros, with_gradient
 
-REDUCE_ELEMENTS = 64 << 20  # gradients travel between processes in pieces of this many numbers
+REDUCE_ELEMENTS = 64 << 20  # gradients are summed over processes in pieces of this many numbers
 
 
 @dataclass
 class AdaptedModel:
-    """The frozen transformer with its adapter, CLIP too when it is trained, and what they were told to do."""
+    """The frozen transformer with its adapter, CLIP if it is trained too, and the settings of the run.
+
+    config: the settings, with the memory plan's choices; parameters, alphas: the adapters', by their names in the LoRA
+    file.
+    """
 
     config: TrainConfig
     transformer: FluxTransformer2DModel
@@ -38,14 +42,14 @@ class AdaptedModel:
         self._rotary: dict[tuple[int, int, int], RotaryTable] = {}
 
     def train(self, mode: bool = True) -> None:
-        """Switch the dropouts of the adapters on or off; compiled blocks stay valid, as the base stays as loaded."""
+        """Switch the adapters' dropouts on or off. The base model is left alone, so compiled blocks stay valid."""
         models = [model for model in (self.transformer, self.text_encoder) if model is not None]
         for module in (module for model in models for module in model.modules()):
             if isinstance(module, DownLinear):
                 module.train(mode)
 
     def rotary(self, height: int, width: int, txt_length: int) -> RotaryTable:
-        """The rotary table of a latent shape, made once."""
+        """The rotary table of a latent shape, computed once."""
         shape = (height, width, txt_length)
         if shape not in self._rotary:
             self._rotary[shape] = rotary_table(self.transformer, *shape, self.device)
@@ -58,14 +62,18 @@ class AdaptedModel:
         txt_mask: torch.Tensor | None,
         clip_ids: torch.Tensor | None,
     ) -> Conditioning:
-        """Text on the device in the compute dtype; where CLIP is trained it reads clip_ids [B, 77] afresh."""
+        """Text on the device in the compute dtype.
+
+        txt: T5's hidden states [B, L, D]; pooled: CLIP's cached output [B, P]; txt_mask: [B, L] or None. If CLIP is
+        trained, its output is computed from clip_ids [B, 77] instead.
+        """
         if self.text_encoder is not None:
             assert clip_ids is not None
             pooled = self.text_encoder(clip_ids.to(self.device)).pooler_output
         return Conditioning(txt, pooled, txt_mask).to(self.device, self.dtype)
 
     def losses(self, batch: Batch) -> torch.Tensor:
-        """The unweighted loss of each sample, [B], float32, with its graph."""
+        """The unweighted loss of each image, [B] in float32, differentiable."""
         config = self.config
         noisy = add_noise(batch.latents, batch.noise, batch.sigmas).to(self.dtype)
         conditioning = self.conditioning(batch.txt, batch.pooled, batch.txt_mask, batch.clip_ids)
@@ -84,10 +92,10 @@ class AdaptedModel:
     def _preserved(
         self, batch: Batch, preserve: torch.Tensor, noisy: torch.Tensor, rotary: RotaryTable, target: torch.Tensor
     ) -> torch.Tensor:
-        """`target`, and the base model's own prediction, without its and CLIP's adapter, where `preserve` is 1.
+        """`target`, replaced by the base model's own prediction (without any adapter) where `preserve` is 1.
 
-        A CPU predicts those pictures alone. A GPU predicts the batch: choosing would wait for the GPU, and make
-        batches of other sizes.
+        A CPU predicts only those images. A GPU predicts the complete batch: selecting images would wait for the GPU
+        and give batches of other sizes.
         """
         text = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
         rows = preserve.nonzero().flatten() if self.device.type == "cpu" else slice(None)
@@ -101,7 +109,7 @@ class AdaptedModel:
 
 
 def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:
-    """Add the gradient of a batch on the device to `.grad`; returns its loss, the sum over pictures, weighted."""
+    """Add the gradient of a batch on the device to `.grad`; returns its loss, a weighted sum over images, a scalar."""
     weights = batch.weights * loss_weights(batch.sigmas, model.config.weighting_scheme)
     loss = (model.losses(batch) * weights).sum()
     loss.backward()
@@ -109,7 +117,7 @@ def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter], in_place: bool = False) -> None:
-    """Forget the gradients of a step that is done. in_place: as zeros where they are, for what writes there again."""
+    """Clear gradients after an optimizer step. in_place: zero them where they are, for CUDA graphs that write there."""
     reached = with_gradient(parameters)
     if in_place:
         torch._foreach_zero_(gradients(reached))
@@ -122,27 +130,27 @@ def accumulate_gradients(
     model: AdaptedModel,
     batches: Iterable[Batch],
     num_batches: int,
-    num_pictures: int,
+    num_images: int,
     step: int,
     gradient: Callable[[AdaptedModel, Batch], torch.Tensor] = batch_gradient,
 ) -> torch.Tensor:
-    """Run this process's share of a group; gradients add up in `.grad`.
+    """Forward and backward over this process's share of a step's batches; gradients add up in `.grad`.
 
-    num_batches: how many of `batches` belong to the group; num_pictures: pictures in the whole group,
-    those of other processes included, so that each picture weighs the same and a smaller last group
-    is divided by its true size; gradient: `batch_gradient`, or the same recorded. Returns this process's
-    share of the group's mean loss, a scalar on the device.
+    num_batches: how many of `batches` belong to the step; num_images: images in the step, those of other processes
+    included, so that every image has the same weight and a smaller last step is divided by its true size; gradient:
+    `batch_gradient`, or the same recorded as CUDA graphs. Returns this process's share of the mean loss, a scalar on
+    the device.
     """
     total = torch.zeros((), device=model.device)
     for index, batch in enumerate(islice(batches, num_batches)):
         batch = batch.to(model.device)
         torch.manual_seed(derive_seed(model.config.seed, "dropout", step, index, model.process_index))
-        total += gradient(model, replace(batch, weights=batch.weights / num_pictures))
+        total += gradient(model, replace(batch, weights=batch.weights / num_images))
     return total
 
 
 def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor, accelerator: Accelerator) -> None:
-    """Add up gradients and loss over the processes, in place and in float32; a process without a batch adds zeros."""
+    """Sum gradients and loss over the processes, in place and in float32; a process without a batch adds zeros."""
     if accelerator.num_processes == 1:
         return
     found = gradients_or_zeros(parameters)
@@ -150,5 +158,5 @@ def sum_over_processes(parameters: Iterable[nn.Parameter], loss: torch.Tensor, a
     for piece in chunks(found, lambda gradient: gradient.dtype, REDUCE_ELEMENTS):
         flat, parts = flat_copies(piece)
         dist.all_reduce(flat)
-        # all at once: a thousand launches fill the device's queue, and the host is no longer ahead for the rest
+        # in one call: a thousand launches would fill the device's queue, and the host would no longer be ahead
         torch._foreach_copy_(piece, parts)

@@ -29,7 +29,7 @@ from trainer.optim.build import OptimizerSettings, optimizer_problems, rate_prob
 from trainer.optim.schedule import ScheduleSettings, lr_scheduler_problems
 from trainer.preflight.disk import Growth
 from trainer.preflight.memory import plan_memory, with_measured
-from trainer.preflight.plan import AdapterPlan, Plan
+from trainer.preflight.plan import AdapterPlan, RunPlan
 from trainer.preflight.resume import Saved, read_saved, resume_problems
 from trainer.preflight.warnings import plan_notices
 from trainer.sampling.prompts import SamplePrompt, load_sample_prompts
@@ -55,7 +55,7 @@ class Findings:
         return None
 
 
-def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device = CPU) -> Plan:
+def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device = CPU) -> RunPlan:
     """Decode every picture, read every header, add everything up; look at how much room the device has.
 
     Raises `Problems` with all that is wrong, so that one look at it mends it all.
@@ -223,7 +223,7 @@ def _assemble(
     prompts: tuple[SamplePrompt, ...],
     saved: Saved | None,
     memory: MemoryPlan,
-) -> Plan:
+) -> RunPlan:
     captions = dict.fromkeys(data.captions_used(data.schedule.num_epochs))
     captions |= dict.fromkeys(text for prompt in prompts for text in prompt.texts())
     cache_dir = _cache_dir(config)
@@ -233,7 +233,7 @@ def _assemble(
     wanted_text = [keys.t5_text(caption) for caption in captions]
     if config.dim_from_weights:
         config = replace(config, network_dim=adapter.usual_rank, network_alpha=None)
-    return Plan(
+    return RunPlan(
         config=config,
         data=data,
         schedule=data.schedule,
@@ -259,13 +259,13 @@ def _t5_width(config: TrainConfig) -> int:
     return read_header(config.t5xxl).shape("shared.weight")[1]
 
 
-def _disk_problems(plan: Plan) -> list[Problem]:
+def _disk_problems(plan: RunPlan) -> list[Problem]:
     """Caches, LoRA files and states against the free space of the disks that they go to, together."""
     hint = "free some, move --output_dir or --run_dir, or keep fewer with --save_last_n_epochs"
     return [Problem("disk", line, hint) for line in shortage(_shares(plan, moment) for moment in plan.growth)]
 
 
-def _stop_notices(plan: Plan) -> list[Problem]:
+def _stop_notices(plan: RunPlan) -> list[Problem]:
     """A run that is stopped writes a LoRA and a state out of turn."""
     last = max(plan.growth, key=sum)
     more = Growth(last.loras + plan.lora_bytes, last.states + plan.state_bytes)
@@ -273,7 +273,7 @@ def _stop_notices(plan: Plan) -> list[Problem]:
     return [Problem("disk", f"if the run is stopped, {line}", hint) for line in shortage([_shares(plan, more)])]
 
 
-def _shares(plan: Plan, moment: Growth) -> list[Share]:
+def _shares(plan: RunPlan, moment: Growth) -> list[Share]:
     return [
         Share(plan.cache_dir, "cache", plan.missing_cache_bytes),
         Share(plan.config.output_dir, "LoRA files", moment.loras),

@@ -16,7 +16,7 @@ class Growth(NamedTuple):
     states: int
 
 
-def due_steps(config: TrainConfig, schedule: Schedule, start_step: int) -> list[int]:
+def save_steps(config: TrainConfig, schedule: Schedule, start_step: int) -> list[int]:
     """The steps after `start_step` at whose end a LoRA file is saved; the last one always is."""
     steps = steps_due(schedule, config.save_every_n_epochs, config.save_every_n_steps, start_step)
     return steps if schedule.total_steps in steps else [*steps, schedule.total_steps]
@@ -30,7 +30,7 @@ def growth(
     states = _sizes(folder for folder in run_dir(config).glob("state-*") if folder.is_dir())
     loras_now, states_now = sum(loras.values()), sum(states.values())
     lora_growth, state_growth, moments = 0, 0, []
-    for step in due_steps(config, schedule, start_step):
+    for step in save_steps(config, schedule, start_step):
         position = position_after(schedule, step)
         moments.append(Growth(lora_growth + lora_bytes, state_growth))
         loras[lora_path(config, position)] = lora_bytes

@@ -11,7 +11,7 @@ from trainer.data.dataset import TrainingData
 from trainer.memory.bytes import Work
 from trainer.memory.choose import MemoryPlan, allowed_by, look_at, make_memory_plan, with_faster
 from trainer.memory.record import find_measured, record_key
-from trainer.preflight.plan import AdapterPlan, Plan, optimizer_bytes_per_number, trained_itemsize
+from trainer.preflight.plan import AdapterPlan, RunPlan, optimizer_bytes_per_number, trained_itemsize
 
 
 def plan_memory(
@@ -26,12 +26,12 @@ def plan_memory(
     return with_faster(plan, allowed_by(replace(config, base_precision="auto"), len(work.blocks), gpu, device))
 
 
-def with_measured(plan: Plan) -> Plan:
+def with_measured(plan: RunPlan) -> RunPlan:
     """The plan with what a run like it took on this machine, if there was one."""
     return replace(plan, memory=replace(plan.memory, measured=find_measured(plan.cache_dir, measured_key(plan))))
 
 
-def measured_key(plan: Plan) -> str:
+def measured_key(plan: RunPlan) -> str:
     """Under which name this run's speed and memory are kept."""
     memory, config = plan.memory, plan.config
     device = memory.device.name if memory.device else "cpu"

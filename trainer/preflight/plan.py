@@ -15,7 +15,7 @@ from trainer.memory.bytes import Block
 from trainer.memory.choose import MemoryPlan
 from trainer.models.description import FLUX1, BaseModel
 from trainer.models.text import Tokenizers
-from trainer.preflight.disk import Growth, due_steps, growth
+from trainer.preflight.disk import Growth, growth, save_steps
 from trainer.sampling.prompts import SamplePrompt
 
 SAVE_BYTES = {"bf16": 2, "fp16": 2, "float": 4}
@@ -71,7 +71,7 @@ class AdapterPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run will do. Made by `trainer.preflight.check.make_plan`, after everything was found in order.
 
     config: the settings, network_dim and network_alpha as --dim_from_weights has found them. models:
@@ -121,7 +121,7 @@ class Plan:
     @property
     def checkpoints(self) -> int:
         """How many LoRA files the run still writes."""
-        return len(due_steps(self.config, self.schedule, self.start_step))
+        return len(save_steps(self.config, self.schedule, self.start_step))
 
     @cached_property
     def growth(self) -> tuple[Growth, ...]:

@@ -12,7 +12,7 @@ from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.rng import derive_seed
 from trainer.config import TrainConfig, config_differences, to_dict
 from trainer.data.dataset import TrainingData
-from trainer.preflight.plan import Plan
+from trainer.preflight.plan import RunPlan
 
 MODEL_NAMES = {
     "pretrained_model_name_or_path": "the transformer file",
@@ -39,7 +39,7 @@ class Progress:
         started_at = now()
         return cls(0, derive_seed(config.seed, "session", config.output_name, started_at) >> 31, started_at)
 
-    def record(self, config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    def record(self, config: TrainConfig, plan: RunPlan) -> dict[str, Any]:
         """All that a state remembers beside tensors, as plain JSON."""
         return {
             **asdict(self),
@@ -124,7 +124,7 @@ def _differences(
     return found
 
 
-def find_state(config: TrainConfig, plan: Plan) -> tuple[State, Progress]:
+def find_state(config: TrainConfig, plan: RunPlan) -> tuple[State, Progress]:
     """The state that --resume names, every byte checked. `Problems` as `read_saved` and `resume_problems` do."""
     saved = read_saved(config)
     assert saved

@@ -7,10 +7,10 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
 from trainer.models.text import CLIP_LENGTH, cut_captions
 from trainer.optim.build import OptimizerSettings, optimizer_notices
-from trainer.preflight.plan import AdapterPlan, Plan
+from trainer.preflight.plan import AdapterPlan, RunPlan
 
 
-def plan_notices(plan: Plan) -> list[Problem]:
+def plan_notices(plan: RunPlan) -> list[Problem]:
     """All that is worth a warning."""
     config = plan.config
     return [
@@ -21,7 +21,7 @@ def plan_notices(plan: Plan) -> list[Problem]:
     ]
 
 
-def _cut_captions(plan: Plan) -> Iterator[Problem]:
+def _cut_captions(plan: RunPlan) -> Iterator[Problem]:
     for reader, tokenizer, length, hint in (
         ("T5", plan.tokenizers.t5, plan.keys.t5_length, "shorten it, or raise --t5xxl_max_token_length"),
         ("CLIP", plan.tokenizers.clip, CLIP_LENGTH, "put what matters most first; T5 reads on"),
