@@ -16,6 +16,8 @@ from trainer.data.cache import TensorCache, fill_cache
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import save_lora
 from trainer.lora.network_args import layer_ranks, parse_network_args
+from trainer.models import identify
+from trainer.models.description import FLUX1
 from trainer.models.load import load_clip, load_transformer
 from trainer.preflight.check import make_plan
 
@@ -72,6 +74,18 @@ def test_problems_of_all_kinds_are_in_one_report(workshop, tmp_path):
     assert has(problems, "--optimizer_args", "bogus")
     assert has(problems, "--network_args", "nonsense")
     assert len(problems) == len(set(problems)) >= 10
+
+
+def test_a_model_file_that_is_missing_can_be_downloaded_pulled_or_linked(monkeypatch):
+    """models/mini comes with the repository; a container does not see the paths of its host."""
+    monkeypatch.setattr(identify, "in_container", lambda: False)
+    ae = FLUX1.file("ae")
+    assert "sh download.sh" in identify.check_model_file(None, ae, "--ae")[0].hint
+    assert "sh download.sh" in identify.check_model_file(Path("/disk/ae.safetensors"), ae, "--ae")[0].hint
+    assert "git pull" in identify.check_model_file(Path("models/mini/absent.safetensors"), ae, "--ae")[0].hint
+    monkeypatch.setattr(identify, "in_container", lambda: True)
+    assert "link the file into models/" in identify.check_model_file(Path("/disk/ae.safetensors"), ae, "--ae")[0].hint
+    assert "sh download.sh" in identify.check_model_file(Path("models/vae/absent.safetensors"), ae, "--ae")[0].hint
 
 
 def test_bad_toml_stands_beside_a_wrong_model(workshop, tmp_path):

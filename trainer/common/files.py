@@ -119,6 +119,11 @@ def out_of_reach(path: Path) -> str | None:
     return None
 
 
+def in_container() -> bool:
+    """Whether this process runs in a container of docker or podman, which sees only the folders mounted into it."""
+    return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

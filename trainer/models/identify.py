@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trainer.common.files import out_of_reach
+from trainer.common.files import in_container, out_of_reach
 from trainer.common.problems import Problem, Problems
 from trainer.models.description import FLUX1, ModelFile
 from trainer.models.load import (
@@ -26,6 +26,8 @@ PLANS: Mapping[str, Callable[[Header], Plan]] = {
 }
 CLIP_G_WIDTH = 1280
 LORA_MARKS = ("lora_", ".lokr_", ".hada_", ".oft_")
+EMBEDDED = Path("models/mini")  # the embedded model's folder
+LINK_IT = "the container sees only the project's folders: link the file into models/ and give its path from there"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -42,7 +44,7 @@ def check_model_file(path: Path | None, wanted: ModelFile, flag: str) -> list[Pr
     Checks that it is a complete safetensors file of the right kind and precision, and that its tensors are exactly
     those of the module it fills.
     """
-    hint = f"give {wanted.title}: {wanted.source}"
+    hint = _how_to_get(path, wanted)
     if path is None:
         return [Problem(flag, "not given", hint)]
     where = f"{flag}={path}"
@@ -52,7 +54,7 @@ def check_model_file(path: Path | None, wanted: ModelFile, flag: str) -> list[Pr
         kind = "a diffusers folder" if _is_diffusers_folder(path) else "a folder"
         return [Problem(where, f"is {kind}, not a single file", hint)]
     if not path.is_file():
-        return [Problem(where, "no such file", hint)]
+        return [Problem(where, "no such file", LINK_IT if path.is_absolute() and in_container() else hint)]
     try:
         header = read_header(path)
     except OSError as error:
@@ -63,6 +65,12 @@ def check_model_file(path: Path | None, wanted: ModelFile, flag: str) -> list[Pr
     if found != wanted.key:
         return [Problem(where, f"is {_in_words(found)}, not {wanted.title}", hint)]
     return _wrong_dtypes(header, wanted, where, hint) or _wrong_tensors(header, wanted, where, hint)
+
+
+def _how_to_get(path: Path | None, wanted: ModelFile) -> str:
+    if path and path.parent == EMBEDDED:
+        return "it comes with the repository: git pull"
+    return f"sh download.sh, or give {wanted.title}: {wanted.source}"
 
 
 def _wrong_dtypes(header: Header, wanted: ModelFile, where: str, hint: str) -> list[Problem]:

@@ -102,7 +102,7 @@ def _model_problems(config: TrainConfig) -> list[Problem]:
 def _tokenizers(config: TrainConfig) -> Tokenizers:
     folder = find_tokenizer_dir(config)
     if folder is None:
-        hint = "give a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
+        hint = "sh download.sh, or give a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
         raise Problems([Problem("--tokenizer_dir", "not given, and no tokenizers beside --clip_l", hint)])
     return load_tokenizers(folder)
 
