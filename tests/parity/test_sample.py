@@ -14,7 +14,7 @@ from benchmarks.random_flux import write_model_files
 from trainer.common.problems import Problems
 from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.transformer import Conditioning
-from trainer.sampling.prompts import SamplePrompt, load_sample_prompts, parse_line
+from trainer.sampling.prompts import SamplePrompt, idle_negatives, load_sample_prompts, parse_line
 from trainer.sampling.sampler import decode_picture, sample_latents, save_picture
 
 PROMPT = SamplePrompt("a toy", width=96, height=64, seed=7, steps=4, guidance=2.5)
@@ -110,7 +110,8 @@ def test_lines_with_kohyas_options(tmp_path):
 
 @pytest.mark.parametrize("line", ["well--known toy", "a -- dash", "ends with --"])
 def test_dashes_within_a_prompt_are_kept(line):
-    assert parse_line(line) == {"prompt": line}
+    (given,), problems = parse_line(line)
+    assert (given.name, given.value, problems) == ("prompt", line, [])
 
 
 def test_toml_with_shared_settings(tmp_path):
@@ -140,28 +141,31 @@ def test_every_bad_line_is_told_at_once(tmp_path):
     text = "good --w 512\nbad side --w 500\nbad number --s many\nunknown --q 3\n--w 64\n"
     found = problems_of(tmp_path, "prompts.txt", text)
     assert found == {
-        "prompts.txt: line 2": "width 500 is not divisible by 16",
-        "prompts.txt: line 3": "steps is not a number: 'many'",
-        "prompts.txt: line 4": "unknown option --q",
-        "prompts.txt: line 5": "holds no prompt",
+        "prompts.txt:2": "--w is 500; it must be a multiple of 16",
+        "prompts.txt:3": '--s is "many", not a whole number',
+        "prompts.txt:4": "--q is not an option of a prompt",
+        "prompts.txt:5": "has no prompt",
     }
 
 
 @pytest.mark.parametrize("option", ["--w 0", "--h -64", "--s 0", "--s -1", "--d -1", f"--d {2**63}", "--g nan"])
 def test_numbers_that_make_no_picture_are_problems(tmp_path, option):
-    assert list(problems_of(tmp_path, "prompts.txt", f"a toy {option}")) == ["prompts.txt: line 1"]
+    assert list(problems_of(tmp_path, "prompts.txt", f"a toy {option}")) == ["prompts.txt:1"]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("empty.txt", "# nothing\n", "holds no prompt"),
-        ("bad.toml", "[prompt\n", "cannot be read"),
-        ("other.toml", "[general]\n", "cannot be read"),
-        ("bad.json", "[{", "cannot be read"),
-        ("object.json", '{"prompt": "a"}', "cannot be read"),
-        ("numbers.json", "[1]", "cannot be read"),
-        ("none.toml", "[[prompt.subset]]\nwidth = 64\n", "holds no prompt"),
+        ("empty.txt", "# nothing\n", "has no prompt"),
+        ("bad.toml", "[prompt\n", "not valid TOML"),
+        ("other.toml", "[general]\n", "has no [[prompt.subset]]"),
+        ("one.toml", '[prompt]\nprompt = "a"\n', "has no [[prompt.subset]]"),
+        ("bad.json", "[{", "not valid JSON"),
+        ("object.json", '{"prompt": "a"}', "not a list of prompts"),
+        ("numbers.json", "[1]", "not a list of prompts"),
+        ("none.json", "[]", "has no prompt"),
+        ("none.toml", "[[prompt.subset]]\nwidth = 64\n", "has no prompt"),
+        ("list.yaml", "- a toy\n", ".yaml is not a prompt file"),
     ],
 )
 def test_files_that_hold_no_prompts(tmp_path, name, text, words):
@@ -172,9 +176,76 @@ def test_files_that_hold_no_prompts(tmp_path, name, text, words):
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(Problems, match="no such file"):
         load_sample_prompts(tmp_path / "absent.txt")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(Problems, match="cannot be read"):
+    (tmp_path / "latin.txt").write_bytes(b"a toy\ncaf\xe9")
+    with pytest.raises(Problems, match=r"latin.txt:2: cannot be read: it is not UTF-8"):
         load_sample_prompts(tmp_path / "latin.txt")
+
+
+ROBOT = SamplePrompt("a tin robot", width=320, height=192, seed=4, steps=6)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a tin robot --w 320 --h 192 --d 4 --s 6",
+        "a tin robot --w=320 --h = 192 --d=4 --s=6",
+        "a tin robot --W 320 --H 192 --D 4 --S 6",
+        "a tin robot --w320 --h192 --d4 --s6",
+        "a tin robot --n --w 320 --h 192 --d 4 --s 6",
+        "a tin robot --w 320 --h 192 --d 4 --s 6 --n",
+        "a tin robot --w 320 --h 192 --n= --d 4 --s 6 --ss euler",
+    ],
+)
+def test_ways_to_write_the_same_line(tmp_path, line):
+    assert prompts(tmp_path, "prompts.txt", f"\ufeff# of a robot\r\n{line}\r\n  # more\r\n") == [ROBOT]
+    assert prompts(tmp_path, "prompts.JSON", json.dumps([line])) == [ROBOT]
+
+
+def test_json_and_toml_alike(tmp_path):
+    values = {"Prompt": "a tin robot", "WIDTH": 320, "height": "192", "seed": 4.0, "sample_steps": 6}
+    text = json.dumps([{**values, "negative_prompt": "", "controlnet_image": None}], indent=1)
+    assert prompts(tmp_path, "prompts.json", f"\ufeff{text}") == [ROBOT]
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    assert prompts(tmp_path, "prompts.toml", f"\ufeff[prompt]\nnegative_prompt = ''\n[[prompt.subset]]\n{lines}") == [
+        ROBOT
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where", "words"),
+    [
+        ("p.txt", "a toy --w 64 --w 128", "p.txt:1", "--w is given twice"),
+        ("p.txt", "\u2028a toy\n\na car —w 256", "p.txt:3", "write --w"),
+        ("p.txt", "a toy -s 4", "p.txt:1", "write --s"),
+        ("p.txt", "a toy –n dull", "p.txt:1", "write --n"),
+        ("p.txt", "a toy --l 1,5", "p.txt:1", "decimal point"),
+        ("p.txt", "a toy --ss ddim", "p.txt:1", "one of euler"),
+        ("p.txt", "a toy --cn a.png", "p.txt:1", "ControlNet"),
+        ("p.txt", "a toy --v6", "p.txt:1", "--v is not an option"),
+        ("p.txt", "a toy --w", "p.txt:1", "not a whole number"),
+        ("p.json", '[\n {"prompt": "a",\n  "width": 100}]', "p.json:3", "multiple of 16"),
+        ("p.json", '[\n\n {"prompt": "a", "wdth": 64}]', "p.json:3", "did you mean width?"),
+        ("p.json", '[{"prompt": "a", "seed": 1, "seed": 2}]', "p.json:1", "given twice"),
+        ("p.json", '["a",\n "b --w 9"]', "p.json:2", "at least 16"),
+        ("p.json", '[{"prompt": 7}]', "p.json:1", "not text"),
+        ("p.json", '[{"prompt": "a", "steps": true}]', "p.json:1", "not a whole number"),
+        ("p.json", '[{"prompt": "a",}]', "p.json:1:", "not valid JSON"),
+        ("p.toml", '[prompt]\nwidth = 100\n[[prompt.subset]]\nprompt = "a"', "p.toml:2", "multiple of 16"),
+        ("p.toml", '[[prompt.subset]]\nprompt = "a"\nstep = 4', "p.toml:3", "did you mean steps?"),
+    ],
+)
+def test_every_message_has_file_and_line(tmp_path, name, text, where, words):
+    with pytest.raises(Problems) as found:
+        prompts(tmp_path, name, text)
+    (problem,) = found.value.problems
+    assert problem.where.startswith(str(tmp_path / where)) and words in str(problem)
+
+
+def test_negative_prompts_without_cfg_are_reported_once(tmp_path):
+    text = "a --n dull\nb --n grey --l 1\nc --n pale --l 3\nd\n"
+    (notice,) = idle_negatives(prompts(tmp_path, "prompts.txt", text))
+    assert notice.where == f"{tmp_path}/prompts.txt:1" and "and 1 more" in notice.what and "--l" in notice.hint
+    assert not idle_negatives(prompts(tmp_path, "prompts.txt", "c --n pale --l 3\nd --n\n"))
 
 
 def test_a_picture_says_how_it_was_made(tmp_path):

@@ -27,16 +27,16 @@ def test_prompts_have_one_size_and_one_seed_after_another():
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--width=0", "width 0 is below 16"),
-        ("--height=100", "height 100 is not divisible by 16"),
-        ("--steps=0", "steps 0 is below 1"),
-        ("--steps=many", "steps is not a number: 'many'"),
-        ("--guidance=nan", "guidance is not a number: 'nan'"),
-        ("--cfg=x", "cfg is not a number: 'x'"),
+        ("--width=0", "is 0; it must be at least 16"),
+        ("--height=100", "is 100; it must be a multiple of 16"),
+        ("--steps=0", "is 0; it must be at least 1"),
+        ("--steps=many", 'is "many", not a whole number'),
+        ("--guidance=nan", "is nan, not a finite number"),
+        ("--cfg=x", 'is "x", not a number'),
     ],
 )
 def test_options_obey_the_rules_of_a_prompt_file(option, words):
-    assert problems_of("--prompt=a", "--prompt=b", option)["--prompt"].startswith(words)
+    assert problems_of("--prompt=a", "--prompt=b", option)[option.partition("=")[0]].startswith(words)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**64])
@@ -77,3 +77,10 @@ def test_help_says_which_flags_of_train_act(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "config_file of a training may be given" in text
     assert all(f"--{name}" in text for name in OF_TRAIN)
+
+
+def test_a_negative_prompt_without_cfg_is_reported_once():
+    _, _, notices = parse(["--prompt=a", "--prompt=b", "--negative=dull"])
+    (notice,) = notices
+    assert "negative prompt has no effect" in notice and "cfg" in notice
+    assert parse(["--prompt=a", "--negative=dull", "--cfg=3"])[2] == ()

@@ -22,6 +22,7 @@ from trainer.common.files import atomic_write, write_json
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
 from trainer.config import TrainConfig
+from trainer.config.settings import MAX_SEED
 from trainer.lora.convert import Source, merge
 from trainer.lora.file import LoraFile, load_lora
 from trainer.models.load import load_autoencoder, load_transformer
@@ -41,7 +42,6 @@ from trainer.sampling.evaluation import (
     score_pictures,
 )
 from trainer.sampling.judge import Judge, load_judge
-from trainer.sampling.prompts import MOST
 from trainer.sampling.sampler import as_image
 
 MODELS = Path("models/mini")
@@ -118,7 +118,7 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
     problems = []
     if given.prompts is not None and given.prompts < 1:
         problems.append(Problem("--prompts", f"{given.prompts} prompts make no table", "1 or more"))
-    most = MOST["seed"] - 10**6  # every picture has the next seed
+    most = MAX_SEED - 10**6  # every picture has the next seed
     if not 0 <= given.seed <= most:
         problems.append(Problem("--seed", f"{given.seed} is not from 0 to {most}"))
     sources = [parse_source(text) for text in given.lora]

@@ -20,6 +20,8 @@ from trainer.common.devices import free_memory
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
 from trainer.config import TrainConfig, parse_config
+from trainer.config.fields import Given
+from trainer.config.settings import MAX_SEED
 from trainer.config.sources import CONFIG_FILE, read_flags
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora
 from trainer.lora.convert import merge
@@ -28,7 +30,7 @@ from trainer.models.load import base_model_of, load_autoencoder, load_clip, load
 from trainer.models.text import Tokenizers, clip_ids, encode_t5
 from trainer.models.transformer import Conditioning
 from trainer.preflight.check import check_models
-from trainer.sampling.prompts import MOST, SamplePrompt, load_sample_prompts, read_prompt
+from trainer.sampling.prompts import SamplePrompt, idle_negatives, load_sample_prompts, read_prompt
 from trainer.sampling.sampler import decode_picture, sample_latents, save_picture
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def parse(argv: Sequence[str]) -> tuple[Request, TrainConfig, tuple[str, ...]]:
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
     request = Request(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output)
-    return request, config, tuple(written.notices)
+    return request, config, (*written.notices, *map(str, idle_negatives(prompts)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,15 +135,15 @@ def _own_prompts(given: argparse.Namespace, problems: list[Problem]) -> list[Sam
     if options and not given.prompt:
         hint = "give it in the file, for each prompt"
         problems += [Problem(f"--{name}", "acts on --prompt, which is not given", hint) for name in options]
-    found: list[Problem] = []
-    read = [read_prompt("--prompt", {**usual, **options, "prompt": text}, found) for text in given.prompt]
-    problems += dict.fromkeys(found)
-    return [prompt for prompt in read if prompt]
+    written = [Given(name, value, f"--{name}", from_text=True) for name, value in {**usual, **options}.items()]
+    read = [read_prompt("--prompt", [Given("prompt", text, "--prompt"), *written]) for text in given.prompt]
+    problems += dict.fromkeys(problem for _, found in read for problem in found)
+    return [prompt for prompt, _ in read if prompt]
 
 
 def _seeded(prompts: Sequence[SamplePrompt], seed: int, problems: list[Problem]) -> list[SamplePrompt]:
     """Give those without a seed the first seed plus their place."""
-    most = MOST["seed"] - len(prompts)
+    most = MAX_SEED - len(prompts)
     if not 0 <= seed <= most:
         problems.append(Problem("--seed", f"{seed} is not from 0 to {most}"))
     return [p if p.seed is not None else replace(p, seed=seed + i) for i, p in enumerate(prompts)]

@@ -70,6 +70,7 @@ class Spec:
     le: float | None = None
     gt: float | None = None
     lt: float | None = None
+    multiple_of: int = 1
     choices: tuple[str, ...] = ()
     may_be_empty: bool = True
     parse: Callable[[Any], Any] | None = None
@@ -123,6 +124,8 @@ class Spec:
         for bound, holds, words in bounds:
             if bound is not None and not holds(bound):
                 raise Invalid(f"is {value}; it must be {words} {bound}")
+        if self.multiple_of > 1 and value % self.multiple_of:
+            raise Invalid(f"is {value}; it must be a multiple of {self.multiple_of}")
         if self.type == STEPS_OR_FRACTION and isinstance(value, float) and value >= 1:
             raise Invalid(f"is {value}; steps are a whole number, and a fraction of all steps is below 1")
 

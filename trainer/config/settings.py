@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 SAME = "same"  # as in kohya's trainer, default included
 OURS = "ours"  # kohya has no such flag
+MAX_SEED = 2**63 - 1
 T = TypeVar("T")
 
 
@@ -162,10 +163,7 @@ class TrainConfig:
     )
     network_dim: int = _network(16, "rank of the LoRA", "default 16", ge=1)
     network_alpha: float | None = _network(
-        None,
-        "the LoRA is scaled by alpha / rank; if not given, alpha = rank",
-        "default network_dim, not 1",
-        ge=0,
+        None, "the LoRA is scaled by alpha / rank; if not given, alpha = rank", "default network_dim, not 1", ge=0
     )
     network_args: tuple[str, ...] = _network(
         (), "key=value ...: which layers are adapted, and with which rank", "see the table of network_args"
@@ -238,7 +236,7 @@ class TrainConfig:
     )
 
     seed: int = _training(
-        42, "seed of all randomness", "default 42, not random; recorded in the metadata", ge=0, le=2**63 - 1
+        42, "seed of all randomness", "default 42, not random; recorded in the metadata", ge=0, le=MAX_SEED
     )
     mixed_precision: Literal["no", "bf16"] = _training(
         "bf16", "compute precision; no = float32", "default bf16; fp16 is refused"
@@ -263,9 +261,7 @@ class TrainConfig:
         OURS,
     )
     cuda_graphs: bool = _training(
-        True,
-        "capture batches as CUDA graphs and replay them, so that a slow CPU does not stall a fast GPU",
-        OURS,
+        True, "capture batches as CUDA graphs and replay them, so that a slow CPU does not stall a fast GPU", OURS
     )
     deterministic: bool = _training(
         False, "use deterministic algorithms: bitwise reproducible on a GPU, but slower", OURS

@@ -8,6 +8,7 @@ from trainer.data.dataset import TrainingData
 from trainer.models.text import CLIP_LENGTH, cut_captions
 from trainer.optim.build import OptimizerSettings, optimizer_notices
 from trainer.preflight.plan import AdapterPlan, RunPlan
+from trainer.sampling.prompts import idle_negatives
 
 
 def plan_notices(plan: RunPlan) -> list[Problem]:
@@ -18,6 +19,7 @@ def plan_notices(plan: RunPlan) -> list[Problem]:
         *_cut_captions(plan),
         *_idle_with_data(config, plan.data),
         *_idle_with_model(config, plan.adapter),
+        *idle_negatives(plan.sample_prompts),
     ]
 
 

@@ -1,37 +1,60 @@
-"""What to draw: kohya's prompt files (.txt, .toml, .json), each line checked."""
+"""Which images to sample: kohya's prompt files (.txt, .toml, .json), every entry validated."""
 
 import json
-import math
 import re
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.utf8 import read_utf8, split_lines
+from trainer.config.fields import Given, Schema, Spec
+from trainer.config.toml_file import read_toml
+from trainer.config.values import SPECS
 
 LINE_OPTIONS = {"w": "width", "h": "height", "d": "seed", "s": "steps", "g": "guidance", "l": "cfg", "n": "negative"}
-
-
-KOHYA_KEYS = {
+OTHER_NAMES = {  # kohya's in JSON and TOML, and those of its other options in a line
     "sample_steps": "steps",
     "guidance_scale": "guidance",
     "scale": "cfg",
     "negative_prompt": "negative",
+    "ss": "sample_sampler",
+    "cn": "controlnet_image",
+    "fs": "flow_shift",
 }
-
-
-LEAST = {"width": 16, "height": 16, "steps": 1, "seed": 0}
-
-
-MOST = {"seed": 2**63 - 1}
+OPTION = re.compile(r"(?<!\S)--([A-Za-z][A-Za-z_]*)(?:\s*=\s*|\s+|(?=-?[\d.])|$)")
+# an option behind one hyphen, or behind the dash that a word processor made of two
+MISTYPED = re.compile(r"(?<!\S)(?:-|[–—−]-?)([whdsgl])(?=\s*=?\s*\d)|(?<!\S)[–—−]-?(n)(?=[\s=])", re.IGNORECASE)
+PROMPT = Schema(
+    specs={
+        "prompt": Spec(),
+        "negative": Spec(),
+        "width": Spec(type=int, ge=16, multiple_of=16),
+        "height": Spec(type=int, ge=16, multiple_of=16),
+        "seed": SPECS["seed"],
+        "steps": Spec(type=int, ge=1),
+        "guidance": Spec(type=float),
+        "cfg": Spec(type=float),
+        "sample_sampler": SPECS["sample_sampler"],
+    },
+    noun="an option of a prompt",
+    refused={
+        "controlnet_image": "leave it out; samples use no ControlNet",
+        "flow_shift": "leave it out; the shift is computed from the image size",
+    },
+    listing="the options are --w width, --h height, --d seed, --s steps, --g guidance, --l cfg, --n negative",
+)
 
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture to make. guidance is FLUX's embedded guidance; cfg > 1 adds true classifier-free guidance."""
+    """One image to sample.
+
+    guidance: FLUX's embedded guidance; cfg: true classifier-free guidance with the negative prompt, if above 1;
+    seed: None for the caller's choice; where: file and line, for messages.
+    """
 
     prompt: str
     negative: str = ""
@@ -41,83 +64,158 @@ class SamplePrompt:
     steps: int = 20
     guidance: float = 3.5
     cfg: float = 1.0
+    where: str = field(default="", compare=False)
 
     def texts(self) -> tuple[str, ...]:
-        """The captions whose encodings this picture needs."""
+        """The texts whose embeddings this image needs."""
         return (self.prompt, self.negative) if self.cfg > 1 else (self.prompt,)
 
 
-def load_sample_prompts(path: Path) -> list[SamplePrompt]:
-    """Read kohya's prompt file: .txt (one line each, `--w --h --d --s --g --l --n`), .toml or .json.
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a prompt file as it was written. where: file and line."""
 
-    Raises `Problems` naming each line that cannot be used.
+    where: str
+    written: Sequence[Given]
+    problems: Sequence[Problem] = ()
+
+
+def load_sample_prompts(path: Path) -> list[SamplePrompt]:
+    """Read kohya's prompt file: .txt (a prompt per line, `--w --h --d --s --g --l --n`), .toml or .json.
+
+    Raises `Problems` with everything that is wrong, each with its line.
     """
+    flag = f"--sample_prompts={path}"
     if why := out_of_reach(path):
-        raise Problems([Problem(f"--sample_prompts={path}", f"cannot be looked at: {why}")])
+        raise Problems([Problem(flag, f"cannot be accessed: {why}")])
     if not path.is_file():
-        raise Problems([Problem(f"--sample_prompts={path}", "no such file")])
-    try:
-        entries = _entries(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Problems([Problem(str(path), f"cannot be read: {error}")]) from None
+        raise Problems([Problem(flag, "is not a file" if path.exists() else "no such file")])
+    readers = {"": _text_entries, ".txt": _text_entries, ".toml": _toml_entries, ".json": _json_entries}
+    if path.suffix.lower() not in readers:
+        raise Problems([Problem(flag, f"{path.suffix} is not a prompt file", "save it as .txt, .toml or .json")])
     problems: list[Problem] = []
-    prompts = [prompt for where, values in entries if (prompt := read_prompt(where, values, problems))]
+    prompts: list[SamplePrompt] = []
+    entries = readers[path.suffix.lower()](path)
+    for entry in entries:
+        prompt, found = read_prompt(entry.where, entry.written)
+        problems += [*entry.problems, *found]
+        prompts += [prompt] if prompt else []
     if not entries:
-        problems.append(Problem(str(path), "holds no prompt"))
+        problems.append(Problem(str(path), "has no prompt", "write one prompt per line"))
     raise_if_any(problems)
     return prompts
 
 
-def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".toml":
-        table = tomllib.loads(text)["prompt"]
-        shared = {key: value for key, value in table.items() if key != "subset"}
-        return [(f"{path}: subset {i}", {**shared, **subset}) for i, subset in enumerate(table["subset"], 1)]
-    if path.suffix == ".json":
-        items = json.loads(text)
-        if not isinstance(items, list) or not all(isinstance(item, str | dict) for item in items):
-            raise ValueError("it is not a list of prompts, each a line or an object")
-        return [(f"{path}: entry {i}", parse_line(e) if isinstance(e, str) else e) for i, e in enumerate(items, 1)]
-    lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1)]
-    return [(f"{path}: line {i}", parse_line(line)) for i, line in lines if line and not line.startswith("#")]
+def read_prompt(where: str, written: Iterable[Given]) -> tuple[SamplePrompt | None, list[Problem]]:
+    """One prompt, or None and why not. where: the place of the entry; written: its values, by our names or kohya's."""
+    given = [_renamed(each) for each in written if each.value is not None]
+    given = [each for each in given if each.name != "prompt" or str(each.value).strip()]
+    read = PROMPT.read(given)
+    problems = [] if any(each.name == "prompt" for each in given) else [Problem(where, "has no prompt")]
+    if problems := problems + read.problems:
+        return None, problems
+    names = {each.name for each in fields(SamplePrompt)}
+    values = {name: value for name, value in read.values.items() if name in names}
+    return SamplePrompt(**values, where=where), []
 
 
-def parse_line(line: str) -> dict[str, Any]:
-    """kohya's prompt line to the fields of `SamplePrompt`; an unknown option keeps its letters as its name."""
-    prompt, *options = re.split(r"(?:^|\s)--(?=[A-Za-z]+\s)", line)
-    values: dict[str, Any] = {"prompt": prompt.strip()}
-    for option in options:
-        letters, value = option.split(maxsplit=1)
-        values[LINE_OPTIONS.get(letters.lower(), f"--{letters}")] = value.strip()
-    return values
+def idle_negatives(prompts: Sequence[SamplePrompt]) -> list[Problem]:
+    """One notice for all negative prompts that have no effect."""
+    idle = [prompt for prompt in prompts if prompt.negative and prompt.cfg <= 1]
+    if not idle:
+        return []
+    more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+    what = f"the negative prompt has no effect with cfg {idle[0].cfg:g}{more}"
+    return [Problem(idle[0].where, what, "set cfg above 1 (--l 4 in a prompt file), or leave the negative prompt out")]
 
 
-def read_prompt(where: str, values: Mapping[str, Any], problems: list[Problem]) -> SamplePrompt | None:
-    """One prompt from texts or numbers by name, ours or kohya's; else None, with the reasons added to `problems`."""
-    types = {field.name: field.type for field in fields(SamplePrompt)}
-    values = {KOHYA_KEYS.get(key, key): value for key, value in values.items()}
-    if not values.get("prompt"):
-        problems.append(Problem(where, "holds no prompt"))
-        return None
-    found = [Problem(where, f"unknown option {key}") for key in values if key not in types]
-    converted: dict[str, Any] = {}
-    for key in values.keys() & types.keys():
-        convert = str if types[key] is str else float if types[key] is float else int
-        try:
-            converted[key] = convert(values[key])
-            if convert is float and not math.isfinite(converted[key]):
-                raise ValueError
-        except (TypeError, ValueError, OverflowError):
-            found.append(Problem(where, f"{key} is not a number: {values.get(key)!r}"))
-    for key, least in LEAST.items():
-        if converted.get(key, least) < least:
-            found.append(Problem(where, f"{key} {converted[key]} is below {least}"))
-    for key, most in MOST.items():
-        if converted.get(key, most) > most:
-            found.append(Problem(where, f"{key} {converted[key]} is above {most}"))
-    for side in ("width", "height"):
-        if converted.get(side, 16) % 16:
-            found.append(Problem(where, f"{side} {converted[side]} is not divisible by 16"))
-    problems += found
-    return None if found else SamplePrompt(**converted)
+def _renamed(given: Given) -> Given:
+    """The value under our name; a whole number may be written 256.0, as some JSON writers do."""
+    name = given.name.lower()
+    name = OTHER_NAMES.get(name, name)
+    value = given.value
+    if isinstance(value, float) and value.is_integer() and PROMPT.specs.get(name, Spec()).type is int:
+        value = int(value)
+    return Given(name, value, given.where, from_text=True, subject=given.subject)
+
+
+def parse_line(line: str, where: str = "") -> tuple[list[Given], list[Problem]]:
+    """The prompt and the options of one of kohya's prompt lines, and what looks like an option but is none."""
+    options = list(OPTION.finditer(line))
+    ends = [option.start() for option in options] + [len(line)]
+    prompt = line[: ends[0]].strip()
+    given = [Given("prompt", prompt, where, subject="prompt")]
+    for option, end in zip(options, ends[1:], strict=True):
+        letters, value = option[1], line[option.end() : end].strip()
+        name = LINE_OPTIONS.get(letters.lower(), letters)
+        given.append(Given(name, value, where, subject=f"--{letters}"))
+    mistyped = [next(filter(None, match.groups())) for match in MISTYPED.finditer(prompt)]
+    return given, [Problem(where, f"-{letter} is part of the prompt", f"write --{letter}") for letter in mistyped]
+
+
+def _line_entry(line: str, where: str) -> Entry:
+    return Entry(where, *parse_line(line, where))
+
+
+def _text_entries(path: Path) -> list[Entry]:
+    lines = ((number, line.strip()) for number, line in enumerate(split_lines(read_utf8(path)), start=1))
+    return [_line_entry(line, f"{path}:{number}") for number, line in lines if line and not line.startswith("#")]
+
+
+def _toml_entries(path: Path) -> list[Entry]:
+    """One for each [[prompt.subset]], with the keys of [prompt] as defaults."""
+    file = read_toml(path)
+    table = file.values.get("prompt")
+    subsets = table.get("subset") if isinstance(table, dict) else None
+    if not isinstance(table, dict) or not isinstance(subsets, list) or not all(isinstance(s, dict) for s in subsets):
+        hint = 'write [prompt], and [[prompt.subset]] with prompt = "..." for each image'
+        raise Problems([Problem(file.where("prompt"), "has no [[prompt.subset]]", hint)])
+    entries = []
+    for index, subset in enumerate(subsets):
+        place = ("prompt", "subset", index)
+        own = [Given(name, value, file.where(*place, name), subject=name) for name, value in subset.items()]
+        shared = [
+            Given(name, value, file.where("prompt", name), subject=name)
+            for name, value in table.items()
+            if name != "subset" and name not in subset
+        ]
+        entries.append(Entry(file.where(*place), shared + own))
+    return entries
+
+
+def _json_entries(path: Path) -> list[Entry]:
+    """One for each item of a list: an object, or a line as in a text file."""
+    text = read_utf8(path)
+    decoder = json.JSONDecoder(object_pairs_hook=tuple)  # pairs, so that a key that is given twice is seen
+    try:
+        items = decoder.decode(text)
+    except json.JSONDecodeError as error:
+        line = text.split("\n")[error.lineno - 1].strip()
+        hint = f"the line is: {line}" if line else ""
+        raise Problems(
+            [Problem(f"{path}:{error.lineno}:{error.colno}", f"not valid JSON: {error.msg}", hint)]
+        ) from None
+    if not isinstance(items, list) or not all(isinstance(item, str | tuple) for item in items):
+        hint = 'write [{"prompt": "..."}, ...]'
+        raise Problems([Problem(f"{path}:1", "is not a list of prompts, each a line or an object", hint)])
+    entries, position = [], text.index("[") + 1
+    for item in items:
+        start = position + len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
+        _, position = decoder.raw_decode(text, start)
+        entries.append(_json_entry(path, text, start, position, item))
+    return entries
+
+
+def _json_entry(path: Path, text: str, start: int, end: int, item: Any) -> Entry:
+    """The entry at these positions of the text, each key with its line."""
+
+    def where(position: int) -> str:
+        return f"{path}:{1 + text.count(chr(10), 0, position)}"
+
+    if isinstance(item, str):
+        return _line_entry(item, where(start))
+    written = []
+    for name, value in item:
+        key = re.compile(rf'"{re.escape(name)}"\s*:').search(text, start, end)
+        written.append(Given(name, value, where(key.start() if key else start), subject=name))
+    return Entry(where(start), written)
