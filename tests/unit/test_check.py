@@ -70,7 +70,7 @@ def test_problems_of_all_kinds_are_in_one_report(workshop, tmp_path):
     assert has(problems, "data.toml", "num_repeat", "num_repeats")
     assert has(problems, str(tmp_path / "absent"))
     assert has(problems, str(pictures / "01.png"))
-    assert has(problems, "prompts.txt: line 2", "not divisible by 16")
+    assert has(problems, "prompts.txt:2", "multiple of 16")
     assert has(problems, "--optimizer_args", "bogus")
     assert has(problems, "--network_args", "nonsense")
     assert len(problems) == len(set(problems)) >= 10

@@ -271,3 +271,10 @@ def test_guidance_for_schnell_is_warned_of(workshop, tmp_path):
     assert "--guidance_scale" not in warned(make_plan(workshop.config("dev", **settings)))
     plan = make_plan(workshop.config("schnell", pretrained_model_name_or_path=schnell, **settings))
     assert "--guidance_scale" in warned(plan)
+
+
+def test_a_negative_prompt_without_cfg_is_warned_of(workshop):
+    prompts = workshop.folder / "negative.txt"
+    prompts.write_text("a toy --n dull\nanother --n grey\n", encoding="utf-8")
+    settings = {"sample_prompts": prompts, "sample_at_first": True}
+    assert f"{prompts}:1" in warned(make_plan(workshop.config("negative", **settings)))
