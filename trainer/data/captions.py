@@ -54,21 +54,32 @@ def caption_variant(
     """The caption of one draw, built in kohya's order.
 
     Dropout, then one line with prefix and suffix, wildcards, tags (kept, warmed up, shuffled,
-    dropped), secondary separator. epoch and step count from 0; step is the optimizer step, which
-    only the token warm-up looks at. A dropped caption is the empty text.
+    dropped), secondary separator. keep_tokens_separator never stays in the text. epoch and step count
+    from 0; step is the optimizer step, which only the token warm-up looks at. A dropped caption is the
+    empty text.
     """
-    draw = python_random(seed, "caption", epoch, repeat, key)
-    if _is_dropped(subset, epoch, draw):
+    choices = python_random(seed, "caption", epoch, repeat, key)
+    if _is_dropped(subset, epoch, choices):
         return ""
-    caption = draw.choice(lines) if subset.enable_wildcard else lines[0]
-    caption = " ".join(part for part in (subset.caption_prefix, caption, subset.caption_suffix) if part)
+    caption = _with_affixes(subset, choices.choice(lines) if subset.enable_wildcard else lines[0])
     if subset.enable_wildcard:
-        caption = _expand_wildcards(caption, draw)
+        caption = _expand_wildcards(caption, choices)
     if subset.shuffle_caption or subset.token_warmup_step > 0 or subset.caption_tag_dropout_rate > 0:
-        caption = _arrange_tags(subset, caption, draw, step, total_steps)
-    if subset.secondary_separator:
-        caption = caption.replace(subset.secondary_separator, subset.caption_separator)
-    return caption
+        caption = _arrange_tags(subset, caption, choices, step, total_steps)
+    return _finish(subset, caption)
+
+
+def possible_captions(subset: SubsetConfig, lines: Sequence[str]) -> tuple[str, ...]:
+    """Each caption that the lines can become, before wildcards are expanded and tags shuffled or dropped."""
+    used = lines if subset.enable_wildcard else lines[:1]
+    return tuple(dict.fromkeys(_finish(subset, _with_affixes(subset, line)) for line in used))
+
+
+def contains_phrase(caption: str, phrase: str) -> bool:
+    """Whether a caption contains these words in this order, whatever their case and the white space between them."""
+    pattern = r"\s+".join(map(re.escape, phrase.split()))
+    # where words are written apart; a Korean particle may follow its noun at once
+    return bool(re.search(rf"(?<![A-Za-z0-9_]){pattern}(?![A-Za-z0-9_])", caption, re.IGNORECASE))
 
 
 def plain_caption(subset: SubsetConfig, lines: Sequence[str], seed: int, key: str) -> str:
@@ -96,35 +107,53 @@ def caption_varies(subset: SubsetConfig) -> bool:
     )
 
 
-def _is_dropped(subset: SubsetConfig, epoch: int, draw: random.Random) -> bool:
+def _with_affixes(subset: SubsetConfig, line: str) -> str:
+    return " ".join(part for part in (subset.caption_prefix, line, subset.caption_suffix) if part)
+
+
+def _finish(subset: SubsetConfig, caption: str) -> str:
+    if subset.keep_tokens_separator and subset.keep_tokens_separator in caption:
+        head, tags, tail = _split_tags(subset, caption)
+        caption = _join(subset, [*head, *tags, *tail])
+    if subset.secondary_separator:
+        caption = caption.replace(subset.secondary_separator, subset.caption_separator)
+    return caption
+
+
+def _is_dropped(subset: SubsetConfig, epoch: int, choices: random.Random) -> bool:
     every = subset.caption_dropout_every_n_epochs
-    by_rate = draw.random() < subset.caption_dropout_rate
+    by_rate = choices.random() < subset.caption_dropout_rate
     return by_rate or (every > 0 and (epoch + 1) % every == 0)
 
 
-def _expand_wildcards(caption: str, draw: random.Random) -> str:
+def _expand_wildcards(caption: str, choices: random.Random) -> str:
     caption = caption.replace("{{", OPEN).replace("}}", CLOSE)
-    caption = WILDCARD.sub(lambda match: draw.choice(match[1].split("|")), caption)
+    caption = WILDCARD.sub(lambda match: choices.choice(match[1].split("|")), caption)
     return caption.replace(OPEN, "{").replace(CLOSE, "}")
 
 
-def _arrange_tags(subset: SubsetConfig, caption: str, draw: random.Random, step: int, total: int) -> str:
+def _arrange_tags(subset: SubsetConfig, caption: str, choices: random.Random, step: int, total: int) -> str:
     head, tags, tail = _split_tags(subset, caption)
     tags = tags[: _warmed_up(subset, len(tags), step, total)]
     if subset.shuffle_caption:
-        draw.shuffle(tags)
-    tags = [tag for tag in tags if draw.random() >= subset.caption_tag_dropout_rate]
-    return ", ".join(head + tags + tail)
+        choices.shuffle(tags)
+    tags = [tag for tag in tags if choices.random() >= subset.caption_tag_dropout_rate]
+    return _join(subset, head + tags + tail)
+
+
+def _join(subset: SubsetConfig, tags: list[str]) -> str:
+    separator = subset.caption_separator
+    return (separator if separator[-1].isspace() else f"{separator} ").join(tags)
 
 
 def _split_tags(subset: SubsetConfig, caption: str) -> tuple[list[str], list[str], list[str]]:
     """Tags that stay in front, tags that move, tags that stay at the end."""
     mark, separator = subset.keep_tokens_separator, subset.caption_separator
     if mark and mark in caption:
-        head, tags, *tail = (
-            [tag.strip() for tag in part.split(separator) if tag.strip()] for part in caption.split(mark, 2)
+        head, tags, *tails = (
+            [tag.strip() for tag in part.split(separator) if tag.strip()] for part in caption.split(mark)
         )
-        return head, tags, tail[0] if tail else []
+        return head, tags, [tag for tail in tails for tag in tail]
     tags = [tag.strip() for tag in caption.strip().split(separator)]
     return tags[: subset.keep_tokens], tags[subset.keep_tokens :], []
 

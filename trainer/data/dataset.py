@@ -10,7 +10,7 @@ from functools import cached_property
 from trainer.common.problems import Problem, Problems
 from trainer.common.rng import python_random
 from trainer.config import TrainConfig
-from trainer.data.captions import caption_variant, caption_varies, plain_caption
+from trainer.data.captions import caption_variant, caption_varies, contains_phrase, plain_caption, possible_captions
 from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
 from trainer.data.epochs import Group, hold_out, make_groups
 from trainer.data.images import Size
@@ -136,6 +136,15 @@ class TrainingData:
             tags = (tag.strip().lower() for tag in sample.lines[0].split(","))
             counts[sample.subset.image_dir.name].update(tag for tag in tags if tag)
         return {folder: dict(tags) for folder, tags in counts.items()}
+
+    def trains_trigger(self, subset: SubsetConfig) -> bool:
+        """Whether a subset's class_tokens are taught: in at least one caption, and not by the base's own output."""
+        return any(
+            contains_phrase(caption, subset.class_tokens)
+            for sample in self.samples
+            if subset.class_tokens and sample.subset == subset and not sample.is_reg and not sample.preserves_output
+            for caption in possible_captions(subset, sample.lines)
+        )
 
     def manifest(self) -> dict[str, str]:
         """All that decides the order and content of batches, by name: equal manifests train alike."""

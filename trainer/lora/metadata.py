@@ -212,16 +212,16 @@ def _modelspec_keys(
 
 
 def triggers(data: TrainingData) -> list[str]:
-    """The class_tokens of what is taught, each once, in the dataset file's order."""
-    found = [subset.class_tokens for subset in data.config.subsets if not subset.is_reg]
+    """The class_tokens that captions teach, each once, in the dataset file's order."""
+    found = [subset.class_tokens for subset in data.config.subsets if data.trains_trigger(subset)]
     return list(dict.fromkeys(tokens for tokens in found if tokens))
 
 
 def _our_settings(config: TrainConfig, data: TrainingData, base: BaseModel) -> dict[str, Any]:
     concepts = [
         {
-            "concept": subset.concept,
-            "trigger": subset.class_tokens,
+            "concept": subset.concept if (taught := data.trains_trigger(subset)) else subset.image_dir.name,
+            "trigger": subset.class_tokens if taught or subset.is_reg else None,
             "is_reg": subset.is_reg,
             "pictures": sum(1 for sample in data.samples if sample.subset == subset),
             "num_repeats": subset.num_repeats,

@@ -1,35 +1,27 @@
-"""What is allowed and seldom meant, told before a run starts: what only its data and its models can tell."""
+"""Warnings for settings that are valid but probably unintended, as far as only data and models can tell."""
 
 from collections.abc import Iterator
 
 from trainer.common.problems import Problem
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
-from trainer.models.text import CLIP_LENGTH, cut_captions
 from trainer.optim.build import OptimizerSettings, optimizer_notices
+from trainer.preflight.captions import caption_warnings, long_caption_warnings
 from trainer.preflight.plan import AdapterPlan, RunPlan
 from trainer.sampling.prompts import idle_negatives
 
 
 def plan_notices(plan: RunPlan) -> list[Problem]:
-    """All that is worth a warning."""
+    """Every warning that needs the data or the models."""
     config = plan.config
     return [
         *(Problem("settings", notice) for notice in optimizer_notices(config.select(OptimizerSettings))),
-        *_cut_captions(plan),
+        *caption_warnings(plan.data, plan.tokenizers),
+        *long_caption_warnings(plan.data, plan.captions, plan.tokenizers, plan.keys.t5_length),
         *_idle_with_data(config, plan.data),
         *_idle_with_model(config, plan.adapter),
         *idle_negatives(plan.sample_prompts),
     ]
-
-
-def _cut_captions(plan: RunPlan) -> Iterator[Problem]:
-    for reader, tokenizer, length, hint in (
-        ("T5", plan.tokenizers.t5, plan.keys.t5_length, "shorten it, or raise --t5xxl_max_token_length"),
-        ("CLIP", plan.tokenizers.clip, CLIP_LENGTH, "put what matters most first; T5 reads on"),
-    ):
-        for caption in cut_captions(tokenizer, plan.captions, length):
-            yield Problem(f"{caption[:60]!r}…", f"{reader} reads only the first {length} tokens of this caption", hint)
 
 
 def _idle_with_data(config: TrainConfig, data: TrainingData) -> Iterator[Problem]:
@@ -41,8 +33,8 @@ def _idle_with_data(config: TrainConfig, data: TrainingData) -> Iterator[Problem
             hint = "custom_attributes = { diff_output_preservation = true } sets it for any subset"
             yield Problem("--diff_output_preservation", idle, hint)
     validates = config.validate_every_n_epochs or config.validate_every_n_steps
-    if data.validation and not validates and not config.validation_split:  # a flag's is told with the settings
-        what = f"keeps {len(data.validation)} pictures out of training, and no validation looks at them"
+    if data.validation and not validates and not config.validation_split:  # a flag is warned of with the settings
+        what = f"keeps {len(data.validation)} images out of training, and no validation uses them"
         yield Problem("validation_split", what, "set --validate_every_n_epochs, or leave validation_split out")
 
 
