@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from trainer.config.groups import OURS, SAME  # noqa: E402
 from trainer.config.kohya import (  # noqa: E402 (the path is set first)
     ALWAYS,
     DOCS,
     REFUSED,
     REFUSED_VALUES,
 )
-from trainer.config.settings import OURS, SAME  # noqa: E402
 from trainer.config.values import FIELDS, choices  # noqa: E402
 from trainer.data import keys as dataset_keys  # noqa: E402
 from trainer.lora import network_args  # noqa: E402

@@ -160,7 +160,9 @@ def _quantile_of(sampling: QuantileFunction, sigma: float) -> float:
 # --- loss
 
 
-def sample_losses(prediction: Tensor, target: Tensor, sigmas: Tensor, settings: LossSettings) -> Tensor:
+def sample_losses(
+    prediction: Tensor, target: Tensor, sigmas: Tensor, settings: LossSettings, mask: Tensor | None = None
+) -> Tensor:
     """The mean loss of each sample, not yet weighted by timestep.
 
     prediction, target: [B, C, H, W]; sigmas: [B]. Returns [B], float32. With d = prediction - target:
@@ -170,6 +172,8 @@ def sample_losses(prediction: Tensor, target: Tensor, sigmas: Tensor, settings: 
         huber      2 * c * (sqrt(d^2 + c^2) - c)
     The last two are pseudo-Huber losses as in kohya's `conditional_loss`; c is `huber_c` times `huber_scale`, or
     with huber_schedule "exponential" huber_c^sigma times huber_scale.
+    mask: [B, 1, H, W], multiplied with each element's loss. As in kohya's `apply_masked_loss` the mean is still over
+    all elements, so a small mask makes a small loss.
     """
     difference = prediction.float() - target.float()
     if settings.loss_type == "l2":
@@ -180,6 +184,7 @@ def sample_losses(prediction: Tensor, target: Tensor, sigmas: Tensor, settings: 
         c = _huber_threshold(sigmas, settings).view(-1, *[1] * (difference.ndim - 1))
         values = 2 * ((difference.square() + c**2).sqrt() - c)
         values = values * c if settings.loss_type == "huber" else values
+    values = values if mask is None else values * mask
     return values.flatten(1).mean(1)
 
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.random_flux import write_model_files
 from tests.dataset_files import draw_folder
-from tests.recipe_files import Finished, Workshop, largest_difference
+from tests.recipe_files import ONE_FOLDER, Finished, Workshop, largest_difference
 
 WITH_REGULARISATION = """
 [[datasets]]
@@ -125,6 +126,28 @@ def test_a_preserved_output_costs_nothing_before_the_first_step(workshop):
     assert alone < second < unpreserved
     attribute = "custom_attributes = { diff_output_preservation = true }"
     assert first_losses(workshop, "attribute", attribute) == (first, second)
+
+
+def test_masks_leave_what_is_outside_of_them(workshop):
+    """Before the first step the adapter changes nothing, so keeping the base's prediction costs what ignoring does."""
+    folder = draw_folder(workshop.folder / "masked", [(64, 64)] * 2)
+    for number in range(2):
+        mask = Image.new("L", (64, 64), 0)
+        mask.paste(255, (0, 0, 64, 16))
+        mask.save(folder / f"{number:02}.mask.png")
+    data = workshop.dataset(ONE_FOLDER.replace("/toy", "/masked"), "masked.toml")
+
+    def losses(place, **more):
+        run = workshop.train(place, dataset_config=data, max_train_steps=2, save_precision="float", **more)
+        return [line["loss"] for line in run.log("step")]
+
+    everywhere = losses("masks none")
+    ignored = losses("masks ignored", masked_loss=True)
+    kept = losses("masks kept", masked_loss=True, mask_background="preserve")
+    half = losses("masks weighed", masked_loss=True, mask_background=0.5)
+    assert kept[0] == pytest.approx(ignored[0], rel=1e-6) and kept[1] > ignored[1]
+    assert ignored[0] < half[0] < everywhere[0]
+    assert half[0] == pytest.approx((ignored[0] + everywhere[0]) / 2, rel=1e-6)
 
 
 def test_held_out_pictures_are_not_trained(workshop):

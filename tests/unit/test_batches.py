@@ -100,7 +100,8 @@ def test_options_add_mask_ids_and_targets(workshop, data):
         replace(draw, sample=replace(draw.sample, preserves_output=index == 0)) for index, draw in enumerate(draws)
     )
     preserve = make_maker(workshop)(kept).preserve
-    assert preserve is not None and preserve.tolist() == [1.0] + [0.0] * (len(draws) - 1)
+    assert preserve is not None and torch.equal(preserve[0], torch.ones_like(preserve[0]))
+    assert preserve.shape == (len(draws), 1, *batch.latents.shape[-2:]) and not preserve[1:].any()
 
 
 def test_same_draws_same_numbers_in_any_order(workshop, maker, data):

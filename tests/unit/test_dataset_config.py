@@ -82,10 +82,8 @@ def test_refused_keys_that_ask_for_nothing_are_let_pass(tmp_path: Path) -> None:
     [
         "color_aug = true",
         "random_crop = true",
-        "alpha_mask = true",
         "face_crop_aug_range = [1.0, 3.0]",
         'metadata_file = "meta.json"',
-        'conditioning_data_dir = "x"',
     ],
 )
 def test_unsupported_keys_are_refused_by_name(tmp_path: Path, key: str) -> None:

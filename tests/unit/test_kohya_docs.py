@@ -5,8 +5,8 @@ import pytest
 from tools.kohya_docs import TARGET, document
 from trainer.common.problems import Problems
 from trainer.config import parse_config
+from trainer.config.groups import OURS
 from trainer.config.kohya import ALWAYS, REFUSED, REFUSED_VALUES
-from trainer.config.settings import OURS
 from trainer.config.values import FIELDS, choices
 
 # every option of flux_train_network.py, sd-scripts 48d368fa

@@ -116,7 +116,7 @@ def test_forward_alone_is_the_same_too_and_in_any_order_with_training(plain):
     assert torch.equal(velocity(model.transformer), expected)
     assert torch.equal(gradient(model, [make_batch(2, 0), make_batch(1, 1)])[0], plain[0])
     assert torch.equal(velocity(model.transformer), expected)
-    preserved = make_batch(2, preserve=torch.tensor([1.0, 0.0]))
+    preserved = make_batch(2, preserve=torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 4, 6))
     assert torch.equal(gradient(model, [preserved])[0], gradient(unswapped, [preserved])[0])
 
 

@@ -49,6 +49,7 @@ def make_batch(size: int, seed: int = 0, **changes) -> Batch:
         txt_mask=None,
         clip_ids=None,
         preserve=None,
+        loss_mask=None,
         draws=(),
     )
     return replace(batch, **changes)
@@ -129,7 +130,7 @@ def test_weighting_scheme_weighs_each_picture_by_its_sigma():
 
 
 def test_preserved_pictures_learn_the_base_models_own_prediction():
-    model, batch = make_model(), make_batch(2, preserve=torch.tensor([1.0, 0.0]))
+    model, batch = make_model(), make_batch(2, preserve=torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 4, 6))
     change = velocity(model.transformer, batch) - velocity(make_transformer(), batch)
     expected = torch.stack([change[0].square().mean(), loss_in_plain_words(model, batch)[1]])
     torch.testing.assert_close(model.losses(batch), expected, rtol=1e-4, atol=1e-7)

@@ -89,7 +89,6 @@ _DDP = "leave it out; accelerate's own settings are used"
 _DEEPSPEED = "leave it out; only the LoRA is trained, so data parallelism (accelerate launch) is enough"
 _HUB = "training uses no network; upload the finished file with `hf upload`"
 _LOG = "leave it out; runs/NAME/log.jsonl has everything, and curves are named after output_name"
-_MASK = "masks are not supported; crop the images to what matters"
 _MEMORY = "leave it out; --memory=auto chooses what fits, and --gradient_checkpointing saves the most memory"
 _METADATA = "leave it out; use metadata_title, _author, _description, _license and _tags"
 _NOISE = "leave it out; it does not apply to flow matching, and kohya ignores it for FLUX"
@@ -116,15 +115,13 @@ REFUSED: dict[str, str] = {
     "train_data_dir": _DATASET,
     "reg_data_dir": f"{_DATASET}, with is_reg = true",
     "in_json": f"{_DATASET}, with caption files next to the images",
-    "conditioning_data_dir": _MASK,
+    "conditioning_data_dir": _IN_DATASET,
     "dataset_class": _DATASET,
     "dataset_repeats": "use num_repeats in the --dataset_config file",
     "caption_extention": "use --caption_extension",
     "color_aug": _CACHED,
     "random_crop": _CACHED,
     "face_crop_aug_range": _CACHED,
-    "alpha_mask": _MASK,
-    "masked_loss": _MASK,
     "weighted_captions": "leave it out; captions are used as written, without (word:1.3) weights",
     "debug_dataset": "use `python -m trainer check`, which shows buckets, repeats and steps",
     # network and optimizer

@@ -4,34 +4,25 @@ Names are kohya's (flux_train_network.py) wherever kohya has the setting. `train
 from defaults, a TOML file and flags; the rest of the program only reads it.
 """
 
-# ruff: noqa: RUF009 (_setting makes dataclasses' own field())
-from dataclasses import dataclass, field, fields
-from functools import partial
+# ruff: noqa: RUF009 (these make dataclasses' own field())
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-SAME = "same"  # as in kohya's trainer, default included
-OURS = "ours"  # kohya has no such flag
+from trainer.config.groups import OURS
+from trainer.config.groups import captions as _captions
+from trainer.config.groups import data as _data
+from trainer.config.groups import loss as _loss
+from trainer.config.groups import memory as _memory
+from trainer.config.groups import models as _models
+from trainer.config.groups import network as _network
+from trainer.config.groups import optimizer as _optimizer
+from trainer.config.groups import output as _output
+from trainer.config.groups import training as _training
+from trainer.config.groups import watching as _watching
+
 MAX_SEED = 2**63 - 1
 T = TypeVar("T")
-
-
-def _setting(default: Any, help: str, kohya: str = SAME, *, group: str, **rules: Any) -> Any:
-    """A field with its help, its difference from kohya, and its bounds (see `trainer.config.fields.Spec`)."""
-    return field(default=default, metadata={"help": help, "kohya": kohya, "group": group, "rules": rules})
-
-
-_models = partial(_setting, group="Models")
-_data = partial(_setting, group="Data")
-_captions = partial(_setting, group="Captions")
-_output = partial(_setting, group="Output")
-_network = partial(_setting, group="Network")
-_optimizer = partial(_setting, group="Optimizer")
-_training = partial(_setting, group="Training")
-_memory = partial(_setting, group="Memory")
-_loss = partial(_setting, group="Timesteps and loss")
-_watching = partial(_setting, group="Watching")
-
 Interpolation = Literal["lanczos", "lanczos4", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
 
 
@@ -66,6 +57,9 @@ class TrainConfig:
         "prior preservation: is_reg images are trained towards the base model's own prediction",
         "a subset's custom_attributes in kohya; this flag sets it for all is_reg subsets",
     )
+    masked_loss: bool = _data(False, "train only what the images' masks show", "a mask can be NAME.mask.png too")
+    alpha_mask: bool = _data(False, "use the images' alpha channels as masks", "the mask file of an image wins")
+    mask_background: str = _data("ignore", 'outside the masks: "ignore", a weight from 0 to 1, or "preserve"', OURS)
     resolution: str = _data("1024", 'training resolution in pixels, "side" or "width,height"', "default 1024")
     train_batch_size: int = _data(1, "images per batch, unless the dataset sets batch_size", ge=1)
     enable_bucket: bool = _data(False, "sort images into buckets by aspect ratio instead of cropping all to one shape")

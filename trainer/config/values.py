@@ -57,7 +57,21 @@ def _clip_learning_rate(value: Any) -> float:
     return Spec(type=float, ge=0).convert(rates[0], from_text=True)
 
 
-_PARSERS = {"resolution": _resolution, "text_encoder_lr": _clip_learning_rate}
+def _mask_background(value: Any) -> str:
+    """A word, or a loss weight as text."""
+    if value in ("ignore", "preserve"):
+        return value
+    try:
+        return str(Spec(type=float, ge=0, le=1).convert(number(value)))
+    except Invalid:
+        raise Invalid(f"is {shown(value)}", 'it must be a weight from 0 to 1, "ignore" or "preserve"') from None
+
+
+_PARSERS = {
+    "resolution": _resolution,
+    "text_encoder_lr": _clip_learning_rate,
+    "mask_background": _mask_background,
+}
 _HINTS = get_type_hints(TrainConfig)
 SPECS: dict[str, Spec] = {
     name: Spec.of(_HINTS[name], **field.metadata["rules"], parse=_PARSERS.get(name)) for name, field in FIELDS.items()

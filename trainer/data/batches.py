@@ -1,6 +1,6 @@
 """From draws to tensors: what one forward and backward pass needs, prepared ahead on a thread."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -22,8 +22,9 @@ class Batch:
     """Pictures of one shape, ready for the device.
 
     latents, noise: [B, 16, H/8, W/8]; sigmas, weights: [B]; txt: [B, L, D]; pooled: [B, P];
-    txt_mask: [B, L]; clip_ids: [B, 77], only when CLIP is trained; preserve: [B], 1.0 where the base
-    model's own prediction is the target. draws: what it was made of, for messages.
+    txt_mask: [B, L]; clip_ids: [B, 77], only when CLIP is trained. Maps of [B, 1, H/8, W/8], only when a sample
+    of the batch has one: preserve, the share of the base model's own prediction in the target; loss_mask, the
+    weight of each place in the loss. draws: what it was made of, for messages.
     """
 
     latents: torch.Tensor
@@ -35,6 +36,7 @@ class Batch:
     txt_mask: torch.Tensor | None
     clip_ids: torch.Tensor | None
     preserve: torch.Tensor | None
+    loss_mask: torch.Tensor | None
     draws: tuple[Draw, ...]
 
     def pinned(self) -> "Batch":
@@ -100,7 +102,7 @@ class BatchMaker:
     ) -> Batch:
         txt, mask, pooled = (torch.stack(t) for t in zip(*(self.encoded.text(d.caption) for d in draws), strict=True))
         trains_clip = self.config.text_encoder_lr > 0
-        preserve = torch.tensor([float(draw.sample.preserves_output) for draw in draws])
+        maps = [self._maps(draw, latents.shape[-2:]) for draw in draws]
         return Batch(
             latents=latents,
             noise=noise,
@@ -110,9 +112,29 @@ class BatchMaker:
             pooled=pooled,
             txt_mask=mask if self.config.apply_t5_attn_mask else None,
             clip_ids=clip_ids(self.tokenizers.clip, [d.caption for d in draws]) if trains_clip else None,
-            preserve=preserve if bool(preserve.any()) else None,
+            preserve=_stacked([preserve for preserve, _ in maps], neutral=0.0),
+            loss_mask=_stacked([weight for _, weight in maps], neutral=1.0),
             draws=draws,
         )
+
+    def _maps(self, draw: Draw, shape: torch.Size) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(preserve, loss_mask) of one draw, each [1, H/8, W/8] or None, as `Batch` describes them."""
+        sample = draw.sample
+        preserve = torch.ones(1, *shape) if sample.preserves_output else None
+        if not sample.masks_loss:
+            return preserve, None
+        inside = self.encoded.mask(sample, draw.flip)[None]
+        if sample.subset.preserves_background:
+            return (1 - inside if preserve is None else preserve), None
+        return preserve, inside + sample.subset.background_weight * (1 - inside)
+
+
+def _stacked(maps: Sequence[torch.Tensor | None], neutral: float) -> torch.Tensor | None:
+    """One map a sample as [B, 1, H, W]; `neutral` for a sample without; None where no sample has any."""
+    first = next((each for each in maps if each is not None), None)
+    if first is None:
+        return None
+    return torch.stack([torch.full_like(first, neutral) if each is None else each for each in maps])
 
 
 def scale_latents(latents: torch.Tensor) -> torch.Tensor:

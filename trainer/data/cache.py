@@ -27,6 +27,7 @@ from trainer.common.process import progress
 from trainer.config import TrainConfig
 from trainer.data.dataset import Sample, TrainingData
 from trainer.data.images import fit, read_picture, to_tensor
+from trainer.data.masks import latent_mask
 from trainer.models.load import load_autoencoder, load_clip, load_t5
 from trainer.models.text import Tokenizers, encode_clip, encode_t5
 from trainer.models.weights import fingerprint
@@ -104,16 +105,25 @@ class CacheKeys:
         )
 
     def latents(self, sample: Sample, flip: bool) -> str:
-        fitting = (sample.bucket, sample.resized, sample.crop, sample.interpolation, flip)
-        return _digest(
-            "latents", PREPROCESSING[sample.picture.converted], self.autoencoder, sample.picture.sha256, fitting
-        )
+        picture = sample.picture
+        names = ("latents", PREPROCESSING[picture.converted], self.autoencoder, picture.sha256)
+        unflattened = ("unflattened",) if sample.subset.alpha_mask else ()
+        return _digest(*names, _fitting(sample, flip), *unflattened)
+
+    def mask(self, sample: Sample, flip: bool) -> str:
+        assert sample.mask
+        mask = (sample.mask.sha256, sample.mask.from_alpha, sample.subset.mask_dilation)
+        return _digest("mask", PREPROCESSING[False], *mask, _fitting(sample, flip))
 
     def clip_text(self, caption: str) -> str:
         return _digest("clip", self.clip, caption)
 
     def t5_text(self, caption: str) -> str:
         return _digest("t5", self.t5, self.t5_dtype, self.t5_length, self.masked, caption)
+
+
+def _fitting(sample: Sample, flip: bool) -> tuple[object, ...]:
+    return (sample.bucket, sample.resized, sample.crop, sample.interpolation, flip)
 
 
 def _digest(*parts: object) -> str:
@@ -134,6 +144,10 @@ class Encoded:
         """Mean and standard deviation of the posterior, each [16, H/8, W/8] in float32."""
         entry = self._read(self.keys.latents(sample, flip))
         return entry["mean"], entry["std"]
+
+    def mask(self, sample: Sample, flip: bool) -> torch.Tensor:
+        """The share of each latent that is inside the sample's mask, [H/8, W/8] in float32."""
+        return self._read(self.keys.mask(sample, flip))["mask"]
 
     def text(self, caption: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """T5's hidden states [L, D], the mask of real tokens [L], CLIP's pooled output [P]."""
@@ -185,6 +199,8 @@ def fill_cache(
 
     fill = partial(_fill, cache, accelerator)
     fill("latents", views, partial(load_autoencoder, config.ae, device, torch.float32), encode_view)
+    masks = {keys.mask(sample, flip): (sample, flip) for sample, flip in data.views() if sample.masks_loss}
+    fill("masks", masks, lambda: None, lambda _, view: encode_mask(*view))
     fill(
         "CLIP text",
         {keys.clip_text(caption): caption for caption in captions},
@@ -207,7 +223,8 @@ def missing_entries(cache: TensorCache, wanted: Iterable[str]) -> list[str]:
 @torch.inference_mode()
 def encode_picture(vae: AutoencoderKL, sample: Sample, flip: bool) -> Tensors:
     """The posterior of one fitted picture: mean and std, each [16, H/8, W/8], float32, unscaled."""
-    picture = fit(read_picture(sample.picture.path), sample.resized, sample.crop, sample.bucket, sample.interpolation)
+    picture = read_picture(sample.picture.path, flatten=not sample.subset.alpha_mask)
+    picture = fit(picture, sample.resized, sample.crop, sample.bucket, sample.interpolation)
     pixels = to_tensor(picture, flip).to(vae.device, vae.dtype)
     posterior = vae.encode(pixels[None]).latent_dist  # type: ignore[union-attr]
     entry = {"mean": posterior.mean[0].float(), "std": posterior.std[0].float()}
@@ -216,6 +233,17 @@ def encode_picture(vae: AutoencoderKL, sample: Sample, flip: bool) -> Tensors:
             [Problem(str(sample.picture.path), "its latents are not finite", "is the autoencoder file whole?")]
         )
     return entry
+
+
+def encode_mask(sample: Sample, flip: bool) -> Tensors:
+    """The mask of one fitted sample on the latents' grid. Raises `Problems` where its file has changed."""
+    assert sample.mask
+    try:
+        mask = sample.mask.read()
+    except (ValueError, OSError) as error:
+        raise Problems([Problem(str(sample.mask.path), str(error), "start again")]) from None
+    mask = fit(mask, sample.resized, sample.crop, sample.bucket, sample.interpolation)
+    return {"mask": latent_mask(mask, flip, sample.subset.mask_dilation)}
 
 
 def _fill(

@@ -11,7 +11,7 @@ from trainer.common.problems import Problem, Problems
 from trainer.common.rng import python_random
 from trainer.config import TrainConfig
 from trainer.data.captions import caption_variant, caption_varies, contains_phrase, plain_caption, possible_captions
-from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
+from trainer.data.dataset_file import MASK_SETTINGS, DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
 from trainer.data.epochs import Group, hold_out, make_groups
 from trainer.data.images import Size
 from trainer.data.samples import Picture, Sample, scan_dataset
@@ -154,12 +154,19 @@ class TrainingData:
             for index, section in enumerate(self.config.sections)
             for number, subset in enumerate(section.subsets)
         }
+        parts = (("train", self.samples), ("validation", self.validation))
         pictures = {
             f"picture {sample.key}": f"{_content(sample.picture)} {part} {' | '.join(sample.lines)}"
-            for part, samples in (("train", self.samples), ("validation", self.validation))
+            for part, samples in parts
             for sample in samples
         }
-        return {**sections, **subsets, **pictures}
+        masks = {
+            f"mask {sample.key}": f"{sample.mask.sha256} {_mask_settings(sample.subset)}"
+            for _, samples in parts
+            for sample in samples
+            if sample.mask and sample.masks_loss
+        }
+        return {**sections, **subsets, **pictures, **masks}
 
     @cached_property
     def _groups(self) -> list[Group]:
@@ -215,10 +222,14 @@ def plan_schedule(config: TrainConfig, num_batches: int, num_processes: int = 1)
 
 
 def _settings(table: DatasetSection | SubsetConfig) -> str:
-    """A table as one line, without where it stands and where its pictures lie."""
-    skipped = ("where", "subsets", "image_dir")
+    """A table as one line, without where it stands, where its images are and how they are masked."""
+    skipped = ("where", "subsets", "image_dir", "conditioning_data_dir", *MASK_SETTINGS)
     return " ".join(f"{name}={value!r}" for name, value in asdict(table).items() if name not in skipped)
 
 
 def _content(picture: Picture) -> str:
     return f"{picture.sha256} in sRGB" if picture.converted else picture.sha256
+
+
+def _mask_settings(subset: SubsetConfig) -> str:
+    return " ".join(f"{name}={getattr(subset, name)!r}" for name in MASK_SETTINGS)

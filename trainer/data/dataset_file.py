@@ -52,6 +52,26 @@ class SubsetConfig:
     flip_aug: bool = TrainConfig.flip_aug
     resize_interpolation: str | None = TrainConfig.resize_interpolation
     diff_output_preservation: bool = False
+    conditioning_data_dir: Path | None = None
+    masked_loss: bool = TrainConfig.masked_loss
+    alpha_mask: bool = TrainConfig.alpha_mask
+    mask_background: str = TrainConfig.mask_background
+    mask_dilation: int = 0
+
+    @property
+    def masks_loss(self) -> bool:
+        """Whether masks, of images that have them, say which parts are trained."""
+        return self.masked_loss or self.alpha_mask
+
+    @property
+    def preserves_background(self) -> bool:
+        """Whether the target outside of a mask is the base model's own prediction."""
+        return self.mask_background == "preserve"
+
+    @property
+    def background_weight(self) -> float:
+        """The loss weight outside of a mask, unless it is preserved."""
+        return 0.0 if self.mask_background == "ignore" else float(self.mask_background)
 
     @property
     def concept(self) -> str:
@@ -141,6 +161,8 @@ def _are_tables(value: Any) -> bool:
 SUBSET_DEFAULTS = {each.name: each.default for each in fields(SubsetConfig)}
 SECTION_DEFAULTS = {each.name: each.default for each in fields(DatasetSection)}
 DEFAULTS = {**SUBSET_DEFAULTS, **SECTION_DEFAULTS}
+FOLDERS = ("image_dir", "conditioning_data_dir")
+MASK_SETTINGS = ("masked_loss", "alpha_mask", "mask_background", "mask_dilation")
 _SUBSETS_KEY = (DATASETS, "subsets")
 FLAG_PLACE: Place = ()
 GENERAL_PLACE: Place = ("general",)
@@ -226,12 +248,13 @@ class _Reader:
             if "image_dir" not in self.file.table(*place):
                 self.problems.append(Problem(where, "has no image_dir", "set image_dir to the folder of images"))
             return None
-        return SubsetConfig(**{**values, "image_dir": self._folder(values["image_dir"]), "where": where})
+        folders = {name: self._folder(values[name]) for name in FOLDERS if values[name]}
+        return SubsetConfig(**{**values, **folders, "where": where})
 
-    def _folder(self, image_dir: Path) -> Path:
+    def _folder(self, folder: Path) -> Path:
         """The folder, from the current folder or else from that of the dataset file."""
-        next_to_file = self.file.path.parent / image_dir
-        return next_to_file if not _may_be_folder(image_dir) and _may_be_folder(next_to_file) else image_dir
+        next_to_file = self.file.path.parent / folder
+        return next_to_file if not _may_be_folder(folder) and _may_be_folder(next_to_file) else folder
 
     def _round_outward(self, section: DatasetSection) -> DatasetSection:
         """kohya's rule: the smallest side is rounded down to a multiple of the steps, the largest up."""

@@ -44,6 +44,10 @@ OF_SUBSET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
         lambda v: _arranges(v) or bool(v["secondary_separator"]),
         f"has no effect {_ARRANGING}",
     ),
+    *(
+        (name, lambda v: v["masked_loss"] or v["alpha_mask"], "has no effect without masked_loss or alpha_mask")
+        for name in ("conditioning_data_dir", "mask_background", "mask_dilation")
+    ),
     ("token_warmup_min", lambda v: v["token_warmup_step"] > 0, "has no effect without token_warmup_step"),
     *(
         (name, _captions_remain, f"has no effect {_ALL_DROPPED}")

@@ -15,6 +15,7 @@ from trainer.data.formats import CONVERT, DECODERS, ENDINGS_OF, IMAGE_ENDINGS, k
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir"))
 MASK = re.compile(r"(.+)[-_.](?:mask|masklabel|condlabel)", re.IGNORECASE)
+OWN_MASK = ".mask.png"  # so named, a file is a mask even where no image has its name
 NAMES_SHOWN = 20
 
 
@@ -22,13 +23,14 @@ NAMES_SHOWN = 20
 class Folder:
     """What lies in a folder. images: in the order of their names; kinds: the format of each, by content.
 
-    captions: the caption files of each image that has any. warnings: what the user may have meant to be
-    trained and is not; notes: what else is left out, a line for each kind.
+    captions, masks: the caption files and the mask files of each image that has any. warnings: what the user may
+    have meant to be trained and is not; notes: what else is left out, a line for each kind.
     """
 
     images: tuple[Path, ...]
     kinds: dict[Path, str]
     captions: dict[Path, tuple[Path, ...]]
+    masks: dict[Path, tuple[Path, ...]]
     warnings: tuple[Problem, ...]
     notes: tuple[str, ...]
 
@@ -78,17 +80,24 @@ class _Sorter:
             self.other.append(path)
 
     def result(self) -> Folder:
-        masks = self._masks()
-        images = tuple(path for path in self.kinds if path not in masks)
+        named = self._masks()
+        images = tuple(path for path in self.kinds if path not in named)
+        masks: dict[Path, tuple[Path, ...]] = {}
+        for image in images:
+            if own := tuple(path for path, name in named.items() if name == _same(image.stem)):
+                masks[image] = own
+        lost = [path for path, name in named.items() if not any(_same(image.stem) == name for image in images)]
         captions, claimed = self._match(images)
         unused = [text for text in self.texts if text not in claimed]
-        warnings = (*self._left_out(masks), *self._unused_captions(images, unused), *self._below(images))
-        return Folder(images, self.kinds, captions, warnings, tuple(self._notes(images, captions)))
+        warnings = (*self._left_out(lost), *self._unused_captions(images, unused), *self._below(images))
+        return Folder(images, self.kinds, captions, masks, warnings, tuple(self._notes(images, captions)))
 
-    def _masks(self) -> list[Path]:
+    def _masks(self) -> dict[Path, str]:
+        """The files that are named as masks, each with the name of its image."""
         stems = {_same(path.stem) for path in self.kinds}
         found = ((path, MASK.fullmatch(path.stem)) for path in self.kinds)
-        return [path for path, match in found if match and _same(match[1]) in stems]
+        names = {path: _same(match[1]) for path, match in found if match}
+        return {path: name for path, name in names.items() if name in stems or _same(path.name).endswith(OWN_MASK)}
 
     def _match(self, images: Sequence[Path]) -> tuple[dict[Path, tuple[Path, ...]], set[Path]]:
         """The caption files of each image: those of exactly its name, else those that differ in case or the like.
@@ -115,7 +124,7 @@ class _Sorter:
     def _rank(self, text: Path) -> tuple[int, str]:
         return self.endings.index(text.suffix.lower()), text.name
 
-    def _left_out(self, masks: Sequence[Path]) -> Iterator[Problem]:
+    def _left_out(self, lost_masks: Sequence[Path]) -> Iterator[Problem]:
         for kind, paths in sorted(self.unread.items()):
             what = f"{_count(paths, f'{kind} file')} not trained: {some(paths)}"
             yield Problem(self.where, what, CONVERT[kind])
@@ -124,9 +133,8 @@ class _Sorter:
                 f"{_count(self.dangling, 'link')} not trained, since nothing is where they lead: {some(self.dangling)}"
             )
             yield Problem(self.where, what, "put back what they point to, or delete them")
-        if masks:
-            what = f"{_count(masks, 'file')} not trained, being named as masks of images: {some(masks)}"
-            yield Problem(self.where, what, "the loss is not masked; rename them if they are images to train")
+        if lost_masks:
+            yield Problem(self.where, f"masks without an image: {some(lost_masks)}", "they are not used")
 
     def _unused_captions(self, images: Sequence[Path], unused: Sequence[Path]) -> Iterator[Problem]:
         stems = {_same(name) for image in images for name in (image.stem, image.name)}

@@ -75,21 +75,37 @@ class Decoded:
     profile: bytes | None
     notes: tuple[str, ...]
 
-    def to_rgb(self) -> Image.Image:
-        """Upright, in sRGB, transparency flattened on white, RGB."""
-        image = self.raw.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else self.raw
-        image = _eight_bits(image)
-        return _flatten(to_srgb(image, self.profile) if self.profile else image)
+    def to_rgb(self, flatten: bool = True) -> Image.Image:
+        """Upright, in sRGB, RGB.
+
+        flatten: show white where it is transparent; otherwise keep the colours below, as they are stored.
+        """
+        image = self._upright()
+        image = to_srgb(image, self.profile) if self.profile else image
+        return _flatten(image) if flatten else image.convert("RGB")
+
+    def to_alpha(self) -> Image.Image | None:
+        """The alpha channel, upright, mode L; None where nothing in the image can be transparent."""
+        image = self._upright()
+        return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+
+    def to_mask(self) -> Image.Image:
+        """The red channel, upright, mode L: a mask's numbers, which no colour profile changes."""
+        return self._upright().convert("RGB").getchannel("R")
+
+    def _upright(self) -> Image.Image:
+        turned = self.raw.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else self.raw
+        return _eight_bits(turned)
 
 
-def read_picture(source: Path | bytes) -> Image.Image:
-    """Decode an image completely: upright, in sRGB, transparency flattened on white, RGB.
+def read_picture(source: Path | bytes, flatten: bool = True) -> Image.Image:
+    """Decode an image completely: upright, in sRGB, RGB; transparency as `Decoded.to_rgb` has it.
 
     Takes a path or the file's content. Raises `NotReadable`, a ValueError, saying what is wrong with it.
     """
     if isinstance(source, Path):
-        return decode(source.read_bytes(), kind_of_file(source)).to_rgb()
-    return decode(source).to_rgb()
+        return decode(source.read_bytes(), kind_of_file(source)).to_rgb(flatten)
+    return decode(source).to_rgb(flatten)
 
 
 def decode(data: bytes, kind: str | None = None) -> Decoded:
@@ -262,7 +278,7 @@ def _area_along(axis: int, pixels: np.ndarray, count: int) -> np.ndarray:
     share = edges - whole
     share[-1] = 0.0  # the last block below runs to the end anyway
     is_block = np.append(np.diff(whole[:-1]) > 0, True)  # False where enlarging puts two edges into one pixel
-    column = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    column = tuple(-1 if each == axis else 1 for each in range(pixels.ndim))
     exact = np.uint32 if pixels.dtype == np.uint8 else np.float64
     blocks = np.add.reduceat(pixels, whole[:-1], axis, dtype=exact) * is_block.reshape(column)
     at_edges = pixels.take(whole, axis) * share.reshape(column)

@@ -85,6 +85,20 @@ SUPPORTED = {
     "caption_tag_dropout_rate": _setting("caption_tag_dropout_rate", TABLES, _CACHED),
     "token_warmup_min": _setting("token_warmup_min", TABLES, "same"),
     "token_warmup_step": _setting("token_warmup_step", TABLES, _CACHED),
+    "masked_loss": _setting("masked_loss", TABLES, "ours: only a flag in kohya; every image needs a mask, as there"),
+    "conditioning_data_dir": Key(
+        Spec(type=Path),
+        ONLY_SUBSET,
+        "different: masks are cropped like images; NAME.mask.png needs no folder",
+    ),
+    "alpha_mask": _setting("alpha_mask", TABLES, "different: the mask file of an image, if there is one, wins"),
+    "mask_background": _setting(
+        "mask_background",
+        TABLES,
+        'ours: the loss weight outside the masks; "ignore" is 0, as in kohya; "preserve": the target there is the base'
+        " model's own prediction",
+    ),
+    "mask_dilation": Key(Spec(type=int, ge=0, le=256), TABLES, "ours: grow masks by this many pixels after resizing"),
     "flip_aug": _setting("flip_aug", TABLES, "different: each sample is flipped independently with p = 0.5"),
     "custom_attributes": Key(Spec(parse=_attributes), TABLES, "different: only { diff_output_preservation = ... }"),
 }
@@ -92,10 +106,8 @@ REFUSED = {
     "color_aug": "latents are cached, so colors cannot change; add altered copies to the folder",
     "random_crop": "latents are cached, so the crop is central; enable_bucket crops less",
     "face_crop_aug_range": "latents are cached, so the crop is fixed; crop the images yourself",
-    "alpha_mask": "the loss is not masked; transparency is flattened on white",
     "network_multiplier": "the LoRA is trained at full strength; weight datasets with num_repeats",
     "metadata_file": "folders are read instead; put captions into .txt files next to the images",
-    "conditioning_data_dir": "this trains a LoRA, not a ControlNet",
 }
 MEANINGLESS = {"cache_info": "every image is read and checked at each start"}
 # names from other trainers whose spelling is not close to ours

@@ -15,6 +15,7 @@ from trainer.data.folder import Folder, count_images, read_folder, some
 from trainer.data.formats import IMAGE_ENDINGS
 from trainer.data.images import Size, default_interpolation
 from trainer.data.inspection import Picture, inspect_images, remarks
+from trainer.data.masks import Mask, scan_masks
 
 FAR_SMALLER = 1.5  # an image enlarged more than this loses visibly
 CROPPED = 0.1  # an image that loses more than this share of its area is named
@@ -27,7 +28,7 @@ class Sample:
     key: its name in every random draw and message, "dataset.subset/file"; lines: the lines of its caption
     from which a wildcard chooses, else the one caption; bucket, resized (width, height) and crop (left,
     top) in pixels; loss_weight: prior_loss_weight for regularisation images, else 1; preserves_output: the
-    target is the base model's own prediction.
+    target is the base model's own prediction; mask: where its concept is, if that is known.
     """
 
     key: str
@@ -43,6 +44,22 @@ class Sample:
     is_reg: bool
     loss_weight: float
     preserves_output: bool
+    mask: Mask | None = None
+
+    @property
+    def masks_loss(self) -> bool:
+        """Whether its loss differs inside and outside its mask."""
+        return self.mask is not None and self.subset.masks_loss
+
+    @property
+    def preserves_some(self) -> bool:
+        """Whether the base model's own prediction is the target, anywhere in it."""
+        return self.preserves_output or (self.masks_loss and self.subset.preserves_background)
+
+    @property
+    def weighs_places(self) -> bool:
+        """Whether its loss has weights by place."""
+        return self.masks_loss and not self.subset.preserves_background
 
     @property
     def cut_off(self) -> float:
@@ -92,12 +109,16 @@ def _scan_subset(
         else:
             inspected.append(found)
     scan.warnings += remarks(subset.where, inspected)
+    masks = scan_masks(subset, folder, {found.picture.path: found.picture.size for found in inspected})
+    scan.problems += masks.problems
+    scan.warnings += masks.warnings
     if not _is_placeable(section):
         return
     buckets, first = section_buckets(section), len(scan.samples)
     for found in inspected:
         if found.picture.path in captions:
-            _add_sample(scan, config, section, subset, index, found.picture, captions[found.picture.path], buckets)
+            lines, mask = captions[found.picture.path], masks.masks.get(found.picture.path)
+            _add_sample(scan, config, section, subset, index, found.picture, lines, buckets, mask)
     scan.warnings += _crops(section, subset, scan.samples[first:])
 
 
@@ -110,6 +131,7 @@ def _add_sample(
     picture: Picture,
     lines: tuple[str, ...],
     buckets: Sequence[Size],
+    mask: Mask | None,
 ) -> None:
     try:
         placement = place(picture.size, section, buckets)
@@ -138,6 +160,7 @@ def _add_sample(
             is_reg=subset.is_reg,
             loss_weight=config.prior_loss_weight if subset.is_reg else 1.0,
             preserves_output=subset.diff_output_preservation or (subset.is_reg and config.diff_output_preservation),
+            mask=mask,
         )
     )
 

@@ -144,7 +144,15 @@ def kind_of(batch: Batch) -> Kind:
 def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
     """The number of kinds of batches that these draws will give."""
     return len(
-        {(len(draws), draws[0].sample.bucket, any(draw.sample.preserves_output for draw in draws)) for draws in batches}
+        {
+            (
+                len(draws),
+                draws[0].sample.bucket,
+                any(draw.sample.preserves_some for draw in draws),
+                any(draw.sample.weighs_places for draw in draws),
+            )
+            for draws in batches
+        }
     )
 
 

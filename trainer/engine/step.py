@@ -87,25 +87,25 @@ class AdaptedModel:
         prediction = predict_velocity(
             self.transformer, noisy, batch.sigmas, conditioning, config.guidance_scale, rotary, checkpointed
         )
-        return sample_losses(prediction, target, batch.sigmas, config.select(LossSettings))
+        return sample_losses(prediction, target, batch.sigmas, config.select(LossSettings), batch.loss_mask)
 
     def _preserved(
         self, batch: Batch, preserve: torch.Tensor, noisy: torch.Tensor, rotary: RotaryTable, target: torch.Tensor
     ) -> torch.Tensor:
-        """`target`, replaced by the base model's own prediction (without any adapter) where `preserve` is 1.
+        """`target`, moved towards the base model's own prediction (without any adapter) by `preserve` [B, 1, H, W].
 
-        A CPU predicts only those images. A GPU predicts the complete batch: selecting images would wait for the GPU
-        and give batches of other sizes.
+        A CPU predicts only images that preserve something. A GPU predicts the complete batch: selecting images would
+        wait for the GPU and give batches of other sizes.
         """
         text = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
-        rows = preserve.nonzero().flatten() if self.device.type == "cpu" else slice(None)
+        rows = preserve.flatten(1).any(1).nonzero().flatten() if self.device.type == "cpu" else slice(None)
         with torch.no_grad(), disabled_adapter(self.transformer):
             predicted = predict_velocity(
                 self.transformer, noisy[rows], batch.sigmas[rows], text.at(rows), self.config.guidance_scale, rotary
             )
         own = torch.zeros_like(target)
         own[rows] = predicted.to(own.dtype)
-        return torch.where(preserve.view(-1, 1, 1, 1) > 0, own, target)
+        return torch.lerp(target, own, preserve)
 
 
 def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:

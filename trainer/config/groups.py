@@ -1,0 +1,25 @@
+"""How a setting is declared: its default, help, difference from kohya's and group."""
+
+from dataclasses import field
+from functools import partial
+from typing import Any
+
+SAME = "same"  # as in kohya's trainer, default included
+OURS = "ours"  # kohya has no such flag
+
+
+def setting(default: Any, help: str, kohya: str = SAME, *, group: str, **rules: Any) -> Any:
+    """A field with its help, its difference from kohya, and its bounds (see `trainer.config.fields.Spec`)."""
+    return field(default=default, metadata={"help": help, "kohya": kohya, "group": group, "rules": rules})
+
+
+models = partial(setting, group="Models")
+data = partial(setting, group="Data")
+captions = partial(setting, group="Captions")
+output = partial(setting, group="Output")
+network = partial(setting, group="Network")
+optimizer = partial(setting, group="Optimizer")
+training = partial(setting, group="Training")
+memory = partial(setting, group="Memory")
+loss = partial(setting, group="Timesteps and loss")
+watching = partial(setting, group="Watching")
