@@ -1,29 +1,19 @@
-"""The concepts that a LoRA file says it was taught, and prompts that name them. Pure: strings in, strings out.
+"""Prompts that name the concepts of a LoRA file. Pure: strings in, strings out.
 
 A concept's trigger is the phrase of its captions (kohya's class_tokens): only the very same words call it.
 """
 
 import difflib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-MOST_CONCEPTS = 64
-LONGEST = 200  # characters of a name or a trigger; whatever is longer is a caption, not a trigger
+from .lora_file.concepts import Concept
+
 LONGEST_PROMPT = 4000  # characters in which mistyped triggers are looked for
 ALIKE = 0.75  # difflib's ratio above which words are taken for a trigger that was mistyped
 State = Literal["present", "differs", "missing"]
-
-
-@dataclass(frozen=True)
-class Concept:
-    """name: the folder or what the trainer called it. trigger: words for the prompt. pictures: None if not told."""
-
-    name: str
-    trigger: str
-    pictures: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,18 +44,6 @@ class Built:
             known = ", ".join(f'"{found.concept.trigger}"' for found in self.found)
             lines.append(f"The prompt names nothing that the LoRA was taught: {known}.")
         return lines
-
-
-def read_concepts(metadata: Mapping[str, str]) -> list[Concept]:
-    """The concepts in a safetensors file's `__metadata__`: of our trainer, else of kohya's, else of other tools.
-
-    Reads, in this order, `flux_dreambooth`, `ss_datasets`, `modelspec.trigger_phrase`, `ss_tag_frequency`.
-    Whatever is broken or of another kind counts as absent.
-    """
-    for read in (_from_trainer, _from_datasets, _from_modelspec, _from_tags):
-        if concepts := _unique(read(metadata)):
-            return concepts
-    return []
 
 
 def find(text: str, concepts: Iterable[Concept]) -> tuple[Found, ...]:
@@ -158,70 +136,3 @@ def _likeness(written: str, trigger: str, least: float) -> float:
 
 def _letters(text: str) -> str:
     return re.sub(r"[\W_]", "", text.casefold())
-
-
-def _from_trainer(metadata: Mapping[str, str]) -> Iterable[Concept]:
-    for entry in _dicts(_dict(_json(metadata, "flux_dreambooth")).get("concepts")):
-        if not entry.get("is_reg"):
-            yield Concept(_text(entry.get("concept")), _text(entry.get("trigger")), _count(entry.get("pictures")))
-
-
-def _from_datasets(metadata: Mapping[str, str]) -> Iterable[Concept]:
-    for section in _dicts(_json(metadata, "ss_datasets")):
-        for subset in _dicts(section.get("subsets")):
-            if not subset.get("is_reg"):
-                name = _folder_name(_text(subset.get("image_dir")))
-                yield Concept(name, _text(subset.get("class_tokens")), _count(subset.get("img_count")))
-
-
-def _from_modelspec(metadata: Mapping[str, str]) -> Iterable[Concept]:
-    for phrase in str(metadata.get("modelspec.trigger_phrase", "")).split(","):
-        yield Concept("", _text(phrase))
-
-
-def _from_tags(metadata: Mapping[str, str]) -> Iterable[Concept]:
-    """The tag that most captions of a folder have: with class_tokens alone it is the only one."""
-    for folder, tags in _dict(_json(metadata, "ss_tag_frequency")).items():
-        counts = {str(tag): count for tag, count in _dict(tags).items() if _count(count)}
-        if counts:
-            yield Concept(_folder_name(folder), _text(max(counts, key=counts.__getitem__)))
-
-
-def _unique(concepts: Iterable[Concept]) -> list[Concept]:
-    """Each trigger once, in order; a concept without a name is called as its trigger."""
-    found: dict[str, Concept] = {}
-    for concept in concepts:
-        if concept.trigger and len(found) < MOST_CONCEPTS:
-            named = Concept(concept.name or concept.trigger, concept.trigger, concept.pictures)
-            found.setdefault(concept.trigger, named)
-    return list(found.values())
-
-
-def _folder_name(folder: str) -> str:
-    """kohya's folders are called "10_tjtoy toy": repeats, then the name."""
-    return re.sub(r"^\d+_", "", re.split(r"[\\/]", folder.rstrip("\\/"))[-1])
-
-
-def _json(metadata: Mapping[str, str], key: str) -> Any:
-    try:
-        return json.loads(metadata.get(key) or "null")
-    except (ValueError, TypeError, RecursionError):
-        return None
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _dicts(value: Any) -> Iterable[dict[str, Any]]:
-    return (entry for entry in value if isinstance(entry, dict)) if isinstance(value, list) else ()
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _text(value: Any) -> str:
-    """One line without control characters; empty if it is no text, or too long for a name."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""
-    return line if len(line) <= LONGEST else ""

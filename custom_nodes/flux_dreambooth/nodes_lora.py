@@ -4,10 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from . import lora_files, lora_loading, resize
-from .concepts import read_concepts
-from .layouts import Module
-from .report import Report, as_picture, as_text, block_norms, facts_of
+from . import lora_files, lora_loading
+from .lora_file.concepts import read_concepts
+from .lora_file.description import Description, describe
+from .lora_file.keys import Module, Survey
+from .lora_matching import match
+from .report import Report, as_picture, as_text, facts_of, norms_by_block
 
 CATEGORY = "FLUX DreamBooth"
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
@@ -123,37 +125,40 @@ class LoRAReport:
         return state_of(lora_name)
 
     def report(self, lora_name: str, model: Any = None, clip: Any = None) -> dict[str, Any]:
-        lora = lora_loading.load(lora_files.lora_path(lora_name))
-        found = report_of(lora, _fit_lines(lora, model, clip))
+        file = described(lora_files.lora_path(lora_name))
+        found = report_of(file, _fit_lines(file.file.survey, model, clip))
         text, plot = as_text(found), _as_image(as_picture(found))
         return {"ui": {"text": [text], **_preview(plot)}, "result": (text, plot)}
 
 
-def report_of(lora: lora_loading.LoadedLora, fit: tuple[str, ...] = ()) -> Report:
-    """All that can be said of a loaded file; `fit`: lines on how it fits a model."""
-    modules = lora.survey.modules
-    plain = {
-        name: resize.Factors(
-            lora.tensors[module.keys["down"]].flatten(1), lora.tensors[module.keys["up"]].flatten(1), _scale(lora, name)
-        )
-        for name, module in modules.items()
-        if module.kind in ("LoRA", "DoRA") and {"down", "up"} <= module.keys.keys() and "mid" not in module.keys
-    }
-    norms = {name: resize.change_norm(layer) for name, layer in plain.items()}
-    kinds = [kind_of(module) for module in modules.values()]
+def described(path: Path) -> Description:
+    """What a file is, from its header and numbers. Raises ValueError, naming the file and what is wrong with it."""
+    try:
+        return describe(path)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from None
+
+
+def report_of(found: Description, fit: tuple[str, ...] = ()) -> Report:
+    """The report on a file; `fit`: lines on how it fits a model."""
+    header, survey = found.file.header, found.file.survey
+    kinds = [kind_of(module) for module in survey.modules.values()]
     return Report(
-        file=lora.path.name,
-        num_bytes=lora.path.stat().st_size,
-        layout=lora.survey.layout,
-        dtypes=tuple(sorted({str(layer.up.dtype).removeprefix("torch.") for layer in plain.values()})),
-        ranks=tuple(sorted({layer.rank for layer in plain.values()})),
-        scales=tuple(sorted({round(layer.scale, 6) for layer in plain.values()})),
+        file=header.path.name,
+        num_bytes=header.num_bytes,
+        layout=survey.title,
+        dtypes=found.dtypes,
+        ranks=found.ranks,
+        scales=found.scales,
         kinds={kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        norms=block_norms(lora.survey, norms),
-        not_finite=tuple(name for name, norm in norms.items() if norm - norm != 0),
-        unknown=lora.survey.unknown,
-        facts=facts_of(lora.metadata),
-        concepts=tuple(read_concepts(lora.metadata)),
+        norms=norms_by_block(survey, found.norms),
+        not_finite=found.not_finite,
+        unknown=survey.unknown,
+        notes=found.notes,
+        facts=facts_of(header.metadata),
+        concepts=tuple(read_concepts(header.metadata)),
         fit=fit,
     )
 
@@ -164,15 +169,10 @@ def kind_of(module: Module) -> str:
     return part if module.kind == "LoRA" else f"{part} ({module.kind})"
 
 
-def _scale(lora: lora_loading.LoadedLora, name: str) -> float:
-    module = lora.survey.modules[name]
-    return float(lora.tensors[module.keys["alpha"]]) / module.rank if "alpha" in module.keys and module.rank else 1.0
-
-
-def _fit_lines(lora: lora_loading.LoadedLora, model: Any, clip: Any) -> tuple[str, ...]:
+def _fit_lines(survey: Survey, model: Any, clip: Any) -> tuple[str, ...]:
     if model is None and clip is None:
         return ()
-    found, total = lora_loading.match(lora, model, clip), len(lora.survey.modules)
+    found, total = match(survey, model, clip), len(survey.modules)
     if len(found.names) == total and not found.unmatched:
         return (f"all {total} modules fit the connected model",)
     lines = [f"{len(found.names)} of {total} modules match the connected model"]

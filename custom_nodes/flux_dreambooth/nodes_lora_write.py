@@ -4,7 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from . import lora_files, lora_loading, resize
+from . import lora_files, lora_loading
+from .lora_file import algebra
+from .lora_file.keys import more_than_lora
+from .lora_file.metadata import merged_metadata, with_new_ranks
+from .lora_file.modules import LoraModule, canonical, file_modules
+from .lora_file.writing import all_finite, diffusers_tensors, lost_by_rounding, tensors_hash, tensors_like
 from .nodes_lora import CATEGORY, state_of
 
 NO_LORA = "none"
@@ -54,18 +59,19 @@ class ResizeLoRA:
 
         path = _new_path(new_name.strip() or f"{Path(lora_name).with_suffix('')}-rank{rank}", overwrite)
         lora = lora_loading.load(lora_files.lora_path(lora_name))
-        layers = resize.factors(lora.tensors, lora.survey, lora.path.name)
-        bar = comfy.utils.ProgressBar(len(layers))
+        modules = plain_modules(lora)
+        bar = comfy.utils.ProgressBar(len(modules))
         device = comfy.model_management.get_torch_device()
-        smaller, kept = resize.resize(
-            layers, rank, energy if energy < 1 else None, device, progress=lambda: _advance(bar)
+        smaller, kept = algebra.resize(
+            modules, rank, energy if energy < 1 else None, device, progress=lambda: _advance(bar)
         )
-        before, after = _ranks(layers), _ranks(smaller)
+        before, after, new_type = _ranks(modules), _ranks(smaller), _dtype(dtype, modules)
         note = {"modelspec.resized_from": f"{lora.path.name}, rank {before} to {after}, {kept:.2%} of the squared norm"}
-        metadata = resize.new_metadata(lora.metadata, [layer.rank for layer in smaller.values()], note)
-        tensors = resize.tensors_of(smaller, _dtype(dtype, layers), lora.survey)
-        text = f"rank {before} to {after}, {kept:.2%} of the squared norm kept"
-        return _written(path, tensors, metadata, overwrite, f"{lora.path.name}: {text}")
+        metadata = with_new_ranks(lora.metadata, [module.rank for module in smaller.values()]) | note
+        tensors = all_finite(tensors_like(lora.survey, smaller, new_type), new_type)
+        text = f"{lora.path.name}: rank {before} to {after}, {kept:.2%} of the squared norm kept"
+        remarks = [lora.file.strengths.note, lost_by_rounding(smaller, new_type)]
+        return _written(path, tensors, metadata, overwrite, "; ".join([text, *filter(None, remarks)]))
 
 
 class MergeLoRAs:
@@ -115,24 +121,39 @@ class MergeLoRAs:
 
         path = _new_path(new_name, overwrite)
         names = {1: lora_1, 2: lora_2, 3: more.get("lora_3") or NO_LORA, 4: more.get("lora_4") or NO_LORA}
-        weighted, sources, first = [], [], {}
+        weighted, sources, first, remarks = [], [], {}, []
         for number, name in names.items():
             if name == NO_LORA:
                 continue
             lora, weight = lora_loading.load(lora_files.lora_path(name)), float(more.get(f"weight_{number}", 1.0))
-            layers = resize.factors(lora.tensors, lora.survey, lora.path.name)
-            first = first or layers
-            weighted.append((resize.canonical(layers, lora.survey, lora.path.name), weight))
+            modules = plain_modules(lora)
+            first = first or modules
+            weighted.append((canonical(lora.survey, modules), weight))
             sources.append((lora.path.stem, lora.metadata, weight))
-        merged = resize.merge(weighted)
+            remarks += [f"{lora.path.name}: {lora.file.strengths.note}"] if lora.file.strengths.note else []
+        merged = algebra.merge(weighted)
         text = f"merged {len(sources)} LoRAs, rank {_ranks(merged)}"
         if rank:
             bar = comfy.utils.ProgressBar(len(merged))
             device = comfy.model_management.get_torch_device()
-            merged, kept = resize.resize(merged, rank, None, device, progress=lambda: _advance(bar))
+            merged, kept = algebra.resize(merged, rank, None, device, progress=lambda: _advance(bar))
             text += f", cut to {_ranks(merged)} with {kept:.2%} of the squared norm kept"
-        metadata = resize.merged_metadata(sources, [layer.rank for layer in merged.values()])
-        return _written(path, resize.tensors_of(merged, _dtype(dtype, first)), metadata, overwrite, text)
+        metadata, new_type = merged_metadata(sources, [module.rank for module in merged.values()]), _dtype(dtype, first)
+        remarks += filter(None, [lost_by_rounding(merged, new_type)])
+        tensors = all_finite(diffusers_tensors(merged, new_type), new_type)
+        return _written(path, tensors, metadata, overwrite, "; ".join([text, *remarks]))
+
+
+def plain_modules(lora: lora_loading.LoadedLora) -> dict[str, LoraModule]:
+    """A file's modules by its own names. Raises ValueError where it holds anything but plain LoRA, saying what."""
+    if more := more_than_lora(lora.survey):
+        raise ValueError(
+            f"{lora.path.name} is not plain LoRA, which alone can be resized and merged: {'; '.join(more)}"
+        )
+    try:
+        return file_modules(lora.survey, lora.tensors, lora.file.strengths.scales)
+    except ValueError as error:
+        raise ValueError(f"{lora.path.name} is not complete: {error}") from None
 
 
 def _advance(bar: Any) -> None:
@@ -150,14 +171,14 @@ def _new_path(name: str, overwrite: bool) -> Path:
     return path
 
 
-def _dtype(choice: str, layers: dict[str, resize.Factors]) -> Any:
+def _dtype(choice: str, layers: dict[str, LoraModule]) -> Any:
     import torch
 
     name = DTYPES[choice]
     return getattr(torch, name) if name else next(iter(layers.values())).down.dtype
 
 
-def _ranks(layers: dict[str, resize.Factors]) -> str:
+def _ranks(layers: dict[str, LoraModule]) -> str:
     ranks = sorted({layer.rank for layer in layers.values()})
     return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
 
@@ -167,7 +188,7 @@ def _written(
 ) -> dict[str, Any]:
     from safetensors.torch import save_file
 
-    metadata = {"format": "pt"} | metadata | {"sshs_model_hash": resize.tensors_hash(tensors)}
+    metadata = {"format": "pt"} | metadata | {"sshs_model_hash": tensors_hash(tensors)}
     lora_files.write_file(path, lambda target: save_file(tensors, target, metadata=metadata), overwrite)
     line = f"{text}; written to {path.name}, {path.stat().st_size / 1e6:,.1f} MB"
     logging.info(line)

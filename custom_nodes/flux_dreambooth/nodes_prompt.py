@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .concepts import Concept, build_prompt, read_concepts
+from .concepts import build_prompt
+from .lora_file.concepts import Concept, read_concepts
 from .lora_files import lora_names
 from .safetensors_header import read_header
 

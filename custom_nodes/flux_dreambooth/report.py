@@ -1,13 +1,15 @@
 """What a LoRA file is and does, as text and as a picture. The text needs no torch, the picture only Pillow."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .concepts import Concept
-from .layouts import Survey, block_of
+from .lora_file.concepts import Concept
+from .lora_file.keys import Survey
+from .lora_file.metadata import OURS, json_value
+from .lora_file.module_names import block_of
+from .lora_file.numbers import block_norms
 
 WIDTH, MARGIN, CHART_HEIGHT = 1024, 32, 170
 INK, PALE, GRID, BACKGROUND = (32, 38, 46), (110, 118, 130), (222, 226, 232), (250, 251, 252)
@@ -34,6 +36,7 @@ class Report:
     norms: dict[str, float]
     not_finite: tuple[str, ...]
     unknown: tuple[str, ...]
+    notes: tuple[str, ...]
     facts: dict[str, str]
     concepts: tuple[Concept, ...]
     fit: tuple[str, ...] = ()
@@ -63,28 +66,17 @@ def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:
-    ours = _json_object(metadata.get("flux_dreambooth"))
+    ours = json_value(metadata.get(OURS), dict) or {}
     config = ours.get("config")
     config = config if isinstance(config, dict) else {}
     found = {name: config.get(name, metadata.get(f"ss_{name}")) for name in SETTINGS}
     return {name: value for name, value in found.items() if value not in (None, "None", "", [])}
 
 
-def _json_object(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def block_norms(survey: Survey, norms: Mapping[str, float]) -> dict[str, float]:
-    """The norm of each block's whole change, from that of its modules, in the model's order."""
-    squares: dict[str, float] = {}
-    for name, norm in norms.items():
-        block = block_of(survey.modules[name].target)
-        squares[block] = squares.get(block, 0.0) + norm**2
-    return {block: math.sqrt(squares[block]) for block in sorted(squares, key=_order)}
+def norms_by_block(survey: Survey, norms: Mapping[str, float]) -> dict[str, float]:
+    """The norm of each block's complete change, from that of its modules, in the model's order."""
+    found = block_norms(norms, [block_of(survey.modules[name].target) for name in norms])
+    return {block: found[block] for block in sorted(found, key=_order)}
 
 
 def _order(block: str) -> tuple[int, int]:
@@ -112,6 +104,11 @@ def _lines(report: Report) -> Iterable[str]:
         yield f"  NOT FINITE    {len(report.not_finite)} modules, first {report.not_finite[0]}: pictures turn black"
     if report.unknown:
         yield f"  {'not known':<14}{len(report.unknown)} keys, first {', '.join(report.unknown[:3])}"
+    for note in report.notes:
+        yield f"  {'note':<14}{note}"
+    if not report.norms:
+        yield "  norms are shown for LoRA only"
+        return
     yield "  norm of the weight change, by block"
     largest = max((norm for norm in report.norms.values() if math.isfinite(norm)), default=0.0) or 1.0
     for block, norm in report.norms.items():
@@ -157,6 +154,7 @@ def _heading(report: Report) -> list[tuple[str, bool]]:
     lines += [("   ".join(trained), False)] if trained else []
     lines += [("concepts: " + ", ".join(concept.trigger for concept in report.concepts), False)] * bool(report.concepts)
     lines += [(line, not line.startswith("all ")) for line in report.fit]
+    lines += [(note, True) for note in report.notes]
     if report.not_finite:
         lines.append((f"{len(report.not_finite)} modules hold numbers that are not finite", True))
     return lines

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainer.models.names import diffusers_modules, kohya_name
+from trainer.lora_file.flux_names import diffusers_modules, kohya_name
 
 RANK, SCALE = 4, 0.5  # alpha is half the rank
 Tensors = dict[str, torch.Tensor]
@@ -174,7 +174,7 @@ def write_refused(folder: Path, good: Path, layers: list[Layer]) -> dict[str, st
     some = _kohya(kohya_name(layers[0].name), layers[0].down, layers[0].up)
     tensors = {
         "sdxl": (_kohya("lora_unet_input_blocks_4_1_proj_in", torch.zeros(4, 8), torch.zeros(8, 4)), "SDXL"),
-        "xlabs": ({"double_blocks.0.processor.qkv_lora1.up.weight": torch.zeros(8, 4)}, "XLabs"),
+        "xlabs": ({"double_blocks.0.processor.qkv_lora1.up.weight": torch.zeros(8, 4)}, "has no down"),
         "transformer": ({"double_blocks.0.img_attn.qkv.weight": torch.zeros(8, 8)}, "not a LoRA"),
         "width": (_kohya(qkv, wide, torch.zeros(960, RANK)), "wrong shape"),
         "rank": (_kohya(qkv, layers[1].down, odd), f"rank {RANK} in down and {RANK + 1} in up"),

@@ -6,14 +6,12 @@ from typing import Any
 import pytest
 
 from custom_nodes.flux_dreambooth.concepts import (
-    LONGEST,
-    MOST_CONCEPTS,
     Concept,
     build_prompt,
     escape_parentheses,
     find,
-    read_concepts,
 )
+from custom_nodes.flux_dreambooth.lora_file.concepts import MAX_CONCEPTS, MAX_LENGTH, read_concepts
 from custom_nodes.flux_dreambooth.nodes_prompt import loras_before
 from tests.nodes.run_writer import CONCEPTS
 
@@ -27,7 +25,10 @@ SUBSETS = [
 OURS = {"flux_dreambooth": json.dumps({"concepts": CONCEPTS})}
 KOHYA = {"ss_datasets": json.dumps([{"subsets": SUBSETS}])}
 MODELSPEC = {"modelspec.trigger_phrase": "tjtoy toy, sparkgpu gpu"}
-TAGS = {"ss_tag_frequency": json.dumps({"5_toy": {"tjtoy toy": 6, "beach": 2}, "x": {"fox": 1}})}
+TAGS = {
+    "ss_tag_frequency": json.dumps({"5_toy": {"beach": 2, "tjtoy toy": 6}, "x": {"a": 1, "fox": 2}}),
+    "ss_dataset_dirs": json.dumps({"5_toy": {"img_count": 6}, "x": {"img_count": 2}}),
+}
 
 
 def states(text: str, *concepts: Concept) -> list[tuple[str, str]]:
@@ -40,7 +41,7 @@ def states(text: str, *concepts: Concept) -> list[tuple[str, str]]:
         (OURS, [TOY, GPU]),
         (KOHYA, [TOY]),
         (MODELSPEC, [Concept("tjtoy toy", "tjtoy toy"), Concept("sparkgpu gpu", "sparkgpu gpu")]),
-        (TAGS, [Concept("toy", "tjtoy toy"), Concept("x", "fox")]),
+        (TAGS, [Concept("toy", "tjtoy toy", 6), Concept("x", "fox", 2)]),
         (MODELSPEC | KOHYA | OURS, [TOY, GPU]),
         (TAGS | MODELSPEC | {"ss_datasets": "None"}, read_concepts(MODELSPEC)),
         ({}, []),
@@ -59,7 +60,7 @@ def test_broken_metadata_is_no_concept(key: str, value: str):
     assert read_concepts({key: value}) == []
 
 
-@pytest.mark.parametrize("trigger", [None, 3, "", " \n", "x" * (LONGEST + 1), ["a"], {"a": 1}])
+@pytest.mark.parametrize("trigger", [None, 3, "", " \n", "x" * (MAX_LENGTH + 1), ["a"], {"a": 1}])
 def test_what_is_no_phrase_is_no_trigger(trigger: Any):
     assert read_concepts({"flux_dreambooth": json.dumps({"concepts": [{"concept": "a", "trigger": trigger}]})}) == []
 
@@ -67,7 +68,7 @@ def test_what_is_no_phrase_is_no_trigger(trigger: Any):
 def test_triggers_are_one_line_without_control_characters_and_not_too_many():
     entries = [{"concept": f"c\x00{index}", "trigger": f"t{index}\n\x1b[31m a"} for index in range(100)]
     concepts = read_concepts({"flux_dreambooth": json.dumps({"concepts": entries})})
-    assert len(concepts) == MOST_CONCEPTS
+    assert len(concepts) == MAX_CONCEPTS
     assert concepts[0] == Concept("c 0", "t0 [31m a")
 
 

@@ -7,8 +7,8 @@ import numpy
 import pytest
 
 from custom_nodes.flux_dreambooth.concepts import Concept
-from custom_nodes.flux_dreambooth.layouts import survey
-from custom_nodes.flux_dreambooth.report import COLOURS, Report, as_picture, as_text, block_norms, facts_of, several
+from custom_nodes.flux_dreambooth.lora_file.keys import survey
+from custom_nodes.flux_dreambooth.report import COLOURS, Report, as_picture, as_text, facts_of, norms_by_block, several
 from tests.nodes.lora_layouts import METADATA, make_clip_layers, make_layers, ours
 
 REPORT = Report(
@@ -22,6 +22,7 @@ REPORT = Report(
     norms={f"double {n}": 1.0 + n for n in range(19)} | {f"single {n}": 2.0 for n in range(38)} | {"CLIP 0": 0.5},
     not_finite=(),
     unknown=(),
+    notes=(),
     facts=facts_of(METADATA),
     concepts=(Concept("toy", "tjtoy toy", 6),),
     fit=("all 566 modules fit the connected model",),
@@ -64,7 +65,7 @@ def test_a_very_long_name_and_no_blocks_still_make_a_picture():
 def test_norms_are_summed_by_block_in_the_models_order():
     tensors, metadata = ours(make_layers(hidden=8, double=1, single=11), make_clip_layers(layers=1))
     found = survey({key: tuple(tensor.shape) for key, tensor in tensors.items()}, metadata)
-    norms = block_norms(found, dict.fromkeys(reversed(list(found.modules)), 2.0))
+    norms = norms_by_block(found, dict.fromkeys(reversed(list(found.modules)), 2.0))
     assert list(norms) == ["double 0", *(f"single {number}" for number in range(11)), "CLIP 0"]
     assert norms["double 0"] == pytest.approx(2 * math.sqrt(14)) and norms["single 10"] == pytest.approx(
         2 * math.sqrt(6)

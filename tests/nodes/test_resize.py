@@ -1,15 +1,23 @@
 """Smaller LoRAs and sums of LoRAs: numbers against the full weight change, metadata, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from custom_nodes.flux_dreambooth import resize
-from custom_nodes.flux_dreambooth.concepts import read_concepts
-from custom_nodes.flux_dreambooth.layouts import Survey, header_alphas, survey
+from custom_nodes.flux_dreambooth.lora_file.algebra import chosen_rank, merge, resize
+from custom_nodes.flux_dreambooth.lora_file.concepts import read_concepts
+from custom_nodes.flux_dreambooth.lora_file.keys import Survey
+from custom_nodes.flux_dreambooth.lora_file.metadata import merged_metadata, with_new_ranks
+from custom_nodes.flux_dreambooth.lora_file.modules import LoraModule, canonical
+from custom_nodes.flux_dreambooth.lora_file.numbers import product_norm
+from custom_nodes.flux_dreambooth.lora_file.writing import all_finite, diffusers_tensors, tensors_hash, tensors_like
+from custom_nodes.flux_dreambooth.lora_loading import load
+from custom_nodes.flux_dreambooth.nodes_lora_write import plain_modules
 from custom_nodes.flux_dreambooth.safetensors_header import read_header
 from tests.nodes.lora_layouts import (
     LAYOUTS,
@@ -23,20 +31,19 @@ from tests.nodes.lora_layouts import (
     write_layout,
 )
 from trainer.lora.file import load_lora
-from trainer.models.names import diffusers_modules
+from trainer.lora_file.flux_names import diffusers_modules
 
 LAYERS, CLIP = make_layers(hidden=32, double=1, single=1), make_clip_layers(layers=1)
 OTHERS = make_layers(hidden=32, double=1, single=1, seed=3)
 
 
-def read(layout: str, layers: list[Layer] = LAYERS) -> tuple[dict[str, resize.Factors], Survey]:
-    tensors, metadata = LAYOUTS[layout](layers, CLIP)
-    tensors |= {key: torch.tensor(alpha) for key, alpha in header_alphas(tensors, metadata).items()}
-    found = survey({key: tuple(tensor.shape) for key, tensor in tensors.items()}, metadata)
-    return resize.factors(tensors, found, layout), found
+def read(layout: str, layers: list[Layer] = LAYERS) -> tuple[dict[str, LoraModule], Survey]:
+    with TemporaryDirectory() as folder:
+        lora = load(write_layout(Path(folder) / "x.safetensors", layout, layers, CLIP))
+    return plain_modules(lora), lora.survey
 
 
-def product(layer: resize.Factors) -> torch.Tensor:
+def product(layer: LoraModule) -> torch.Tensor:
     return layer.scale * layer.up.float() @ layer.down.float()
 
 
@@ -51,7 +58,7 @@ def by_part(layers: list[Layer]) -> Tensors:
 
 def test_a_smaller_rank_is_the_best_of_that_rank():
     layers, _ = read("kohya")
-    smaller, kept = resize.resize(layers, rank=2)
+    smaller, kept = resize(layers, rank=2)
     lost = total = 0.0
     for name, layer in layers.items():
         singular = torch.linalg.svdvals(product(layer))
@@ -65,31 +72,31 @@ def test_a_smaller_rank_is_the_best_of_that_rank():
 
 def test_the_same_rank_changes_nothing():
     layers, _ = read("ours")
-    same, kept = resize.resize(layers, rank=64)
+    same, kept = resize(layers, rank=64)
     assert kept == pytest.approx(1)
     for name, layer in layers.items():
         torch.testing.assert_close(product(same[name]), product(layer), rtol=1e-4, atol=1e-6)
 
 
 def test_energy_takes_as_few_ranks_as_it_needs():
-    assert resize.chosen_rank([8.0, 1.0, 1.0], None, 0.8) == 1
-    assert resize.chosen_rank([8.0, 1.0, 1.0], None, 0.81) == 2
-    assert resize.chosen_rank([8.0, 1.0, 1.0], 1, 1.0) == 1
-    assert resize.chosen_rank([0.0, 0.0], None, 0.9) == 1
+    assert chosen_rank([8.0, 1.0, 1.0], None, 0.8) == 1
+    assert chosen_rank([8.0, 1.0, 1.0], None, 0.81) == 2
+    assert chosen_rank([8.0, 1.0, 1.0], 1, 1.0) == 1
+    assert chosen_rank([0.0, 0.0], None, 0.9) == 1
 
 
 def test_a_norm_is_that_of_the_product():
     layers, _ = read("kohya")
     for layer in layers.values():
-        assert resize.change_norm(layer) == pytest.approx(float(product(layer).norm()), rel=1e-4)
+        assert layer.scale * product_norm(layer.down, layer.up) == pytest.approx(float(product(layer).norm()), rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_resized_file_keeps_its_keys_and_reads_back(layout: str, tmp_path: Path):
     path = write_layout(tmp_path / "x.safetensors", layout, LAYERS, CLIP)
     layers, found = read(layout)
-    smaller, _ = resize.resize(layers, rank=2)
-    tensors = resize.tensors_of(smaller, torch.bfloat16, found)
+    smaller, _ = resize(layers, rank=2)
+    tensors = dict(tensors_like(found, smaller, torch.bfloat16))
     assert load_file(path).keys() <= tensors.keys()
     save_file(tensors, tmp_path / "y.safetensors")
     assert {module.rank for module in load_lora(tmp_path / "y.safetensors").modules.values()} == {2}
@@ -101,8 +108,8 @@ def test_a_merge_is_the_weighted_sum_whatever_the_layouts(second: str):
     sources = []
     for layout, chosen, weight in (("kohya", LAYERS, 0.5), (second, OTHERS, -2.0)):
         layers, found = read(layout, chosen)
-        sources.append((resize.canonical(layers, found, layout), weight))
-    merged = resize.merge(sources)
+        sources.append((canonical(found, layers), weight))
+    merged = merge(sources)
     one, two = by_part(LAYERS), by_part(OTHERS)
     assert {name for name in merged if name.startswith("transformer.")} == one.keys()
     for name in one:
@@ -112,7 +119,7 @@ def test_a_merge_is_the_weighted_sum_whatever_the_layouts(second: str):
 
 def test_metadata_is_kept_and_true():
     metadata = METADATA | {"lora_adapter_metadata": "{}", "sshs_model_hash": "old", "mine": "kept"}
-    found = resize.new_metadata(metadata, [2, 2], {"modelspec.resized_from": "x"})
+    found = with_new_ranks(metadata, [2, 2])
     assert (found["ss_network_dim"], found["ss_network_alpha"], found["mine"]) == ("2", "2", "kept")
     assert "lora_adapter_metadata" not in found and "sshs_model_hash" not in found
     ours = json.loads(found["flux_dreambooth"])
@@ -120,14 +127,14 @@ def test_metadata_is_kept_and_true():
         "network_dim": 2, "network_alpha": 2, "trained_network_dim": RANK, "trained_network_alpha": RANK * SCALE,
     }  # fmt: skip
     assert ours["config"] == {"learning_rate": 1e-4}
-    assert resize.new_metadata(metadata, [2, 3], {})["ss_network_dim"] == "Dynamic"
+    assert with_new_ranks(metadata, [2, 3])["ss_network_dim"] == "Dynamic"
 
 
 def test_a_merge_carries_the_concepts_of_all():
     second = json.loads(METADATA["flux_dreambooth"])
     second["concepts"][0] |= {"concept": "gpu", "trigger": "sparkgpu gpu"}
     sources = [("a", METADATA, 1.0), ("b", METADATA | {"flux_dreambooth": json.dumps(second)}, 0.7)]
-    merged = resize.merged_metadata(sources, [8])
+    merged = merged_metadata(sources, [8])
     assert [concept.trigger for concept in read_concepts(merged)] == ["tjtoy toy", "sparkgpu gpu"]
     assert merged["modelspec.merged_from"] == "a x 1, b x 0.7"
 
@@ -137,7 +144,7 @@ def test_the_hash_is_that_of_the_files_data(tmp_path: Path):
 
     path = write_layout(tmp_path / "x.safetensors", "kohya", LAYERS, CLIP)
     data = path.read_bytes()[read_header(path).data_start :]
-    assert resize.tensors_hash(load_file(path)) == hashlib.sha256(data).hexdigest()
+    assert tensors_hash(load_file(path)) == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -145,24 +152,24 @@ def test_the_hash_is_that_of_the_files_data(tmp_path: Path):
     [
         ({"lora_te1_x.hada_w1_a": torch.zeros(2, 2)}, "LoHa"),
         ({"lora_unet_double_blocks_0_img_mlp_2.dora_scale": torch.zeros(2)}, "DoRA"),
-        ({"something": torch.zeros(2)}, "more than a LoRA"),
+        ({"something": torch.zeros(2)}, "1 keys of no known kind, as something"),
         ({"lora_unet_single_blocks_3_linear2.lora_up.weight": torch.zeros(2, 2)}, "not complete"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(extra: Tensors, message: str):
+def test_what_is_no_plain_lora_is_refused(extra: Tensors, message: str, tmp_path: Path):
     tensors, metadata = LAYOUTS["kohya"](LAYERS, CLIP)
-    tensors |= extra
-    found = survey({key: tuple(tensor.shape) for key, tensor in tensors.items()}, metadata)
+    save_file(tensors | extra, tmp_path / "x.safetensors", metadata)
+    lora = load(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=message):
-        resize.factors(tensors, found, "x")
+        plain_modules(lora)
 
 
 def test_numbers_that_are_not_finite_or_do_not_fit_are_refused():
     layers, _ = read("ours")
     name = next(iter(layers))
-    broken = layers | {name: resize.Factors(layers[name].down * float("nan"), layers[name].up, 1.0)}
+    broken = layers | {name: replace(layers[name], down=layers[name].down * float("nan"))}
     with pytest.raises(ValueError, match="not finite"):
-        resize.resize(broken, rank=2)
-    large = {name: resize.Factors(layers[name].down, layers[name].up * 1e7, 1.0)}
+        resize(broken, rank=2)
+    large = {name: replace(layers[name], up=layers[name].up * 1e7)}
     with pytest.raises(ValueError, match="do not fit into"):
-        resize.tensors_of(large, torch.float16)
+        all_finite(diffusers_tensors(large, torch.float16), torch.float16)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.random_flux import ModelFiles
 from custom_nodes.flux_dreambooth import training_log
-from custom_nodes.flux_dreambooth.concepts import Concept, read_concepts
+from custom_nodes.flux_dreambooth.lora_file.concepts import Concept, read_concepts
 from custom_nodes.flux_dreambooth.runs import NotNow, Runs, find_runs_dir
 from custom_nodes.flux_dreambooth.training_log import MAX_LINE, TrainingLog
 from tests.nodes.run_writer import RunWriter

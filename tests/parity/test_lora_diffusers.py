@@ -15,7 +15,7 @@ from tests.unit.test_lora import predict, tiny_clip, tiny_transformer
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.convert import merge, resize, write_lora
 from trainer.lora.file import load_lora, save_lora
-from trainer.models.names import bfl_module
+from trainer.lora_file.flux_names import bfl_module
 
 NO_CLIP = "No LoRA keys associated to CLIPTextModel found"  # said of a file without CLIP's modules
 METADATA = {"ss_steps": "5", "modelspec.title": "x"}

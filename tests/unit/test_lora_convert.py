@@ -8,8 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from trainer.common.problems import Problems
 from trainer.lora.adapter import linear_modules
-from trainer.lora.convert import Source, convert, kohya_tensors, merge, resize, write_lora
-from trainer.lora.file import LoraFile, LoraModule, load_lora
+from trainer.lora.convert import Source, convert, merge, resize, write_lora
+from trainer.lora.file import LoraFile, load_lora
+from trainer.lora_file.modules import LoraModule
+from trainer.lora_file.writing import kohya_tensors
 
 HIDDEN = 16
 DOUBLE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
@@ -64,7 +66,7 @@ def test_kohyas_layout_has_exactly_the_same_weight_change(tmp_path: Path, alpha)
 
 def test_the_fused_matrix_is_the_stack_of_its_parts():
     lora = small_lora(alpha=3.0)
-    tensors = kohya_tensors(lora.modules, torch.float32)
+    tensors = dict(kohya_tensors(lora.modules, torch.float32))
     name = "lora_unet_single_blocks_0_linear1"
     fused = LoraModule(
         tensors[f"{name}.lora_down.weight"],
@@ -80,7 +82,7 @@ def test_there_and_back_from_kohya_is_bitwise_the_same(tmp_path: Path):
     fused = module(3, HIDDEN, 7 * HIDDEN, alpha=1.0)
     tensors = {f"{name}.lora_down.weight": fused.down, f"{name}.lora_up.weight": fused.up}
     save_file(tensors | {f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "a")
-    again = kohya_tensors(load_lora(tmp_path / "a").modules, torch.float32)
+    again = dict(kohya_tensors(load_lora(tmp_path / "a").modules, torch.float32))
     assert again.keys() == {*tensors, f"{name}.alpha"}
     assert all(torch.equal(again[key], value) for key, value in tensors.items())
     assert again[f"{name}.alpha"] == 1.0
@@ -106,7 +108,7 @@ def test_a_whole_flux_dev_has_kohyas_304_modules_of_their_sizes():
     for name in linear_modules(transformer):
         outputs, inputs = transformer.get_submodule(name).weight.shape
         modules[f"transformer.{name}"] = LoraModule(torch.zeros(1, inputs), torch.zeros(outputs, 1), 1.0)
-    tensors = kohya_tensors(modules, torch.bfloat16)
+    tensors = dict(kohya_tensors(modules, torch.bfloat16))
     double = {
         "mod_lin": (3072, 18432),
         "attn_qkv": (3072, 9216),
@@ -132,7 +134,7 @@ def test_a_whole_flux_dev_has_kohyas_304_modules_of_their_sizes():
 def test_parts_of_differing_rank_and_scale_are_fused_too():
     names = [f"transformer.transformer_blocks.0.{part}" for part in DOUBLE[:3]]
     modules = {name: module(2 + i, HIDDEN, HIDDEN, alpha=1.0 + i % 2, seed=i) for i, name in enumerate(names)}
-    tensors = kohya_tensors(modules, torch.float32)
+    tensors = dict(kohya_tensors(modules, torch.float32))
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     up, down = tensors[f"{name}.lora_up.weight"], tensors[f"{name}.lora_down.weight"]
     assert down.shape == (9, HIDDEN)

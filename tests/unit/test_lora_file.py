@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from trainer.common.problems import Problems
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
-from trainer.lora.file import LoraModule, copy_into, load_lora, ranks_from, save_lora, tensors_hash, with_unit_scale
-from trainer.lora.names import resolve
+from trainer.lora.file import copy_into, load_lora, ranks_from, save_lora
+from trainer.lora_file.module_names import resolve
+from trainer.lora_file.modules import LoraModule, with_unit_scale
+from trainer.lora_file.writing import tensors_hash
 
 Q = "transformer.transformer_blocks.0.attn.to_q"
 
@@ -109,6 +111,7 @@ NAMES = [
     ("base_model.model.transformer_blocks.0.attn.to_q", Q),
     ("base_model.model.transformer.transformer_blocks.0.attn.to_q", Q),
     ("transformer_blocks.0.attn.to_q", Q),
+    ("lora_te3_encoder_block_1_layer_0_SelfAttention_q", "text_encoder_2.encoder.block.1.layer.0.SelfAttention.q"),
     ("lora_unet_guidance_in_in_layer", "transformer.time_text_embed.guidance_embedder.linear_1"),
     (
         "lora_te1_text_model_encoder_layers_11_mlp_fc1",
@@ -133,7 +136,7 @@ def test_names_of_other_formats_are_understood(theirs, ours):
     [
         "lora_unet_double_blocks_0_img_attn_norm_of_mine",
         "lora_unet_down_blocks_0_attentions_0",
-        "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1",
         "transformer.double_stream.0",
     ],
 )
@@ -192,8 +195,8 @@ def test_what_is_not_understood_is_named_and_nothing_is_loaded(tmp_path):
     dora = good | {f"{Q}.dora_scale": torch.ones(8)}
     for tensors, words in (
         (dora, "dora_scale"),
-        ({f"{Q}.lora_A.weight": lora_down}, "only"),
-        (good | {f"{Q}.lora_B.weight": torch.ones(8, 5)}, "do not fit"),
+        ({f"{Q}.lora_A.weight": lora_down}, "has no up matrix"),
+        (good | {f"{Q}.lora_B.weight": torch.ones(8, 5)}, "has rank 4 in down and 5 in up"),
         ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.ones(2, 8),
           "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.ones(20, 2)}, "does not fit"),
         ({"x.weight": torch.ones(2)}, "x.weight"),

@@ -9,7 +9,8 @@ from tests.unit.test_lora_convert import CLIP, change, module, small_lora
 from trainer.common.problems import Problems
 from trainer.lora.convert import write_lora
 from trainer.lora.file import LoraFile
-from trainer.lora.info import block_norms, change_norm, describe, render
+from trainer.lora.info import describe, render
+from trainer.lora_file.numbers import product_norm
 
 DATASETS = [
     {"subsets": [{"class_tokens": "tjtoy toy", "image_dir": "toy", "img_count": 6, "num_repeats": 1}]},
@@ -36,19 +37,21 @@ def file(tmp_path: Path) -> Path:
 
 def test_the_norm_of_a_product_is_found_without_forming_it():
     one = module(3, 20, 30, alpha=1.5)
-    assert change_norm(one) == pytest.approx(change(one).norm().item(), rel=1e-5)
+    assert one.scale * product_norm(one.down, one.up) == pytest.approx(change(one).norm().item(), rel=1e-5)
 
 
-def test_block_norms_join_the_modules_of_a_block():
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_block_norms_join_the_modules_of_a_block(tmp_path: Path, layout: str):
     lora = small_lora(alpha=0.7)
-    norms = block_norms(lora)
+    write_lora(tmp_path / "a", lora, layout, torch.float32)
+    norms = describe(tmp_path / "a")["block_norms"]
     single = [change(m) for name, m in lora.modules.items() if "single_transformer_blocks.0" in name]
     expected = sum(each.square().sum() for each in single).sqrt().item()
     assert norms["single_transformer_blocks.0"] == pytest.approx(expected, rel=1e-5)
-    assert list(norms) == [
-        "transformer_blocks.0",
+    assert sorted(norms) == [
         "single_transformer_blocks.0",
         "text_encoder.text_model.encoder.layers.0",
+        "transformer_blocks.0",
     ]
 
 
@@ -94,10 +97,10 @@ def test_a_number_that_is_not_finite_is_said(tmp_path: Path):
 
 def test_a_file_that_is_no_lora_is_refused(tmp_path: Path):
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(3, 1)}, tmp_path / "a")
-    with pytest.raises(Problems, match="not understood"):
+    with pytest.raises(Problems, match="a complete FLUX transformer, not a LoRA"):
         describe(tmp_path / "a")
     write_lora(tmp_path / "b", LoraFile({}, {}), "diffusers", torch.float32)
-    with pytest.raises(Problems, match="holds no LoRA"):
+    with pytest.raises(Problems, match="holds no tensors"):
         describe(tmp_path / "b")
 
 

@@ -4,14 +4,11 @@ import pytest
 import torch
 
 from benchmarks.random_flux import SIZES, autoencoder_shapes, transformer_shapes
+from trainer.lora_file.flux_names import bfl_module, diffusers_modules, fused_rows, kohya_name
+from trainer.lora_file.keys import resolve
 from trainer.models.names import (
     autoencoder_to_bfl,
     autoencoder_to_diffusers,
-    bfl_from_kohya,
-    bfl_module,
-    diffusers_modules,
-    fused_parts,
-    kohya_name,
     transformer_to_bfl,
     transformer_to_diffusers,
 )
@@ -55,14 +52,14 @@ def test_decoder_levels_are_counted_from_the_other_end():
 
 
 def test_fused_parts_of_a_single_block():
-    parts = fused_parts("single_blocks.7.linear1", 7 * 3072, 3072)
-    assert [part.module.removeprefix("single_transformer_blocks.7.") for part in parts] == [
+    parts = fused_rows(diffusers_modules("single_blocks.7.linear1"), 7 * 3072, 3072)
+    assert [part.removeprefix("single_transformer_blocks.7.") for part in parts] == [
         "attn.to_q",
         "attn.to_k",
         "attn.to_v",
         "proj_mlp",
     ]
-    assert [(part.rows.start, part.rows.stop) for part in parts] == [
+    assert [(rows.start, rows.stop) for rows in parts.values()] == [
         (0, 3072),
         (3072, 6144),
         (6144, 9216),
@@ -72,7 +69,7 @@ def test_fused_parts_of_a_single_block():
 
 def test_rows_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="does not fit a width of 256"):
-        fused_parts("double_blocks.0.img_attn.qkv", 700, 256)
+        fused_rows(diffusers_modules("double_blocks.0.img_attn.qkv"), 700, 256)
 
 
 @pytest.mark.parametrize("name", ["double_blocks.0.img_attn.foo", "double_blocks.x.img_mlp.0", "pos_in"])
@@ -84,13 +81,15 @@ def test_unknown_modules_are_refused(name):
 def test_every_module_survives_kohya_and_diffusers_names():
     modules = {name.rpartition(".")[0] for name in transformer_shapes(SIZE)}
     for module in modules:
-        assert bfl_from_kohya(kohya_name(module)) == module
+        target = resolve(kohya_name(module))
+        assert target and target.bfl == module
         parts = diffusers_modules(module)
         assert [bfl_module(part) for part in parts] == [(module, index) for index in range(len(parts))]
 
 
 def test_kohya_names_are_literally_kohyas():
     assert kohya_name("double_blocks.0.img_attn.qkv") == "lora_unet_double_blocks_0_img_attn_qkv"
-    assert bfl_from_kohya("lora_unet_single_blocks_37_modulation_lin") == "single_blocks.37.modulation.lin"
-    with pytest.raises(KeyError):
-        bfl_from_kohya("lora_te1_text_model_encoder_layers_0_mlp_fc1")
+    target = resolve("lora_unet_single_blocks_37_modulation_lin")
+    assert target and target.bfl == "single_blocks.37.modulation.lin"
+    clip = resolve("lora_te1_text_model_encoder_layers_0_mlp_fc1")
+    assert clip and clip.bfl is None

@@ -1,63 +1,48 @@
-"""The adapter on disk: names, alpha and metadata; written in one layout, read in the usual ones.
+"""The adapter on disk: what a training writes, and LoRA files of any tool as starting points.
 
 Names in the program and in our files are those of diffusers and PEFT:
-`transformer.transformer_blocks.0.attn.to_q`, `text_encoder.text_model.encoder.layers.0.mlp.fc1`.
+`transformer.transformer_blocks.0.attn.to_q`, `text_encoder.text_model.encoder.layers.0.mlp.fc1`. What the files of
+other tools mean is the knowledge of `trainer.lora_file`.
 """
 
-import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from trainer.common.files import write_safetensors
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.lora.adapter import file_module, linear_modules
-from trainer.lora.metadata import json_value, with_ranks
-from trainer.lora.names import Target, layout_of, resolve, split_key
-from trainer.models.names import SWAPPED_HALVES, fused_parts
-from trainer.models.weights import Header, read_header
+from trainer.lora.info import unreadable
+from trainer.lora_file.description import Surveyed, look_into
+from trainer.lora_file.keys import more_than_lora
+from trainer.lora_file.metadata import with_ranks
+from trainer.lora_file.module_names import T5
+from trainer.lora_file.modules import LoraModule, canonical, file_modules, not_finite, read_tensors
+from trainer.lora_file.writing import diffusers_tensors, tensors_hash
 
 MAX_HEADER_BYTES = 1 << 20  # ComfyUI does not show the metadata of a larger one
 FIRST_TO_GO = ("ss_tag_frequency", "ss_datasets", "flux_dreambooth", "ss_dataset_dirs")
 LEFT_OUT = "flux_dreambooth_left_out"
-WHOLE_FILE = "give a LoRA file, *.safetensors, that is wholly downloaded"
 ADAPTABLE = ("transformer.transformer_blocks.", "transformer.single_transformer_blocks.", "text_encoder.")
 FROM_FILE = "--dim_from_weights takes layers and ranks from the file"
-
-
-@dataclass(frozen=True)
-class LoraModule:
-    """One layer's adapter: weight change = alpha / rank * up @ down, for down [r, in] and up [out, r]."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        """The number of rows of down."""
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        """What the product of up and down is multiplied by."""
-        return self.alpha / self.rank
+PLAIN_ONLY = "plain LoRA of FLUX.1's layers is read here; ComfyUI's loaders, or diffusers, may apply this file"
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA in memory: modules by our names, the file's metadata, and the layout that it was read in."""
+    """A LoRA in memory: modules by our names, the file's metadata, and the layout that it was read in.
+
+    note: what had to be assumed of its strength; None where the file says it.
+    """
 
     modules: dict[str, LoraModule]
     metadata: dict[str, str]
     layout: str = "diffusers"
+    note: str | None = None
 
 
 def save_lora(
@@ -89,7 +74,7 @@ def snapshot_lora(
     assert len(tensors) == 2 * len(modules)
     kept = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     stored, finite = {}, {}
-    for name, tensor in _file_tensors(modules, dtype):
+    for name, tensor in diffusers_tensors(modules, dtype):
         if not name.endswith(".alpha"):
             finite[name] = _all_finite(tensor)  # on its own device, which is asked once, below
         host = tensor.cpu()
@@ -112,44 +97,12 @@ def write_lora(path: Path, stored: Mapping[str, torch.Tensor], metadata: Mapping
     return write_tensors(path, stored, with_ranks(metadata, ranks))
 
 
-def diffusers_tensors(modules: Mapping[str, LoraModule], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of a file in our layout, every alpha equal to its rank (see `with_unit_scale`)."""
-    return {name: tensor.cpu() for name, tensor in _file_tensors(modules, dtype)}
-
-
-def _file_tensors(modules: Mapping[str, LoraModule], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, module in modules.items():
-        module = with_unit_scale(module)
-        yield f"{name}.lora_A.weight", module.down.detach().to(dtype)
-        yield f"{name}.lora_B.weight", module.up.detach().to(dtype)
-        yield f"{name}.alpha", torch.tensor(module.alpha, dtype=torch.float32)
-
-
-def with_unit_scale(module: LoraModule) -> LoraModule:
-    """The same weight change with alpha = rank: the scale goes into up, multiplied in float32.
-
-    So a reader that loses alpha, and takes it for the rank, still has the right strength.
-    """
-    if module.scale == 1:
-        return module
-    return replace(module, up=module.up.float() * module.scale, alpha=float(module.rank))
-
-
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Write a LoRA's tensors with metadata and kohya's hash; returns the metadata keys left out."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     kept, left_out = _fitting(tensors, dict(metadata) | {"sshs_model_hash": tensors_hash(tensors)})
     write_safetensors(path, tensors, kept)
     return left_out
-
-
-def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the data part of the safetensors file that holds these tensors on the host."""
-    digest = hashlib.sha256()
-    # safetensors' own order: wider types first, then by name
-    for _, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore
-    return digest.hexdigest()
 
 
 def _fitting(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -167,108 +120,54 @@ def _json_size(metadata: Mapping[str, str]) -> int:
     return len(json.dumps(metadata, ensure_ascii=True))
 
 
-def load_lora(path: Path) -> LoraFile:
-    """Read a LoRA in our layout or in that of PEFT, ai-toolkit, kohya, ComfyUI, OneTrainer or SimpleTuner.
+def load_lora(path: Path, with_t5: bool = False) -> LoraFile:
+    """Read a LoRA of any tool's layout, fp8 too; path: the file, or a folder that PEFT or diffusers wrote.
 
-    A fused matrix (q, k, v and MLP in one) becomes one module for each part, with exactly the same
-    product. Raises Problems for a file that cannot be read or holds anything but plain LoRA of FLUX.1's
-    linear layers or CLIP-L's.
+    A fused matrix (q, k, v and MLP in one) becomes one module for each part, with exactly the same product. with_t5:
+    whether the caller has a use for T5's layers. Raises Problems for a file that cannot be read, for numbers that are
+    not finite, and for anything but plain LoRA of the linear layers of FLUX.1 and its text encoders.
     """
-    return _understood(path, *_read(path))
+    file = _plain(path, with_t5)
+    try:
+        tensors = read_tensors(file.header)
+        if broken := not_finite(tensors):
+            what = f"{len(broken)} of {len(tensors)} tensors hold numbers that are not finite, as {broken[0]}"
+            raise Problems([Problem(str(path), what, "the training that wrote it failed; take an earlier checkpoint")])
+        return _lora_file(file, tensors)
+    except Problems:
+        raise
+    except (OSError, ValueError) as error:
+        raise Problems([unreadable(path, error)]) from error
 
 
 def load_lora_shapes(path: Path) -> LoraFile:
-    """As `load_lora`, from the header alone: tensors have a shape and no numbers, and alpha is the rank."""
-    header = _header(path)
-    tensors = {name: torch.empty(info.shape, device="meta") for name, info in header.tensors.items()}
-    return _understood(path, tensors, header.metadata)
-
-
-def _understood(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> LoraFile:
-    found, unknown = _by_module(tensors)
-    raise_if_any([*_unknown_problems(path, unknown), *_shape_problems(path, found)])
-    settings = json_value(metadata.get("lora_adapter_metadata"), dict) or {}
-    modules: dict[str, LoraModule] = {}
-    for name, roles in found.items():
-        target = resolve(name)
-        assert target
-        alpha = _header_alpha(settings, target.modules[0])
-        if "alpha" in roles:
-            alpha = None if roles["alpha"].is_meta else roles["alpha"].item()
-        module = LoraModule(roles["down"], roles["up"], float(alpha or len(roles["down"])))
-        try:
-            modules |= _split(target, module)
-        except ValueError as error:
-            raise Problems([Problem(str(path), str(error))]) from error
-    return LoraFile(modules, metadata, layout_of(found))
-
-
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    header = _header(path)
+    """As `load_lora`, from the header alone: tensors have a shape and no numbers."""
+    file = _plain(path)
+    tensors = {name: torch.empty(info.shape, device="meta") for name, info in file.header.tensors.items()}
     try:
-        return load_file(path), header.metadata
-    except (OSError, SafetensorError) as error:
-        raise Problems([Problem(str(path), f"cannot be read: {error}", WHOLE_FILE)]) from error
+        return _lora_file(file, tensors)
+    except ValueError as error:
+        raise Problems([unreadable(path, error)]) from error
 
 
-def _header(path: Path) -> Header:
+def _plain(path: Path, with_t5: bool = False) -> Surveyed:
+    """A file's header if it holds plain LoRA only."""
     try:
-        return read_header(path)
+        file = look_into(path)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise Problems([Problem(str(path), f"cannot be read: {reason}", WHOLE_FILE)]) from error
+        raise Problems([unreadable(path, error)]) from error
+    problems = [Problem(str(path), f"not only LoRA: {what}", PLAIN_ONLY) for what in more_than_lora(file.survey)]
+    t5 = [name for name, module in file.survey.modules.items() if module.target and module.target.part == T5]
+    if t5 and not with_t5:
+        what = f"{len(t5)} layers are T5's, as {t5[0]}, which the trainer does not adapt"
+        problems.append(Problem(str(path), what, "info and convert read them, ComfyUI applies them"))
+    raise_if_any(problems)
+    return file
 
 
-def _by_module(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    unknown = []
-    for key, tensor in tensors.items():
-        name, role = split_key(key)
-        if role and resolve(name):
-            found.setdefault(name, {})[role] = tensor
-        else:
-            unknown.append(key)
-    return found, unknown
-
-
-def _unknown_problems(path: Path, unknown: list[str]) -> list[Problem]:
-    if not unknown:
-        return []
-    some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-    hint = "only plain LoRA of FLUX.1's and CLIP-L's linear layers is read: no DoRA, LoKr, LoHa, bias or T5"
-    return [Problem(str(path), f"tensors that are not understood: {some}", hint)]
-
-
-def _shape_problems(path: Path, found: Mapping[str, Mapping[str, torch.Tensor]]) -> Iterator[Problem]:
-    if not found:
-        yield Problem(str(path), "holds no LoRA", "give a file that a LoRA trainer wrote")
-    for name, roles in found.items():
-        if not roles.keys() >= {"down", "up"}:
-            yield Problem(str(path), f"{name} has {' and '.join(roles)} only", "the file is not complete")
-        elif roles["down"].ndim != 2 or roles["up"].ndim != 2 or len(roles["down"]) != roles["up"].shape[1]:
-            shapes = f"down {list(roles['down'].shape)} and up {list(roles['up'].shape)}"
-            yield Problem(str(path), f"{name}: {shapes} do not fit together")
-
-
-def _header_alpha(settings: Mapping[str, Any], module: str) -> float | None:
-    """The alpha that diffusers keeps in the header only, or None."""
-    model, _, rest = module.partition(".")
-    own = settings.get(f"{model}.alpha_pattern")
-    alpha = own[rest] if isinstance(own, dict) and rest in own else settings.get(f"{model}.lora_alpha")
-    return alpha if isinstance(alpha, int | float) else None
-
-
-def _split(target: Target, module: LoraModule) -> dict[str, LoraModule]:
-    if target.bfl == SWAPPED_HALVES:
-        module = replace(module, up=torch.cat(module.up.chunk(2)[::-1]))
-    if len(target.modules) == 1:
-        return {target.modules[0]: module}
-    assert target.bfl
-    parts = fused_parts(target.bfl, rows=len(module.up), hidden=module.down.shape[1])
-    return {
-        f"transformer.{part.module}": replace(module, down=module.down.clone(), up=module.up[part.rows].clone())
-        for part in parts
-    }
+def _lora_file(file: Surveyed, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
+    modules = canonical(file.survey, file_modules(file.survey, tensors, file.strengths.scales))
+    return LoraFile(modules, file.header.metadata, file.survey.layout, file.strengths.note)
 
 
 def ranks_from(lora: LoraFile, model: nn.Module) -> dict[str, int]:

@@ -1,27 +1,41 @@
-"""What a LoRA file is, as data and as text."""
+"""What a LoRA file is, as data and as text. Needs no torch."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from trainer.lora.file import LoraFile, LoraModule, load_lora
-from trainer.lora.metadata import json_value
+from trainer.common.problems import Problem, Problems
+from trainer.lora_file import description
+from trainer.lora_file.description import Description
+from trainer.lora_file.metadata import json_value
+from trainer.lora_file.module_names import Target
+from trainer.lora_file.numbers import block_norms
 
 KNOWN_PREFIXES = ("ss_", "sshs_", "modelspec.", "flux_dreambooth", "lora_adapter_metadata", "format")
+GROUPS = {
+    "transformer.transformer_blocks.": "double block",
+    "transformer.single_transformer_blocks.": "single block",
+    "text_encoder.": "CLIP",
+    "text_encoder_2.": "T5",
+}
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """All that can be said of a LoRA file without its base model; plain JSON. Raises Problems."""
-    lora = load_lora(path)
-    metadata = lora.metadata
+    """All that can be said of a LoRA file without its base model; plain JSON.
+
+    path: the file, or a folder that PEFT or diffusers wrote. Raises Problems for a file that cannot be read.
+    """
+    try:
+        found = description.describe(path)
+    except (OSError, ValueError) as error:
+        raise Problems([unreadable(path, error)]) from error
+    metadata = found.file.header.metadata
+    norms = _block_norms(found)
     return {
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "layout": lora.layout,
+        "file": found.file.path.name,
+        "bytes": found.file.header.num_bytes,
+        "layout": found.file.survey.layout,
         "title": metadata.get("modelspec.title"),
         "base": metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version"),
         "base_file": _known(metadata.get("ss_sd_model_name")),
@@ -32,29 +46,32 @@ def describe(path: Path) -> dict[str, Any]:
         "date": metadata.get("modelspec.date"),
         "merged_from": metadata.get("modelspec.merged_from"),
         "left_out": metadata.get("flux_dreambooth_left_out"),
-        "modules": _module_counts(lora),
-        "ranks": sorted({module.rank for module in lora.modules.values()}),
-        "scales": sorted({round(module.scale, 6) for module in lora.modules.values()}),
-        "dtypes": sorted({str(module.down.dtype).removeprefix("torch.") for module in lora.modules.values()}),
-        "not_finite": [name for name, module in lora.modules.items() if not _is_finite(module)],
-        "block_norms": {b: norm if math.isfinite(norm) else None for b, norm in block_norms(lora).items()},
+        "modules": _module_counts(found),
+        "ranks": list(found.ranks),
+        "scales": list(found.scales),
+        "dtypes": list(found.dtypes),
+        "notes": list(found.notes),
+        "not_finite": [part for name in found.not_finite for part in _parts(found, name)],
+        "block_norms": {block: norm if math.isfinite(norm) else None for block, norm in norms.items()},
         "other_metadata": sorted(key for key in metadata if not key.startswith(KNOWN_PREFIXES)),
     }
 
 
-def block_norms(lora: LoraFile) -> dict[str, float]:
-    """The Frobenius norm of each block's whole weight change, from the factors alone."""
-    squares: dict[str, float] = defaultdict(float)
-    for name, module in lora.modules.items():
-        squares[_block(name)] += change_norm(module) ** 2
-    return {block: math.sqrt(square) for block, square in squares.items()}
+def unreadable(path: Path, error: OSError | ValueError) -> Problem:
+    """The problem of a LoRA file that cannot be read, in the words of the error."""
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    again = reason.startswith(("truncated", "damaged"))
+    hint = "copy or download it again" if again else "give a LoRA of FLUX.1, a *.safetensors file"
+    return Problem(str(path), f"cannot be read: {reason}", hint)
 
 
-def change_norm(module: LoraModule) -> float:
-    """|scale * up @ down|, by the trace of two r x r matrices; float32."""
-    up, down = module.up.float(), module.down.float()
-    square = ((up.T @ up) * (down @ down.T)).sum().clamp_min(0)
-    return abs(module.scale) * math.sqrt(square.item())
+def _parts(found: Description, name: str) -> tuple[str, ...]:
+    target = found.file.survey.modules[name].target
+    return target.modules if target else (name,)
+
+
+def _block_norms(found: Description) -> dict[str, float]:
+    return block_norms(found.norms, [_block(found.file.survey.modules[name].target) for name in found.norms])
 
 
 def render(info: Mapping[str, Any]) -> str:
@@ -85,11 +102,17 @@ def _lines(info: Mapping[str, Any]) -> Iterator[str]:
         )
     counts = ", ".join(f"{count} {part}" for part, count in info["modules"].items())
     yield f"  {'modules':<15}{counts}"
-    yield f"  {'rank':<15}{_several(info['ranks'])}  (alpha / rank {_several(info['scales'])})"
+    if info["ranks"]:
+        yield f"  {'rank':<15}{_several(info['ranks'])}  (alpha / rank {_several(info['scales'])})"
+    for note in info["notes"]:
+        yield f"  {'note':<15}{note}"
     if info["not_finite"]:
         yield f"  NOT FINITE     {len(info['not_finite'])} modules, first {info['not_finite'][0]}"
     if info["other_metadata"]:
         yield f"  {'other keys':<15}{', '.join(info['other_metadata'])}"
+    if not info["block_norms"]:
+        yield "  norms of the weight change are shown for LoRA only"
+        return
     yield "  norm of the weight change, by block"
     norms = {block: norm or 0.0 for block, norm in info["block_norms"].items()}
     largest = max(norms.values(), default=0.0) or 1.0
@@ -102,24 +125,21 @@ def _several(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _block(module: str) -> str:
-    parts = module.split(".")
+def _block(target: Target | None) -> str:
+    """A module's block by its canonical name, like `single_transformer_blocks.3`."""
+    parts = target.modules[0].split(".") if target else []
     numbers = [index for index, part in enumerate(parts) if part.isdecimal()]
     if not numbers:
         return "outside the blocks"
     return ".".join(parts[1 if parts[0] == "transformer" else 0 : numbers[0] + 1])
 
 
-def _module_counts(lora: LoraFile) -> dict[str, int]:
-    counts = {"double block": 0, "single block": 0, "CLIP": 0, "other": 0}
-    starts = {
-        "transformer.transformer_blocks.": "double block",
-        "transformer.single_transformer_blocks.": "single block",
-        "text_encoder.": "CLIP",
-    }
-    for name in lora.modules:
-        counts[next((part for start, part in starts.items() if name.startswith(start)), "other")] += 1
-    return {part: count for part, count in counts.items() if count}
+def _module_counts(found: Description) -> dict[str, int]:
+    counts = dict.fromkeys([*GROUPS.values(), "other"], 0)
+    for name in found.file.survey.modules:
+        for part in _parts(found, name):
+            counts[next((group for start, group in GROUPS.items() if part.startswith(start)), "other")] += 1
+    return {group: count for group, count in counts.items() if count}
 
 
 def _concepts(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -144,13 +164,9 @@ def _subsets(metadata: Mapping[str, str]) -> Iterator[dict[str, Any]]:
             yield from (subset for subset in subsets if isinstance(subset, dict))
 
 
-def _is_finite(module: LoraModule) -> bool:
-    return bool(torch.isfinite(module.down).all() and torch.isfinite(module.up).all())
-
-
 def _known(value: str | None) -> str | None:
     return None if value == "None" else value
 
 
 def _number(value: str | None) -> int | None:
-    return int(value) if value and value.isdecimal() else None
+    return int(value) if value and value.isdecimal() and len(value) < 16 else None

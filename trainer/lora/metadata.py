@@ -6,11 +6,11 @@ Folders and files appear by name, never with their path on the user's machine.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from trainer import __version__
 from trainer.common.clock import now
@@ -18,9 +18,9 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
 from trainer.data.dataset_file import DatasetSection, SubsetConfig
 from trainer.data.samples import Sample
+from trainer.lora_file.metadata import OURS
 from trainer.models.description import DEV, BaseModel
 
-OURS = "flux_dreambooth"  # the key that holds concepts and settings as JSON
 OF_ONE_START = ("resume", "resume_anyway")  # a resumed run's file is bitwise that of one that never stopped
 # fmt: off
 SAME_NAME = (  # settings that kohya writes as ss_<name>
@@ -39,15 +39,11 @@ SUBSET_KEYS = (
     "resize_interpolation",
 )
 # fmt: on
-RANKS = ("network_dim", "network_alpha")
 WITHOUT_TRAINING = (
     "ss_v2",
     "ss_base_model_version",
     "ss_network_",
 )  # what --no_metadata leaves, and modelspec
-
-
-T = TypeVar("T")
 
 
 class Session(Protocol):
@@ -235,38 +231,3 @@ def _our_settings(config: TrainConfig, data: TrainingData, base: BaseModel) -> d
 
 def _public(value: Any) -> Any:
     return value.name if isinstance(value, Path) else value
-
-
-def json_value(text: str | None, kind: type[T]) -> T | None:
-    """The JSON of a metadata value if it is of this kind; None for "None" and whatever else others write."""
-    try:
-        value = json.loads(text or "null")
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, kind) else None
-
-
-def with_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[str, str]:
-    """kohya's keys for rank and alpha, where they are there, as they are in a file of these ranks."""
-    rank = str(_common(ranks))
-    return dict(metadata) | {f"ss_{name}": rank for name in RANKS if f"ss_{name}" in metadata}
-
-
-def with_new_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[str, str]:
-    """`with_ranks` of a file made from others; the ranks of the training are kept as such in our JSON."""
-    rank = _common(ranks)
-    changed = with_ranks(metadata, ranks)
-    ours = json_value(metadata.get(OURS), dict)
-    if ours is not None:
-        config, before = ours.get("config"), ours.get("converted")
-        trained = {name: config.pop(name) for name in RANKS if name in config} if isinstance(config, dict) else {}
-        now = dict.fromkeys(RANKS, rank) | {f"trained_{name}": value for name, value in trained.items()}
-        ours["converted"] = (before if isinstance(before, dict) else {}) | now
-        changed[OURS] = json.dumps(ours, ensure_ascii=False)
-    return changed
-
-
-def _common(ranks: Collection[int]) -> int | str:
-    """The one rank, or kohya's word for differing ones."""
-    found = set(ranks)
-    return found.pop() if len(found) == 1 else "Dynamic"

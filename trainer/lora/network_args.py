@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.common.problems import Problem, Problems, raise_if_any
-from trainer.models.names import bfl_module, kohya_name
+from trainer.lora_file.flux_names import bfl_module, kohya_name
 
 _WHERE = "--network_args"
 _TYPES = ("img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "single", "single_mod")

@@ -1,136 +1,22 @@
-"""The names of the original FLUX.1 files and of the diffusers classes, each in terms of the other.
+"""Tensors of the original FLUX.1 files in diffusers' names and shapes, and back.
 
-The transformer's file is in Black Forest Labs' layout, where q, k, v (and the MLP of a single block)
-are one matrix; diffusers keeps them apart. The autoencoder's file is in the layout of latent
-diffusion, where the decoder's levels count the other way round. Everything here is names and row
-ranges, for any depth and width, so it serves loading, writing and LoRA conversion alike.
+The names of the transformer's layers are in `trainer.lora_file.flux_names`. The autoencoder's file is in the layout
+of latent diffusion, where the decoder's levels count the other way round.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
+from trainer.lora_file.flux_names import SWAPPED_HALVES, bfl_module, diffusers_modules, fused_rows
+
 PREFIX = "model.diffusion_model."
-
-DOUBLE_BLOCK: Mapping[str, tuple[str, ...]] = {
-    "img_mod.lin": ("norm1.linear",),
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "img_attn.norm.query_norm": ("attn.norm_q",),
-    "img_attn.norm.key_norm": ("attn.norm_k",),
-    "img_attn.proj": ("attn.to_out.0",),
-    "img_mlp.0": ("ff.net.0.proj",),
-    "img_mlp.2": ("ff.net.2",),
-    "txt_mod.lin": ("norm1_context.linear",),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "txt_attn.norm.query_norm": ("attn.norm_added_q",),
-    "txt_attn.norm.key_norm": ("attn.norm_added_k",),
-    "txt_attn.proj": ("attn.to_add_out",),
-    "txt_mlp.0": ("ff_context.net.0.proj",),
-    "txt_mlp.2": ("ff_context.net.2",),
-}
-SINGLE_BLOCK: Mapping[str, tuple[str, ...]] = {
-    "modulation.lin": ("norm.linear",),
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
-    "norm.query_norm": ("attn.norm_q",),
-    "norm.key_norm": ("attn.norm_k",),
-}
-OUTSIDE_BLOCKS: Mapping[str, tuple[str, ...]] = {
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
-    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
-    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
-    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
-    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
-    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
-    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
-    "final_layer.linear": ("proj_out",),
-}
-# BFL's last modulation is (shift, scale), diffusers' is (scale, shift).
-SWAPPED_HALVES = "final_layer.adaLN_modulation.1"
-
-_BLOCKS = (
-    ("double_blocks.", "transformer_blocks.", DOUBLE_BLOCK),
-    ("single_blocks.", "single_transformer_blocks.", SINGLE_BLOCK),
-)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A diffusers module and the rows of the BFL matrix that it is; `rows` counts output features."""
-
-    module: str
-    rows: slice
 
 
 def strip_prefix(name: str) -> str:
     """A tensor's name without ComfyUI's `model.diffusion_model.`."""
     return name.removeprefix(PREFIX)
-
-
-def diffusers_modules(bfl_module: str) -> tuple[str, ...]:
-    """The diffusers modules that one BFL module holds, stacked by rows in this order.
-
-    Raises KeyError for a name that FLUX.1 does not have.
-    """
-    for bfl_blocks, diffusers_blocks, table in _BLOCKS:
-        if bfl_module.startswith(bfl_blocks):
-            index, _, rest = bfl_module.removeprefix(bfl_blocks).partition(".")
-            if not index.isdecimal():
-                raise KeyError(bfl_module)
-            return tuple(f"{diffusers_blocks}{index}.{name}" for name in table[rest])
-    return OUTSIDE_BLOCKS[bfl_module]
-
-
-def bfl_module(diffusers_module: str) -> tuple[str, int]:
-    """The BFL module that holds a diffusers module, and which of its parts it is.
-
-    Raises KeyError for a name that FLUX.1 does not have.
-    """
-    for bfl_blocks, diffusers_blocks, table in _BLOCKS:
-        if diffusers_module.startswith(diffusers_blocks):
-            index, _, rest = diffusers_module.removeprefix(diffusers_blocks).partition(".")
-            name, part = _reversed(table)[rest]
-            return f"{bfl_blocks}{index}.{name}", part
-    return _reversed(OUTSIDE_BLOCKS)[diffusers_module]
-
-
-def fused_parts(bfl_module: str, rows: int, hidden: int) -> tuple[Part, ...]:
-    """Which rows of a BFL matrix with `rows` outputs belong to which diffusers module.
-
-    hidden: the model's width; q, k and v have that many rows each and an MLP the rest.
-    Raises KeyError for an unknown name and ValueError when the rows do not fit.
-    """
-    modules = diffusers_modules(bfl_module)
-    if len(modules) == 1:
-        return (Part(modules[0], slice(0, rows)),)
-    rest = rows - 3 * hidden
-    if (rest > 0) != (len(modules) == 4) or rest < 0:
-        raise ValueError(f"{bfl_module} has {rows} rows, which does not fit a width of {hidden}")
-    ends = [hidden, 2 * hidden, 3 * hidden, rows][: len(modules)]
-    starts = [0, *ends[:-1]]
-    return tuple(Part(module, slice(start, end)) for module, start, end in zip(modules, starts, ends, strict=True))
-
-
-def kohya_name(bfl_module: str) -> str:
-    """kohya's name of a transformer module: `lora_unet_double_blocks_0_img_attn_qkv`."""
-    return "lora_unet_" + bfl_module.replace(".", "_")
-
-
-def bfl_from_kohya(name: str) -> str:
-    """The BFL module of a kohya name; raises KeyError for a name that FLUX.1 does not have."""
-    rest = name.removeprefix("lora_unet_")
-    if rest == name:
-        raise KeyError(name)
-    match = re.fullmatch(r"(double|single)_blocks_(\d+)_(.+)", rest)
-    if not match:
-        return _dotted(OUTSIDE_BLOCKS)[rest]
-    kind, index, module = match.groups()
-    table = DOUBLE_BLOCK if kind == "double" else SINGLE_BLOCK
-    return f"{kind}_blocks.{index}.{_dotted(table)[module]}"
 
 
 def transformer_to_diffusers(name: str, tensor: torch.Tensor, hidden: int) -> dict[str, torch.Tensor]:
@@ -142,14 +28,14 @@ def transformer_to_diffusers(name: str, tensor: torch.Tensor, hidden: int) -> di
     leaf = "weight" if leaf == "scale" else leaf
     if module == SWAPPED_HALVES:
         tensor = _swap_halves(tensor)
-    parts = fused_parts(module, tensor.shape[0], hidden)
+    parts = fused_rows(diffusers_modules(module), tensor.shape[0], hidden)
     if len(parts) == 1:
-        return {f"{parts[0].module}.{leaf}": tensor}
-    return {f"{part.module}.{leaf}": tensor[part.rows].clone() for part in parts}
+        return {f"{part}.{leaf}": tensor for part in parts}
+    return {f"{part}.{leaf}": tensor[rows].clone() for part, rows in parts.items()}
 
 
 def transformer_to_bfl(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A whole diffusers state dict in BFL names, q, k, v and MLP joined."""
+    """A complete diffusers state dict in BFL names, q, k, v and MLP joined."""
     joined: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
@@ -212,14 +98,6 @@ def _rename(name: str, levels: int, forward: bool) -> str:
 
 def _is_attention_matrix(name: str) -> bool:
     return bool(re.search(r"\.attentions\.0\.to_(q|k|v|out\.0)\.weight$", name))
-
-
-def _reversed(table: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, int]]:
-    return {part: (name, index) for name, parts in table.items() for index, part in enumerate(parts)}
-
-
-def _dotted(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    return {name.replace(".", "_"): name for name in table}
 
 
 def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,160 @@
+"""A LoRA in memory: its modules by canonical names, read from a file of any layout. Uses torch."""
+
+import contextlib
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .flux_names import SWAPPED_HALVES, fused_rows
+from .header import Header, TensorInfo
+from .keys import Survey
+from .module_names import Target
+from .numbers import FLOATS, INTEGERS, type_problem
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One layer's adapter: weight change = alpha / rank * up @ down, for down [r, in] and up [out, r]."""
+
+    down: Any
+    up: Any
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of down."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """What the product of up and down is multiplied by."""
+        return self.alpha / self.rank
+
+
+def with_unit_scale(module: LoraModule) -> LoraModule:
+    """The same weight change with alpha = rank: the scale goes into up, multiplied in float32.
+
+    So a reader that loses alpha, and takes it for the rank, still has the right strength.
+    """
+    if module.scale == 1:
+        return module
+    return replace(module, up=module.up.float() * module.scale, alpha=float(module.rank))
+
+
+def file_modules(found: Survey, tensors: Mapping[str, Any], scales: Mapping[str, float]) -> dict[str, LoraModule]:
+    """A file's LoRA modules by its own names. Raises ValueError for factors that do not fit together.
+
+    tensors: by the file's keys, fp8 becomes bf16 (exactly); scales: by the file's module names. Other kinds of adapter
+    are left out: `more_than_lora` names them.
+    """
+    modules = {}
+    for name, module in found.modules.items():
+        if module.kind != "LoRA":
+            continue
+        if module.problem:
+            raise ValueError(f"{name} {module.problem}")
+        down, up = (with_numbers(tensors[module.keys[role]]).flatten(1) for role in ("down", "up"))
+        modules[name] = LoraModule(down, up, scales[name] * down.shape[0])
+    return modules
+
+
+def canonical(found: Survey, modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
+    """Modules of a file by canonical names: a fused matrix (q, k, v and MLP in one) as one module for each part.
+
+    The product stays exactly the same. Modules of no known layer are left out. Raises ValueError for rows that do not
+    fit and for a layer that is there twice.
+    """
+    result: dict[str, LoraModule] = {}
+    for name, module in modules.items():
+        target = found.modules[name].target
+        for part, layer in (_parts(target, module) if target else {}).items():
+            if part in result:
+                raise ValueError(f"it has {part} twice, once as {name}")
+            result[part] = layer
+    return result
+
+
+def _parts(target: Target, module: LoraModule) -> dict[str, LoraModule]:
+    if target.bfl == SWAPPED_HALVES:
+        module = replace(module, up=_swapped(module.up))
+    if len(target.modules) == 1:
+        return {target.modules[0]: module}
+    rows = fused_rows(target.modules, rows=module.up.shape[0], hidden=module.down.shape[1])
+    return {part: replace(module, down=module.down.clone(), up=module.up[some].clone()) for part, some in rows.items()}
+
+
+def _swapped(up: Any) -> Any:
+    import torch
+
+    return torch.cat(up.chunk(2)[::-1])
+
+
+def with_numbers(tensor: Any) -> Any:
+    """A tensor to compute with: fp8 as bfloat16, which holds its numbers exactly, integers as float32."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return tensor.to(torch.float32)
+    return tensor.bfloat16() if tensor.element_size() == 1 else tensor
+
+
+def not_finite(tensors: Mapping[str, Any]) -> list[str]:
+    """The names of tensors that hold NaN or infinity."""
+    import torch
+
+    def is_finite(tensor: Any) -> bool:
+        if not tensor.is_floating_point() or not tensor.numel():
+            return True
+        tensor = with_numbers(tensor)
+        return math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(tensor.isfinite().all())
+
+    return [name for name, tensor in tensors.items() if not is_finite(tensor)]
+
+
+def read_tensors(header: Header) -> dict[str, Any]:
+    """All tensors of a file, read into memory and never mapped, so that a file overwritten in place changes nothing.
+
+    Raises OSError, and ValueError for types that are not known and for a file that shrinks meanwhile.
+    """
+    import torch
+
+    if problem := type_problem(header):
+        raise ValueError(problem)
+    size = header.num_bytes - header.data_start
+    memory = _memory(size)
+    view = memoryview(memory)[:size]
+    with header.path.open("rb", buffering=0) as file:
+        file.seek(header.data_start)
+        done = 0
+        while done < size:
+            count = file.readinto(view[done:])
+            if not count:
+                raise ValueError("it became shorter while it was read")
+            done += count
+
+    def tensor(info: TensorInfo) -> Any:
+        dtype, count = getattr(torch, _torch_name(info.dtype)), math.prod(info.shape)
+        if not count:
+            return torch.empty(info.shape, dtype=dtype)
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=info.begin - header.data_start).view(
+            info.shape
+        )
+
+    return {name: tensor(info) for name, info in header.tensors.items()}
+
+
+def _torch_name(dtype: str) -> str:
+    return "bool" if dtype == "BOOL" else (FLOATS | INTEGERS)[dtype]
+
+
+def _memory(size: int) -> Any:
+    """A writable buffer, in huge pages where the system has them: filling it then takes a third of the time."""
+    size = max(size, 1)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return bytearray(size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

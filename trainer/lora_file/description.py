@@ -1,0 +1,71 @@
+"""All that can be said of a LoRA file without its base model, from its header and its numbers. Without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .header import Header, read_header
+from .keys import Survey, more_than_lora, survey
+from .numbers import change_norms, read_alphas, type_names, type_problem
+from .strength import Strengths, adapter_config, file_in, strengths
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A file as its header and its alphas show it."""
+
+    header: Header
+    survey: Survey
+    strengths: Strengths
+
+    @property
+    def path(self) -> Path:
+        """The file, also where a folder was given."""
+        return self.header.path
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file is and does. norms: by the file's module names, NaN where a number is not finite.
+
+    not_finite: modules with such numbers; notes: sentences on what was assumed and what is not plain LoRA.
+    """
+
+    file: Surveyed
+    dtypes: tuple[str, ...]
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    norms: dict[str, float]
+    not_finite: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def look_into(path: Path) -> Surveyed:
+    """Read a file's header and alphas; path: the file, or a folder of PEFT or diffusers.
+
+    Raises OSError, and ValueError saying what the file is instead of a LoRA or what is wrong with it.
+    """
+    header = read_header(file_in(path))
+    found = survey(header.shapes, header.metadata)
+    if problem := type_problem(header):
+        raise ValueError(problem)
+    return Surveyed(
+        header, found, strengths(found, read_alphas(header, found), header.metadata, adapter_config(header.path))
+    )
+
+
+def describe(path: Path) -> Description:
+    """Read all of a file's numbers. Raises as `look_into`, and ValueError where two matrices do not fit together."""
+    file = look_into(path)
+    found = file.survey
+    if problem := next((f"{name} {why}" for name, module in found.modules.items() if (why := module.problem)), None):
+        raise ValueError(problem)
+    norms, not_finite = change_norms(file.header, found, file.strengths)
+    return Description(
+        file=file,
+        dtypes=tuple(type_names(file.header, found)),
+        ranks=tuple(sorted({module.rank for module in found.modules.values() if module.rank})),
+        scales=tuple(sorted({round(scale, 6) for scale in file.strengths.scales.values()})),
+        norms=norms,
+        not_finite=not_finite,
+        notes=(*([file.strengths.note] if file.strengths.note else []), *more_than_lora(found)),
+    )

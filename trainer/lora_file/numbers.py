@@ -1,0 +1,116 @@
+"""The numbers of a LoRA file without torch: arrays of float32, norms, alphas, and whether they are finite."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .header import Header, TensorInfo
+from .keys import Module, Survey
+from .strength import Strengths
+
+# safetensors' types that a LoRA's numbers come in -> torch's name of them
+FLOATS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+
+
+def type_problem(header: Header) -> str | None:
+    """Why the tensors of a file cannot be read as numbers; None if they can."""
+    if strange := [info for info in header.tensors.values() if info.dtype not in FLOATS | INTEGERS]:
+        kinds = ", ".join(sorted({info.dtype for info in strange}))
+        return f"tensors of type {kinds} are not read here, as {strange[0].name}; save it as bf16 or fp16"
+    return None
+
+
+def read_array(path: Path, info: TensorInfo) -> Any:
+    """A tensor as a numpy array of float32 in its shape. Raises OSError, and ValueError for a file that shrank."""
+    import numpy
+
+    with path.open("rb") as file:
+        file.seek(info.begin)
+        raw = file.read(info.end - info.begin)
+    if len(raw) != info.end - info.begin:
+        raise ValueError("it became shorter while it was read")
+    if info.dtype == "BF16":
+        values = (numpy.frombuffer(raw, numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+    elif info.dtype == "F8_E5M2":  # the upper byte of a float16
+        values = (numpy.frombuffer(raw, numpy.uint8).astype(numpy.uint16) << 8).view(numpy.float16)
+    elif info.dtype == "F8_E4M3":
+        values = numpy.asarray(_e4m3(), numpy.float32)[numpy.frombuffer(raw, numpy.uint8)]
+    else:
+        values = numpy.frombuffer(raw, (FLOATS | INTEGERS)[info.dtype])
+    return values.astype(numpy.float32).reshape(info.shape)
+
+
+@cache
+def _e4m3() -> tuple[float, ...]:
+    """All 256 numbers of float8_e4m3fn: sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity, one NaN."""
+
+    def value(byte: int) -> float:
+        sign, exponent, mantissa = -1.0 if byte & 0x80 else 1.0, (byte >> 3) & 15, byte & 7
+        if byte & 0x7F == 0x7F:
+            return math.nan
+        return sign * (mantissa / 8 * 2**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+
+    return tuple(value(byte) for byte in range(256))
+
+
+def read_alphas(header: Header, found: Survey) -> dict[str, list[float]]:
+    """The numbers of each alpha tensor by its key, for `strengths`."""
+    keys = [module.keys["alpha"] for module in found.modules.values() if "alpha" in module.keys]
+    return {key: read_array(header.path, header.tensors[key]).ravel()[:64].tolist() for key in keys}
+
+
+def product_norm(down: Any, up: Any) -> float:
+    """|up @ down|, Frobenius, by the trace of two r x r matrices; float32 arrays or tensors; NaN where one is."""
+    square = float(((up.T @ up) * (down @ down.T)).sum())
+    return math.sqrt(max(square, 0.0)) if square == square else math.nan
+
+
+def change_norms(header: Header, found: Survey, strengths: Strengths) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The norm of each module's weight change, scale * |up @ down|, by its name in the file; and the modules with
+    numbers that are not finite.
+
+    Only for products of two matrices (DoRA's too, before its rescaling); others are looked through for NaN alone.
+    """
+    import numpy
+
+    norms, broken = {}, []
+    for name, module in found.modules.items():
+        arrays = {role: read_array(header.path, header.tensors[key]) for role, key in module.keys.items()}
+        if not all(numpy.isfinite(array).all() for role, array in arrays.items() if role != "alpha"):
+            broken.append(name)
+        if is_product(module):
+            down, up = (arrays[role].reshape(len(arrays[role]), -1) for role in ("down", "up"))
+            with numpy.errstate(all="ignore"):
+                norm = product_norm(down, up)
+            norms[name] = math.nan if broken[-1:] == [name] else abs(strengths.scales[name]) * norm
+    return norms, tuple(broken)
+
+
+def is_product(module: Module) -> bool:
+    """Whether the module's change is scale * up @ down (DoRA's: before its rescaling)."""
+    return module.kind in ("LoRA", "DoRA") and module.problem is None and "mid" not in module.keys
+
+
+def type_names(header: Header, found: Survey) -> list[str]:
+    """torch's names of the types of a file's adapters, without alphas."""
+    keys = [
+        key
+        for module in found.modules.values()
+        for role, key in module.keys.items()
+        if role not in ("alpha", "reshape")
+    ]
+    return sorted({(FLOATS | INTEGERS).get(header.tensors[key].dtype, header.tensors[key].dtype) for key in keys})
+
+
+def block_norms(norms: Mapping[str, float], blocks: Sequence[str]) -> dict[str, float]:
+    """The norm of each block's complete change, from the norms of its modules in the same order as their blocks."""
+    squares: dict[str, float] = {}
+    for norm, block in zip(norms.values(), blocks, strict=True):
+        squares[block] = squares.get(block, 0.0) + norm**2
+    return {block: math.sqrt(square) for block, square in squares.items()}
