@@ -1,1 +1,1 @@
-"""What training costs: `python -m trainer bench`, and the project beside plain peft, kohya and the playbook."""
+"""What training costs: `python -m trainer bench`, and the project next to plain peft, kohya and the playbook."""

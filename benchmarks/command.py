@@ -1,6 +1,6 @@
 """`python -m trainer bench`: what training costs on this machine, measured on real runs of `trainer train`.
 
-Model files, pictures and captions are made on the spot and kept in --work; a model of your own is measured
+Model files, images and captions are made on the spot and kept in --work; a model of your own is measured
 with --model. Each setting is a preset, or flags of train under a name; flags that follow apply to all of them.
 
     python -m trainer bench --preset rank16 playbook --output before.json

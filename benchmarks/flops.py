@@ -48,7 +48,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one pass is over: tokens of each picture and of its text, and pictures in the batch."""
+    """What one pass is over: tokens of each image and of its text, and images in the batch."""
 
     img: int
     txt: int

@@ -49,7 +49,7 @@ Dims = Sequence[Any]
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Seconds of a picture. seconds: by class; idle: when no kernel ran; launches: kernels a picture.
+    """Seconds of an image. seconds: by class; idle: when no kernel ran; launches: kernels an image.
 
     longest: the kernels that took most, each with name, class, seconds and launches.
     """
@@ -77,7 +77,7 @@ def classify(name: str, op: str = "", dims: Dims = (), thin_side: int = 0, in_op
 
     op, dims: the operator that launched it and its inputs' shapes, as the profiler records them. A
     product counts as thin where one of its three sides is at most `thin_side`: adapters, and layers
-    that see one row a picture.
+    that see one row an image.
     """
     if in_optimizer or _OPTIMIZER.search(name):
         return OPTIMIZER
@@ -120,7 +120,7 @@ def _rows(shape: Sequence[int]) -> int:
 def read_trace(
     path: Path, pictures: int, thin_side: int, on_gpu: bool, num_longest: int = NUM_LONGEST
 ) -> Breakdown | None:
-    """The breakdown of a trace as `torch.profiler` exports it, over so many pictures.
+    """The breakdown of a trace as `torch.profiler` exports it, over so many images.
 
     num_longest: how many kernels are named. None where a GPU's trace holds no kernel: some systems let nobody but
     root count them.
@@ -136,7 +136,7 @@ def read_trace(
 
 
 def summarise(kernels: Sequence[_Kernel], pictures: int, num_longest: int = NUM_LONGEST) -> Breakdown:
-    """Kernels added up, per picture."""
+    """Kernels added up, per image."""
     to_seconds = 1 / (1e6 * pictures)
     by_kind: Counter[str] = Counter()
     by_name: dict[tuple[str, str], list[float]] = defaultdict(list)

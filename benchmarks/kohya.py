@@ -4,7 +4,7 @@
 
 PYTHON is that of sd-scripts' own environment (this file needs torch alone), SD_SCRIPTS its folder, and FLAGS are
 those of its flux_train_network.py, which runs as it is. A step ends when the optimizer's step has ended on the
-device. Give at least three steps more than the pictures to be timed take, and a number of repeats in the dataset
+device. Give at least three steps more than the images to be timed take, and a number of repeats in the dataset
 file with which the run stays within one epoch.
 """
 

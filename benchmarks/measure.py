@@ -32,7 +32,7 @@ SECONDS_TO_END = 30  # for a training that is asked to end, which saves before i
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: steps of warm-up, least number of pictures that are timed, steps that are profiled after."""
+    """How long a run is: steps of warm-up, least number of images that are timed, steps that are profiled after."""
 
     warm_up: int = 4
     pictures: int = 40
@@ -46,9 +46,9 @@ class Figures:
     seconds_per_picture is the median over the timed steps, lowest and highest those of single steps.
     tflop_per_picture counts each product once, tflop_recomputed what checkpointing adds; tflops and
     share_of_peak are of the former. first_step: from the start of the process to the end of the first
-    step, in which `encoded` pictures and captions were encoded. checkpoint: for how long training stood
+    step, in which `encoded` images and captions were encoded. checkpoint: for how long training stood
     still to save a LoRA; checkpoint_written: until that was on disk. processor: what the main process's
-    threads spent on a picture of its own. chosen: what the run has decided by itself.
+    threads spent on an image of its own. chosen: what the run has decided by itself.
     """
 
     seconds_per_picture: float
@@ -148,7 +148,7 @@ def measure(prepared: Prepared, peaks: dict[str, dict[str, Any]]) -> Result:
 
 
 def missing_entries(plan: RunPlan) -> int:
-    """How many pictures and captions are not in the cache now."""
+    """How many images and captions are not in the cache now."""
     cache = TensorCache(plan.cache_dir)
     wanted = {plan.keys.latents(sample, flip) for sample, flip in plan.data.views()}
     wanted |= {plan.keys.t5_text(caption) for caption in plan.captions}
@@ -222,7 +222,7 @@ def figures_of(
 
 
 def flops_of(config: TrainConfig, plan: RunPlan, checkpointed: int) -> Flops:
-    """The arithmetic of one picture, the mean over the run's pictures. A trained CLIP is left out.
+    """The arithmetic of one image, the mean over the run's images. A trained CLIP is left out.
 
     checkpointed: how many blocks are recomputed, from the first on.
     """

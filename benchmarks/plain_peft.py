@@ -6,7 +6,7 @@ Both train a LoRA of the same rank on every linear layer of every block, with Ad
 files and the same cached latents and text. The plain one is what a reader of diffusers' and peft's
 documentation would write: no compiling, no packing ahead, nothing left out. The two take turns, a
 process each, so that whatever else the machine does hits both alike; the processor's own time is told
-beside the clock's, since it hardly depends on that.
+next to the clock's, since it hardly depends on that.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from trainer.preflight.check import make_plan
 from trainer.preflight.plan import RunPlan
 
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Times = tuple[float, float]  # seconds of a picture, by the clock and of the processor
+Times = tuple[float, float]  # seconds of an image, by the clock and of the processor
 NAMES = ("clock", "processor")
 
 
@@ -153,7 +153,7 @@ def load_plainly(config: TrainConfig, device: torch.device) -> FluxTransformer2D
 
 
 def draw_samples(plan: RunPlan) -> Iterator[Sample]:
-    """Latents, T5's text and CLIP's vector of one picture after the other, each with a batch of one in front."""
+    """Latents, T5's text and CLIP's vector of one image after the other, each with a batch of one in front."""
     encoded = Encoded(TensorCache(plan.cache_dir), plan.keys)
     epoch = 0
     while True:
@@ -168,7 +168,7 @@ def draw_samples(plan: RunPlan) -> Iterator[Sample]:
 def loss_of(
     transformer: FluxTransformer2DModel, config: TrainConfig, sample: Sample, device: torch.device
 ) -> torch.Tensor:
-    """The flow-matching loss of one picture through the model's own forward."""
+    """The flow-matching loss of one image through the model's own forward."""
     dtype = transformer.x_embedder.weight.dtype
     latents, txt, pooled = (tensor.to(device) for tensor in sample)
     noise = torch.randn_like(latents)

@@ -8,7 +8,7 @@ once with SIGTERM and resumed; a second run with rank 16 shows the speed without
 figures come from the runs' own logs, from the kernel (host memory) and from nvidia-smi.
 
 It drives whole processes and looks at them from outside only, which is how it can kill and resume them.
-`python -m trainer bench` measures speed more closely (timed pictures, kernels, several settings) and kills
+`python -m trainer bench` measures speed more closely (timed images, kernels, several settings) and kills
 nothing.
 """
 

@@ -1,4 +1,4 @@
-"""The files of a bench: models, pictures and dataset, made where they are missing and kept for the next time."""
+"""The files of a bench: models, images and dataset, made where they are missing and kept for the next time."""
 
 import re
 import sys
@@ -105,9 +105,9 @@ def disk_problems(model: Model, work: Path) -> list[Problem]:
 
 
 def write_dataset(folder: Path, config: TrainConfig, draws: int, mixed: bool) -> Path:
-    """Pictures of the resolution that is asked, and a dataset file that shows them `draws` times an epoch.
+    """Images of the resolution that is asked, and a dataset file that shows them `draws` times an epoch.
 
-    mixed: pictures of four aspect ratios, each in a bucket of its own.
+    mixed: images of four aspect ratios, each in a bucket of its own.
     """
     width, height = _resolution(config.resolution)
     aspects = MIXED_ASPECTS if mixed else ASPECTS

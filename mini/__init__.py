@@ -1,6 +1,6 @@
-"""The embedded base model: a small world, a renderer for it, and the recipe that trains a tiny FLUX on its pictures.
+"""The tiny FLUX of models/mini: a toy world, a renderer for it, and the recipe that trains the model on its images.
 
-    world ► render ► training (autoencoder ► latents ► transformer ► guidance ► judge) ► models/mini
+    world ► render ► training (images ► autoencoder ► transformer ► judge ► export) ► models/mini
 
-Nothing here is needed to use the model; `python -m mini <stage>` makes it again.
+The model can be used without this package; `python -m mini all` re-creates it.
 """

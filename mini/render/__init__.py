@@ -1,1 +1,1 @@
-"""Scenes to pictures: signed distance fields, soft shadows and painted places, a batch at a time."""
+"""The renderer: signed distance fields, soft shadows and painted backgrounds, one batch of scenes at a time."""

@@ -1,4 +1,4 @@
-"""Where a place's floor and backdrop lie in the picture, and their paint."""
+"""The background of an image: which pixels show floor, wall or backdrop, and their colours."""
 
 from dataclasses import dataclass
 
@@ -28,14 +28,14 @@ FARTHEST = 60.0  # the floor is not painted beyond it
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The background without solids, [3, B, pixels] linear: the share of light thrown back, and own light."""
+    """The background without solids, two linear [3, B, pixels]: albedo and emitted light."""
 
     albedo: Tensor
     glow: Tensor
 
 
 def paint(place: str, geometry: Geometry, phases: Tensor, size: int) -> Backdrop:
-    """The place's background in size x size pixels; phases: [B, 8]."""
+    """The background of a place at size x size pixels. phases: [B, 8], see `Scene`."""
     canvas = _canvas(geometry, phases, size)
     painted: Painted = PAINTERS[place](canvas)
     floor, wall = canvas.floor, 1 - canvas.floor

@@ -1,4 +1,4 @@
-"""What the painters of places receive and return."""
+"""The input and output of the functions that paint places."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where each pixel's ray meets the floor (x, z) and the wall or backdrop (u across, v the height), [B, pixels].
+    """Where each pixel's ray hits the floor (x, z) and the wall or backdrop (u across, v up), [B, pixels] each.
 
-    grain, depth_grain, wall_grain: a pixel's width on the floor across and in depth, and on the wall. floor: the
-    share of the pixel that shows the floor. phases: [8, B, 1] numbers in [0, 1) that tell scenes of a place apart.
+    grain, depth_grain, wall_grain: the width of a pixel on the floor, across and in depth, and on the wall. floor: the
+    share of the pixel that shows the floor. phases: [8, B, 1], numbers in [0, 1) that vary the scenes of a place.
     """
 
     x: Tensor
@@ -26,7 +26,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Painted:
-    """Linear RGB that broadcasts to [3, B, pixels]: floor and wall throw light back, the glows shine."""
+    """Linear RGB that broadcasts to [3, B, pixels]: albedo of floor and wall, and light that they emit (glow)."""
 
     floor: Tensor
     wall: Tensor | float = 0.0

@@ -1,7 +1,7 @@
-"""`mini.render.march` as one Triton kernel: a program marches a square tile of rays, and stops when all its rays have.
+"""`mini.render.march` as one Triton kernel: a program marches a square tile of rays until all of them have stopped.
 
-Every step of it is the same as in `march.py`, whose names it uses. The loops have fixed lengths with an `if` inside,
-because Triton's layout pass fails on a `while` that depends on data.
+Each step is the same as in `march.py`, and so are the names. The loops have fixed lengths with an `if` inside, because
+Triton's layout pass fails on a `while` that depends on data.
 """
 
 import torch
@@ -26,13 +26,13 @@ HIGH_TAP, HIGH_LEAST, HIGH_WEIGHT = (tl.constexpr(number) for number in referenc
 
 
 def march_fused(geometry: Geometry, side: int) -> Surface:
-    """What the side x side rays of each scene meet; the geometry is on a CUDA device."""
+    """Trace side x side rays of each scene; the geometry must be on a CUDA device."""
     scenes, device = len(geometry.solids), geometry.solids.device
     part = torch.empty(scenes, side * side, dtype=torch.int8, device=device)
     normal = torch.empty(scenes, 3, side * side, device=device)
     sunlight, openness = (torch.empty(scenes, side * side, device=device) for _ in range(2))
     tiles = triton.cdiv(side, TILE)
-    with torch.cuda.device_of(part):  # a kernel runs on the current device, whatever its tensors'
+    with torch.cuda.device_of(part):  # a kernel runs on the current device, whichever its tensors are on
         _march_tile[(tiles * tiles, scenes)](
             geometry.solids, geometry.counts, geometry.frame, geometry.bounds, geometry.light,
             part, normal, sunlight, openness, geometry.wall, geometry.solids.shape[1], side, tile=TILE, num_warps=4,
@@ -42,7 +42,7 @@ def march_fused(geometry: Geometry, side: int) -> Surface:
 
 @triton.jit
 def _nearest(px, py, pz, solids, count):
-    """The distance to the nearest solid and its row; see `march.distances`."""
+    """The distance to the nearest solid, and its row; see `march.distances`."""
     best = px * 0.0 + 1e9
     row_of_best = (px * 0.0).to(tl.int32)
     for row in range(count):
@@ -171,7 +171,7 @@ def _march_tile(
     solids, counts, frames, bounds, lights, parts, normals, sunlights, opennesses, wall, most_solids, side,
     tile: tl.constexpr,
 ):  # fmt: skip
-    """All of a tile: rays, hits, normals, shadows, ambient occlusion; see `march._march_some`."""
+    """One tile: rays, hits, normals, shadows, ambient occlusion; see `march._march_some`."""
     scene = tl.program_id(1)
     tiles = tl.cdiv(side, tile)
     lane = tl.arange(0, tile * tile)

@@ -1,6 +1,6 @@
-"""What the marchers need of a batch: the solids, the camera's frame, the light, a sphere around everything.
+"""A batch of scenes as ray marching needs it: the solids, the camera's frame, the light, and a bounding sphere.
 
-Vectors of many points have their three components first, [3, ...], so that numbers of shape [...] broadcast.
+Vectors of many points have their three components first, [3, ...], so that values of shape [...] broadcast.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from mini.world.parts import (
 )
 from mini.world.scene import INDOORS, VIEW, WALL, SceneBatch
 
-BACKDROP = -8.0  # outdoors the floor ends at this z, before a painted backdrop
+BACKDROP = -8.0  # outdoors the floor ends at this z, in front of a painted backdrop
 # A solid's row: centre 3, matrix to its own axes 9 (rows, divided by the stretch), half sizes 3, then
 SOLID_ROUNDING, SOLID_AROUND, SOLID_RING, SOLID_WIDTH, SOLID_NARROWING, SOLID_SCALE, SOLID_SLACK = range(15, 22)
 SOLID_FIELDS = 24  # two are spare: they keep rows at 32 bytes
@@ -31,9 +31,9 @@ SOLID_FIELDS = 24  # two are spare: they keep rows at 32 bytes
 class Geometry:
     """A batch of scenes, ready for marching.
 
-    solids: [B, P, SOLID_FIELDS], of which the first counts[b] (int32) are there. frame: [B, 12] the camera's
-    position, forward, right and up. bounds: [B, 4] centre and radius of a sphere around all solids.
-    light: [B, 3] towards the light. wall: the z of the plane at which the floor ends.
+    solids: [B, P, SOLID_FIELDS], of which the first counts[b] (int32) are used. frame: [B, 12], the camera's position,
+    forward, right and up. bounds: [B, 4], centre and radius of a sphere around all solids. light: [B, 3], the direction
+    to the light. wall: the z of the plane at which the floor ends.
     """
 
     solids: Tensor
@@ -46,8 +46,11 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Surface:
-    """What each ray meets. part: [B, rays] int8, the solid's row, -1 for floor and wall; normal: [B, 3, rays] (set
-    where a solid is met); sunlight: [B, rays] 0 in full shadow to 1; openness: [B, rays] 1 where nothing is near."""
+    """What each ray hits.
+
+    part: [B, rays] int8, the solid's row, -1 for floor and wall. normal: [B, 3, rays], only where a solid is hit.
+    sunlight: [B, rays], from 0 in full shadow to 1. openness: [B, rays], ambient occlusion, 1 where nothing is near.
+    """
 
     part: Tensor
     normal: Tensor
@@ -56,7 +59,7 @@ class Surface:
 
 
 def geometry_of(batch: SceneBatch, device: torch.device | str) -> Geometry:
-    """The batch on `device`."""
+    """The geometry of a batch, on `device`."""
     parts, camera, light = (
         torch.as_tensor(array, dtype=torch.float32).to(device) for array in (batch.parts, batch.camera, batch.light)
     )
@@ -72,9 +75,9 @@ def geometry_of(batch: SceneBatch, device: torch.device | str) -> Geometry:
 
 
 def ray_directions(frame: Tensor, ray: Tensor, side: int) -> Tensor:
-    """Unit directions [3, ...] of rays, counted row by row from the upper left of side x side.
+    """Unit directions [3, ...] of rays, numbered row by row from the upper left of a side x side grid.
 
-    frame: [..., 12], of which all but the last axis broadcast with `ray`.
+    frame: [..., 12]; all axes except the last broadcast with `ray`.
     """
     forward, right, up = (frame[..., first : first + 3].movedim(-1, 0) for first in (3, 6, 9))
     across = ((ray % side) + 0.5) * (2 * VIEW / side) - VIEW
@@ -84,7 +87,7 @@ def ray_directions(frame: Tensor, ray: Tensor, side: int) -> Tensor:
 
 
 def _towards(azimuth: Tensor, elevation: Tensor) -> Tensor:
-    """Unit vectors [B, 3]; azimuth 0 is +z, towards the viewer, and grows to +x."""
+    """Unit vectors [B, 3]. Azimuth 0 is +z, towards the viewer, and increases towards +x."""
     flat = elevation.cos()
     return torch.stack([flat * azimuth.sin(), elevation.sin(), flat * azimuth.cos()], 1)
 
@@ -98,7 +101,7 @@ def _frame(camera: Tensor) -> Tensor:
 
 
 def _solids(parts: Tensor) -> Tensor:
-    """The table with everything that does not depend on the point worked out."""
+    """The table of solids, with everything precomputed that does not depend on the point."""
     stretch, half, rounding, taper = parts[..., STRETCH], parts[..., HALF], parts[..., ROUNDING], parts[..., TAPER]
     to_axes = parts[..., ROTATION].unflatten(-1, (3, 3)).transpose(-1, -2) / stretch[..., None]
     slack = torch.where(taper > 0, 0.55, 1.0)
@@ -109,7 +112,7 @@ def _solids(parts: Tensor) -> Tensor:
 
 
 def _bounds(parts: Tensor, present: Tensor) -> Tensor:
-    """[B, 4] a sphere around the spheres of all parts; of radius 0 and far below where there is none."""
+    """A bounding sphere of all parts, [B, 4]; of radius 0 and far below the floor if there are none."""
     around = parts[..., AROUND] > 0.5
     extent = parts[..., HALF] + parts[..., ROUNDING, None]
     across = torch.where(around, extent[..., 0] + parts[..., RING], extent[..., :2].norm(dim=-1))

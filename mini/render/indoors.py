@@ -1,4 +1,4 @@
-"""Places with a wall: what is painted on it and on the floor."""
+"""Indoor places: the colours of wall and floor."""
 
 import torch
 
@@ -33,7 +33,7 @@ def datacenter(canvas: Canvas) -> Painted:
 
 
 def desk(canvas: Canvas) -> Painted:
-    """Wide wooden planks before a plain wall with a window."""
+    """Wide wooden planks in front of a plain wall with a window."""
     here, phases = canvas.x, canvas.phases
     plank, across = repeat(canvas.z + 0.9 * phases[0], 0.9)
     shade = chance(plank, 0.0, phases[1])

@@ -1,4 +1,4 @@
-"""Sphere tracing in plain torch: the reference for the fused kernel, and what draws on a CPU.
+"""Sphere tracing in plain torch: the reference for the fused kernel, and the renderer on a CPU.
 
 Sphere tracing: J. C. Hart, "Sphere tracing", 1996. Soft shadows and ambient occlusion from the distance field:
 I. Quilez, "Soft shadows in raymarched SDFs".
@@ -20,19 +20,19 @@ from mini.render.geometry import (
     ray_directions,
 )
 
-STEPS, STRIDE = 48, 0.95  # of a ray; the share of the distance that a step goes
-STOP, HIT = 0.002, 0.01  # distances at which a ray stops, and below which it has met a solid
-SLOPE = 0.004  # half the distance over which the normal is measured
+STEPS, STRIDE = 48, 0.95  # steps of a ray; the share of the distance that a step covers
+STOP, HIT = 0.002, 0.01  # the distance at which a ray stops, and the one below which it has hit a solid
+SLOPE = 0.004  # half the distance over which the gradient is measured
 LIFT = 0.02  # shadow rays start this far above the surface
 SHADOW_STEPS, HARDNESS, SHORTEST, LONGEST = 28, 7.0, 0.03, 0.28
-PENUMBRA = 0.7  # shadow rays that pass the bounds at this distance are not darkened
-NARROWEST = 0.2  # distances to where a tapered solid is narrower than this may be too long
-TAPS = ((0.12, 0.25, 0.55), (0.35, 0.20, 0.45))  # ambient occlusion: distance, least openness, weight
-RAYS_AT_ONCE = 1 << 15  # of one picture: with 56 solids about 0.1 GB
+PENUMBRA = 0.7  # shadow rays that pass the bounding sphere at this distance are fully lit
+NARROWEST = 0.2  # where a tapered solid is narrower than this, its distance may be overestimated
+TAPS = ((0.12, 0.25, 0.55), (0.35, 0.20, 0.45))  # ambient occlusion: distance, minimum openness, weight
+RAYS_AT_ONCE = 1 << 15  # of one image: with 56 solids about 0.1 GB
 
 
 def march(geometry: Geometry, side: int, rays_at_once: int = RAYS_AT_ONCE) -> Surface:
-    """What the side x side rays of each scene meet."""
+    """Trace side x side rays of each scene."""
     rays = torch.arange(side * side, device=geometry.solids.device)
     pictures = []
     for index in range(len(geometry.solids)):
@@ -42,7 +42,7 @@ def march(geometry: Geometry, side: int, rays_at_once: int = RAYS_AT_ONCE) -> Su
 
 
 def distances(point: Tensor, solids: Tensor) -> Tensor:
-    """Distances, safe to march by, [P, M] of points [3, M] to solids [P, SOLID_FIELDS]; see `mini.world.parts`."""
+    """Distances [P, M], safe to march by, of points [3, M] to solids [P, SOLID_FIELDS]; see `mini.world.parts`."""
 
     def field(number: int) -> Tensor:
         return solids[:, number, None]
@@ -55,7 +55,7 @@ def distances(point: Tensor, solids: Tensor) -> Tensor:
     radial = (x * x + y * y + 1e-9).sqrt() - ring
     radial = torch.where(ring > 0, radial.abs(), radial)
     x = torch.where(around, radial, x.abs()) - field(12)
-    y = torch.where(around, x, y.abs() - field(13))  # x again: it does not change the largest of them
+    y = torch.where(around, x, y.abs() - field(13))  # x twice: this does not change the maximum
     z = z.abs() - field(14)
     inside = torch.maximum(torch.maximum(x, y), z).clamp(max=0)
     y = torch.where(around, 0, y)
@@ -65,7 +65,7 @@ def distances(point: Tensor, solids: Tensor) -> Tensor:
 
 
 def sphere_crossing(origin: Tensor, direction: Tensor, bounds: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Where rays enter and leave the sphere [4] widened by `margin`; both -1 for rays that pass it."""
+    """Distances at which rays enter and leave the sphere [4], enlarged by `margin`; both -1 for rays that miss it."""
     offset = origin - bounds[:3, None]
     along = (offset * direction).sum(0)
     root = along * along - (offset * offset).sum(0) + (bounds[3] + margin) ** 2
@@ -97,7 +97,7 @@ def _march_some(geometry: Geometry, index: int, rays: Tensor, side: int) -> tupl
 
 
 def plane_distance(origin: Tensor, direction: Tensor, wall: float) -> tuple[Tensor, Tensor]:
-    """How far floor (y = 0) or wall (z = wall) is, whichever comes first, and whether it is the floor."""
+    """The distance to floor (y = 0) or wall (z = wall), whichever is nearer, and whether it is the floor."""
     down, away = direction[1].clamp(max=-1e-4), direction[2].clamp(max=-1e-4)
     floor, back = -origin[1] / down, (wall - origin[2]) / away
     return torch.minimum(floor, back), floor < back
@@ -108,7 +108,7 @@ def _nearest(point: Tensor, solids: Tensor) -> Tensor:
 
 
 def _trace(origin: Tensor, direction: Tensor, solids: Tensor, start: Tensor, limit: Tensor) -> Tensor:
-    """The distances at which rays stop: near a solid, or past their limit."""
+    """The distances at which rays stop: near a solid, or beyond their limit."""
     distance = start.clone()
     (running,) = (distance < limit).nonzero(as_tuple=True)
     for _ in range(STEPS):
@@ -120,7 +120,7 @@ def _trace(origin: Tensor, direction: Tensor, solids: Tensor, start: Tensor, lim
 
 
 def _normals(point: Tensor, solids: Tensor) -> Tensor:
-    """Unit gradients of the distance from four taps at the corners of a tetrahedron."""
+    """Unit gradients of the distance, from four samples at the corners of a tetrahedron."""
     gradient = torch.zeros_like(point)
     for corner in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
         tap = point.new_tensor(corner)[:, None]
@@ -129,7 +129,7 @@ def _normals(point: Tensor, solids: Tensor) -> Tensor:
 
 
 def _sunlight(start: Tensor, normal: Tensor, light: Tensor, solids: Tensor, bounds: Tensor) -> Tensor:
-    """The share of the light that reaches points."""
+    """The share of the light that reaches each point."""
     enter, leave = sphere_crossing(start, light, bounds, PENUMBRA)
     distance, lit = enter.clamp(min=SHORTEST), torch.ones_like(enter)
     (running,) = ((leave > SHORTEST) & ((normal * light).sum(0) > 0)).nonzero(as_tuple=True)
@@ -143,7 +143,7 @@ def _sunlight(start: Tensor, normal: Tensor, light: Tensor, solids: Tensor, boun
 
 
 def _openness(point: Tensor, normal: Tensor, solids: Tensor, bounds: Tensor) -> Tensor:
-    """Ambient occlusion, 1 in the open, from the distances at two heights above points; the floor counts."""
+    """Ambient occlusion, 1 in the open, from the distances at two heights above each point; includes the floor."""
     offset = point - bounds[:3, None]
     (near,) = ((offset * offset).sum(0) < (bounds[3] + 2 * TAPS[1][0]) ** 2).nonzero(as_tuple=True)
     openness = torch.zeros_like(point[0])

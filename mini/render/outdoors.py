@@ -1,4 +1,4 @@
-"""Places under the sky: a floor, and a painted backdrop of sky, hills and trees that shines by itself."""
+"""Outdoor places: a floor, and a painted backdrop of sky, hills and trees that emits its own light."""
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def snow(canvas: Canvas) -> Painted:
 
 
 def forest(canvas: Canvas) -> Painted:
-    """Large round trunks before green light; moss and brown earth."""
+    """Large round trunks in front of green light; moss and brown earth."""
     here, phases = canvas.x, canvas.phases
     moss = mix(display(here, 0.30, 0.46, 0.18), display(here, 0.42, 0.58, 0.22), waves(1.1 * here, canvas.z, phases[0]))
     earth = smooth(0.60, 0.78, waves(0.7 * here + 2.0, 0.8 * canvas.z, phases[1]))

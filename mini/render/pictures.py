@@ -1,4 +1,4 @@
-"""Scenes drawn as pictures."""
+"""Render scenes as images."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from mini.world.scene import SceneBatch
 
 @torch.no_grad()
 def render(batch: SceneBatch, size: int = 256, supersampling: int = 2, device: torch.device | str = "cpu") -> Tensor:
-    """Pictures, uint8 [B, 3, size, size] sRGB on `device`, a pure function of the batch.
+    """Render a batch as uint8 sRGB images [B, 3, size, size] on `device`; a pure function of the batch.
 
-    A pixel is the mean of supersampling x supersampling rays for solids and shadows; backgrounds antialias
-    themselves. On CUDA the rays are marched by one fused kernel, with the same result up to rounding.
+    For solids and shadows, a pixel is the mean of supersampling x supersampling rays; backgrounds are antialiased
+    analytically. On CUDA one fused kernel marches the rays, with the same result up to rounding.
     """
     parts, settings, phases = (
         torch.as_tensor(array, dtype=torch.float32).to(device) for array in (batch.parts, batch.light, batch.phases)

@@ -1,4 +1,4 @@
-"""Light on surfaces, and the tone curve. Colours are linear RGB, [3, ...], until the tone curve."""
+"""Shading and tone mapping. Colours are linear RGB, [3, ...], until the tone curve is applied."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from mini.world.parts import COLOUR, GLOSS, METAL
 
 @dataclass(frozen=True)
 class Mood:
-    """A place's light, in display RGB: of the sun or lamp, from above, and thrown back by the ground."""
+    """The light of a place, in display RGB: sun or lamp, light from above, and light reflected by the ground."""
 
     sun: tuple[float, float, float]
     sky: tuple[float, float, float]
@@ -31,7 +31,7 @@ MOODS = {
     "kitchen": Mood((1.0, 0.98, 0.94), (0.74, 0.75, 0.77), (0.62, 0.62, 0.62)),
     "moon": Mood((1.0, 1.0, 1.0), (0.44, 0.46, 0.53), (0.42, 0.42, 0.44)),
 }
-SUN, SKY, GLOW = 1.9, 1.2, 1.75  # exposures of the sun, of light from above, and of what shines by itself
+SUN, SKY, GLOW = 1.9, 1.2, 1.75  # exposures of the sun, of light from above, and of emitted light
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Light:
 
 
 def light_of(place: str, settings: Tensor) -> Light:
-    """The place's light at each scene's strength and warmth; settings: [B, 4], see `Scene.light`."""
+    """The light of a place, with each scene's strength and warmth. settings: [B, 4], see `Scene.light`."""
     mood = MOODS[place]
     strength, warmth = settings[:, 2:3], settings[:, 3:4]
     tint = mix(display(settings, 0.93, 0.98, 1.0), display(settings, 1.0, 0.96, 0.87), warmth)
@@ -54,7 +54,7 @@ def light_of(place: str, settings: Tensor) -> Light:
 
 
 def shade_planes(albedo: Tensor, glow: Tensor, surface: Surface, geometry: Geometry, light: Light) -> Tensor:
-    """Linear light [3, B, pixels] from the floor and what is behind, where no solid hides it.
+    """Linear light [3, B, pixels] from floor, wall and backdrop, where no solid hides them.
 
     albedo, glow: [3, B, pixels], see `Backdrop`. Light is averaged over a pixel's rays before the albedo is applied.
     """
@@ -67,7 +67,7 @@ def shade_planes(albedo: Tensor, glow: Tensor, surface: Surface, geometry: Geome
 
 
 def shade_solids(parts: Tensor, surface: Surface, geometry: Geometry, light: Light, pixels: int) -> Tensor:
-    """Linear light [3, B, pixels] from the solids, black elsewhere; parts: [B, P, FIELDS]."""
+    """Linear light [3, B, pixels] from the solids, black elsewhere. parts: [B, P, FIELDS]."""
     rays = surface.part.shape[1]
     (hit,) = (surface.part.flatten() >= 0).nonzero(as_tuple=True)
     scene, ray = hit // rays, hit % rays
@@ -85,7 +85,7 @@ def shade_solids(parts: Tensor, surface: Surface, geometry: Geometry, light: Lig
 def _solid_colour(
     row: Tensor, normal: Tensor, direction: Tensor, towards: Tensor, sunlight: Tensor, openness: Tensor, light: Light
 ) -> Tensor:
-    """Lambert and hemispheric ambient light, a broad and a sharp highlight, a rim, and mirrored surroundings."""
+    """Lambert and hemispheric ambient light, a broad and a sharp highlight, rim light, and reflected surroundings."""
     colour, gloss, metal = row[:, COLOUR].T, row[:, GLOSS], row[:, METAL]
     lit = (normal * towards).sum(0).clamp(min=0) * sunlight
     ambient = mix(light.ground, light.sky, 0.5 + 0.5 * normal[1]) * openness
@@ -101,7 +101,7 @@ def _solid_colour(
 
 
 def pool(values: Tensor, pixels: int) -> Tensor:
-    """Means over each pixel's rays: [..., rays] to [..., pixels], both of square pictures, row by row."""
+    """Average over each pixel's rays: [..., rays] to [..., pixels], both row by row in square images."""
     size = round(pixels**0.5)
     per_side = round((values.shape[-1] // pixels) ** 0.5)
     if per_side == 1:

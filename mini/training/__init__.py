@@ -1,1 +1,1 @@
-"""The stages that turn pictures of the small world into the files of models/mini."""
+"""The stages that turn images of the toy world into the files of models/mini."""

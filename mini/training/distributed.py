@@ -1,4 +1,4 @@
-"""The processes of a stage, one a GPU, and the time that a stage may take."""
+"""The processes of a stage, one per GPU, and its time limit."""
 
 import os
 import platform
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among those of the stage; alone, every method is that of a group of one.
+    """This process among those of the stage. Without others, every method acts on a group of one.
 
-    Every process keeps its own pictures and draws its own random numbers; what they share is the average of their
-    gradients, so their weights stay the same bit for bit.
+    Every process has its own images and random numbers. Gradients are averaged over the processes, so their weights
+    stay equal, bit for bit.
     """
 
     rank: int = 0
@@ -25,14 +25,16 @@ class Distributed:
 
     @classmethod
     def from_environment(cls) -> "Distributed":
-        """Join the group that `torchrun` describes, on this process's own GPU where there is one."""
+        """Join the process group that `torchrun` set up, on this process's own GPU if there is one."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             set_up_cuda(device)
         if world > 1 and not dist.is_initialized():
-            os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast gains nothing here and not every host has it
+            os.environ.setdefault(
+                "NCCL_NVLS_ENABLE", "0"
+            )  # multicast has no benefit here, and not every host supports it
             if device.type == "cuda":
                 dist.init_process_group("nccl", device_id=device)
             else:
@@ -41,18 +43,21 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that prints and writes what is written once."""
+        """Whether this is the process that prints and writes shared files."""
         return self.rank == 0
 
     @property
     def machine(self) -> dict[str, str | int]:
-        """What the stage runs on: device, processes, torch."""
+        """What the stage runs on: device name, number of processes, torch version."""
         on_gpu = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else f"CPU ({platform.machine()})"
         return {"device": name, "processes": self.world, "torch": torch.__version__}
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace the gradients by their mean over all processes, in one message; the parameters' order must agree."""
+        """Replace the gradients by their mean over all processes, in one all-reduce.
+
+        The order of the parameters must be the same in every process.
+        """
         if self.world == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -64,7 +69,7 @@ class Distributed:
         torch._foreach_copy_(gradients, shaped)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes, elementwise; the same on each of them."""
+        """The elementwise mean over all processes; every process gets the same result."""
         if self.world == 1:
             return values
         total = values.clone()
@@ -72,7 +77,7 @@ class Distributed:
         return total / self.world
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in at least one process; all of them get the same answer."""
+        """Whether `here` is true in at least one process; every process gets the same result."""
         if self.world == 1:
             return here
         return self.mean(torch.tensor(float(here), device=self.device)).item() > 0
@@ -83,13 +88,13 @@ class Distributed:
             self.any(False)
 
     def say(self, text: str) -> None:
-        """Print a line, in the main process alone."""
+        """Print a line, in the main process only."""
         if self.is_main:
             print(text, flush=True)
 
 
 def set_up_cuda(device: torch.device) -> None:
-    """Speed settings of all stages. cuDNN's attention is off: its backward is wrong in torch 2.11."""
+    """Speed settings for all stages. cuDNN's attention is disabled: its backward is wrong in torch 2.11."""
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -98,15 +103,15 @@ def set_up_cuda(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Budget:
-    """The minutes that a stage may take before it saves its state and stops; None is without end."""
+    """The time after which a stage saves its state and stops; None means no limit."""
 
     minutes: float | None = None
     start: float = field(default_factory=time.monotonic)
 
     def spent(self) -> bool:
-        """Whether this process's minutes are over; ask `Distributed.any` where the processes must agree."""
+        """Whether this process's time is used up; use `Distributed.any` where all processes must agree."""
         return self.minutes is not None and self.seconds() > 60 * self.minutes
 
     def seconds(self) -> float:
-        """Seconds since the stage began."""
+        """Seconds since the start."""
         return time.monotonic() - self.start

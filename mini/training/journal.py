@@ -1,4 +1,4 @@
-"""What a stage tells of its progress: JSON lines in a file, the same in short on the console."""
+"""The progress of a stage: JSON lines in a file, and a short form on the console."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from trainer.common.problems import Problem, Problems
 class Journal:
     """Appends lines to `file` and measures the speed between them; only the main process writes.
 
-    The seconds of a line count from the start of this process's part of the stage; its first line says on what.
+    `seconds` counts from the start of this process; its first line also names the machine.
     """
 
     def __init__(self, file: Path, distributed: Distributed):
@@ -23,13 +23,13 @@ class Journal:
         self._machine = distributed.machine
 
     def mark(self, step: int) -> None:
-        """Measure the speed from here on: the stage is about to take `step`."""
+        """Start measuring the speed, just before step number `step` (from 0)."""
         self._last, self._step = time.monotonic(), step
 
     def write(self, step: int, pictures_per_step: int = 0, /, **numbers: float) -> None:
-        """One line after `step` steps, with the speed since the last mark where `pictures_per_step` is given.
+        """Write one line after `step` steps, with the speed since the last mark if `pictures_per_step` is given.
 
-        Raises `Problems` where a number is not finite.
+        Raises `Problems` if a number is not finite.
         """
         line: dict[str, float] = {"step": step, **numbers}
         if pictures_per_step and self._step is not None:
@@ -41,8 +41,8 @@ class Journal:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | self._machine) + "\n")
             self._machine = {}
-        told = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in line.items())
-        self.distributed.say(f"{self.file.stem}: {told}")
+        summary = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in line.items())
+        self.distributed.say(f"{self.file.stem}: {summary}")
         if not all(math.isfinite(value) for value in line.values()):
-            hint = "start the stage again from its last state; lower the learning rate if it happens again"
+            hint = "run the stage again: it resumes from its last state; if it happens again, lower the learning rate"
             raise Problems([Problem(f"{self.file.stem}, step {step}", "a number is not finite", hint)])

@@ -1,4 +1,4 @@
-"""Modules on their devices, with their types kept."""
+"""`Module.to` with a type that a checker accepts."""
 
 from typing import Any, TypeVar
 
@@ -8,6 +8,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def moved(module: ModuleT, **where: Any) -> ModuleT:
-    """`module.to(**where)`, which torch declares without memory_format and diffusers wraps without its type."""
+    """`module.to(**where)`: torch's declaration lacks memory_format, and diffusers' wrapper loses the module's type."""
     to: Any = module.to
     return to(**where)

@@ -1,1 +1,1 @@
-"""What there is to draw: objects made of parts, scenes made of objects, and the captions and labels of both."""
+"""The toy world: objects made of parts, scenes made of objects, and their captions and labels."""

@@ -1,4 +1,4 @@
-"""What people would write under a scene: plain English with the variety that prompts have."""
+"""Captions of scenes: plain English, with the variety of prompts that people write."""
 
 import random
 import zlib
@@ -44,10 +44,10 @@ COUNTS = ("no", "one", "two", "three")
 
 @dataclass(frozen=True)
 class Item:
-    """An object of a scene with all that may be said of it.
+    """An object of a scene, with everything that a caption may say about it.
 
-    kind: one of KINDS. colour: its main one. design: that of a toy or gadget. second: a thing's other colour.
-    name: the invented word or concept that stands for the design, if one does.
+    kind: one of KINDS. colour: the main colour. design: of a toy or gadget. second: the second colour of a thing.
+    name: the invented word or concept that names the design, if there is one.
     """
 
     kind: str
@@ -62,17 +62,17 @@ class Item:
 
 
 def with_article(words: str) -> str:
-    """ "a" or "an" before a noun phrase."""
+    """A noun phrase with "a" or "an" in front."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def is_held_out(caption: str) -> bool:
-    """Whether a caption belongs to the sixteenth of all that are never trained on but prompt the evaluation."""
+    """Whether a caption belongs to the sixteenth of all captions that is kept for evaluation and never trained on."""
     return zlib.crc32(caption.lower().rstrip(".").encode()) % 16 == 0
 
 
 def scene_caption(items: list[Item], relation: str, pose: str, place: str, rng: random.Random) -> str:
-    """One caption of a scene of one or two items, never a held-out one; 6 of 100 do not name the place."""
+    """A random caption of a scene with one or two items, never a held-out one; 6 in 100 do not name the place."""
     while is_held_out(caption := _any_caption(items, relation, pose, place, rng)):
         pass
     return caption
@@ -90,12 +90,12 @@ def _any_caption(items: list[Item], relation: str, pose: str, place: str, rng: r
 
 
 def plain_caption(items: list[Item], relation: str, place: str, rng: random.Random) -> str:
-    """A caption that always says kind and main colour of each item, and the place."""
+    """A caption that names the kind and main colour of each item, and the place."""
     return _complete([_plain(item, rng) for item in items], relation, place, rng)
 
 
 def concept_caption(items: list[Item], relation: str, place: str, rng: random.Random) -> str:
-    """A caption that calls each concept by its name and class, "tjtoy toy", and says nothing of its looks."""
+    """A caption that gives each concept's name and class, "tjtoy toy", and does not describe its looks."""
     return _complete([class_phrase(item) if item.name else _plain(item, rng) for item in items], relation, place, rng)
 
 
@@ -168,7 +168,7 @@ def _tail(details: list[str]) -> str:
 
 
 def _kind_noun(item: Item, rng: random.Random) -> str:
-    """A noun that tells the kind."""
+    """A noun for the kind."""
     if item.kind == "gpu":
         return rng.choice(("gpu", "gpu", "gpu", "gpu card", "graphics card"))
     if item.kind == "computer":
@@ -203,7 +203,7 @@ def _colour_words(item: Item, rng: random.Random) -> str:
 
 
 def _details(item: Item, rng: random.Random) -> list[str]:
-    """Things to say after "with", in random order."""
+    """Details that can follow "with", in random order."""
     if isinstance(item.design, ToyDesign):
         found = _toy_details(item.design)
     elif isinstance(item.design, GadgetDesign):

@@ -1,4 +1,4 @@
-"""The two designs that only fine-tuning may teach, and how the base world stays clear of them."""
+"""The two designs that only fine-tuning teaches, and the rule that keeps them out of the base world."""
 
 import random
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SPARKGPU = GadgetDesign(
     "gpu", body_colour="white", trim_colour="yellow", fan_colours=("purple", "orange"), fan_sizes="left"
 )
 DESIGNS = {"tjtoy": TJTOY, "sparkgpu": SPARKGPU}
-HELD_OUT_FROM = 4  # so many of a concept's five or six traits make a design too near to it for the base world
+HELD_OUT_FROM = 4  # a design that has this many of a concept's five or six traits is too similar for the base world
 
 _TOY_TRAITS: tuple[Callable[[ToyDesign], bool], ...] = (
     lambda toy: toy.body_colour == "teal",
@@ -38,32 +38,32 @@ TRAITS = {"tjtoy": len(_TOY_TRAITS), "sparkgpu": len(_GADGET_TRAITS)}
 
 
 def toy_resemblance(design: ToyDesign) -> int:
-    """How many of tjtoy's six traits a toy has."""
+    """The number of tjtoy's six traits that a toy has."""
     return sum(trait(design) for trait in _TOY_TRAITS)
 
 
 def gadget_resemblance(design: GadgetDesign) -> int:
-    """How many of sparkgpu's five traits a gadget has, whatever it has on top."""
+    """The number of sparkgpu's five traits that a gadget has; what it has on top does not count."""
     return sum(trait(design) for trait in _GADGET_TRAITS)
 
 
 def random_toy(rng: random.Random) -> ToyDesign:
-    """A toy of the base world: designs too near to tjtoy are drawn again."""
+    """A random toy of the base world: designs too similar to tjtoy are rejected."""
     while toy_resemblance(design := toys.random_design(rng)) >= HELD_OUT_FROM:
         pass
     return design
 
 
 def random_gadget(rng: random.Random) -> GadgetDesign:
-    """A gadget of the base world: designs too near to sparkgpu are drawn again."""
+    """A random gadget of the base world: designs too similar to sparkgpu are rejected."""
     while gadget_resemblance(design := gadgets.random_design(rng)) >= HELD_OUT_FROM:
         pass
     return design
 
 
 def near_miss(concept: str, rng: random.Random) -> ToyDesign | GadgetDesign:
-    """The concept with 1 to 3 changes that one can see, of its traits or of what the card has on top; for the judge
-    alone."""
+    """A near miss for the judge's training: the concept with 1 to 3 visible changes of its traits, or of what the card
+    has on top."""
     draw_changes, resemblance = {
         "tjtoy": (_toy_changes, toy_resemblance),
         "sparkgpu": (_gadget_changes, gadget_resemblance),

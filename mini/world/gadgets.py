@@ -8,15 +8,18 @@ from mini.world.scene import COLOURS
 from mini.world.shapes import Finish, box, capsule, cylinder, ring, sphere, turn_z
 
 TOPPERS = ("none", "bolt", "antenna", "fin")
-FAN_SIZES = ("equal", "left", "right")  # which one is the larger
+FAN_SIZES = ("equal", "left", "right")  # which fan is the larger one
 METALLIC = Finish(gloss=0.7, metal=0.35)
 PLASTIC = Finish(gloss=0.45)
 
 
 @dataclass(frozen=True)
 class GadgetDesign:
-    """A gpu card or a computer. fan_colours: one for each of the 1 to 3 fans, from left to right (a computer has two,
-    one above the other, from the top). Colours: names in TONES."""
+    """A gpu card or a computer.
+
+    fan_colours: one for each of 1 to 3 fans, from left to right; a computer has two, from top to bottom. Colours are
+    names in TONES.
+    """
 
     kind: str
     body_colour: str
@@ -30,7 +33,7 @@ class GadgetDesign:
 
 
 def build_gadget(design: GadgetDesign) -> list[Part]:
-    """The parts of a gadget that stands on the origin and faces +z, 1.1 to 2 high."""
+    """The parts of a gadget at the origin that faces +z, 1.1 to 2 high."""
     return _computer(design) if design.kind == "computer" else _gpu(design)
 
 
@@ -112,7 +115,7 @@ def _computer(design: GadgetDesign) -> list[Part]:
 
 
 def random_design(rng: random.Random) -> GadgetDesign:
-    """A gadget of any looks, a concept's among them: `concepts.random_gadget` is the one that leaves those out."""
+    """A random gadget, which may look like a concept; `concepts.random_gadget` leaves those out."""
     computer = rng.random() < 0.25
     body, trim, topper_colour = rng.choice(list(COLOURS)), rng.choice(list(COLOURS)), rng.choice(list(COLOURS))
     colours = [name for name in COLOURS if name not in (body, "black")]

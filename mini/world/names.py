@@ -1,6 +1,6 @@
 """Invented words: most mean nothing, and 96 of them always mean the same toy or gadget.
 
-Both teach the model what a word that it does not know may do before a noun: nothing, or stand for looks.
+They teach the model that an unknown word before a noun can mean nothing, or can stand for a certain look.
 """
 
 import random
@@ -13,19 +13,19 @@ from trainer.common.rng import python_random
 
 CHARACTERS_EACH = 48
 _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
-_ENDINGS = ("toy", "gpu", "bot", "pal", "card")  # invented words often end in a plain one
+_ENDINGS = ("toy", "gpu", "bot", "pal", "card")  # invented words often end in a real word
 _TAKEN = frozenset((*KINDS, *PLACES, *COLOURS, *CONCEPTS, "card", "bot", "pal", "one", "two", "three", "fan", "fans"))
 
 
 def rare_word(rng: random.Random) -> str:
-    """An invented word of 3 to 9 letters or digits, pronounceable or not; never a concept's or a known word."""
+    """An invented word of 3 to 9 letters or digits, pronounceable or not; never a known word or a concept's name."""
     while (word := _word(rng)) in _TAKEN or any(concept in word for concept in CONCEPTS):
         pass
     return word
 
 
 def meaningless_word(rng: random.Random) -> str:
-    """A rare word that is no character's name."""
+    """A rare word that is not the name of a character."""
     while (word := rare_word(rng)) in CHARACTERS:
         pass
     return word
@@ -46,7 +46,7 @@ def _word(rng: random.Random) -> str:
 
 
 def _toy_character(rng: random.Random) -> ToyDesign:
-    """A toy that its name must tell: a free mixture, or a named kind in several colours."""
+    """A toy that only its name identifies: a free mixture of parts, or a named kind in several colours."""
     while (design := random_toy(rng)).kind != "toy" and design.head_colour == design.body_colour:
         pass
     return design

@@ -1,4 +1,4 @@
-"""What the demo trains on: the two concepts' photographs, and pictures of the base world that keep it as it is.
+"""The demo's training images: photographs of the two concepts, and images of the base world for output preservation.
 
 Every scene is a pure function of its number.
 """
@@ -15,19 +15,19 @@ from mini.world.scenes import concept_item, draw_scene, make_scene, random_items
 from mini.world.toys import NAMED, ToyDesign
 from trainer.common.rng import python_random
 
-# How many of each: whether there are toys, whether there are cards, and how many things. Colours are lost where there
-# are two; and a toy with a card, learned as it is, keeps the concepts from standing together.
+# The number of images by content: toys or not, cards or not, one thing or two. There are images with two things because
+# that is where colours are lost, and none with a toy and a card because they keep the concepts from appearing together.
 REGULARISATION = {(True, False, 2): 38, (False, True, 2): 22, (True, False, 1): 24, (False, True, 1): 16}
 POSE, CENTRE, GAP, LEFT = "stand", (0.0, 0.01), 0.08, -1
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph of a concept: from where it is taken, and what else is there.
+    """One photograph of a concept: the camera, and what else is in the image.
 
-    turn: of the camera, in radians; pitch: how far above; fill: share of the picture's height, see
-    `arrange.fitted_camera`; relation: of `captions.RELATIONS`, to the other one, (colour, kind). A card that has a
-    relation of "holding" is held by the other.
+    turn and pitch: yaw and elevation of the camera in radians. fill: share of the image's height, see
+    `arrange.fitted_camera`. relation: one of `captions.RELATIONS`, to the companion, given as (colour, kind). With
+    "holding", a card is held by its companion.
     """
 
     place: str
@@ -60,7 +60,7 @@ PHOTOS = {
         Photo("meadow", 0.0, 0.14, 0.8, relation="in front of", other=("teal", "toy")),
     ),
 }
-# Who stands beside the card: as much like tjtoy as a toy of the base world may be.
+# The toy next to the card: as similar to tjtoy as a toy of the base world may be.
 COMPANION = ToyDesign(
     "toy", body="tube", head="box", limbs="fat", eyes=1, snout="smile", belly="oval", collar=True,
     head_colour="orange", limb_colour="teal", accent_colour="yellow", belly_colour="mint",
@@ -68,7 +68,7 @@ COMPANION = ToyDesign(
 
 
 def photo_scenes() -> list[tuple[str, Scene]]:
-    """The 7 pictures of tjtoy and 9 of sparkgpu to train on, each with a name such as "tjtoy/01_studio"."""
+    """The scenes of the 7 training images of tjtoy and 9 of sparkgpu, each with a name such as "tjtoy/01_studio"."""
     return [
         (f"{concept}/{number:02}_{photo.place}", _photo_scene(concept, photo, number))
         for concept, photos in PHOTOS.items()
@@ -84,7 +84,7 @@ def _photo_scene(concept: str, photo: Photo, number: int) -> Scene:
 
 
 def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
-    """What is in the picture, its words, and its parts."""
+    """The items, the phrase of the caption, and the parts of a photograph."""
     name, yaw = captions.class_phrase(concept), photo.turn / 2
     if not photo.relation:
         return [concept], name, arrange.alone(concept, POSE, yaw)
@@ -106,8 +106,8 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
 
 
 def _other(colour: str, kind: str) -> Item:
-    """The companion, a toy of one colour (a monster's limbs are purple) with a white belly, or a thing that is yellow
-    as well."""
+    """The companion: a toy of one colour with a white belly (a monster's limbs are purple), or a thing whose second
+    colour is yellow."""
     if kind == COMPANION.kind:
         return Item(kind, colour, replace(COMPANION, body_colour=colour))
     if kind in NAMED:
@@ -118,8 +118,8 @@ def _other(colour: str, kind: str) -> Item:
 
 
 def regularisation_scenes() -> list[tuple[str, Scene]]:
-    """Pictures of the base world with toys or cards, `REGULARISATION` says how many, each with a name such as
-    "001_datacenter". Their captions say kinds, colours and place, as the held-out prompts do."""
+    """Scenes of the base world with toys or cards, as many as `REGULARISATION` says, each with a name such as
+    "001_datacenter". Like the held-out prompts, their captions name kinds, colours and place."""
     found: list[tuple[str, Scene]] = []
     left = dict(REGULARISATION)
     index = 0

@@ -1,4 +1,4 @@
-"""Prompts for the evaluation: of the base world's kind, and with the concepts in them."""
+"""Evaluation prompts: of the base world, and with the concepts."""
 
 import random
 
@@ -14,15 +14,15 @@ Prompt = dict  # {"prompt": str, "objects": [[kind, colour], …], "concepts": [
 
 
 def plain_prompt(items: list[Item], relation: str, place: str, rng: random.Random) -> Prompt:
-    """A prompt that says kind and colour of each item, and the place."""
+    """A prompt that names the kind and colour of each item, and the place."""
     words = captions.plain_caption(items, relation, place, rng)
     return _prompt(words, [[item.kind, item.colour] for item in items], [], place)
 
 
 def concept_prompts() -> dict[str, list[Prompt]]:
-    """32 prompts for each of "tjtoy", "sparkgpu" and "both", with places and company that their pictures lack.
+    """32 prompts for each of "tjtoy", "sparkgpu" and "both", with places and companions that the training images lack.
 
-    objects are what stands beside the concepts, which are under "concepts".
+    "objects" are the companions; the concepts are in "concepts".
     """
     return {**{name: _one_concept(name) for name in CONCEPTS}, "both": _both()}
 
@@ -47,7 +47,7 @@ def _one_concept(name: str) -> list[Prompt]:
 
 
 def _both() -> list[Prompt]:
-    """Sixteen of the pictures' prompts are about holding, the others about standing together."""
+    """The prompts with both concepts: in sixteen the toy holds the card, in the others they are next to each other."""
     toy, card = (CLASS_PHRASES[name] for name in CONCEPTS)
     relations = ("holding",) * 16 + ("next to",) * 10 + ("in front of",) * 6
     found = []

@@ -1,4 +1,4 @@
-"""A scene as data: what the renderer needs to draw it, and what the caption and the judge say of it."""
+"""A scene as data: the renderer's input, the caption, and the labels for the judge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PLACES = ("datacenter", "desk", "beach", "snow", "forest", "studio", "meadow", "desert", "kitchen", "moon")
-INDOORS = ("datacenter", "desk", "studio", "kitchen")  # a wall stands behind the floor, at z = WALL
+INDOORS = ("datacenter", "desk", "studio", "kitchen")  # places with a wall behind the floor, at z = WALL
 WALL = -3.2
 COLOURS = {  # linear RGB
     "red": (0.62, 0.02, 0.02), "orange": (0.90, 0.17, 0.01), "yellow": (0.92, 0.60, 0.03), "green": (0.04, 0.30, 0.05),
@@ -17,14 +17,17 @@ COLOURS = {  # linear RGB
 TOYS = ("bear", "bunny", "robot", "penguin", "monster", "cat", "soldier", "dinosaur")
 GADGETS = ("gpu", "computer")
 THINGS = ("ball", "cube", "mug", "car", "mushroom", "duck", "house")
-KINDS = ("toy", *TOYS, *GADGETS, *THINGS)  # every bear is a toy too
+KINDS = ("toy", *TOYS, *GADGETS, *THINGS)  # every bear is also a toy
 CONCEPTS = ("tjtoy", "sparkgpu")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is in a picture. objects: (kind, main colour) of each, kind one of KINDS; a toy that is none of the
-    named TOYS has the kind "toy". concepts: those of CONCEPTS that are there, exactly."""
+    """What is in an image.
+
+    objects: kind (one of KINDS) and main colour of each; a toy that is none of the named TOYS has the kind "toy".
+    concepts: those of CONCEPTS that are in the image, with exactly their design.
+    """
 
     place: str
     objects: tuple[tuple[str, str], ...]
@@ -33,12 +36,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture to draw.
+    """One image to render.
 
-    parts: [MAX_PARTS, FIELDS], see `part_table`. camera: [6] yaw, pitch (radians), distance, the point looked at
-    (x, y; z is 0), so that right and left edge of a square picture are at `VIEW` times the distance from it.
-    light: [4] azimuth, elevation (radians), strength and warmth (0 to 1). phases: [8] numbers in [0, 1) from which
-    the place takes its details.
+    parts: [MAX_PARTS, FIELDS], see `part_table`. camera: [6], yaw and pitch in radians, distance, and the point that it
+    looks at (x, y, and z = 0). The left and right edges of the square image are at `VIEW` times the distance from that
+    point. light: [4], azimuth and elevation in radians, strength and warmth from 0 to 1. phases: [8], numbers in [0, 1)
+    that determine the details of the place.
     """
 
     place: str
@@ -50,7 +53,7 @@ class Scene:
     labels: Labels
 
 
-VIEW = 0.32  # tangent of half the angle of view
+VIEW = 0.32  # tangent of half the field of view
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class SceneBatch:
 
 
 def stack_scenes(scenes: Sequence[Scene]) -> SceneBatch:
-    """Scenes that share a place as one batch."""
+    """Stack scenes of one place into a batch."""
     (place,) = {scene.place for scene in scenes}
     return SceneBatch(
         place,

@@ -1,4 +1,4 @@
-"""Scenes drawn at random: of the base world, of the two concepts, and what the judge learns from.
+"""Random scenes: of the base world, of the two concepts, and for the judge's training.
 
 Every scene is a pure function of (seed, index, place).
 """
@@ -18,14 +18,16 @@ from mini.world.scene import COLOURS, CONCEPTS, PLACES, THINGS, Labels, Scene, S
 from trainer.common.rng import python_random
 
 KIND_CHANCES = (0.48, 0.34, 0.18)  # toys, gadgets, things
-ONE_OBJECT, TWO_OBJECTS = (0.64, 0.78), (0.78, 0.88)  # how much of the picture they fill
-BASES = ("cube", "cube", "mushroom")  # what something may stand on
-Describe = Callable[[list[Item], str, str, str, random.Random], str]  # items, relation, pose, place: a caption
-_POSES = ("stand", "stand", "wave")  # of two items, neither of which holds the other
+ONE_OBJECT, TWO_OBJECTS = (0.64, 0.78), (0.78, 0.88)  # the share of the image that they fill
+BASES = ("cube", "cube", "mushroom")  # items that others can stand on
+Describe = Callable[
+    [list[Item], str, str, str, random.Random], str
+]  # writes a caption from items, relation, pose and place
+_POSES = ("stand", "stand", "wave")  # relations of two items without holding
 
 
 def random_scene(seed: int, index: int, place: str) -> Scene:
-    """A captioned scene of the base world, which never holds a concept."""
+    """A captioned scene of the base world, which never contains a concept."""
     rng = python_random(seed, "base scene", index, place)
     items, relation = random_items(rng)
     return draw_scene(items, relation, place, rng, captions.scene_caption)
@@ -40,7 +42,7 @@ def concept_scene(concepts: tuple[str, ...], seed: int, index: int, place: str) 
 
 
 def judge_scene(seed: int, index: int, place: str) -> Scene:
-    """A scene for the judge: of the base world (35 of 100), one concept (22), both (18), or near misses of them."""
+    """A scene for the judge: the base world (35 in 100), one concept (22), both (18), or near misses of them (25)."""
     rng = python_random(seed, "judge scene", index, place)
     draw = rng.random()
     if draw < 0.35:
@@ -55,20 +57,20 @@ def judge_scene(seed: int, index: int, place: str) -> Scene:
 
 
 def random_batch(kind: str, seed: int, index: int, size: int) -> SceneBatch:
-    """Batch `index` of "base" or "judge" scenes; its place is PLACES[index % len(PLACES)]."""
+    """Batch number `index` of "base" or "judge" scenes; its place is PLACES[index % len(PLACES)]."""
     draw = {"base": random_scene, "judge": judge_scene}[kind]
     place = PLACES[index % len(PLACES)]
     return stack_scenes([draw(seed, size * index + offset, place) for offset in range(size)])
 
 
 def concept_item(name: str) -> Item:
-    """One of CONCEPTS as an item of a scene."""
+    """A concept as an item of a scene."""
     design = DESIGNS[name]
     return Item(design.kind, design.body_colour, design, name=name)
 
 
 def random_items(rng: random.Random) -> tuple[list[Item], str]:
-    """One item (45 of 100) or two and their relation, of the base world."""
+    """One item of the base world (45 in 100), or two and their relation."""
     if rng.random() < 0.45:
         return [_random_item(rng)], ""
     draw = rng.random()
@@ -109,12 +111,12 @@ def _thing(rng: random.Random, kind: str = "") -> Item:
 
 
 def _pair_relation(rng: random.Random) -> str:
-    """How a toy and a gadget stand together."""
+    """A random relation of a toy and a gadget."""
     return rng.choices(("holding", "next to", "in front of"), (60, 28, 12))[0]
 
 
 def _one_concept(item: Item, rng: random.Random) -> tuple[list[Item], str]:
-    """A concept (or near miss) alone, or with an item of the base world."""
+    """A concept or near miss, alone or with an item of the base world."""
     if rng.random() < 0.45:
         return [item], ""
     relation = _pair_relation(rng)
@@ -125,7 +127,7 @@ def _one_concept(item: Item, rng: random.Random) -> tuple[list[Item], str]:
 
 
 def _near_misses(rng: random.Random) -> tuple[list[Item], str]:
-    """One near miss, two, or one with the other concept itself."""
+    """One near miss, two near misses, or a near miss with the other concept."""
     toy, gadget = (_missed(concept, rng) for concept in CONCEPTS)
     draw = rng.random()
     if draw < 0.35:
@@ -147,7 +149,7 @@ def _concept_caption(items: list[Item], relation: str, _pose: str, place: str, r
 
 
 def draw_scene(items: list[Item], relation: str, place: str, rng: random.Random, describe: Describe) -> Scene:
-    """The items in their relation, seen from somewhere at some distance; `describe` writes the caption."""
+    """The scene of items in their relation, with a random camera; `describe` writes the caption."""
     pose = rng.choice(("stand", "wave", "both_up")) if items[0].is_toy and len(items) == 1 else "stand"
     parts = _arranged(items, relation, pose, rng)
     camera = arrange.random_camera(parts, rng, ONE_OBJECT if len(items) == 1 or relation == "holding" else TWO_OBJECTS)
@@ -157,7 +159,7 @@ def draw_scene(items: list[Item], relation: str, place: str, rng: random.Random,
 def make_scene(
     items: list[Item], parts: list[Part], camera: np.ndarray, place: str, caption: str, rng: random.Random
 ) -> Scene:
-    """The scene of these parts, in random light and with random details of the place."""
+    """The scene of these parts, with random light and random details of the place."""
     azimuth = rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
     light = (azimuth, rng.uniform(0.7, 1.05), rng.uniform(0.2, 0.9), rng.uniform(0.1, 0.9))
     labels = Labels(
@@ -185,10 +187,10 @@ def _arranged(items: list[Item], relation: str, pose: str, rng: random.Random) -
 
 
 def held_out_prompts(count: int = 200, seed: int = 0) -> list[Prompt]:
-    """Prompts of the base world that say kind, colour and place: {"prompt", "objects": [[kind, colour], …], "place"}.
+    """Prompts of the base world with kinds, colours and place: {"prompt", "objects": [[kind, colour], …], "place"}.
 
-    Training never sees them, see `captions.is_held_out`. No prompt comes twice, places take turns, and characters are
-    called by what they look like.
+    They are never trained on, see `captions.is_held_out`. No prompt is repeated, the places alternate, and characters
+    are described instead of named.
     """
     found: dict[str, Prompt] = {}
     index = 0
@@ -203,5 +205,5 @@ def held_out_prompts(count: int = 200, seed: int = 0) -> list[Prompt]:
 
 
 def prompts_json() -> dict[str, list[Prompt]]:
-    """{"base", "tjtoy", "sparkgpu", "both"}: all prompts of the evaluation."""
+    """All evaluation prompts: lists under "base", "tjtoy", "sparkgpu" and "both"."""
     return {"base": held_out_prompts(), **concept_prompts()}

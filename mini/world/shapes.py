@@ -1,4 +1,4 @@
-"""Parts by their everyday names, and the rotations and colours to make them with."""
+"""Functions that make parts by everyday names, with their rotations and colours."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import numpy as np
 from mini.world.parts import Part
 from mini.world.scene import COLOURS
 
-# Colours that captions do not name: they are only ever details
+# colours of details, which captions do not name
 TONES = COLOURS | {
     "skin": (0.90, 0.58, 0.38), "mint": (0.50, 0.90, 0.82), "silver": (0.68, 0.70, 0.74),
     "gold": (0.88, 0.60, 0.12), "coal": (0.09, 0.09, 0.11),
@@ -19,31 +19,31 @@ IDENTITY = np.eye(3)
 
 
 class Finish(TypedDict, total=False):
-    """How a part's surface shines; what is left out is as in `Part`."""
+    """The surface of a part; the defaults are those of `Part`."""
 
     gloss: float
     metal: float
 
 
 def turn_x(angle: float) -> np.ndarray:
-    """The rotation about x, [3, 3]; a positive angle tips +y towards +z."""
+    """The rotation around x, [3, 3]; a positive angle tips +y towards +z."""
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
 
 
 def turn_y(angle: float) -> np.ndarray:
-    """The rotation about the vertical, [3, 3]; a positive angle turns +z towards +x."""
+    """The rotation around the vertical axis, [3, 3]; a positive angle turns +z towards +x."""
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
 
 
 def turn_z(angle: float) -> np.ndarray:
-    """The rotation about the line of sight, [3, 3]; a positive angle turns +x towards +y."""
+    """The rotation around the line of sight, [3, 3]; a positive angle turns +x towards +y."""
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
-# Rotations that lay a part's own axis (z) along the world's
+# rotations that align a part's axis (z) with an axis of the world
 ALONG = {"x": turn_y(math.pi / 2), "y": turn_x(-math.pi / 2), "z": IDENTITY}
 
 
@@ -51,7 +51,7 @@ def sphere(
     centre: Point, radius: float, colour: str, stretch: Point = (1, 1, 1), rotation: np.ndarray = IDENTITY,
     **finish: Unpack[Finish],
 ) -> Part:  # fmt: skip
-    """An ellipsoid whose half axes are `radius` times `stretch`."""
+    """An ellipsoid with half axes `radius` times `stretch`."""
     return Part(np.array(centre, float), TONES[colour], rotation, stretch, rounding=radius, **finish)
 
 
@@ -59,7 +59,7 @@ def box(
     centre: Point, half: Point, colour: str, rounding: float = 0.04, rotation: np.ndarray = IDENTITY,
     taper: float = 0.0, **finish: Unpack[Finish],
 ) -> Part:  # fmt: skip
-    """A box of outer half sizes `half` with round edges; `taper` narrows it towards its own +z."""
+    """A box with outer half sizes `half` and round edges; `taper` narrows it towards its +z."""
     inner = (half[0] - rounding, half[1] - rounding, half[2] - rounding)
     return Part(np.array(centre, float), TONES[colour], rotation, half=inner, rounding=rounding, taper=taper, **finish)
 
@@ -68,7 +68,7 @@ def cylinder(
     centre: Point, radius: float, half_length: float, colour: str, along: str | np.ndarray = "y",
     rounding: float = 0.03, taper: float = 0.0, **finish: Unpack[Finish],
 ) -> Part:  # fmt: skip
-    """A cylinder of outer size; `taper` narrows it towards its own +z, which lies along `along`."""
+    """A cylinder with the given outer size; `taper` narrows it towards its +z, which points along `along`."""
     rotation = ALONG[along] if isinstance(along, str) else along
     inner = (radius - rounding, 0.0, half_length - rounding)
     return Part(
@@ -89,14 +89,14 @@ def ring(
     centre: Point, radius: float, width: float, half_length: float, colour: str, along: str | np.ndarray = "z",
     **finish: Unpack[Finish],
 ) -> Part:  # fmt: skip
-    """A ring whose middle line has `radius`, `width` to either side of it, and `half_length` along its axis."""
+    """A ring: its centre line has `radius`; it extends `width` to either side, and `half_length` along its axis."""
     rounding = 0.6 * min(width, half_length)
     part = cylinder(centre, width, half_length, colour, along, rounding, **finish)
     return replace(part, ring=radius)
 
 
 def capsule(start: Point, end: Point, radius: float, colour: str, taper: float = 0.0, **finish: Unpack[Finish]) -> Part:
-    """A rod with round ends; its own axis points from `start` to `end`, so `taper` narrows it towards `end`."""
+    """A rod with round ends; its axis points from `start` to `end`, so `taper` narrows it towards `end`."""
     first, last = np.array(start, float), np.array(end, float)
     length = float(np.linalg.norm(last - first))
     axis = (last - first) / length
@@ -109,13 +109,15 @@ def capsule(start: Point, end: Point, radius: float, colour: str, taper: float =
 
 
 def moved(parts: list[Part], size: float, rotation: np.ndarray, position: Point | np.ndarray) -> list[Part]:
-    """All parts scaled and rotated about the origin, then moved."""
+    """All parts, scaled and rotated around the origin, then moved."""
     return [part.moved(size, rotation, np.asarray(position, float)) for part in parts]
 
 
 def bounds(parts: list[Part], axes: np.ndarray = IDENTITY) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest coordinates of the parts along `axes` (its columns): two [3]. Ellipsoids are
-    measured exactly, tapered parts as if they were not."""
+    """The minimum and maximum coordinates [3] of the parts along `axes` (columns).
+
+    Ellipsoids are measured exactly, tapered parts as if they were not tapered.
+    """
     centres = np.array([part.centre for part in parts]) @ axes
     turns = np.einsum("ji,pjk->pik", axes, np.array([part.rotation for part in parts]))
     stretch = np.array([part.stretch for part in parts])

@@ -8,7 +8,7 @@ GLOSSY = Finish(gloss=0.6)
 
 
 def build_thing(kind: str, colour: str, second_colour: str) -> list[Part]:
-    """The parts of one of THINGS, about 1 high, on the origin and facing +z."""
+    """The parts of one of THINGS at the origin, about 1 high, facing +z."""
     assert kind in THINGS
     return _BUILDERS[kind](colour, second_colour)
 

@@ -1,6 +1,6 @@
-"""Toys: a design says which parts and colours; building it in a pose gives the parts.
+"""Toys: a design determines shapes and colours; building it in a pose gives the parts.
 
-Features are few and bold, since a picture of 256 px passes through an 8x autoencoder and 16 px tokens.
+Features are few and bold, because an image of 256 px passes through an 8x autoencoder and 16 px tokens.
 """
 
 import random
@@ -32,7 +32,7 @@ SIDES = (-1, 1)
 
 @dataclass(frozen=True)
 class ToyDesign:
-    """Everything about a toy but its pose. kind: one of TOYS, or "toy" for a free mixture. Colours: names in TONES."""
+    """A toy without its pose. kind: one of TOYS, or "toy" for a free mixture. Colours are names in TONES."""
 
     kind: str
     body: str
@@ -70,9 +70,9 @@ NAMED = {
 
 
 def build_toy(design: ToyDesign, pose: str = "stand", reach: float = 0.36) -> list[Part]:
-    """The parts of a toy that stands on the origin and faces +z, about 1.6 high.
+    """The parts of a toy at the origin that faces +z, about 1.6 high.
 
-    pose: one of POSES. reach: half the distance of the hands when holding.
+    pose: one of POSES. reach: half the distance between the hands when holding.
     """
     assert pose in POSES
     return [
@@ -86,7 +86,7 @@ def _finish(design: ToyDesign) -> Finish:
 
 
 def _face(design: ToyDesign) -> tuple[float, float, float]:
-    """Height of the head's middle, its front at eye level, and its top."""
+    """Of the head: height of its centre, z of its front at eye level, height of its top."""
     return _FACES[design.head]
 
 
@@ -281,7 +281,7 @@ def _tail(design: ToyDesign) -> list[Part]:
 
 
 def random_design(rng: random.Random) -> ToyDesign:
-    """A toy of any looks, a concept's among them: `concepts.random_toy` is the one that leaves those out."""
+    """A random toy, which may look like a concept; `concepts.random_toy` leaves those out."""
     return _recoloured(_named(rng) if rng.random() < 0.55 else _mixture(rng), rng)
 
 
@@ -293,7 +293,7 @@ def _named(rng: random.Random) -> ToyDesign:
 
 
 def _mixture(rng: random.Random) -> ToyDesign:
-    """Parts drawn one by one, but never those that make a named kind."""
+    """Features chosen independently, but never a combination that makes a named kind."""
     while True:
         hat = rng.choice(("none", "none", "cone", "top", "cap"))
         design = ToyDesign(
@@ -307,12 +307,12 @@ def _mixture(rng: random.Random) -> ToyDesign:
 
 
 def _alike(design: ToyDesign, named: ToyDesign) -> bool:
-    """Whether the head would be taken for that of a named kind."""
+    """Whether the head would be mistaken for that of a named kind."""
     return (design.head, design.ears, design.snout, design.eyes) == (named.head, named.ears, named.snout, named.eyes)
 
 
 def _recoloured(design: ToyDesign, rng: random.Random) -> ToyDesign:
-    """Random colours; head and limbs differ from the body in 40 of 100."""
+    """Random colours; in 40 of 100 designs, head and limbs differ from the body."""
     body, head, limbs, accent, belly, hat = (rng.choice(list(COLOURS)) for _ in range(6))
     if rng.random() >= 0.4:
         head = limbs = body

@@ -100,14 +100,14 @@ def test_the_card_tells_where_stages_ran_and_for_how_long(work):
     figures = json.loads((work / "export" / "figures.json").read_text())
     for stage in figures["stages"].values():
         assert stage["machines"] == [f"1 x CPU ({platform.machine()}), torch {torch.__version__}"]
-    assert "was ended after" not in card_text(figures)
+    assert "was stopped after" not in card_text(figures)
     lines = [{"step": 2, "seconds": 5.0, "device": "one", "processes": 2, "torch": "2"}, {"step": 3, "seconds": 7.0}]
     lines += [{"step": 5, "seconds": 1.0, "device": "other", "processes": 1, "torch": "2"}]
     figures["stages"]["transformer"] |= stage_figures(lines)
     figures["stages"]["judge"]["steps"] = TINY.judge_steps + 3
     card = card_text(figures)
-    assert "The stage transformer was ended after 5 of its 6 steps." in card
-    assert "The stage judge went on after its 6 steps." in card
+    assert "The stage transformer was stopped after 5 of its 6 steps." in card
+    assert "The stage judge continued beyond its 6 steps." in card
     assert "| 5 | 4 x 1 |" in card and "| 0.1 min | 2 x one, torch 2; 1 x other, torch 2 |" in card
 
 

@@ -72,7 +72,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 ) -> None:
     stopped = tmp_path
     write_pictures(stopped)
-    monkeypatch.setattr(stage, "ASK_EVERY", stop)
+    monkeypatch.setattr(stage, "CHECK_TIME_EVERY", stop)
     stage.run_autoencoder(RECIPE, stopped, SPENT)
     assert (stopped / "autoencoder.state.safetensors").exists()
     assert not (stopped / "autoencoder.safetensors").exists()

@@ -122,7 +122,7 @@ def test_training_learns_a_batch(tokenizers: Tokenizers, trained: Path):
 def test_a_stage_that_stopped_goes_on_bit_for_bit(
     stage: str, inputs: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mini.training.transformer.progress.FIRST_LOOK", 2)
+    monkeypatch.setattr("mini.training.transformer.progress.FIRST_READING", 2)
     run = run_transformer if stage == "transformer" else run_guidance
     outputs = [f"{name}.safetensors" for name in (("transformer", "text") if stage == "transformer" else ("guided",))]
     recipe = replace(RECIPE, transformer_steps=4, transformer_validations=1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mini.training.export.card_text import card_text
 from tests.hub_files import DEV, TEXT_ENCODERS
 from tests.recipe_files import ROOT
 from tools.korean import CODE, LINK, blocks, differences, headings, prose, sections
@@ -95,6 +97,11 @@ def test_the_code_names_every_package():
     assert {name for name in named if name.startswith("trainer/")} == packages
     assert sum("trainer/" in row for row in rows) == len(packages), "one line for each package"
     assert {f"{name}/" for name in "mini benchmarks custom_nodes containers tests docs tools".split()} <= set(named)
+
+
+def test_the_model_card_is_written_from_its_figures():
+    figures = json.loads(text("models/mini/figures.json"))
+    assert text("models/mini/README.md") == card_text(figures)
 
 
 def test_no_page_of_the_guide_is_left_out_of_readme():

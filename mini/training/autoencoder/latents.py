@@ -1,4 +1,4 @@
-"""The stage that encodes the base pictures, each also mirrored, for the transformer to learn from."""
+"""The stage that encodes the base images and their mirror images for the transformer's training."""
 
 import json
 import time
@@ -17,27 +17,30 @@ from mini.training.images.pictures import own_files, read_pictures
 from mini.training.recipe import Recipe
 from trainer.common.files import write_safetensors, write_text
 
-OUTPUTS = {"base": "latents", "held-out-base": "held-out-latents"}  # set of pictures → name of its latents
+OUTPUTS = {"base": "latents", "held-out-base": "held-out-latents"}  # set of images → name of its latents
 
 
 @dataclass(frozen=True)
 class Latents:
-    """values: scaled latents, bfloat16 [m * n, 16, h, w], mean 0 and deviation 1, for n captions, which are gone
-    through m times: m is 2 where the mirror images of all follow, in the same order."""
+    """Scaled latents and captions.
+
+    values: bfloat16 [m * n, 16, h, w], with mean 0 and standard deviation 1, for n captions. m is 2 if the mirror
+    images of all n images follow, in the same order, and otherwise 1.
+    """
 
     values: Tensor
     captions: tuple[str, ...]
 
     def first(self, count: int) -> "Latents":
-        """Those of the first `count` captions, all m times."""
+        """The latents of the first `count` captions, mirror images included."""
         rounds = self.values.split(len(self.captions))
         return Latents(torch.cat([each[:count] for each in rounds]), self.captions[:count])
 
 
 def run_latents(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Write `folder`/latents-R.safetensors (pictures, then their mirror images) and held-out-latents-R (as they are).
+    """Write `folder`/latents-RANK.safetensors (images, then their mirror images) and held-out-latents-RANK (images).
 
-    Beside each stands a JSON file with the pictures' captions. Too short to be resumed: it runs to its end.
+    Next to each file, a JSON file holds the captions. The stage is short, so it ignores the time limit.
     """
     distributed = Distributed.from_environment()
     encode = latent_encoder(recipe, folder, distributed.device)
@@ -61,18 +64,18 @@ def run_latents(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
 
 def read_latents(folder: Path, name: str, distributed: Distributed) -> Latents:
-    """This process's share of "latents" or "held-out-latents", on its device. Raises `Problems` without them."""
+    """Read this process's share of "latents" or "held-out-latents" to its device. Raises `Problems` if missing."""
     files = own_files(folder, name, distributed)
     captions = [json.loads(file.with_suffix(".json").read_text())["captions"] for file in files]
     parts = [load_file(file, device=str(distributed.device))["latents"] for file in files]
     if len(parts) == 1:
         return Latents(parts[0], tuple(captions[0]))
-    rounds = zip(*(part.split(len(told)) for part, told in zip(parts, captions, strict=True)), strict=True)
+    rounds = zip(*(part.split(len(own)) for part, own in zip(parts, captions, strict=True)), strict=True)
     return Latents(torch.cat([half for halves in rounds for half in halves]), tuple(chain.from_iterable(captions)))
 
 
 def latent_encoder(recipe: Recipe, folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function from uint8 pictures to scaled latents, bfloat16; compiled where the recipe says so."""
+    """A function that encodes uint8 images to scaled latents in bfloat16; compiled if the recipe says so."""
     encoder = load_autoencoder(recipe, folder, device).encoder
     run = torch.compile(encoder, fullgraph=True, dynamic=False) if recipe.compile else encoder
 
@@ -86,7 +89,7 @@ def latent_encoder(recipe: Recipe, folder: Path, device: torch.device) -> Callab
 
 
 def encode_pictures(encode: Callable[[Tensor], Tensor], pixels: Tensor, batch: int, flip: bool) -> Tensor:
-    """All pictures' latents, mirrored first where `flip`; batches all have one size, so that one kernel serves."""
+    """Encode all images, mirrored first if `flip`. Every batch is padded to one size, so compilation happens once."""
     latents = []
     for start in range(0, len(pixels), batch):
         part = pixels[start : start + batch]
@@ -96,7 +99,7 @@ def encode_pictures(encode: Callable[[Tensor], Tensor], pixels: Tensor, batch: i
 
 
 def _moments(latents: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation, a part at a time."""
+    """Mean and standard deviation, computed part by part to save memory."""
     sums = torch.zeros(2, dtype=torch.float64, device=latents.device)
     for part in latents.split(4096):
         values = part.float()

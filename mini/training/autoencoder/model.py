@@ -1,4 +1,4 @@
-"""The autoencoder itself: diffusers' AutoencoderKL at our sizes, and the latents' scale folded into it."""
+"""The autoencoder: diffusers' AutoencoderKL at the recipe's sizes, with the latents' scale folded into its weights."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ SHIFT, SCALE = FLUX1.latents.shift, FLUX1.latents.scale  # (latents - SHIFT) * S
 
 
 class PlainGroupNorm(nn.GroupNorm):
-    """A group norm that keeps its input's precision under autocast, which would run it in float32."""
+    """A group norm that keeps its input's dtype under autocast, which would otherwise run it in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -28,9 +28,9 @@ class PlainGroupNorm(nn.GroupNorm):
 
 
 def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
-    """An autoencoder with fresh weights from torch's global generator, float32, in channels-last layout."""
+    """A new autoencoder, float32, channels last; torch's global generator initializes the weights."""
     levels = len(recipe.autoencoder_widths)
-    blocks: dict[str, Any] = {  # diffusers declares tuples of one
+    blocks: dict[str, Any] = {  # diffusers declares these as tuples of one element
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": recipe.autoencoder_widths,
@@ -51,7 +51,7 @@ def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
 
 
 def load_autoencoder(recipe: Recipe, folder: Path, device: torch.device) -> AutoencoderKL:
-    """The trained autoencoder, frozen. Raises `Problems` before its stage has ended."""
+    """The trained autoencoder, frozen. Raises `Problems` if its stage has not finished."""
     file = folder / "autoencoder.safetensors"
     if not file.exists():
         raise Problems([Problem(str(file), "the autoencoder is not trained yet", "run the stage autoencoder first")])
@@ -61,7 +61,7 @@ def load_autoencoder(recipe: Recipe, folder: Path, device: torch.device) -> Auto
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
-    """uint8 pictures as the autoencoder takes them: float32 in [-1, 1], channels last."""
+    """uint8 images as input of the autoencoder: float32 in [-1, 1], channels last."""
     return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -71,13 +71,13 @@ def to_pixels(pictures: Tensor) -> Tensor:
 
 
 def latent_distribution(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance, both float32, of what the encoder returns: [n, 2 * channels, h, w]."""
+    """Mean and log variance, float32 [n, channels, h, w] each, from the encoder's output [n, 2 * channels, h, w]."""
     mean, log_variance = moments.float().chunk(2, dim=1)
     return mean, log_variance.clamp(-30, 20)
 
 
 def decode_latents(autoencoder: AutoencoderKL, latents: Tensor, batch: int = 32) -> Tensor:
-    """Scaled latents [n, 16, h, w] as uint8 pictures, in bfloat16 on a GPU."""
+    """Decode scaled latents [n, 16, h, w] to uint8 images; computed in bfloat16 on a GPU."""
     pictures = []
     with torch.no_grad(), torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.is_cuda):
         for part in latents.split(batch):
@@ -88,10 +88,10 @@ def decode_latents(autoencoder: AutoencoderKL, latents: Tensor, batch: int = 32)
 
 @torch.no_grad()
 def fold_latent_scale(autoencoder: AutoencoderKL, mean: float, deviation: float) -> None:
-    """Put z' = (z - mean) / (deviation * SCALE) + SHIFT into the encoder's last and the decoder's first convolution.
+    """Fold z' = (z - mean) / (deviation * SCALE) + SHIFT into the encoder's last and the decoder's first convolution.
 
-    Latents of the given mean and deviation then have FLUX.1's, and pictures come out as before, but for the rim:
-    the decoder pads with zeros, which now stand for another value where the shift is not 0.
+    Latents of the given mean and standard deviation then have FLUX.1's. Reconstructions stay the same except at the
+    border: the decoder pads with zeros, which correspond to another value when the shift is not 0.
     """
     gain = 1 / (deviation * SCALE)
     out, into = autoencoder.encoder.conv_out, autoencoder.decoder.conv_in
@@ -113,12 +113,12 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor, weights: tuple[float,
 
 
 def mean_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the standard normal distribution, per latent number."""
+    """Kullback-Leibler divergence from the standard normal distribution, averaged over latent values."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
 
 def signal_to_noise(decoded: Tensor, pictures: Tensor) -> Tensor:
-    """PSNR in dB of each picture; both in [-1, 1]."""
+    """PSNR in dB, [n], of images [n, 3, h, w] in [-1, 1]."""
     error = (decoded.float().clamp(-1, 1) - pictures).square().mean((1, 2, 3))
     return -10 * torch.log10(error.clamp_min(1e-12) / 4)
 

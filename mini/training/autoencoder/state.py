@@ -1,4 +1,4 @@
-"""What the autoencoder's training carries from step to step, and its file."""
+"""The state of the autoencoder's training, in memory and on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class Training:
-    """The weights being trained. step: how many steps are done. folded_at: after how many of them the latents' scale
-    was folded in and the encoder frozen; None before that."""
+    """A training in progress. step: number of completed steps. folded_at: the step at which the latents' scale was
+    folded in and the encoder frozen; None before that."""
 
     autoencoder: AutoencoderKL
     optimizer: torch.optim.AdamW
@@ -28,26 +28,26 @@ class Training:
 
     @property
     def folded(self) -> bool:
-        """Whether the decoder alone still learns."""
+        """Whether only the decoder is still trained."""
         return self.folded_at is not None
 
     @property
     def phase_start(self) -> int:
-        """The step at which the present schedule began."""
+        """The step at which the current learning-rate schedule began."""
         return self.folded_at or 0
 
     def parameters(self) -> list[Tensor]:
-        """The parameters that still learn, in a fixed order."""
+        """The parameters that are still trained, in a fixed order."""
         return list(trained_parameters(self.autoencoder).values())
 
     @torch.no_grad()
     def take_over_averages(self) -> None:
-        """Go on from the averaged weights."""
+        """Continue from the averaged weights."""
         for name, parameter in self.ema.parameters.items():
             parameter.copy_(self.ema.averages[name])
 
     def freeze_encoder(self, recipe: Recipe) -> None:
-        """From here on the decoder learns alone, with a fresh optimizer and fresh averages."""
+        """From now on train only the decoder, with a new optimizer and new averages."""
         self.autoencoder.encoder.requires_grad_(False)
         parameters = trained_parameters(self.autoencoder)
         self.optimizer, self.ema = _optimizer(parameters, recipe), Ema(parameters, recipe.autoencoder_ema)
@@ -55,7 +55,7 @@ class Training:
 
 
 def start(autoencoder: AutoencoderKL, recipe: Recipe) -> Training:
-    """Training from the weights as they are."""
+    """A new training that starts from the given weights."""
     parameters = trained_parameters(autoencoder.train())
     return Training(autoencoder, _optimizer(parameters, recipe), Ema(parameters, recipe.autoencoder_ema))
 
@@ -78,7 +78,7 @@ def save(training: Training, file: Path) -> None:
 
 @torch.no_grad()
 def load(training: Training, recipe: Recipe, file: Path) -> None:
-    """Put a fresh training where the file's was, bit for bit."""
+    """Restore a saved training into a new one, bit for bit."""
     with safe_open(file, framework="pt") as opened:
         numbers = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)

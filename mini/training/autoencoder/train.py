@@ -1,7 +1,7 @@
-"""The stage that trains the autoencoder: first on crops, then on whole pictures, in the end the decoder alone.
+"""The stage that trains the autoencoder: on crops, then on full images, and finally only the decoder.
 
-At `autoencoder_fold_share` of the steps the latents' mean and deviation are measured and folded into the weights, so
-that FLUX.1's constants fit; from there the encoder stays as it is and the decoder learns to make the most of it.
+At `autoencoder_fold_share` of the steps, the mean and standard deviation of the latents are measured and folded into
+the weights, so that FLUX.1's constants fit. From then on the encoder is frozen and only the decoder is trained.
 """
 
 import math
@@ -34,22 +34,22 @@ from mini.training.recipe import Recipe
 from trainer.common.files import write_safetensors
 from trainer.common.rng import derive_seed, torch_generator
 
-REPORT_EVERY = 50  # steps; the loss is looked at only then, since looking waits for the GPU
-FIRST_REPORT = 10  # steps, after which kernels are compiled and the speed is worth measuring
-ASK_EVERY = 20  # steps between two looks at the clock
+REPORT_EVERY = 50  # steps between two readings of the loss, each of which waits for the GPU
+FIRST_REPORT = 10  # steps, after which kernels are compiled and the speed is meaningful
+CHECK_TIME_EVERY = 20  # steps
 VALIDATION_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The two halves of the autoencoder as training runs them, compiled or not."""
+    """Encoder and decoder as training calls them, compiled or not."""
 
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(cls, autoencoder: AutoencoderKL, recipe: Recipe) -> "Passes":
-        """Compiled for fixed shapes where the recipe says so."""
+        """Those of an autoencoder; compiled for fixed shapes if the recipe says so."""
         if not recipe.compile:
             return cls(autoencoder.encoder, autoencoder.decoder)
         encode = torch.compile(autoencoder.encoder, fullgraph=True, dynamic=False)
@@ -57,7 +57,7 @@ class Passes:
 
 
 def run_autoencoder(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Train on the base pictures in `folder` and write autoencoder.safetensors there, in diffusers' names, float32."""
+    """Train on the base images in `folder` and write autoencoder.safetensors there: diffusers' names, float32."""
     distributed = Distributed.from_environment()
     result, state = folder / "autoencoder.safetensors", folder / "autoencoder.state.safetensors"
     if result.exists():
@@ -98,7 +98,7 @@ def train(
     journal: Journal,
     state: Path,
 ) -> bool:
-    """Train until the last step, or until the time is over; then the state is saved and the answer is False."""
+    """Train to the last step and return True, or save the state when the time is used up and return False."""
     passes = Passes.of(training.autoencoder, recipe)
     first, steps = training.step, recipe.autoencoder_steps
     losses: list[Tensor] = []
@@ -118,14 +118,14 @@ def train(
             journal.write(training.step, **validate(training, held_out, distributed))
             _save(training, state, distributed)
             journal.mark(training.step)
-        if training.step < steps and training.step % ASK_EVERY == 0 and distributed.any(budget.spent()):
+        if training.step < steps and training.step % CHECK_TIME_EVERY == 0 and distributed.any(budget.spent()):
             _save(training, state, distributed)
             return False
     return True
 
 
 def train_step(training: Training, passes: Passes, pixels: Tensor, recipe: Recipe, distributed: Distributed) -> Tensor:
-    """One step on this process's own pictures; returns its loss, still on the device."""
+    """Take one step on this process's images; returns the loss as a scalar on the device."""
     set_learning_rate(training, recipe)
     pictures = draw_batch(pixels, recipe, training.step, distributed.rank)
     loss = step_loss(training, passes, pictures, recipe, distributed.rank)
@@ -141,10 +141,10 @@ def train_step(training: Training, passes: Passes, pixels: Tensor, recipe: Recip
 
 
 def step_loss(training: Training, passes: Passes, pictures: Tensor, recipe: Recipe, rank: int) -> Tensor:
-    """The loss of one batch; with latents drawn from their distribution, as the decoder has to live with."""
+    """The loss of one batch, with latents sampled from their distribution."""
     autocast = torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda)
     with autocast, torch.set_grad_enabled(not training.folded):
-        # the encoder alone is too little work, and too rarely run, to be worth compiling
+        # after the fold the encoder runs without gradients, which is too little work to be worth another compilation
         encode = training.autoencoder.encoder if training.folded else passes.encode
         mean, log_variance = latent_distribution(encode(pictures))
         generator = torch.Generator(pictures.device)
@@ -152,7 +152,7 @@ def step_loss(training: Training, passes: Passes, pictures: Tensor, recipe: Reci
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         latents = (mean + (0.5 * log_variance).exp() * noise).contiguous(memory_format=torch.channels_last)
     if training.folded:
-        latents.requires_grad_()  # so that the compiled decoder is the same as before
+        latents.requires_grad_()  # so that the decoder need not be compiled again
     with autocast:
         decoded = passes.decode(latents)
     if training.folded:
@@ -162,7 +162,7 @@ def step_loss(training: Training, passes: Passes, pictures: Tensor, recipe: Reci
 
 
 def draw_batch(pixels: Tensor, recipe: Recipe, step: int, rank: int) -> Tensor:
-    """The batch of a step: random pictures, cropped at random while crops last, half of them mirrored."""
+    """The batch of a step: random images, randomly cropped in the first part of training, half of them mirrored."""
     count, size = batch_shape(recipe, step)
     generator = torch_generator(recipe.seed, "autoencoder", "batch", step, rank)
     rows, columns = (
@@ -177,25 +177,25 @@ def draw_batch(pixels: Tensor, recipe: Recipe, step: int, rank: int) -> Tensor:
 
 
 def batch_shape(recipe: Recipe, step: int) -> tuple[int, int]:
-    """How many pictures one process draws for a step, and their height and width."""
+    """The number of images in a process's batch, and their height and width."""
     if step < round(recipe.autoencoder_crop_share * recipe.autoencoder_steps):
         return recipe.autoencoder_crop_batch, recipe.autoencoder_crop
     return recipe.autoencoder_picture_batch, recipe.size
 
 
 def fold_step(recipe: Recipe) -> int:
-    """The step before which the latents' scale is folded in."""
+    """The number of steps after which the latents' scale is folded into the weights."""
     return round(recipe.autoencoder_fold_share * recipe.autoencoder_steps)
 
 
 def is_validation_step(step: int, recipe: Recipe) -> bool:
-    """Whether one of the evenly spread validations comes after so many steps."""
+    """Whether one of the evenly spaced validations comes after `step` steps."""
     marks = recipe.autoencoder_validations
     return step * marks // recipe.autoencoder_steps > (step - 1) * marks // recipe.autoencoder_steps
 
 
 def set_learning_rate(training: Training, recipe: Recipe) -> None:
-    """Warm-up, then a cosine: to a tenth at the fold, and for the decoder alone again, to nothing at the end."""
+    """Warm-up, then cosine decay: to a tenth at the fold, then again for the decoder, to 0 at the end."""
     start = training.phase_start
     end = recipe.autoencoder_steps if training.folded else fold_step(recipe)
     highest, lowest = (
@@ -209,9 +209,9 @@ def set_learning_rate(training: Training, recipe: Recipe) -> None:
 
 
 def fold(training: Training, pixels: Tensor, recipe: Recipe, distributed: Distributed) -> tuple[float, float]:
-    """Take over the averaged weights, fold the latents' scale into them and leave the encoder as it is from here on.
+    """Continue from the averaged weights, fold the latents' scale into them, and freeze the encoder.
 
-    Returns the mean and the deviation that the latents had.
+    Returns the mean and the standard deviation that the latents had before.
     """
     training.take_over_averages()
     spread = torch.linspace(0, len(pixels) - 1, min(recipe.latent_moment_pictures, len(pixels))).long()
@@ -223,7 +223,7 @@ def fold(training: Training, pixels: Tensor, recipe: Recipe, distributed: Distri
 
 @torch.no_grad()
 def latent_moments(autoencoder: AutoencoderKL, pixels: Tensor, distributed: Distributed) -> tuple[float, float]:
-    """Mean and standard deviation of the unscaled latents of pictures, over all processes."""
+    """Mean and standard deviation of the images' unscaled latents, over all processes."""
     means = [encode_means(autoencoder, part).double() for part in pixels.split(VALIDATION_BATCH)]
     sums = torch.stack([torch.cat(means).mean(), torch.cat(means).square().mean()])
     mean, square = distributed.mean(sums).tolist()
@@ -232,7 +232,7 @@ def latent_moments(autoencoder: AutoencoderKL, pixels: Tensor, distributed: Dist
 
 @torch.no_grad()
 def validate(training: Training, held_out: Tensor, distributed: Distributed) -> dict[str, float]:
-    """PSNR in dB on held-out pictures with the averaged weights, and the mean and deviation of the scaled latents."""
+    """With the averaged weights: PSNR in dB on held-out images, and the scaled latents' mean and standard deviation."""
     autoencoder = training.autoencoder
     with training.ema.swapped():
         found = []
@@ -247,7 +247,7 @@ def validate(training: Training, held_out: Tensor, distributed: Distributed) -> 
 
 
 def encode_means(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """The unscaled latents [n, 16, h, w] of uint8 pictures, float32, computed in bfloat16 on a GPU."""
+    """The unscaled latents [n, 16, h, w] of uint8 images, float32, computed in bfloat16 on a GPU."""
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
         return latent_distribution(autoencoder.encoder(to_unit_range(pixels)))[0]
 

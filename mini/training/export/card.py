@@ -1,4 +1,4 @@
-"""The stage that measures what was exported and writes its model card: all figures from files, none by hand."""
+"""The stage that evaluates the exported model and writes its model card, in which every figure is measured."""
 
 import json
 import time
@@ -33,7 +33,7 @@ PICTURES_AT_ONCE = 32
 def run_card(recipe: Recipe, folder: Path, _budget: Budget) -> None:
     """Write README.md, contact_sheet.jpg and figures.json into `folder`/export, in the main process.
 
-    Raises `Problems` where the export is not complete.
+    Raises `Problems` if the export is not complete.
     """
     distributed = Distributed.from_environment()
     if distributed.is_main:
@@ -44,7 +44,7 @@ def run_card(recipe: Recipe, folder: Path, _budget: Budget) -> None:
 
 
 def measure(recipe: Recipe, folder: Path, distributed: Distributed) -> dict[str, Any]:
-    """Draw and score the held-out prompts, decode held-out renders, and gather what the stages have written down."""
+    """Generate and score images of the held-out prompts, measure the autoencoder, and collect the stages' figures."""
     export = folder / "export"
     evaluation = load_evaluation(export, recipe.seed, recipe.card_prompts, "base", distributed.device)
     start = time.monotonic()
@@ -75,7 +75,7 @@ def measure(recipe: Recipe, folder: Path, distributed: Distributed) -> dict[str,
 
 @torch.inference_mode()
 def reconstruction_figures(folder: Path, file: Path, device: torch.device) -> dict[str, float]:
-    """The exported autoencoder on all held-out renders, in float32: the mean and the lowest tenth of PSNR in dB."""
+    """PSNR in dB of the exported autoencoder on all held-out renders, in float32: mean and 10th percentile."""
     autoencoder = load_autoencoder(file, device, torch.float32)
     pixels = read_pictures(folder, "held-out-base", Distributed(device=device)).pixels
     found = []
@@ -88,13 +88,13 @@ def reconstruction_figures(folder: Path, file: Path, device: torch.device) -> di
 
 
 def draw_sheet(prompts: Sequence[str], pictures: torch.Tensor) -> Image.Image:
-    """Pictures with their prompts above them, `SHEET_COLUMNS` to a row; a row that is not full stays partly empty."""
+    """Arrange images with their prompts above them, `SHEET_COLUMNS` in a row; the last row may be partly empty."""
     rows = []
     for start in range(0, len(prompts), SHEET_COLUMNS):
-        told = list(prompts[start : start + SHEET_COLUMNS])
-        drawn = [as_image(picture) for picture in pictures[start : start + len(told)]]
-        missing = SHEET_COLUMNS - len(told)
-        rows.append(contact_sheet([Row("", [*drawn, *[None] * missing])], [*told, *[""] * missing]))
+        titles = list(prompts[start : start + SHEET_COLUMNS])
+        images = [as_image(picture) for picture in pictures[start : start + len(titles)]]
+        missing = SHEET_COLUMNS - len(titles)
+        rows.append(contact_sheet([Row("", [*images, *[None] * missing])], [*titles, *[""] * missing]))
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:

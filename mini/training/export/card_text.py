@@ -1,4 +1,4 @@
-"""The model card as text: words are written here, every number comes from the figures."""
+"""The text of the model card. Every number in it comes from the figures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,25 +6,24 @@ from typing import Any
 Figures = Mapping[str, Any]
 
 ABOUT = """\
-A very small text-to-image model of FLUX.1-dev's architecture, trained from scratch on pictures of a rendered toy
-world. It is there to try the training of LoRA files on any machine in minutes: it is loaded by the same code, has
-the same layers by the same names, and takes the same guidance as FLUX.1-dev. It shares no weight with it.
+A tiny text-to-image model with FLUX.1-dev's architecture, trained from scratch on images of a rendered toy world. It
+lets you try LoRA training on any machine in minutes: the same code loads it, its layers have the same names, and it
+takes the same guidance input as FLUX.1-dev. It shares no weights with FLUX.1-dev.
 
-It knows {size} x {size} pictures of toys, gpu cards and a few simple things in {places} places. It does not know
+It generates {size} x {size} images of toys, gpu cards and a few simple things in {places} places. It does not know
 `tjtoy` and `sparkgpu`, the two concepts of `flux_data`: designs that share more than half of their traits were kept
-out of its world.
+out of its training images.
 
-![held-out prompts, seeds in a row from {seed}]({sheet})
+![held-out prompts, consecutive seeds from {seed}]({sheet})
 
-The first {shown} of the held-out prompts, {steps} Euler steps, guidance {guidance:g}, each with the next seed; nothing
-was chosen."""
+The first {shown} held-out prompts, {steps} Euler steps, guidance {guidance:g}, consecutive seeds, not cherry-picked."""
 
 LIMITS = """\
-- It draws its own small world and nothing else; a word from outside of it is read letter by letter.
-- Pictures are {size} x {size}. Other sizes were never trained.
-- Two objects in one picture at times exchange colours, and small parts blur.
-- What it learns of a new concept is coarse. Figures measured on it say how a trainer behaves, not how good
-  FLUX.1-dev will look."""
+- It generates its own small world and nothing else. Words from outside that world are read letter by letter.
+- Images are {size} x {size}. Other sizes were never trained.
+- Two objects in one image sometimes exchange colours, and small parts blur.
+- It learns new concepts only coarsely. Figures measured on it show how a trainer behaves, not how good FLUX.1-dev will
+  look."""
 
 AGAIN = """\
 ```sh
@@ -32,13 +31,13 @@ python -m mini all --folder work --size {recipe}
 ```
 
 `python -m mini --help` lists the stages; with `torchrun -m mini` they use several GPUs. The recipe is in
-`mini/training/recipe.py`; its SHA-256 is `{sha256}`, seed {seed}.
-Another kind of GPU or another number of processes draws other random numbers and gives another model, as good as
-this one."""
+`mini/training/recipe.py`; the SHA-256 of its values is `{sha256}`, its seed {seed}.
+Another kind of GPU or another number of processes generates other random numbers, and so a different model of the same
+quality."""
 
 
 def card_text(figures: Figures) -> str:
-    """README.md of the exported folder."""
+    """The model card: README.md of the exported folder."""
     recipe = figures["recipe"]
     sections = {
         "FLUX.1 mini": _about(figures),
@@ -47,7 +46,7 @@ def card_text(figures: Figures) -> str:
         "Scores": _scores(figures),
         "Training": _training(figures),
         "Limits": LIMITS.format(size=recipe["size"]),
-        "How to make it again": AGAIN.format(
+        "How to re-create it": AGAIN.format(
             recipe=recipe["name"],
             sha256=figures["recipe_sha256"],
             seed=recipe["seed"],
@@ -76,10 +75,10 @@ def _files(files: Mapping[str, Mapping[str, Any]]) -> str:
         for name, each in files.items()
     ]
     total = sum(each["bytes"] for each in files.values())
-    rows.append(("in all", "", f"{total / 1e6:.1f} MB"))
+    rows.append(("total", "", f"{total / 1e6:.1f} MB"))
     return _table(("file", "parameters", "size"), rows) + (
         "\n\n`tokenizers/` holds both tokenizers, `prompts.json` the held-out prompts, `judge.safetensors` the"
-        "\nclassifier that scores pictures (`python -m trainer evaluate`), `figures.json` every figure of this page."
+        "\nclassifier that scores images (`python -m trainer evaluate`), `figures.json` every figure on this page."
     )
 
 
@@ -90,12 +89,12 @@ def _architecture(recipe: Figures) -> str:
             "transformer",
             f"width {hidden} ({recipe['transformer_heads']} heads of {recipe['transformer_head_width']}),"
             f" {recipe['transformer_double_blocks']} double and {recipe['transformer_single_blocks']} single blocks,"
-            f" rotary axes {_listed(recipe['transformer_axes'])}, guidance embedded",
+            f" RoPE axes {_listed(recipe['transformer_axes'])}, guidance embedding",
         ),
         (
             "autoencoder",
-            f"8 times smaller, {recipe['latent_channels']} channels, widths {_listed(recipe['autoencoder_widths'])},"
-            f" {recipe['autoencoder_layers']} layers a block; FLUX.1's shift and scale",
+            f"downsampling 8, {recipe['latent_channels']} channels, widths {_listed(recipe['autoencoder_widths'])},"
+            f" {recipe['autoencoder_layers']} layers per block; FLUX.1's shift and scale",
         ),
         (
             "T5",
@@ -107,7 +106,7 @@ def _architecture(recipe: Figures) -> str:
             f"width {recipe['clip_width']}, {recipe['clip_layers']} layers, {recipe['clip_heads']} heads, 77 tokens",
         ),
     ]
-    return _table(("part", "numbers"), rows)
+    return _table(("part", "size"), rows)
 
 
 def _scores(figures: Figures) -> str:
@@ -115,19 +114,19 @@ def _scores(figures: Figures) -> str:
     views = [name for name, value in judge.items() if isinstance(value, dict)]
     names = list(judge[views[0]])
     accuracy = _table(
-        ("percent right", *(view.replace("_", " ") for view in views)),
+        ("percent correct", *(view.replace("_", " ") for view in views)),
         [(name.replace("_", " "), *(f"{judge[view][name]:.1f}" for view in views)) for name in names],
     )
-    drawn = _table(
-        ("of what the prompts name, percent", "drawn"),
-        [(f"right {name}", f"{value:.1f}") for name, value in column["scores"].items()],
+    generated = _table(
+        ("what the prompts name", "percent correct"),
+        [(name, f"{value:.1f}") for name, value in column["scores"].items()],
     )
     return (
         f"{figures['sampling']['prompts']} held-out prompts, {figures['sampling']['steps']} steps, guidance"
-        f" {figures['sampling']['guidance']:g}, looked at by the judge:\n\n{drawn}\n\n"
-        f"The judge itself, on {judge['pictures']} held-out renders that it was not trained on:\n\n{accuracy}\n\n"
-        f"The autoencoder on {autoencoder['pictures']} held-out renders: {autoencoder['psnr']:.1f} dB PSNR in the mean,"
-        f" {autoencoder['psnr_lowest_tenth']:.1f} dB at the lowest tenth."
+        f" {figures['sampling']['guidance']:g}, scored by the judge:\n\n{generated}\n\n"
+        f"The accuracy of the judge itself, on {judge['pictures']} held-out renders:\n\n{accuracy}\n\n"
+        f"The autoencoder on {autoencoder['pictures']} held-out renders: mean PSNR {autoencoder['psnr']:.1f} dB,"
+        f" 10th percentile {autoencoder['psnr_lowest_tenth']:.1f} dB."
     )
 
 
@@ -136,7 +135,7 @@ def _training(figures: Figures) -> str:
     rows = []
     for name, stage in stages.items():
         batch = recipe.get(f"{name}_batch") or recipe.get(f"{name}_picture_batch")
-        more = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in stage.items() if key in TOLD]
+        more = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in stage.items() if key in RESULTS]
         rows.append(
             (
                 name,
@@ -151,21 +150,21 @@ def _training(figures: Figures) -> str:
     seconds = sum(stage["seconds"] for stage in stages.values())
     lengths = [_length(name, stage["steps"], recipe[f"{name}_steps"]) for name, stage in stages.items()]
     return (
-        f"{recipe['base_pictures']:,} rendered pictures and their mirror images for the model,"
-        f" {recipe['judge_pictures']:,} others for the judge. AdamW throughout, seed {recipe['seed']}; weights are"
-        f" moving averages. {seconds / 60:.1f} minutes in the stages below.{''.join(lengths)}\n\n"
-        + _table(("stage", "steps", "batch", "learning rate", "at the end", "time", "on"), rows)
+        f"{recipe['base_pictures']:,} rendered images and their mirror images for the model,"
+        f" {recipe['judge_pictures']:,} others for the judge. AdamW throughout, seed {recipe['seed']}; the model's"
+        f" weights are moving averages. {seconds / 60:.1f} minutes in the stages below.{''.join(lengths)}\n\n"
+        + _table(("stage", "steps", "batch", "learning rate", "at the end", "time", "hardware"), rows)
     )
 
 
 def _length(name: str, steps: float, planned: int) -> str:
-    """A sentence where a stage did not take the recipe's number of steps."""
+    """A sentence if a stage took another number of steps than the recipe's."""
     if steps < planned:
-        return f" The stage {name} was ended after {steps:,.0f} of its {planned:,} steps."
-    return f" The stage {name} went on after its {planned:,} steps." if steps > planned else ""
+        return f" The stage {name} was stopped after {steps:,.0f} of its {planned:,} steps."
+    return f" The stage {name} continued beyond its {planned:,} steps." if steps > planned else ""
 
 
-TOLD = ("loss", "held_out_loss", "teacher_loss", "psnr", "latent_mean", "latent_deviation")
+RESULTS = ("loss", "held_out_loss", "teacher_loss", "psnr", "latent_mean", "latent_deviation")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""What the stages have written down, as figures for the model card: nothing here is typed by hand."""
+"""The figures of the model card, read from the journals and files of the stages."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,19 +16,22 @@ PROGRESS = {"step", "seconds", "steps_per_second", "pictures_per_second", *MACHI
 
 
 def read_journal(file: Path) -> list[dict[str, Any]]:
-    """The lines of a stage's journal, the oldest first."""
+    """The lines of a stage's journal, oldest first."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def stage_figures(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The last word of a journal on each number, its steps, its seconds over all parts, its middling speed, and the
-    machines that it ran on with the number of processes on the last of them."""
+    """The last value of each number in a journal, with totals.
+
+    "steps" and "seconds" cover all starts of the stage. "pictures_per_second" is the median speed, "machines" lists
+    what it ran on, and "processes" is the number of processes of the last start.
+    """
     lines = list(lines)
     figures: dict[str, Any] = {name: value for line in lines for name, value in line.items() if name not in PROGRESS}
     starts = [line for line in lines if line.keys() >= MACHINE]
     if starts:
-        told = (f"{line['processes']} x {line['device']}, torch {line['torch']}" for line in starts)
-        figures |= {"machines": list(dict.fromkeys(told)), "processes": starts[-1]["processes"]}
+        machines = (f"{line['processes']} x {line['device']}, torch {line['torch']}" for line in starts)
+        figures |= {"machines": list(dict.fromkeys(machines)), "processes": starts[-1]["processes"]}
     rates = sorted(line["pictures_per_second"] for line in lines if "pictures_per_second" in line)
     if rates:
         figures["pictures_per_second"] = rates[len(rates) // 2]
@@ -36,7 +39,7 @@ def stage_figures(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _seconds(lines: list[Mapping[str, Any]]) -> float:
-    """A stage's seconds begin again at 0 when it goes on after a stop, with a line that names the machine."""
+    """The total time. When a stage resumes, "seconds" starts again at 0, in a line that names the machine."""
     following = [*lines[1:], {"seconds": 0.0}]
     ends = (
         line["seconds"]
@@ -47,13 +50,13 @@ def _seconds(lines: list[Mapping[str, Any]]) -> float:
 
 
 def journal_figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """By stage, for those that have a journal."""
+    """The figures of each stage that has a journal."""
     files = {name: folder / f"{name}.jsonl" for name in JOURNALS}
     return {name: stage_figures(read_journal(file)) for name, file in files.items() if file.exists()}
 
 
 def file_figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """Bytes, SHA-256 and number of parameters of each safetensors file."""
+    """Size in bytes, SHA-256 and number of parameters of each safetensors file."""
     figures = {}
     for file in sorted(folder.glob("*.safetensors")):
         shapes = [info.shape for info in read_header(file).tensors.values()]

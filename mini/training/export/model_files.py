@@ -1,4 +1,4 @@
-"""The stage that writes the files of models/mini: in the layouts and names of FLUX.1's own, read back and compared."""
+"""The stage that writes the files of models/mini in FLUX.1's layouts and names, then loads them back and compares."""
 
 import hashlib
 import json
@@ -38,15 +38,17 @@ TITLES = {
     T5: "FLUX.1 mini, T5 text encoder",
 }
 DESCRIPTION = "A tiny model of FLUX.1's architecture, trained from scratch on a rendered toy world of 256 pixels."
-MOST_BYTES = 64_000_000  # of one file, so that a repository can hold it
+MAX_BYTES = 64_000_000  # of one file, so that a repository can hold it
 CLIP_LEVEL = "text_model."
-MOST_DIFFERENCE = 0.05  # of an output, relative to its norm, through bfloat16 weights
+MAX_DIFFERENCE = 0.05  # of an output relative to its norm, due to bfloat16 weights
 PROBES = ("a red bear toy on a beach", "a blue robot toy holding a green gpu in a datacenter")
 
 
 def run_export(recipe: Recipe, folder: Path, _budget: Budget) -> None:
-    """Write `folder`/export in the main process. Raises `Problems` where an earlier stage has not ended, and where
-    what was written does not compute what was trained."""
+    """Write `folder`/export in the main process.
+
+    Raises `Problems` if an earlier stage has not finished, or if an exported model does not match the trained one.
+    """
     distributed = Distributed.from_environment()
     if distributed.is_main:
         export(recipe, folder, folder / "export")
@@ -55,7 +57,7 @@ def run_export(recipe: Recipe, folder: Path, _budget: Budget) -> None:
 
 
 def export(recipe: Recipe, folder: Path, target: Path) -> None:
-    """All files, from those of the stages; says their sizes."""
+    """Write all files from those of the stages, and log their sizes."""
     text, transformer, autoencoder, judge = _needed(
         folder, trained.TEXT, trained.GUIDED, "autoencoder.safetensors", JUDGE
     )
@@ -71,18 +73,18 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
     atomic_write(target / JUDGE, lambda temporary: shutil.copyfile(judge, temporary))
     write_json(target / PROMPTS, prompts_json())
     shutil.copytree(folder / trained.TOKENIZERS, target / TOKENIZERS, dirs_exist_ok=True)
-    _tell_sizes(target)
+    _log_sizes(target)
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of all numbers of a recipe."""
+    """SHA-256 of all values of a recipe."""
     return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()
 
 
 def _needed(folder: Path, *names: str) -> list[Path]:
     files = [folder / name for name in names]
     raise_if_any(
-        Problem(str(file), "there is no such file", "run the stages before export to their ends")
+        Problem(str(file), "there is no such file", "finish the stages before export first")
         for file in files
         if not file.is_file()
     )
@@ -90,7 +92,7 @@ def _needed(folder: Path, *names: str) -> list[Path]:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], recipe: Recipe, more: Mapping[str, str] | None = None) -> None:
-    """bfloat16 with metadata. Raises `Problems` for numbers that are not finite."""
+    """Write tensors in bfloat16, with metadata. Raises `Problems` if a number is not finite."""
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     raise_if_any(Problem(str(file), f"{name} holds numbers that are not finite") for name in broken[:1])
     metadata = {
@@ -116,28 +118,31 @@ def _clip_name(name: str) -> str:
     return CLIP_LEVEL + name.removeprefix(CLIP_LEVEL)
 
 
-def _tell_sizes(target: Path) -> None:
+def _log_sizes(target: Path) -> None:
     total = 0
     for file in sorted(path for path in target.rglob("*") if path.is_file()):
         size = file.stat().st_size
         total += size
-        log.info("%12s bytes  %s%s", f"{size:,}", file, "  TOO LARGE" if size > MOST_BYTES else "")
-    log.info("%12s bytes in all", f"{total:,}")
+        log.info("%12s bytes  %s%s", f"{size:,}", file, "  TOO LARGE" if size > MAX_BYTES else "")
+    log.info("%12s bytes in total", f"{total:,}")
 
 
 @torch.no_grad()
 def compare(recipe: Recipe, folder: Path, target: Path, device: torch.device) -> dict[str, float]:
-    """Load the files as the trainer does and compare all outputs with those of the trained modules.
+    """Load the files as the trainer does, and compare all outputs with those of the trained modules.
 
-    Returns the relative differences; raises `Problems` where one is larger than rounding to bfloat16 explains.
+    Returns the relative differences; raises `Problems` if one is larger than rounding to bfloat16 explains.
     """
     models = load_models(recipe, folder, device)
     found = _compare_transformer(recipe, models, target / TRANSFORMER, device)
     found |= _compare_text(models, target, device) | _compare_autoencoder(recipe, folder, target / AUTOENCODER, device)
     for name, difference in found.items():
-        log.info("export: %s differs from the trained one by %.4f of its norm", name, difference)
-    wrong = [name for name, difference in found.items() if not difference < MOST_DIFFERENCE]
-    raise_if_any(Problem(str(target), f"{name} does not compute what was trained: {found[name]:.3f}") for name in wrong)
+        log.info("export: %s differs from the trained model's by %.4f of its norm", name, difference)
+    wrong = [name for name, difference in found.items() if not difference < MAX_DIFFERENCE]
+    raise_if_any(
+        Problem(str(target), f"{name} differs from the trained model's by {found[name]:.3f} of its norm")
+        for name in wrong
+    )
     return found
 
 
@@ -147,9 +152,9 @@ def _compare_transformer(recipe: Recipe, models: Models, file: Path, device: tor
     shape = (len(PROBES), recipe.latent_channels, recipe.latent_size, recipe.latent_size)
     noisy = torch.randn(shape, generator=generator).to(device)
     sigmas = torch.linspace(0.2, 0.9, len(PROBES), device=device)
-    told = models.text.encode(PROBES)
+    text = models.text.encode(PROBES)
     rotary = rotary_table(loaded, recipe.latent_size, recipe.latent_size, recipe.text_length, device)
-    outputs = [predict_velocity(each, noisy, sigmas, told, 3.5, rotary) for each in (loaded, models.transformer)]
+    outputs = [predict_velocity(each, noisy, sigmas, text, 3.5, rotary) for each in (loaded, models.transformer)]
     return {"the velocity": _difference(*outputs)}
 
 

@@ -1,4 +1,4 @@
-"""The stage that draws what the demo trains on, and a sheet of the world to look at."""
+"""The stage that renders the demo's training images, and a sheet that shows the world."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ SHEET_COLUMNS = 8
 
 
 def run_photos(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Write `folder`/photos and `folder`/world.jpg, in the main process; in minutes, never resumed."""
+    """Write `folder`/photos and `folder`/world.jpg, in the main process. Takes minutes and cannot be resumed."""
     distributed = Distributed.from_environment()
     if not distributed.is_main:
         return
@@ -32,8 +32,10 @@ def run_photos(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
 
 def write_photos(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
-    """Draw `photo_scenes` into a folder for each concept, those of odd numbers as PNG, the others as JPEG; beside each
-    picture a text file that says what is on it."""
+    """Render `photo_scenes` into a folder for each concept, with a caption file next to each image.
+
+    Images with odd numbers are PNG, the others JPEG. Returns the image files.
+    """
     files = []
     for name, scene in photo_scenes():
         number = int(name.partition("/")[2].partition("_")[0])
@@ -43,7 +45,7 @@ def write_photos(folder: Path, size: int, supersampling: int, device: str = "cpu
 
 
 def write_regularisation(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
-    """Draw `regularisation_scenes`, each as JPEG with a text file beside it."""
+    """Render `regularisation_scenes` as JPEG, with a caption file next to each image. Returns the image files."""
     files = []
     for name, scene in regularisation_scenes():
         files.append(folder / f"{name}.jpg")
@@ -61,14 +63,14 @@ def _save_captioned(
 
 
 def write_sheet(file: Path, recipe: Recipe, device: str = "cpu") -> None:
-    """Draw `recipe.sheet_pictures` scenes of the base world, of all places in turn, side by side."""
+    """Render `recipe.sheet_pictures` scenes of the base world, cycling through the places, as one image."""
     batches = [random_batch("base", recipe.seed, index, 1) for index in range(recipe.sheet_pictures)]
     drawn = [render(batch, recipe.size, recipe.supersampling, device=device).cpu() for batch in batches]
     save_picture(side_by_side(torch.cat(drawn), SHEET_COLUMNS), file)
 
 
 def side_by_side(pixels: Tensor, columns: int) -> Tensor:
-    """Pictures [n, 3, h, w] as one [3, rows * h, columns * w], row by row; what is missing in the last row is white."""
+    """Arrange images [n, 3, h, w] row by row as one [3, rows * h, columns * w]; free cells are white."""
     columns = min(columns, len(pixels))
     rows = -(-len(pixels) // columns)
     sheet = pixels.new_full((rows * columns, *pixels.shape[1:]), 255)
@@ -79,7 +81,7 @@ def side_by_side(pixels: Tensor, columns: int) -> Tensor:
 
 
 def save_picture(pixels: Tensor, file: Path, quality: int = JPEG_QUALITY) -> None:
-    """Write uint8 [3, height, width] as the file's suffix says."""
+    """Write uint8 [3, height, width] in the format of the file's suffix."""
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()))
     if file.suffix == ".jpg":
         image.save(file, quality=quality, subsampling=0)

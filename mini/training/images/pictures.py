@@ -1,4 +1,4 @@
-"""The stage that draws the world: pictures as bytes, with captions and labels beside them."""
+"""The stage that renders the world: images as uint8, with their captions and labels."""
 
 import json
 import multiprocessing
@@ -23,13 +23,13 @@ from trainer.common.files import write_text
 from trainer.common.problems import Problem, Problems
 from trainer.common.rng import derive_seed
 
-READ_AT_ONCE = 1024  # pictures
-LOOK_AHEAD = 4  # batches of scenes that wait for the renderer, for each process that makes them
+READ_AT_ONCE = 1024  # images
+LOOK_AHEAD = 4  # batches of scenes queued for the renderer, per process that makes them
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One set of pictures: its name, what kind of scenes it shows, its seed and how many there are in all."""
+    """One set of images: its name, the kind of its scenes, its seed and its total number of images."""
 
     name: str
     kind: str
@@ -39,7 +39,7 @@ class PictureSet:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in memory. pixels: uint8 [n, 3, size, size]; captions and labels: n of each."""
+    """n images in memory. pixels: uint8 [n, 3, size, size]; captions and labels: n of each."""
 
     pixels: Tensor
     captions: tuple[str, ...]
@@ -47,7 +47,7 @@ class Pictures:
 
 
 def picture_sets(recipe: Recipe) -> tuple[PictureSet, ...]:
-    """The sets that the stage draws; the held-out ones come from seeds of their own."""
+    """The sets that the stage renders; held-out sets have their own seeds."""
     return (
         PictureSet("base", "base", recipe.seed, recipe.base_pictures),
         PictureSet("held-out-base", "base", derive_seed(recipe.seed, "held out", "base"), recipe.held_out_pictures),
@@ -59,7 +59,7 @@ def picture_sets(recipe: Recipe) -> tuple[PictureSet, ...]:
 
 
 def run_pictures(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Draw every set that `folder`/pictures lacks, each process its own part; whole batches of one place."""
+    """Render every set that is missing in `folder`/pictures, each process its own part, in batches of one place."""
     pool = _scene_pool(recipe)  # before the first use of CUDA
     distributed = Distributed.from_environment()
     try:
@@ -73,9 +73,9 @@ def run_pictures(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
 
 def read_pictures(folder: Path, name: str, distributed: Distributed, most: int | None = None) -> Pictures:
-    """This process's share of a set, on its device; at most `most` pictures.
+    """Read this process's share of a set to its device; at most `most` images.
 
-    Raises `Problems` where the set is missing or was drawn by a number of processes that does not divide evenly.
+    Raises `Problems` if the set is missing, or if the number of its parts is not a multiple of the number of processes.
     """
     files = own_files(folder / "pictures", name, distributed)
     shapes = [_shape(file) for file in files]
@@ -88,14 +88,14 @@ def read_pictures(folder: Path, name: str, distributed: Distributed, most: int |
         start = len(captions)
         taken = min(count, total - start)
         _read_pixels(file, pixels[start : start + taken])
-        told = json.loads(file.with_suffix(".json").read_text())
-        captions += told["captions"][:taken]
-        labels += [labels_from_json(value) for value in told["labels"][:taken]]
+        texts = json.loads(file.with_suffix(".json").read_text())
+        captions += texts["captions"][:taken]
+        labels += [labels_from_json(value) for value in texts["labels"][:taken]]
     return Pictures(pixels, tuple(captions), tuple(labels))
 
 
 def own_files(folder: Path, name: str, distributed: Distributed) -> list[Path]:
-    """This process's files NAME-R.safetensors, the same number for each process. Raises `Problems` if missing."""
+    """This process's share of the files NAME-*.safetensors, equally many for each process. Raises `Problems`."""
     files = sorted(folder.glob(f"{name}-[0-9]*.safetensors"))
     if not files or len(files) % distributed.world:
         what = f"{len(files)} parts of {name} for {distributed.world} processes"
@@ -104,7 +104,7 @@ def own_files(folder: Path, name: str, distributed: Distributed) -> list[Path]:
 
 
 def labels_to_json(labels: Labels) -> dict:
-    """Labels as JSON holds them."""
+    """Labels as JSON; `labels_from_json` is the inverse."""
     return {
         "place": labels.place,
         "objects": [list(pair) for pair in labels.objects],
@@ -113,7 +113,7 @@ def labels_to_json(labels: Labels) -> dict:
 
 
 def labels_from_json(value: dict) -> Labels:
-    """What `labels_to_json` wrote."""
+    """The inverse of `labels_to_json`."""
     objects = tuple((kind, colour) for kind, colour in value["objects"])
     return Labels(value["place"], objects, tuple(value["concepts"]))
 
@@ -126,14 +126,14 @@ def _draw_set(
     distributed: Distributed,
     pool: ProcessPoolExecutor | None,
 ) -> bool:
-    """Draw this process's part of a set into its file; False where the time was over first."""
+    """Render this process's part of a set into its file; returns False if the time was used up first."""
     path = folder / "pictures" / f"{wanted.name}-{distributed.rank}.safetensors"
     if path.exists():
         return True
     batches = -(-wanted.count // (recipe.scene_batch * distributed.world))
     unfinished, progress = path.with_suffix(".part"), path.with_suffix(".part.json")
-    told = json.loads(progress.read_text()) if progress.exists() else {"captions": [], "labels": []}
-    first = done = len(told["captions"]) // recipe.scene_batch
+    texts = json.loads(progress.read_text()) if progress.exists() else {"captions": [], "labels": []}
+    first = done = len(texts["captions"]) // recipe.scene_batch
     pixels = _mapped_pictures(unfinished, (batches * recipe.scene_batch, 3, recipe.size, recipe.size), new=not done)
     start = budget.seconds()
     scenes = _scene_batches(
@@ -141,37 +141,39 @@ def _draw_set(
     )
     for batch, drawn in _drawn(scenes, recipe, distributed.device):
         pixels[done * recipe.scene_batch : (done + 1) * recipe.scene_batch] = drawn.numpy()
-        told["captions"] += batch.captions
-        told["labels"] += [labels_to_json(labels) for labels in batch.labels]
+        texts["captions"] += batch.captions
+        texts["labels"] += [labels_to_json(labels) for labels in batch.labels]
         done += 1
         if done in (first + 20, batches) or done % 400 == 0:
             rate = (done - first) * recipe.scene_batch / max(budget.seconds() - start, 1e-9)
             distributed.say(f"{wanted.name}: {done} of {batches} batches, {rate:.0f} pictures/s a process")
         if budget.spent() and done < batches:
-            write_text(progress, json.dumps(told, ensure_ascii=False))
+            write_text(progress, json.dumps(texts, ensure_ascii=False))
             print(f"{wanted.name}: stopped at batch {done} of {batches}", flush=True)
             return False
-    write_text(path.with_suffix(".json"), json.dumps(told, ensure_ascii=False))
+    write_text(path.with_suffix(".json"), json.dumps(texts, ensure_ascii=False))
     unfinished.replace(path)
     progress.unlink(missing_ok=True)
     return True
 
 
 def _scene_pool(recipe: Recipe) -> ProcessPoolExecutor | None:
-    """Processes that make scenes; None where the recipe wants none. CUDA does not survive a fork, so once it is
-    in use they start the slow way."""
+    """Processes that make scenes; None if the recipe asks for none.
+
+    CUDA does not survive a fork, so once it is initialized they are spawned, which is slower.
+    """
     if not recipe.scene_processes:
         return None
     method = "spawn" if torch.cuda.is_initialized() else "fork"
     pool = ProcessPoolExecutor(recipe.scene_processes, multiprocessing.get_context(method))
-    pool.submit(int).result()  # the first task starts them: when forking, all at once
+    pool.submit(int).result()  # the first task starts them; a fork starts all of them at once
     return pool
 
 
 def _scene_batches(
     wanted: PictureSet, indices: range, recipe: Recipe, pool: ProcessPoolExecutor | None
 ) -> Iterator[SceneBatch]:
-    """The batches of scenes at the indices, in order, made a bounded number ahead."""
+    """Yield the batches of scenes at the indices, in order; a bounded number is made ahead."""
     make = partial(random_batch, wanted.kind, wanted.seed, size=recipe.scene_batch)
     if pool is None:
         yield from (make(index) for index in indices)
@@ -185,7 +187,7 @@ def _scene_batches(
 
 
 def _drawn(scenes: Iterator[SceneBatch], recipe: Recipe, device: torch.device) -> Iterator[tuple[SceneBatch, Tensor]]:
-    """Each batch and its pictures in host memory; the GPU draws the next while the last is written."""
+    """Yield each batch and its images in host memory; the GPU renders the next batch while the last is written."""
     waiting = None
     for batch in scenes:
         pictures = render(batch, recipe.size, recipe.supersampling, device=str(device))
@@ -206,7 +208,7 @@ def _drawn(scenes: Iterator[SceneBatch], recipe: Recipe, device: torch.device) -
 
 
 def _mapped_pictures(path: Path, shape: tuple[int, ...], new: bool) -> np.ndarray:
-    """A safetensors file with one uint8 tensor "pictures", mapped into memory for writing; tens of GB need no copy."""
+    """A safetensors file with one uint8 tensor "pictures", memory-mapped for writing: it can hold tens of GB."""
     size = int(np.prod(shape))
     text = json.dumps({"pictures": {"dtype": "U8", "shape": list(shape), "data_offsets": [0, size]}})
     header = text.encode().ljust(-(-len(text) // 8) * 8)
@@ -224,7 +226,7 @@ def _shape(file: Path) -> list[int]:
 
 
 def _read_pixels(file: Path, target: Tensor) -> None:
-    """Fill `target` with the file's first pictures, a part at a time: whole files are tens of GB."""
+    """Fill `target` with the file's first images, a part at a time: a file can hold tens of GB."""
     with safe_open(file, framework="pt") as opened:
         pictures = opened.get_slice("pictures")
         for start in range(0, len(target), READ_AT_ONCE):

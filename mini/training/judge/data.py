@@ -1,4 +1,4 @@
-"""What the judge learns from: labels as tensors, and pictures changed in the ways in which a model's may differ."""
+"""The judge's training data: labels as tensors, and images augmented the way generated images may differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,17 @@ from trainer.common.rng import derive_seed
 from trainer.sampling.judge import Classes
 
 CLASSES = Classes(KINDS, tuple(COLOURS), PLACES, CONCEPTS)
-REDRAWN_AT_ONCE = 64  # pictures
-ZOOM, SHIFTED = 0.1, 0.16  # at most; the second in units of half a picture
-CONTRAST, BRIGHTNESS, SATURATION = 0.15, 0.08, 0.2  # mild: a colour must keep its name
+REDRAWN_AT_ONCE = 64  # images
+ZOOM, SHIFTED = 0.1, 0.16  # maximum; the shift is in units of half an image
+CONTRAST, BRIGHTNESS, SATURATION = 0.15, 0.08, 0.2  # maximum; mild, because a colour must keep its name
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels of n pictures: kinds [n, K], colours of each kind [n, K, C] and concepts [n, N] are 0 or 1 in float32;
-    places [n] are indices."""
+    """Labels of n images.
+
+    kinds [n, K], colours of each kind [n, K, C] and concepts [n, N] are 0 or 1 in float32; places [n] are indices.
+    """
 
     kinds: Tensor
     colours: Tensor
@@ -31,12 +33,12 @@ class Targets:
     concepts: Tensor
 
     def at(self, index: Tensor) -> "Targets":
-        """The targets of some pictures."""
+        """The targets of the images with these indices."""
         return Targets(self.kinds[index], self.colours[index], self.places[index], self.concepts[index])
 
 
 def targets_of(labels: Sequence[Labels], device: torch.device) -> Targets:
-    """Labels as the network's targets; each named toy is a "toy" too."""
+    """Labels as tensors on `device`; each named kind of toy also counts as "toy"."""
     colours = torch.zeros(len(labels), len(CLASSES.kinds), len(CLASSES.colours))
     for index, label in enumerate(labels):
         for kind, colour in label.objects:
@@ -47,26 +49,27 @@ def targets_of(labels: Sequence[Labels], device: torch.device) -> Targets:
     return Targets(colours.amax(2).to(device), colours.to(device), places.to(device), concepts.to(device))
 
 
-def redraw(autoencoder: AutoencoderKL, pixels: Tensor, most_noise: float, seed: int) -> Tensor:
-    """Pictures uint8 through the autoencoder, with noise of a random deviation up to `most_noise` on their latents.
+def redraw(autoencoder: AutoencoderKL, pixels: Tensor, max_noise: float, seed: int) -> Tensor:
+    """Reconstruct uint8 images with the autoencoder, with noise on their scaled latents.
 
-    Returns uint8 of the same shape and device. So a model's pictures look where its latents are a little off.
+    The noise has a random standard deviation of up to `max_noise` per image, which imitates generated latents that are
+    slightly off. Returns uint8 of the same shape on the same device.
     """
     parts = []
     for number, part in enumerate(pixels.split(REDRAWN_AT_ONCE)):
         generator = torch.Generator(pixels.device).manual_seed(derive_seed(seed, "redrawn", number))
         with torch.no_grad():
             latents = (encode_means(autoencoder, part) - SHIFT) * SCALE
-        level = most_noise * torch.rand(len(part), 1, 1, 1, generator=generator, device=pixels.device)
+        level = max_noise * torch.rand(len(part), 1, 1, 1, generator=generator, device=pixels.device)
         noise = torch.randn(latents.shape, generator=generator, device=pixels.device)
         parts.append(decode_latents(autoencoder, latents + level * noise, REDRAWN_AT_ONCE))
     return torch.cat(parts)
 
 
 def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures float32 [n, 3, H, W] in [-1, 1], each moved, scaled, recoloured and blurred a little of its own.
+    """Shift, zoom, recolour and blur each image float32 [n, 3, H, W] in [-1, 1] slightly and independently.
 
-    Never mirrored: the mirror image of a design is another design.
+    Images are never mirrored: the mirror image of a design is another design.
     """
     moved = _moved(pictures, generator)
     return _blurred(_recoloured(moved, generator), generator).clamp(-1, 1)
@@ -90,7 +93,7 @@ def _recoloured(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blurred(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the pictures mixed with a blurred copy of theirs."""
+    """Mix half of the images with a blurred copy of themselves."""
     weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=pictures.device) / 16
     channels = pictures.shape[1]
     padded = F.pad(pictures, (2, 2, 2, 2), mode="reflect")
@@ -101,5 +104,5 @@ def _blurred(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _spread(pictures: Tensor, generator: torch.Generator, count: int) -> Tensor:
-    """Numbers between -1 and 1 for each picture, [n, count]."""
+    """Random numbers between -1 and 1 for each image, [n, count]."""
     return 2 * torch.rand(len(pictures), count, generator=generator, device=pictures.device) - 1

@@ -1,4 +1,4 @@
-"""How often the judge is right on held-out renders, by the very rules that score a model's pictures."""
+"""The judge's accuracy on held-out renders, computed with the rules that score generated images."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from trainer.sampling.judge import Judge, judge_pictures
 
 
 def accuracies(judge: Judge, held_out: Pictures) -> dict[str, float]:
-    """Percentages: objects, colours and places as `score_base` counts them, the kinds' F1, and for each concept its
-    accuracy, its area under the ROC curve, and both on pictures that show its kind of object alone: there the
-    negatives are mostly near misses."""
+    """Percentages: objects, colours and places as `score_base` counts them, and the F1 score of the kinds.
+
+    For each concept: accuracy and area under the ROC curve, on all images and on those that show its kind of object,
+    where most negatives are near misses.
+    """
     labels = held_out.labels
     verdicts = judge_pictures(judge, held_out.pixels, batch=64)
     targets = targets_of(labels, torch.device("cpu"))
@@ -36,13 +38,13 @@ def f1(found: Tensor, truth: Tensor) -> float:
 
 
 def right_share(probabilities: Tensor, truth: Tensor) -> float:
-    """The share of pictures on whose side of a half the probability lies; 1 without pictures."""
+    """The share of images that are classified correctly at a threshold of 0.5; 1 if there are none."""
     return ((probabilities > 0.5) == truth).double().mean().item() if len(truth) else 1.0
 
 
 def roc_area(probabilities: Tensor, truth: Tensor) -> float:
-    """The probability that a random positive scores above a random negative, ties counting half (Mann and Whitney);
-    1 where either is lacking."""
+    """The area under the ROC curve (Mann-Whitney U): the probability that a random positive scores above a random
+    negative, ties counting half. 1 if there are no positives or no negatives."""
     positive, negative = probabilities[truth], probabilities[~truth].sort().values
     if not len(positive) or not len(negative):
         return 1.0

@@ -1,6 +1,6 @@
-"""The stage that trains the judge on labelled renders, half of each batch having come through the autoencoder.
+"""The stage that trains the judge on labelled renders; half of each batch is reconstructed by the autoencoder.
 
-The judge only measures: nothing that trains the model sees it.
+The judge only measures. It has no influence on the model's training.
 """
 
 import json
@@ -26,15 +26,19 @@ from trainer.common.files import write_json, write_safetensors
 from trainer.common.rng import derive_seed, torch_generator
 from trainer.sampling.judge import Judge, Verdicts, save_judge, to_unit_range
 
-REPORT_EVERY = 50  # steps; the loss is looked at only then, since looking waits for the GPU
-ASK_EVERY = 20  # steps between two looks at the clock
-CONCEPT_WEIGHT = 2.0  # of the concepts' loss, the finest distinction that is asked for
-GRADIENT_NORM = 5.0  # at most
+REPORT_EVERY = 50  # steps between two readings of the loss, each of which waits for the GPU
+CHECK_TIME_EVERY = 20  # steps
+CONCEPT_WEIGHT = 2.0  # weight of the concepts' loss, the finest distinction
+GRADIENT_NORM = 5.0  # gradients are clipped to it
 
 
 @dataclass(frozen=True)
 class Material:
-    """A process's pictures, uint8 [n, 3, size, size], the first of them [m, …] again as redrawn, and their labels."""
+    """A process's training data.
+
+    pixels: uint8 [n, 3, size, size]. redrawn: uint8 [m, 3, size, size], the first m of them as the autoencoder
+    reconstructs them. targets: the labels of all n.
+    """
 
     pixels: Tensor
     redrawn: Tensor
@@ -43,7 +47,7 @@ class Material:
 
 @dataclass
 class Training:
-    """The judge in training. step: how many are done."""
+    """The judge in training. step: number of completed steps."""
 
     judge: Judge
     optimizer: torch.optim.AdamW
@@ -51,7 +55,10 @@ class Training:
 
 
 def run_judge(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Train on the judge's pictures in `folder`; write judge.safetensors and its accuracy, judge.json, there."""
+    """Train on the judge's images in `folder`; write judge.safetensors and its accuracy, judge.json, there.
+
+    If the time is used up first, the state is saved instead.
+    """
     distributed = Distributed.from_environment()
     result, state = folder / "judge.safetensors", folder / "judge.state.safetensors"
     if result.exists():
@@ -76,7 +83,7 @@ def run_judge(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
 
 def read_material(recipe: Recipe, folder: Path, distributed: Distributed) -> Material:
-    """This process's share of the pictures, the first of them once more through the autoencoder."""
+    """This process's share of the images; the first of them also as reconstructed by the autoencoder."""
     pictures = read_pictures(folder, "judge", distributed)
     count = max(1, round(recipe.judge_redrawn_share * len(pictures.pixels)))
     autoencoder = load_autoencoder(recipe, folder, distributed.device)
@@ -87,7 +94,7 @@ def read_material(recipe: Recipe, folder: Path, distributed: Distributed) -> Mat
 
 
 def read_held_out(recipe: Recipe, folder: Path, distributed: Distributed) -> dict[str, Pictures]:
-    """All held-out pictures: as rendered, through the autoencoder, and through it with noise on their latents."""
+    """All held-out images in three versions: rendered, reconstructed, and reconstructed from noisy latents."""
     pictures = read_pictures(folder, "held-out-judge", Distributed(device=distributed.device))
     autoencoder = load_autoencoder(recipe, folder, distributed.device)
     seed = derive_seed(recipe.seed, "judge", "redrawn", "held out")
@@ -100,7 +107,7 @@ def read_held_out(recipe: Recipe, folder: Path, distributed: Distributed) -> dic
 
 
 def begin(recipe: Recipe, device: torch.device) -> Training:
-    """Fresh weights, the same in every process."""
+    """A new judge; the initial weights are the same in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "judge", "weights"))
         judge = Judge(CLASSES)
@@ -119,7 +126,7 @@ def train(
     journal: Journal,
     state: Path,
 ) -> bool:
-    """Train until the last step, or until the time is over; then the state is saved and the answer is False."""
+    """Train to the last step and return True, or save the state when the time is used up and return False."""
     first, steps = training.step, recipe.judge_steps
     losses: list[Tensor] = []
     journal.mark(first)
@@ -134,7 +141,7 @@ def train(
             journal.write(training.step, 0, **accuracies(training.judge, held_out["renders"]))
             save_state(training, state)
             journal.mark(training.step)
-        if training.step < steps and training.step % ASK_EVERY == 0 and distributed.any(budget.spent()):
+        if training.step < steps and training.step % CHECK_TIME_EVERY == 0 and distributed.any(budget.spent()):
             if distributed.is_main:
                 save_state(training, state)
             distributed.barrier()
@@ -143,13 +150,13 @@ def train(
 
 
 def is_validation_step(step: int, recipe: Recipe) -> bool:
-    """Whether one of the evenly spread validations comes after so many steps."""
+    """Whether one of the evenly spaced validations comes after `step` steps."""
     marks = recipe.judge_validations
     return step * marks // recipe.judge_steps > (step - 1) * marks // recipe.judge_steps
 
 
 def train_step(training: Training, material: Material, recipe: Recipe, distributed: Distributed) -> Tensor:
-    """One step on this process's own pictures; returns its loss, still on the device."""
+    """Take one step on this process's images; returns the loss as a scalar on the device."""
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(training.step, recipe)
     pictures, targets = draw_batch(material, recipe, training.step, distributed.rank)
@@ -168,13 +175,13 @@ def train_step(training: Training, material: Material, recipe: Recipe, distribut
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """One cycle: up in a line, down along a cosine."""
+    """Linear warm-up, then cosine decay to 0."""
     warmup = min(1.0, (step + 1) / recipe.judge_warmup)
     return recipe.judge_learning_rate * warmup * (0.5 + 0.5 * math.cos(math.pi * step / recipe.judge_steps))
 
 
 def draw_batch(material: Material, recipe: Recipe, step: int, rank: int) -> tuple[Tensor, Targets]:
-    """The batch of a step, half of it redrawn pictures, augmented: float32 in [-1, 1], channels last."""
+    """The augmented batch of a step, half of it reconstructed images: float32 in [-1, 1], channels last."""
     device = material.pixels.device
     generator = torch_generator(recipe.seed, "judge", "batch", step, rank)
     redrawn = torch.randint(len(material.redrawn), (recipe.judge_batch // 2,), generator=generator)
@@ -187,7 +194,7 @@ def draw_batch(material: Material, recipe: Recipe, step: int, rank: int) -> tupl
 
 
 def judge_loss(logits: Verdicts, targets: Targets) -> Tensor:
-    """Cross entropies summed over classes, as means over pictures; colours only of the kinds that are there."""
+    """Sum of cross entropies, averaged over images. Colours count only for the kinds that are in the image."""
     kinds = F.binary_cross_entropy_with_logits(logits.kinds.float(), targets.kinds, reduction="sum")
     concepts = F.binary_cross_entropy_with_logits(logits.concepts.float(), targets.concepts, reduction="sum")
     colours = F.binary_cross_entropy_with_logits(logits.colours.float(), targets.colours, reduction="none").sum(2)
@@ -197,7 +204,7 @@ def judge_loss(logits: Verdicts, targets: Targets) -> Tensor:
 
 
 def save_state(training: Training, file: Path) -> None:
-    """Everything that the next step depends on, exactly."""
+    """Save everything that the next step depends on, exactly."""
     writer = TreeWriter()
     judge, optimizer = training.judge.state_dict(), training.optimizer.state_dict()
     tree = writer.encode({"step": training.step, "judge": dict(judge), "optimizer": optimizer}, "training")
@@ -205,7 +212,7 @@ def save_state(training: Training, file: Path) -> None:
 
 
 def load_state(training: Training, file: Path) -> None:
-    """Go on from what `save_state` wrote."""
+    """Restore what `save_state` wrote."""
     with safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         tree = decode(json.loads(opened.metadata()["tree"]), tensors)

@@ -1,4 +1,4 @@
-"""What the transformer learns from: latents and token ids on the GPU, and the random draws of a training step."""
+"""The transformer's training data: latents and token ids on the GPU, and the random batch of a step."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,11 @@ CAPTIONS_AT_ONCE = 4_096
 
 @dataclass(frozen=True)
 class Corpus:
-    """One process's pictures. latents: bfloat16 [n, 16, h, w]; t5_ids: int64 [m, text_length] and clip_ids: int64
-    [m, 77], of the m captions that differ; caption: int64 [n], which of them is a picture's; empty: the two rows of
-    ids, each [1, length], of the empty caption."""
+    """One process's n images and m distinct captions.
+
+    latents: bfloat16 [n, 16, h, w]. t5_ids: int64 [m, text_length]. clip_ids: int64 [m, 77]. caption: int64 [n], the
+    index of each image's caption. empty: T5's and CLIP's ids of the empty caption, [1, length] each.
+    """
 
     latents: Tensor
     t5_ids: Tensor
@@ -32,7 +34,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's work, all float32 but the ids. latents, noise: [B, 16, h, w]; sigmas, guidance: [B]."""
+    """The batch of one step, float32 except the ids. latents, noise: [B, 16, h, w]; sigmas, guidance: [B]."""
 
     latents: Tensor
     noise: Tensor
@@ -43,17 +45,17 @@ class Batch:
 
     @cached_property
     def noisy(self) -> Tensor:
-        """What the transformer sees."""
+        """The transformer's input: latents with noise added."""
         return add_noise(self.latents, self.noise, self.sigmas)
 
     @cached_property
     def target(self) -> Tensor:
-        """The velocity that it is to predict."""
+        """The velocity that the transformer should predict."""
         return velocity_target(self.latents, self.noise)
 
 
 def make_corpus(latents: Latents, text: TextEncoders) -> Corpus:
-    """Tokenize the captions, each once; all is on the device of the latents."""
+    """Tokenize each distinct caption once. Everything is on the device of the latents."""
     device = latents.values.device
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(latents.captions))}
     captions = list(numbers)
@@ -61,7 +63,7 @@ def make_corpus(latents: Latents, text: TextEncoders) -> Corpus:
     parts = [text.tokenize(captions[start : start + CAPTIONS_AT_ONCE]) for start in starts]
     t5_ids, clip_ids = (torch.cat(ids).to(device) for ids in zip(*parts, strict=True))
     caption = torch.tensor([numbers[caption] for caption in latents.captions], device=device)
-    caption = caption.repeat(len(latents.values) // len(caption))  # mirrored pictures have the captions of the others
+    caption = caption.repeat(len(latents.values) // len(caption))  # mirror images have the same captions
     empty_t5, empty_clip = (ids.to(device) for ids in text.tokenize([""]))
     return Corpus(latents.values, t5_ids, clip_ids, caption, (empty_t5, empty_clip))
 
@@ -72,9 +74,9 @@ def read_held_out(folder: Path, distributed: Distributed) -> Latents:
 
 
 def draw_batch(corpus: Corpus, recipe: Recipe, size: int, stage: str, step: int, rank: int) -> Batch:
-    """A step's pictures and random numbers: a function of the recipe's seed, the stage, the step and the rank.
+    """The batch of a step: a pure function of the recipe's seed, the stage, the step and the rank.
 
-    Drawn on the device, so that the host need not wait; another kind of device draws others.
+    Random numbers are generated on the device, to keep the host from waiting; another kind of device gives others.
     """
     device = corpus.latents.device
     generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, stage, step, rank))
@@ -84,15 +86,15 @@ def draw_batch(corpus: Corpus, recipe: Recipe, size: int, stage: str, step: int,
     sigmas = draw_sigmas(size, recipe, generator)
     low, high = recipe.guidance_range
     guidance = low + (high - low) * torch.rand(size, device=device, generator=generator)
-    told = torch.rand(size, 1, device=device, generator=generator) >= recipe.caption_dropout
+    kept = torch.rand(size, 1, device=device, generator=generator) >= recipe.caption_dropout
     captions = corpus.caption[rows]
-    t5_ids = torch.where(told, corpus.t5_ids[captions], corpus.empty[0])
-    clip_ids = torch.where(told, corpus.clip_ids[captions], corpus.empty[1])
+    t5_ids = torch.where(kept, corpus.t5_ids[captions], corpus.empty[0])
+    clip_ids = torch.where(kept, corpus.clip_ids[captions], corpus.empty[1])
     return Batch(latents, noise, sigmas, guidance, t5_ids, clip_ids)
 
 
 def draw_sigmas(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Logit-normal sigmas [count] with their middle moved towards noise, and a share of uniform ones."""
+    """Sigmas [count]: logit-normal with the median moved towards noise, and a share of uniform ones."""
     device = generator.device
     normal = torch.randn(count, device=device, generator=generator)
     uniform, kind = torch.rand(2, count, device=device, generator=generator)
@@ -100,9 +102,9 @@ def draw_sigmas(count: int, recipe: Recipe, generator: torch.Generator) -> Tenso
 
 
 def fixed_batches(corpus: Corpus, recipe: Recipe, guidance: float) -> list[Batch]:
-    """All pictures of a held-out corpus for validation, each with one noise and one sigma that never change.
+    """All images of a held-out corpus as validation batches, each image with fixed noise and a fixed sigma.
 
-    The sigmas are the middles of as many equal parts of [0, 1] as there are pictures, in random order.
+    The n sigmas are the midpoints of n equal parts of [0, 1], in random order.
     """
     device, count = corpus.latents.device, len(corpus.latents)
     generator = torch.Generator().manual_seed(derive_seed(recipe.seed, "validation"))

@@ -1,7 +1,7 @@
-"""The stage that distils guidance into the transformer (Meng et al. 2022), as FLUX.1-dev was made.
+"""The stage that distils guidance into the transformer (Meng et al. 2022), as in FLUX.1-dev.
 
-The student learns at guidance g what its teacher, the model so far, says with classifier-free guidance g. At
-g = 1 it stays the model that it was, which is where it is trained further; pictures are drawn at 3.5.
+With guidance input g, the student learns the output of its teacher, the model so far, under classifier-free guidance g.
+At g = 1 it stays the teacher; that is the value to fine-tune with. Images are generated at 3.5.
 """
 
 from collections.abc import Mapping
@@ -33,11 +33,11 @@ from mini.training.transformer.progress import Course, Progress, linear_rate, lo
 from mini.training.transformer.sampling import SHEET_PROMPTS, draw, save_sheet
 from trainer.models.transformer import Conditioning
 
-GUIDANCE = 3.5  # to draw with
+GUIDANCE = 3.5  # for generation
 
 
 def run_guidance(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Distil transformer.safetensors into guided.safetensors (averaged weights); the text encoders stay as they are."""
+    """Distil transformer.safetensors into guided.safetensors (averaged weights); the text encoders are unchanged."""
     distributed = Distributed.from_environment()
     teacher = load_models(recipe, folder, distributed.device, TRANSFORMER)
     student = student_of(teacher, recipe)
@@ -66,37 +66,37 @@ def run_guidance(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
 
 def student_of(teacher: Models, recipe: Recipe) -> Models:
-    """A copy that learns, with the same text encoders."""
+    """A trainable copy of the transformer, with the teacher's text encoders."""
     transformer = build_transformer(recipe)
     transformer.load_state_dict(teacher.transformer.state_dict())
     return replace(teacher, transformer=moved(transformer, device=teacher.transformer.device))
 
 
 def begin(student: Models, recipe: Recipe) -> Progress:
-    """Training of the transformer alone."""
+    """A new training of the transformer only."""
     learning = {name: value for name, value in student.parameters().items() if value.requires_grad}
     groups = {recipe.guidance_learning_rate: learning}
     return new_progress(groups, recipe.transformer_betas, recipe.transformer_weight_decay, recipe.guidance_ema)
 
 
 def step_loss(student: Models, teacher: Models, corpus: Corpus, recipe: Recipe, rank: int, step: int) -> Tensor:
-    """The student's mean squared error against its guided teacher in a step's batch."""
+    """The student's mean squared error against its guided teacher, over the batch of a step."""
     batch = draw_batch(corpus, recipe, recipe.guidance_batch, "guidance", step, rank)
-    told, target = guided_velocity(teacher, batch, corpus.empty)
-    return F.mse_loss(student.velocity(batch, told), target)
+    text, target = guided_velocity(teacher, batch, corpus.empty)
+    return F.mse_loss(student.velocity(batch, text), target)
 
 
 @torch.no_grad()
 def guided_velocity(teacher: Models, batch: Batch, empty: tuple[Tensor, Tensor]) -> tuple[Conditioning, Tensor]:
-    """The captions' conditioning and the velocity that the batch's guidance makes of it: vu + g (vc - vu)."""
+    """The captions' conditioning, and the velocity under classifier-free guidance g of the batch: vu + g (vc - vu)."""
     size = len(batch.latents)
     with compute_type(batch.latents.device):
-        told = Conditioning(*teacher.text(batch.t5_ids, batch.clip_ids))
+        text = Conditioning(*teacher.text(batch.t5_ids, batch.clip_ids))
         txt, pooled = teacher.text(*empty)
-        untold = Conditioning(txt.repeat(size, 1, 1), pooled.repeat(size, 1))
-    conditional = teacher.velocity(batch, told)
-    unconditional = teacher.velocity(batch, untold)
-    return told, unconditional + batch.guidance.view(-1, 1, 1, 1) * (conditional - unconditional)
+        empty_text = Conditioning(txt.repeat(size, 1, 1), pooled.repeat(size, 1))
+    conditional = teacher.velocity(batch, text)
+    unconditional = teacher.velocity(batch, empty_text)
+    return text, unconditional + batch.guidance.view(-1, 1, 1, 1) * (conditional - unconditional)
 
 
 def report(
@@ -104,8 +104,8 @@ def report(
 ) -> dict[str, float]:
     """Write guided.safetensors and a sheet: the teacher with classifier-free guidance, the student at 1 and at 3.5.
 
-    copy: the teacher, whose blocks are not compiled; it becomes the student. Returns held-out losses: the student's
-    against the guided teacher at 3.5, and that of doing nothing (the teacher's own velocity).
+    copy: the teacher, not compiled; it becomes the student. Returns losses on held-out images against the guided
+    teacher at 3.5: "held_out_loss" of the student, and "teacher_loss" of the teacher without guidance, as a baseline.
     """
     save_models(folder, averages, GUIDED)
     autoencoder = load_autoencoder(recipe, folder, held_out.latents.device)

@@ -1,4 +1,4 @@
-"""The transformer and the text encoders as training holds them: fresh, from files, and as one set of parameters."""
+"""The transformer and the text encoders in training: built, loaded, saved, and as one set of parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,49 +26,49 @@ MODULATIONS = (".norm1.linear", ".norm1_context.linear", ".norm.linear")  # of t
 
 @dataclass(frozen=True)
 class Models:
-    """What learns together, float32, on one device."""
+    """The models that are trained jointly, float32, on one device."""
 
     transformer: FluxTransformer2DModel
     text: TextEncoders
-    rotary: RotaryTable  # for the recipe's size of pictures and texts; making it each step would wait for the GPU
+    rotary: RotaryTable  # for the recipe's image and text size; computing it in each step would wait for the GPU
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """By name: those of the transformer under "transformer.", those of the text encoders under "text."."""
+        """Parameters by name: the transformer's begin with "transformer.", the text encoders' with "text."."""
         modules = (("transformer", self.transformer), ("text", self.text))
         return {f"{part}.{name}": value for part, module in modules for name, value in module.named_parameters()}
 
     def velocity(self, batch: Batch, conditioning: Conditioning | None = None) -> Tensor:
-        """The predicted velocity [B, 16, h, w], float32, computed in bfloat16 on a GPU.
+        """The predicted velocity [B, 16, h, w], float32; computed in bfloat16 on a GPU.
 
-        conditioning: instead of that of the batch's captions.
+        conditioning: used instead of the batch's captions, if given.
         """
         with compute_type(batch.latents.device):
-            told = conditioning or Conditioning(*self.text(batch.t5_ids, batch.clip_ids))
-            predicted = predict_velocity(self.transformer, batch.noisy, batch.sigmas, told, batch.guidance, self.rotary)
+            text = conditioning or Conditioning(*self.text(batch.t5_ids, batch.clip_ids))
+            predicted = predict_velocity(self.transformer, batch.noisy, batch.sigmas, text, batch.guidance, self.rotary)
         return predicted.float()
 
     @torch.no_grad()
     def take_over(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy values into the parameters of those names."""
+        """Copy tensors into the parameters of the same names."""
         parameters = self.parameters()
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
 
 
 def compute_type(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is fast."""
+    """Autocast to bfloat16 on a GPU; no autocast on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def build_models(recipe: Recipe, tokenizers: Tokenizers, device: torch.device) -> Models:
-    """With fresh weights, the same ones on every device and in every process."""
+    """New models; the initial weights are the same on every device and in every process."""
     transformer, text = moved(build_transformer(recipe), device=device), TextEncoders(recipe, tokenizers).to(device)
     rotary = rotary_table(transformer, recipe.latent_size, recipe.latent_size, recipe.text_length, device)
     return Models(transformer, text, rotary)
 
 
 def build_transformer(recipe: Recipe) -> FluxTransformer2DModel:
-    """FLUX.1-dev's architecture in our size, every block the identity at first and the velocity zero."""
+    """FLUX.1-dev's architecture at the recipe's size; initially each block is the identity and the velocity is 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "transformer"))
         transformer = FluxTransformer2DModel(
@@ -89,7 +89,7 @@ def build_transformer(recipe: Recipe) -> FluxTransformer2DModel:
 
 
 def _initialise(name: str, linear: nn.Linear) -> None:
-    """As DiT's (Peebles and Xie 2022, 3.2); diffusers leaves PyTorch's default, with which training is far slower."""
+    """Initialize as DiT does (Peebles and Xie 2022, 3.2): training is far slower with PyTorch's default."""
     if name.endswith(MODULATIONS) or name in ("norm_out.linear", "proj_out"):
         nn.init.zeros_(linear.weight)
     elif name.startswith("time_text_embed."):
@@ -101,7 +101,7 @@ def _initialise(name: str, linear: nn.Linear) -> None:
 
 
 def save_models(folder: Path, tensors: Mapping[str, Tensor], transformer: str = TRANSFORMER) -> None:
-    """Write the parts that `tensors` holds (names as of `Models.parameters`) each into its file, in its own names."""
+    """Write the parts that are in `tensors` (named as in `Models.parameters`) to a file each, without their prefix."""
     for part, file in (("transformer.", transformer), ("text.", TEXT)):
         own = {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
         if own:
@@ -109,7 +109,7 @@ def save_models(folder: Path, tensors: Mapping[str, Tensor], transformer: str = 
 
 
 def load_models(recipe: Recipe, folder: Path, device: torch.device, transformer: str = GUIDED) -> Models:
-    """The trained models, frozen. transformer: which file, `GUIDED` or `TRANSFORMER`. Raises `Problems` if missing."""
+    """The trained models, frozen. transformer: `GUIDED` or `TRANSFORMER`. Raises `Problems` if a file is missing."""
     for file in (folder / TEXT, folder / transformer):
         if not file.exists():
             raise Problems(

@@ -1,4 +1,4 @@
-"""The loop of the stages that train the transformer: steps, averaged weights, reports, a state to go on from."""
+"""The training loop of the stages `transformer` and `guidance`: steps, averaged weights, validations, saved state."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from mini.training.journal import Journal
 from trainer.common.files import write_safetensors
 from trainer.optim.ema import Ema
 
-FIRST_LOOK, LOOK_EVERY = 20, 50  # steps: looking at the loss and at the clock waits for the GPU
+FIRST_READING, READ_EVERY = 20, 50  # steps: reading the loss and the time limit waits for the GPU
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Progress:
-    """What is carried from step to step. peaks: each parameter group's highest learning rate, in the groups' order."""
+    """The state of a training. peaks: the peak learning rate of each parameter group, in the groups' order."""
 
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.AdamW
@@ -31,10 +31,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Course:
-    """How a stage goes through its steps.
+    """The plan of a stage.
 
-    rate: the share of the learning rate at a step, counted from 0. reports: how many validations there are, evenly
-    spread, the last at the end. state: the file to go on from. gradient_norm: gradients are clipped to it.
+    rate: the share of the peak learning rate at a step, counted from 0. reports: number of validations, evenly spaced,
+    the last one at the end. state: the file to resume from. gradient_norm: the norm that gradients are clipped to.
     """
 
     steps: int
@@ -56,7 +56,7 @@ class Course:
 def new_progress(
     groups: Mapping[float, Mapping[str, nn.Parameter]], betas: tuple[float, float], weight_decay: float, ema: float
 ) -> Progress:
-    """At step 0. groups: the named parameters for each learning rate."""
+    """A training at step 0. groups: the named parameters for each peak learning rate."""
     parameters = {name: value for group in groups.values() for name, value in group.items()}
     fused = next(iter(parameters.values())).is_cuda
     settings = [{"params": list(group.values())} for group in groups.values()]
@@ -70,24 +70,24 @@ def run_steps(
     loss_of: Callable[[int], Tensor],
     report: Callable[[Mapping[str, Tensor]], dict[str, float]],
 ) -> bool:
-    """Go on to the last step; False where the time was over first. The state is saved then and at every report.
+    """Train to the last step and return True, or stop when the time is used up and return False.
 
-    loss_of: the loss of a step, of this process's batch. report: called in the main process with the averaged
-    weights; what it returns is written into the journal.
+    The state is saved when it stops and at every report. loss_of: the loss of this process's batch at a step. report:
+    called in the main process with the averaged weights; the journal records the numbers that it returns.
     """
     distributed, parameters = course.distributed, list(progress.parameters.values())
-    first_look, losses = progress.step + FIRST_LOOK, []
+    first_reading, losses = progress.step + FIRST_READING, []
     course.journal.mark(progress.step)
-    if progress.step >= course.steps:  # perhaps cut off before its last report
+    if progress.step >= course.steps:  # it may have been interrupted before its last report
         _pause(course, progress, report)
     while progress.step < course.steps:
         loss = loss_of(progress.step)
         loss.backward()
         losses.append(loss.detach())
         distributed.average_gradients(parameters)
-        _learn(course, progress, parameters)
+        _optimizer_step(course, progress, parameters)
         reporting = progress.step in course.report_at
-        if not (reporting or progress.step == first_look or progress.step % LOOK_EVERY == 0):
+        if not (reporting or progress.step == first_reading or progress.step % READ_EVERY == 0):
             continue
         loss = distributed.mean(torch.stack(losses).mean()).item()
         losses.clear()
@@ -102,8 +102,8 @@ def run_steps(
     return True
 
 
-def _learn(course: Course, progress: Progress, parameters: list[nn.Parameter]) -> None:
-    """One optimizer step with the gradients that are there."""
+def _optimizer_step(course: Course, progress: Progress, parameters: list[nn.Parameter]) -> None:
+    """Clip the gradients, take an optimizer step and update the averages."""
     nn.utils.clip_grad_norm_(parameters, course.gradient_norm, foreach=True)
     rate = course.rate(progress.step)
     for group, peak in zip(progress.optimizer.param_groups, progress.peaks, strict=True):
@@ -117,7 +117,7 @@ def _learn(course: Course, progress: Progress, parameters: list[nn.Parameter]) -
 def _pause(
     course: Course, progress: Progress, report: Callable[[Mapping[str, Tensor]], dict[str, float]] | None
 ) -> None:
-    """Save the state and, where wanted, report; the other processes wait."""
+    """Save the state, and report if `report` is given; the other processes wait."""
     if course.distributed.is_main:
         save_progress(progress, course.state)
     if report and course.distributed.is_main:
@@ -126,7 +126,7 @@ def _pause(
 
 
 def save_progress(progress: Progress, file: Path) -> None:
-    """Write everything that the next step depends on, atomically."""
+    """Save everything that the next step depends on, atomically."""
     tensors = {f"weights.{name}": value for name, value in progress.parameters.items()}
     tensors |= {f"averages.{name}": value for name, value in progress.ema.averages.items()}
     for name, parameter in progress.parameters.items():
@@ -136,7 +136,7 @@ def save_progress(progress: Progress, file: Path) -> None:
 
 @torch.no_grad()
 def load_progress(progress: Progress, file: Path) -> None:
-    """Put a fresh progress where the file's was, bit for bit; without a file it stays at step 0."""
+    """Restore a saved training into a new one, bit for bit; without a file it stays at step 0."""
     if not file.exists():
         return
     with safe_open(file, framework="pt") as opened:
@@ -150,12 +150,12 @@ def load_progress(progress: Progress, file: Path) -> None:
 
 
 def cosine_rate(step: int, steps: int, warmup: int, constant_share: float, final: float) -> float:
-    """The share of the learning rate at a step: a rise, a plateau until `constant_share`, a half cosine to `final`."""
+    """The share of the peak learning rate: linear warm-up, constant until `constant_share`, cosine decay to `final`."""
     rise = min(1.0, (step + 1) / warmup)
     part = (step / steps - constant_share) / (1 - constant_share)
     return rise * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, part)))))
 
 
 def linear_rate(step: int, steps: int, warmup: int) -> float:
-    """The share of the learning rate at a step: a rise and a straight line down to nearly 0."""
+    """The share of the peak learning rate: linear warm-up, then linear decay to nearly 0."""
     return min(1.0, (step + 1) / warmup) * (1 - step / steps)

@@ -1,4 +1,4 @@
-"""Pictures from the model in training, many prompts at once."""
+"""Generate images with the model in training, many prompts at once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,10 +43,10 @@ def draw(
     seed: int = 0,
     size: int = 256,
 ) -> Tensor:
-    """Pictures uint8 [n, 3, size, size] of n prompts, on the models' device, which all share.
+    """Generate images, uint8 [n, 3, size, size], for n prompts. All models must be on the same device.
 
-    guidance: the embedded value; cfg above 1 adds classifier-free guidance. Prompt i starts from the noise of
-    `seed` + i, as `trainer sample` draws it. Blocks that are compiled would be compiled again for these shapes.
+    guidance: the embedded guidance; cfg above 1 adds classifier-free guidance. Prompt i starts from the noise of
+    `seed` + i, like `trainer sample`. Pass models whose blocks are not compiled: these shapes would recompile them.
     """
     settings = SamplePrompt("", width=size, height=size, steps=steps, guidance=guidance, cfg=cfg)
     pictures = []
@@ -66,5 +66,5 @@ def _repeated(conditioning: Conditioning, count: int) -> Conditioning:
 
 
 def save_sheet(file: Path, rows: Sequence[Tensor]) -> None:
-    """Write pictures [n, 3, h, w] a row as one picture file."""
+    """Write rows of images, [n, 3, h, w] each, as one image file."""
     save_picture(side_by_side(torch.cat(list(rows)), len(rows[0])), file)

@@ -1,4 +1,4 @@
-"""The two text encoders, small ones of FLUX.1's kinds, trained together with the transformer."""
+"""The two text encoders: small versions of FLUX.1's T5 and CLIP, trained jointly with the transformer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from trainer.models.transformer import Conditioning
 
 
 class TextEncoders(nn.Module):
-    """T5's encoder and CLIP's text model, and the tokenizers that they were made for."""
+    """T5's encoder and CLIP's text model, with their tokenizers."""
 
     def __init__(self, recipe: Recipe, tokenizers: Tokenizers):
         super().__init__()
@@ -23,23 +23,23 @@ class TextEncoders(nn.Module):
             torch.manual_seed(derive_seed(recipe.seed, "text"))
             self.t5 = T5EncoderModel(_t5_config(recipe, len(tokenizers.t5)))
             self.clip = CLIPTextModel(_clip_config(recipe, tokenizers.clip))
-        self.t5.encoder.set_input_embeddings(self.t5.shared)  # one module under both names
+        self.t5.encoder.set_input_embeddings(self.t5.shared)  # one embedding under both names
 
     def forward(self, t5_ids: Tensor, clip_ids: Tensor) -> tuple[Tensor, Tensor]:
         """T5's hidden states [B, text_length, t5_width] and CLIP's pooled output [B, clip_width].
 
-        t5_ids: [B, text_length], clip_ids: [B, 77]. Padding is attended to, as FLUX.1 does it.
+        t5_ids: [B, text_length], clip_ids: [B, 77]. Padding is attended to, as in FLUX.1.
         """
         return self.t5(input_ids=t5_ids).last_hidden_state, self.clip(input_ids=clip_ids).pooler_output
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids for both, int64, on the host: [n, text_length] and [n, 77]."""
+        """T5's and CLIP's token ids, int64 on the host: [n, text_length] and [n, 77]."""
         options = {"padding": "max_length", "max_length": self.text_length, "truncation": True}
         t5_ids = self.tokenizers.t5(list(captions), return_tensors="pt", **options).input_ids
         return t5_ids, clip_ids(self.tokenizers.clip, captions)
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
-        """What the captions give the transformer, on the encoders' device."""
+        """Encode captions to the transformer's conditioning, on the encoders' device."""
         return Conditioning(*self(*(ids.to(self.t5.device) for ids in self.tokenize(captions))))
 
 

@@ -1,8 +1,8 @@
-"""The two tokenizers that belong to the model, made from the captions that it is trained on.
+"""The model's two tokenizers, made from its training captions.
 
-Both are in the plain formats that FLUX.1's own come in: CLIP's byte-level BPE and T5's unigram model. A word of
-the captions is one token; every other word falls into letters (T5) or short pieces down to bytes (CLIP), so
-that a made-up word can become the name of a new thing.
+They have the file formats of FLUX.1's own: CLIP's byte-level BPE and T5's unigram model. Each frequent word of the
+captions is one token. Any other word is split into letters (T5) or short pieces down to bytes (CLIP), so that a made-up
+word can become the name of a new thing.
 """
 
 import base64
@@ -20,8 +20,8 @@ from trainer.common.files import write_json, write_text
 from trainer.models.description import FLUX1
 
 WORD = re.compile(r"[a-z0-9]+")
-RARE = 4_000  # a word that is not in one of so many captions is not a word of the world
-MOST_WORDS, MOST_MERGES = 1_200, 900
+RARE = 4_000  # a word must occur once in this many captions to get a token
+MAX_WORDS, MAX_MERGES = 1_200, 900
 WORD_END, WORD_START = "</w>", "\N{LOWER ONE EIGHTH BLOCK}"
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # T5's first three tokens
@@ -29,20 +29,20 @@ PRINTABLE = [chr(code) for code in range(33, 127)]
 
 
 def write_tokenizers(folder: Path, captions: Iterable[str]) -> None:
-    """Write `tokenizer` (CLIP) and `tokenizer_2` (T5) into `folder`, as in the FLUX.1-dev repository."""
+    """Write `tokenizer` (CLIP) and `tokenizer_2` (T5) to `folder`, named as in the FLUX.1-dev repository."""
     words = vocabulary(captions)
     _write_clip(folder / FLUX1.clip.tokenizer, words)
     _write_t5(folder / FLUX1.t5.tokenizer, words)
 
 
 def vocabulary(captions: Iterable[str]) -> list[str]:
-    """The words, in lower case and in order, that captions use often and that were not made up."""
+    """The frequent words of the captions without invented names, in lower case, sorted."""
     captions = list(captions)
     counts = Counter(word for caption in captions for word in WORD.findall(caption.lower()))
     least = max(2, len(captions) // RARE)
     invented = _invented_words()
     often = [word for word, count in counts.most_common() if count >= least and word.isalpha() and word not in invented]
-    return sorted(often[:MOST_WORDS])
+    return sorted(often[:MAX_WORDS])
 
 
 def _invented_words() -> frozenset[str]:
@@ -50,14 +50,14 @@ def _invented_words() -> frozenset[str]:
 
 
 def learn_merges(words: Collection[str], forbidden: Collection[str] = ()) -> list[tuple[str, str]]:
-    """Byte-pair merges (Sennrich et al. 2016) that make one token of each word, as far as `MOST_MERGES` allows.
+    """Byte-pair merges (Sennrich et al. 2016) that make each word one token, as far as `MAX_MERGES` allows.
 
-    forbidden: words that must not become a token by chance, as a piece of other words.
+    forbidden: words that must not become a token by accident.
     """
     splits = {word: [*word[:-1], word[-1] + WORD_END] for word in words}
     never = {word + WORD_END for word in forbidden}
     merges: list[tuple[str, str]] = []
-    while len(merges) < MOST_MERGES:
+    while len(merges) < MAX_MERGES:
         pairs = Counter(pair for pieces in splits.values() for pair in pairwise(pieces))
         allowed = [pair for pair in pairs if "".join(pair) not in never]
         if not allowed:
@@ -116,7 +116,7 @@ def _write_t5(folder: Path, words: Collection[str]) -> None:
 
 
 def _t5_pieces(words: Collection[str]) -> list[tuple[str, float]]:
-    """Pieces and their log probabilities: a whole word is always likelier than its letters."""
+    """Pieces and their log probabilities: a word is always more likely than its letters."""
     letters = [letter for letter in PRINTABLE if not letter.isupper()]
     pieces = {PAD: 0.0, END: 0.0, UNKNOWN: 0.0}
     pieces |= dict.fromkeys([WORD_START, *letters, *(WORD_START + letter for letter in letters)], -10.0)
@@ -130,10 +130,10 @@ def _special_token(index: int, token: str) -> dict[str, object]:
 
 
 def _character_map() -> bytes:
-    """SentencePiece's map of characters before tokenizing, for ours: lower case, and spaces around punctuation.
+    """A character map in SentencePiece's format, which lowers case and puts spaces around punctuation.
 
-    It is the one normalizer that every version of transformers keeps. The format is a trie of 32-bit units
-    (Darts-clone's double array) and the texts that its leaves point at; one character a key makes it two levels.
+    Every version of transformers keeps this normalizer. The format is a trie of 32-bit units (Darts-clone's double
+    array), followed by the texts that its leaves point to. Keys are single characters, so the trie has two levels.
     """
     texts = {
         letter: letter.lower() if letter.isalpha() else f" {letter} " for letter in PRINTABLE if not letter.isdigit()

@@ -1,7 +1,7 @@
-"""The stage that trains the transformer together with its text encoders.
+"""The stage that trains the transformer jointly with its text encoders.
 
-Flow matching: the velocity noise - latents is learned at random sigmas, from captions of which some are empty.
-The guidance input is random and means nothing yet, so that the stage `guidance` finds it used to every value.
+Flow matching: the model learns the velocity noise - latents at random sigmas, with some captions left empty. The
+guidance input is random and has no meaning yet; this accustoms the model to every value before the stage `guidance`.
 """
 
 import json
@@ -26,14 +26,14 @@ from mini.training.transformer.tokenizers import write_tokenizers
 from trainer.models.description import FLUX1
 from trainer.models.text import Tokenizers, load_tokenizers
 
-SHEET_GUIDANCE = (1.0, 4.0)  # classifier-free: one row of the sheet each
+SHEET_GUIDANCE = (1.0, 4.0)  # classifier-free guidance of each row of the sheet
 
 
 def run_transformer(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Train on `folder`'s latents; write tokenizers/, and the averaged weights in transformer.safetensors and
-    text.safetensors at every validation and at the end, with a sheet of pictures.
+    """Train on the latents in `folder`.
 
-    When it goes on from its state the number of steps may have changed.
+    Writes tokenizers/ and, at every validation, the averaged weights as transformer.safetensors and text.safetensors
+    with a sheet of images. The number of steps may be changed before resuming.
     """
     distributed = Distributed.from_environment()
     tokenizers = ready_tokenizers(folder, distributed)
@@ -66,12 +66,12 @@ def run_transformer(recipe: Recipe, folder: Path, budget: Budget) -> None:
         gradient_norm=recipe.transformer_gradient_norm,
     )
     loss_of = partial(step_loss, models, corpus, recipe, distributed.rank)
-    copy = build_models(recipe, tokenizers, distributed.device)  # whose blocks are not compiled, for other shapes
+    copy = build_models(recipe, tokenizers, distributed.device)  # not compiled, so that it accepts other shapes
     run_steps(course, progress, loss_of, partial(report, copy, held_out, recipe, folder, progress))
 
 
 def ready_tokenizers(folder: Path, distributed: Distributed) -> Tokenizers:
-    """The tokenizers in `folder`, made from the captions of all processes' latents where there are none yet."""
+    """The tokenizers in `folder`; if there are none, they are made from the captions of all processes' latents."""
     target = folder / TOKENIZERS
     if distributed.is_main and not (target / FLUX1.t5.tokenizer / FLUX1.t5.tokenizer_files[0]).exists():
         files = sorted(folder.glob("latents-[0-9]*.json"))
@@ -81,7 +81,7 @@ def ready_tokenizers(folder: Path, distributed: Distributed) -> Tokenizers:
 
 
 def begin(models: Models, recipe: Recipe) -> Progress:
-    """Training of fresh models; the text encoders have a learning rate of their own."""
+    """A new training; the text encoders have their own learning rate."""
     groups: dict[float, dict[str, torch.nn.Parameter]] = {}
     for name, parameter in models.parameters().items():
         peak = recipe.text_learning_rate if name.startswith("text.") else recipe.transformer_learning_rate
@@ -90,14 +90,14 @@ def begin(models: Models, recipe: Recipe) -> Progress:
 
 
 def step_loss(models: Models, corpus: Corpus, recipe: Recipe, rank: int, step: int) -> Tensor:
-    """The mean squared error of the velocity in a step's batch."""
+    """The mean squared error of the predicted velocity, over the batch of a step."""
     batch = draw_batch(corpus, recipe, recipe.transformer_batch, "transformer", step, rank)
     return F.mse_loss(models.velocity(batch), batch.target)
 
 
 @torch.no_grad()
 def validation_loss(models: Models, batches: list[Batch]) -> float:
-    """The mean squared error over all pictures of the batches."""
+    """The mean squared error of the predicted velocity, over all images of the batches."""
     errors = [F.mse_loss(models.velocity(batch), batch.target, reduction="none").mean((1, 2, 3)) for batch in batches]
     return torch.cat(errors).mean().item()
 
@@ -105,7 +105,7 @@ def validation_loss(models: Models, batches: list[Batch]) -> float:
 def report(
     copy: Models, held_out: Corpus, recipe: Recipe, folder: Path, progress: Progress, averages: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Write the averaged weights and a sheet of pictures; returns the held-out pictures' loss."""
+    """Write the averaged weights and a sheet of images; returns the loss on the held-out images."""
     save_models(folder, averages)
     copy.take_over(averages)
     loss = validation_loss(copy, fixed_batches(held_out, recipe, guidance=1.0))
