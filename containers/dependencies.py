@@ -1,8 +1,8 @@
-"""What pip may and may not touch where torch came with the machine: a base image, or the project's environment.
+"""What pip may install where torch is already there: in a base image, or in the project's environment.
 
-usage: dependencies.py constraints FILE…       pins for pip, those of what is kept first
+usage: dependencies.py constraints FILE…       version pins for pip, first those of the packages to keep
        dependencies.py requirements FILE…      what to install: pyproject.toml or requirements.txt
-       dependencies.py unchanged FILE          fails unless what that file says was kept is still the same
+       dependencies.py unchanged FILE          fails unless the packages that this file lists as kept are unchanged
 """
 
 import importlib
@@ -12,8 +12,8 @@ import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-KEPT = "torch torchvision triton pytorch-triton numpy".split()  # numpy: torch is compiled against one of its versions
-SEPARATE = {"torchaudio"}  # installed by install.sh without its compiled part, which fits one torch only
+KEPT = "torch torchvision triton pytorch-triton numpy".split()  # numpy: torch is compiled against a version of it
+SEPARATE = {"torchaudio"}  # install.sh installs it without its compiled part, which fits only one torch
 NOTE = "# kept: "
 
 
@@ -24,7 +24,7 @@ def name_of(line: str) -> str:
 
 
 def kept() -> dict[str, Distribution]:
-    """Those of KEPT that are installed."""
+    """The packages of KEPT that are installed."""
     found = {}
     for name in KEPT:
         try:
@@ -40,7 +40,7 @@ def place(installed: Distribution) -> str:
 
 
 def constraints(files: list[Path]) -> list[str]:
-    """Lines for `pip --constraint`: what is installed wins over what the files say."""
+    """Lines for `pip --constraint`. The version of an installed package to keep overrides the files."""
     installed = kept()
     lines = [f"{NOTE}{name}=={found.version} in {place(found)}" for name, found in installed.items()]
     lines += [f"{name}=={found.version}" for name, found in installed.items()]
@@ -50,13 +50,13 @@ def constraints(files: list[Path]) -> list[str]:
 
 
 def index_of_build(torch: str) -> list[str]:
-    """Where the packages lie that fit a torch whose version names its build, such as 2.13.0+cpu."""
+    """The package index for a torch whose version names its build, such as 2.13.0+cpu."""
     build = re.search(r"\+((?:cpu|cu|rocm)[\d.]*)$", torch)
     return [f"--extra-index-url https://download.pytorch.org/whl/{build.group(1)}"] if build else []
 
 
 def requirements(files: list[Path]) -> list[str]:
-    """Lines for `pip --requirement`, without what is kept."""
+    """Lines for `pip --requirement`, without the packages to keep."""
     installed = kept()
     without = SEPARATE | installed.keys()
     lines = []
@@ -70,25 +70,25 @@ def requirements(files: list[Path]) -> list[str]:
 
 
 def unchanged(file: Path) -> list[str]:
-    """The kept packages as they are now; exits with what was replaced. They are imported too."""
+    """The kept packages as they are now. Exits with a message if one was replaced or cannot be imported."""
     promised = [line.removeprefix(NOTE) for line in file.read_text().splitlines() if line.startswith(NOTE)]
     now = [f"{name}=={found.version} in {place(found)}" for name, found in kept().items()]
     if "torch" not in kept() or not set(promised) <= set(now):
-        sys.exit(f"torch was there first and must stay as it was.\nbefore: {promised}\nnow:    {now}")
+        sys.exit(f"torch must stay as it was, but packages were replaced.\nbefore: {promised}\nnow:    {now}")
     for name in ("torch", "torchvision"):
         if name in kept():
-            import_or_say(name)
+            import_or_exit(name)
     return now
 
 
-def import_or_say(name: str) -> None:
-    """Exits with a line about a package whose compiled part does not fit this machine or this torch."""
+def import_or_exit(name: str) -> None:
+    """Import a package; exit with a message if its compiled part does not fit this machine or this torch."""
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         versions = " and ".join(f"{each} {found.version}" for each, found in kept().items() if "torch" in each)
-        hint = "https://pytorch.org/get-started/locally names the index of builds that fit each other"
-        sys.exit(f"{name} cannot be imported ({versions}): {error}\n{hint}; install both from it, then try again.")
+        hint = "https://pytorch.org/get-started/locally names an index whose builds fit each other"
+        sys.exit(f"{name} cannot be imported ({versions}): {error}\n{hint}. Install both from it, then try again.")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,31 +1,31 @@
 #!/bin/sh
-# fetch_comfyui.sh FOLDER: ComfyUI at the commit that this project is tested with, and nothing else.
-# COMFYUI_REPOSITORY and COMFYUI_COMMIT choose another source.
+# fetch_comfyui.sh FOLDER: fetches ComfyUI at exactly the commit that this project is tested with.
+# COMFYUI_REPOSITORY and COMFYUI_COMMIT select another source.
 set -eu
 
 folder=$1
 repository=${COMFYUI_REPOSITORY:-https://github.com/comfyanonymous/ComfyUI}
 commit=${COMFYUI_COMMIT:-fc0cb10bcbee6e73ed3caf34c27f7bde4559a07f} # v0.8.0
 
-commit_there() { git -C "$folder" rev-parse --verify --quiet HEAD; }
+current_commit() { git -C "$folder" rev-parse --verify --quiet HEAD; }
 
 case $commit in
     *[!0-9a-f]*) commit='' ;;
 esac
-[ "${#commit}" -eq 40 ] || { echo "COMFYUI_COMMIT has to be a full commit id: 40 digits 0-9a-f." >&2 && exit 1; }
+[ "${#commit}" -eq 40 ] || { echo "COMFYUI_COMMIT must be a full commit id: 40 digits 0-9a-f." >&2 && exit 1; }
 
 mkdir -p "$folder"
-if [ ! -e "$folder/.git" ] || [ "$(commit_there)" != "$commit" ]; then
+if [ ! -e "$folder/.git" ] || [ "$(current_commit)" != "$commit" ]; then
     git -C "$folder" init --quiet
     if ! git -C "$folder" fetch --quiet --depth 1 "$repository" "$commit"; then
-        echo "ComfyUI could not be fetched from $repository: is there a network, or a proxy to set?" >&2
+        echo "ComfyUI could not be fetched from $repository. Check the network connection and proxy settings." >&2
         exit 1
     fi
     git -C "$folder" -c advice.detachedHead=false checkout --quiet --force "$commit"
 fi
-# git computes every id from the content: the right id with a clean tree is the right content
-if [ "$(commit_there)" != "$commit" ] || [ -n "$(git -C "$folder" status --porcelain --untracked-files=no)" ]; then
-    echo "$folder is not ComfyUI at $commit, or was changed there. Delete it and try again." >&2
+# git computes every id from the content, so the right id and a clean tree mean the right content
+if [ "$(current_commit)" != "$commit" ] || [ -n "$(git -C "$folder" status --porcelain --untracked-files=no)" ]; then
+    echo "$folder is not ComfyUI at $commit, or it was changed. Delete it and try again." >&2
     exit 1
 fi
 echo "ComfyUI $commit"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# install.sh train|comfyui PYTHON REPOSITORY [COMFYUI]: what a role needs, into PYTHON's environment.
-# torch, torchvision and numpy stay those that are there; the last step proves it.
+# install.sh train|comfyui PYTHON REPOSITORY [COMFYUI]: installs what a role needs into PYTHON's environment.
+# The torch, torchvision and numpy that are already there stay as they are; the last step checks it.
 set -eu
 
 role=$1
@@ -12,7 +12,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 dependencies() { "$python" "$here/dependencies.py" "$@"; }
-pip() { PIP_CONSTRAINT='' "$python" -m pip "$@"; } # of a base image: it pins what we need newer
+pip() { PIP_CONSTRAINT='' "$python" -m pip "$@"; } # the base image sets it, and pins packages that we need newer
 
 case $role in
     train) set -- "$repository/pyproject.toml" ;;
@@ -24,8 +24,8 @@ dependencies requirements "$@" >"$scratch/requirements"
 pip install --no-cache-dir --disable-pip-version-check \
     --constraint "$scratch/constraints" --requirement "$scratch/requirements"
 
-# ComfyUI imports torchaudio at its start, for resampling and spectrograms, which are plain Python. Its compiled
-# part loads with the one torch that it was built for, and nothing here needs it.
+# ComfyUI imports torchaudio when it starts, for resampling and spectrograms, which are plain Python. Its compiled part
+# loads only with the torch that it was built for, and nothing here needs it.
 if [ "$role" = comfyui ]; then
     pip install --no-cache-dir --disable-pip-version-check --no-deps 'torchaudio==2.11.0'
     "$python" - <<'END'

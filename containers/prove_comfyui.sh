@@ -1,5 +1,5 @@
 #!/bin/sh
-# prove_comfyui.sh COMFYUI: it starts on a processor, with every node of its own imported.
+# prove_comfyui.sh COMFYUI: checks that ComfyUI starts on a CPU and imports all of its own nodes.
 set -eu
 
 folder=$(mktemp -d)

@@ -1,4 +1,4 @@
-"""Put our workflows into a ComfyUI user's folder, each once: what the user changed or deleted stays so.
+"""Copy our workflows into a ComfyUI user's folder, each only once: what the user changed or deleted stays that way.
 
 usage: seed_user.py WORKFLOWS USER_FOLDER
 """
@@ -8,12 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
-SEEDED = ".flux_dreambooth_seeded"  # the names that were put there once
-SETTINGS = {"Comfy.TutorialCompleted": True}  # else the first visit opens ComfyUI's own templates
+SEEDED = ".flux_dreambooth_seeded"  # names of the workflows that were copied before
+SETTINGS = {"Comfy.TutorialCompleted": True}  # otherwise the first visit opens ComfyUI's own templates
 
 
 def seed_workflows(source: Path, user: Path) -> list[str]:
-    """Copy what was never copied before and is not there. Returns the names that were new."""
+    """Copy each workflow that was never copied before, unless a file of its name exists. Returns the new names."""
     record = user / SEEDED
     before = record.read_text().split("\n") if record.is_file() else []
     folder = user / "workflows"
@@ -31,7 +31,7 @@ def seed_workflows(source: Path, user: Path) -> list[str]:
 
 
 def seed_settings(user: Path) -> None:
-    """ComfyUI's settings, only where there are none yet."""
+    """Write ComfyUI's settings if there are none yet."""
     file = user / "comfy.settings.json"
     if not file.exists():
         file.write_text(json.dumps(SETTINGS, indent=4))
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(__doc__)
     source, user = map(Path, arguments)
     for name in seed_workflows(source, user):
-        print(f"workflow {name}: in the left panel")
+        print(f"New workflow in the sidebar: {name}")
     seed_settings(user)
 
 

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Entry of the training image: PROGRAM ARGUMENT..., stopped cleanly.
-# bash, because NVIDIA's base image prepares CUDA in what bash reads at its start (BASH_ENV).
+# Entry point of the training image: train.sh PROGRAM ARGUMENT..., with the options of init.py in front.
+# bash, because NVIDIA's base image prepares CUDA in the file that bash reads when it starts (BASH_ENV).
 set -eu
 umask 022
 export TOKENIZERS_PARALLELISM=false

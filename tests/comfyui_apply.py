@@ -3,8 +3,8 @@
     python comfyui_apply.py COMFYUI_DIR FOLDER
 
 FOLDER holds transformer.safetensors, clip_l.safetensors, t5xxl.safetensors (any width), inputs.safetensors
-and loras/*.safetensors. Written: outputs.safetensors with `<name>.velocity` and `<name>.clip` of each LoRA
-and of `base`, and report.json with the number of patched weights and all that ComfyUI complained of.
+and loras/*.safetensors. The script writes outputs.safetensors, with `<name>.velocity` and `<name>.clip` of each LoRA
+and of `base`, and report.json, with the number of patched weights and every warning of ComfyUI's.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ TORCHVISION_OPS = (
 )
 
 
-def mend_torch_neighbours() -> None:
-    """Let ComfyUI import where torchvision's binary part or torchaudio does not fit this torch."""
+def patch_torch_imports() -> None:
+    """Let ComfyUI be imported even if the compiled parts of torchvision or torchaudio do not fit this torch."""
     for op in TORCHVISION_OPS.split():
-        with contextlib.suppress(RuntimeError):  # it is there
+        with contextlib.suppress(RuntimeError):  # it exists already
             torch.library.define(f"torchvision::{op}", "(Tensor x) -> Tensor")
-    import transformers  # noqa: F401  (before a torchaudio that is none)
+    import transformers  # noqa: F401  (before torchaudio is replaced)
 
     try:
         import torchaudio  # noqa: F401
@@ -37,8 +37,8 @@ def mend_torch_neighbours() -> None:
 
 
 def prepare_imports(comfyui: Path) -> None:
-    """Make ComfyUI's modules importable, for a CPU."""
-    mend_torch_neighbours()
+    """Make ComfyUI's modules importable, set up for a CPU."""
+    patch_torch_imports()
     sys.path.insert(0, str(comfyui))
     sys.argv = [sys.argv[0], "--cpu", "--fp32-text-enc"]
     import comfy.options
@@ -47,7 +47,7 @@ def prepare_imports(comfyui: Path) -> None:
 
 
 def load_transformer(path: Path):
-    """A ModelPatcher of ComfyUI's Flux in float32; the head count is that of heads of 128."""
+    """A ModelPatcher with ComfyUI's Flux in float32; each attention head has 128 channels."""
     import comfy.model_detection
     import comfy.model_patcher
     import comfy.supported_models

@@ -1,6 +1,6 @@
 #!/bin/sh
-# standin_base.sh NAME: an image of Debian, Python, a CPU build of torch and a numpy older than ours, in place of
-# NVIDIA's, to build and run both Dockerfiles where that is out of reach. Needs root, buildah and debootstrap.
+# standin_base.sh NAME: builds a small base image in place of NVIDIA's, to build and run both Dockerfiles in tests:
+# Debian, Python, a CPU build of torch, and a numpy older than ours. Needs root, buildah and debootstrap.
 set -eu
 
 name=$1
@@ -19,7 +19,7 @@ pip --find-links /wheels torch==2.13.0 numpy==1.26.4 pillow
 pip --no-deps torchvision==0.28.0
 rm -rf "$root/wheels"
 
-# torchvision's compiled part needs CUDA: two operators are declared so that it can be imported
+# torchvision's compiled part needs CUDA; with these two operators declared it can be imported without
 cat >>"$root/usr/local/lib/python3.11/dist-packages/torchvision/extension.py" <<'END'
 
 

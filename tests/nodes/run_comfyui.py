@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from comfyui_apply import mend_torch_neighbours
+from comfyui_apply import patch_torch_imports
 
 if __name__ == "__main__":
-    mend_torch_neighbours()
+    patch_torch_imports()
     _, comfyui, *arguments = sys.argv
     sys.argv = [f"{comfyui}/main.py", *arguments]
     sys.path[0:2] = [comfyui]  # in place of our two folders

