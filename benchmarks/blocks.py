@@ -29,8 +29,8 @@ from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import layers_on_one_input, place_adapters_together, use_training_blocks
 from trainer.models.attention import choose_attention
 from trainer.models.description import FLUX1
-from trainer.models.quantized import QuantizedLinear, Storage, allocate, fill, make_quantized
-from trainer.models.transformer import rotary_table, takes_text_in_front
+from trainer.models.quantized import QuantizedLinear, WeightFormat, allocate, fill, make_quantized
+from trainer.models.transformer import rotary_table, takes_joint_sequence
 
 CUDA = torch.device("cuda")
 TXT_TOKENS = 512
@@ -60,8 +60,10 @@ class Cost:
 class Chain:
     """A few blocks of one kind with adapters, one after another, and a gradient for what comes out of them."""
 
-    def __init__(self, kind: str, depth: int, storage: Storage, rank: int, resolution: int, batch: int, compiled: bool):
-        transformer = make_transformer(depth, storage)
+    def __init__(
+        self, kind: str, depth: int, weight_format: WeightFormat, rank: int, resolution: int, batch: int, compiled: bool
+    ):
+        transformer = make_transformer(depth, weight_format)
         use_training_blocks(transformer)
         img_tokens = (resolution // FLUX1.latents.token_side) ** 2
         choose_attention(transformer, TXT_TOKENS, {(batch, img_tokens): 1})
@@ -85,7 +87,7 @@ class Chain:
     def forward(self) -> list[torch.Tensor]:
         """What the last block gives: text and image, or both as one."""
         txt, img = None, self.tokens
-        if not takes_text_in_front(self.blocks[0]):
+        if not takes_joint_sequence(self.blocks[0]):
             txt, img = self.tokens[:, :TXT_TOKENS].contiguous(), self.tokens[:, TXT_TOKENS:].contiguous()
         for block in self.blocks:
             txt, img = block(img, txt, self.temb, self.rotary, None)
@@ -103,14 +105,14 @@ class Chain:
         return taken // self.depth
 
 
-def make_transformer(depth: int, storage: Storage) -> FluxTransformer2DModel:
+def make_transformer(depth: int, weight_format: WeightFormat) -> FluxTransformer2DModel:
     """FLUX.1-dev's width with `depth` blocks of either kind, frozen, random, on the GPU."""
     with init_empty_weights(include_buffers=False):
         transformer = FluxTransformer2DModel(num_layers=depth, num_single_layers=depth, guidance_embeds=True)
     shapes = {name: parameter.shape for name, parameter in transformer.named_parameters()}
-    if storage.precision != "bf16":
-        make_quantized(transformer, storage)
-        allocate(transformer, storage, CUDA, torch.bfloat16, layers_on_one_input(transformer))
+    if weight_format.precision != "bf16":
+        make_quantized(transformer, weight_format)
+        allocate(transformer, weight_format, CUDA, torch.bfloat16, layers_on_one_input(transformer))
     for name, shape in shapes.items():
         owner, _, leaf = name.rpartition(".")
         module = transformer.get_submodule(owner)
@@ -163,8 +165,8 @@ def count_kernels(chain: Chain, rank: int, detail: int) -> Breakdown | None:
 
 
 def measure(kind: str, arguments: argparse.Namespace, precision: str, rank: int, resolution: int) -> Cost:
-    storage = Storage.for_device(precision, CUDA)  # type: ignore[arg-type]
-    chain = Chain(kind, arguments.depth, storage, rank, resolution, arguments.batch, not arguments.eager)
+    weight_format = WeightFormat.for_device(precision, CUDA)  # type: ignore[arg-type]
+    chain = Chain(kind, arguments.depth, weight_format, rank, resolution, arguments.batch, not arguments.eager)
     found = replay_milliseconds(chain) / arguments.depth
     kept = chain.kept_bytes() / GIB
     kernels = count_kernels(chain, rank, arguments.detail)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from trainer.kernels.quantize import FP8, quantize_rows
 from trainer.models import products
-from trainer.models.quantized import EIGHT_BIT, QuantizedLinear, Storage, precision_problems
+from trainer.models.quantized import EIGHT_BIT, QuantizedLinear, WeightFormat, precision_problems
 
 # in features, out features, and which layer of FLUX.1-dev has them
 SHAPES = (
@@ -94,7 +94,7 @@ def measure(precision: str, tokens: int, in_features: int, out_features: int) ->
         yield Timing(precision, "backward", *shape, found, found, relative_error(dy @ weight, dx))
         return
     for both_layouts in (False, True) if precision in EIGHT_BIT else (False,):
-        layer = QuantizedLinear(in_features, out_features, Storage(precision, both_layouts))  # type: ignore
+        layer = QuantizedLinear(in_features, out_features, WeightFormat(precision, both_layouts))  # type: ignore
         layer.store(weight)
         forward, backward = compiled_directions(layer)
         if not both_layouts:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.random_flux import SIZES, ModelFiles, model_contents, model_files
-from trainer.common.files import free_bytes, write_text
+from trainer.common.files import free_disk_bytes, write_text
 from trainer.common.problems import Problem, raise_if_any
 from trainer.config import TrainConfig
 
@@ -96,7 +96,7 @@ def _only(folder: Path, pattern: str) -> list[Path]:
 
 def disk_problems(model: Model, work: Path) -> list[Problem]:
     """Whether the random files fit. The runs' own files are looked at by the training's check."""
-    missing, free = model.missing_bytes, free_bytes(work)
+    missing, free = model.missing_bytes, free_disk_bytes(work)
     if missing <= free:
         return []
     what = f"{missing / GB:.1f} GB of random model files go there, and {free / GB:.1f} GB are free"

@@ -11,7 +11,7 @@ from trainer.lora.adapter import adapter_parameters, add_lora, linear_modules
 from trainer.lora.blocks import layers_on_one_input, use_training_blocks
 from trainer.models.load import load_transformer
 from trainer.models.offload import swap_blocks, swapped_names
-from trainer.models.quantized import QuantizedLinear, Storage
+from trainer.models.quantized import QuantizedLinear, WeightFormat
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 
 NUM_DOUBLE, NUM_SINGLE = SIZES["tiny"].double_blocks, SIZES["tiny"].single_blocks
@@ -29,13 +29,13 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def layer_of(weight: torch.Tensor, precision: str, both_layouts: bool = False) -> QuantizedLinear:
-    layer = QuantizedLinear(weight.shape[1], weight.shape[0], Storage(precision, both_layouts))  # type: ignore
+    layer = QuantizedLinear(weight.shape[1], weight.shape[0], WeightFormat(precision, both_layouts))  # type: ignore
     layer.store(weight)
     return layer
 
 
 def keep_transposed(transformer: torch.nn.Module) -> None:
-    """Give all its 8-bit layers the other layout too, as `Storage(both_layouts=True)` does."""
+    """Give all its 8-bit layers the other layout too, as `WeightFormat(both_layouts=True)` does."""
     for layer in transformer.modules():
         if isinstance(layer, QuantizedLinear):
             layer.transposed = torch.nn.Parameter(layer.weight.t().contiguous(), requires_grad=False)

@@ -25,7 +25,7 @@ from trainer.engine.run import Run, prepare
 from trainer.engine.samples import make_samples
 from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, sum_over_processes
 from trainer.engine.tasks import due_tasks, record_step
-from trainer.memory.first_step import out_of_memory, room_for, until_it_fits
+from trainer.memory.first_step import out_of_memory, reserve, run_until_it_fits
 from trainer.optim.foreach import gradients, with_gradient
 from trainer.preflight.check import make_plan
 from trainer.preflight.plan import RunPlan
@@ -141,10 +141,10 @@ def first_step(run: Run, batches: Iterator[Batch], step: int) -> tuple[torch.Ten
     own = list(islice(batches, len(run.own_share(step))))
 
     def gradient_with_room() -> torch.Tensor:
-        with room_for(run.optimizer_bytes_to_come, run.model.device):
+        with reserve(run.optimizer_bytes_to_come, run.model.device):
             return compute_gradient(run, iter(own), step)
 
-    return until_it_fits(run, gradient_with_room, lambda loss: update(run, loss, step))
+    return run_until_it_fits(run, gradient_with_room, lambda loss: update(run, loss, step))
 
 
 def clip_gradients(model: AdaptedModel, max_norm: float) -> torch.Tensor:

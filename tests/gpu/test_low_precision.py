@@ -6,7 +6,7 @@ import torch
 from benchmarks.random_flux import ModelFiles
 from tests.quantized_layers import EIGHT_BITS, PRECISIONS, Adapted, cosine, draw, keep_transposed, layer_of
 from trainer.models.load import load_transformer
-from trainer.models.quantized import Storage, precision_problems, product_error
+from trainer.models.quantized import WeightFormat, precision_problems, product_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,15 +76,15 @@ def test_both_layouts_give_the_same_gradient_compiled(tiny_flux, precision):
 
     The same layers are in 8 bits in both: a storage of both layouts would leave those of modulation out.
     """
-    one = adapter_gradient(tiny_flux, Storage(precision), compiled=True)
-    both = adapter_gradient(tiny_flux, Storage(precision), compiled=True, transposed=True)
+    one = adapter_gradient(tiny_flux, WeightFormat(precision), compiled=True)
+    both = adapter_gradient(tiny_flux, WeightFormat(precision), compiled=True, transposed=True)
     assert cosine(one, both) > 0.999
 
 
 @pytest.mark.parametrize("precision", EIGHT_BITS)
 def test_a_base_of_8_bits_takes_about_half_the_memory(tiny_flux, precision):
     taken = []
-    for base in ("bf16", Storage(precision)):
+    for base in ("bf16", WeightFormat(precision)):
         before = torch.cuda.memory_allocated()
         transformer = load_transformer(tiny_flux.transformer, CUDA, torch.bfloat16, base)
         taken.append(torch.cuda.memory_allocated() - before)

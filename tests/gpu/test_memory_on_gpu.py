@@ -17,7 +17,7 @@ from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradie
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.memory.bytes import Choice, Work, blocks_of, step_bytes
-from trainer.memory.choose import look_at
+from trainer.memory.choose import query_device
 from trainer.models.offload import block_swap, swap_blocks
 from trainer.optim.foreach import gradients_or_zeros
 
@@ -184,7 +184,7 @@ def test_swapped_weights_are_page_locked_and_off_the_device():
 
 
 def test_the_device_is_looked_at_and_measured():
-    gpu = look_at(GPU)
+    gpu = query_device(GPU)
     assert gpu and gpu.free > 0 and gpu.host_free > 0 and gpu.name
     measured = gpu.measured_on(GPU)
     assert 1e12 < measured.flops < 1e16 and 1e9 < measured.link < 1e12

@@ -75,7 +75,7 @@ def test_random_files_are_kept_when_they_are_whole_and_fit_on_the_disk(tiny_flux
     assert model.missing_bytes == tiny_flux.clip_l.stat().st_size
     full = Model("full", tmp_path / "full", random=True)
     assert full.missing_bytes == sum(content.total_bytes or 0 for content in model_contents(model_files(clip), "full"))
-    monkeypatch.setattr("benchmarks.workspace.free_bytes", lambda _: 10**9)
+    monkeypatch.setattr("benchmarks.workspace.free_disk_bytes", lambda _: 10**9)
     (problem,) = disk_problems(full, tmp_path)
     assert "34.2 GB" in problem.what and "1.0 GB are free" in problem.what and "--size" in problem.hint
 

@@ -194,11 +194,11 @@ def test_a_full_disk_is_known_before_it_is_full(workshop, monkeypatch):
     config = workshop.config("disk", max_train_epochs=4, save_every_n_epochs=1, save_state=True, network_dim=64)
     plan = make_plan(config)
     needed = plan.lora_bytes_kept + plan.state_bytes_kept + plan.missing_cache_bytes
-    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: needed - 1)
+    monkeypatch.setattr(trainer.common.disk, "free_disk_bytes", lambda _: needed - 1)
     (problem,) = check_report(config)
     assert problem.startswith("disk: ") and str(config.output_dir) in problem and str(plan.cache_dir) in problem
     assert "are free" in problem and "--save_last_n_epochs" in problem
-    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: needed)
+    monkeypatch.setattr(trainer.common.disk, "free_disk_bytes", lambda _: needed)
     make_plan(config)
 
 

@@ -9,7 +9,7 @@ from tests.unit.test_step import make_batch, make_model
 from trainer.data.batches import Batch
 from trainer.engine.cuda_graphs import RUNS_BEFORE, GradientGraphs, kind_of, why_not
 from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
-from trainer.memory.bytes import LEAST_ROOM
+from trainer.memory.bytes import MIN_GRAPH_RESERVE
 
 
 class Recorder:
@@ -36,7 +36,7 @@ class Recorder:
         return replay
 
 
-def recording(num_kinds: int, recorder: Recorder, free: int = LEAST_ROOM) -> GradientGraphs:
+def recording(num_kinds: int, recorder: Recorder, free: int = MIN_GRAPH_RESERVE) -> GradientGraphs:
     return GradientGraphs(num_kinds, recorder, free=lambda _device: free)
 
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_recorded_goes_on_and_is_told_once(caplog: pytest.LogCapt
 def test_graphs_that_leave_no_room_for_the_rest_are_let_go(caplog: pytest.LogCaptureFixture):
     groups = [[make_batch(1, step)] for step in range(5)]
     recorder = Recorder()
-    graphs = recording(1, recorder, free=LEAST_ROOM - 1)
+    graphs = recording(1, recorder, free=MIN_GRAPH_RESERVE - 1)
     with caplog.at_level(logging.WARNING):
         found = steps(make_model(), graphs, groups)
     torch.testing.assert_close(found, steps(make_model(), None, groups))

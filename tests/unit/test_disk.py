@@ -136,9 +136,9 @@ def test_room_for_what_is_kept_is_enough(workshop, monkeypatch):
     plan = make_plan(config)
     kept = 3 * (plan.lora_bytes + plan.state_bytes)
     assert (plan.checkpoints, max(map(sum, plan.growth))) == (100, kept)
-    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes)
+    monkeypatch.setattr(trainer.common.disk, "free_disk_bytes", lambda _: kept + plan.missing_cache_bytes)
     assert has([str(warning) for warning in make_plan(config).warnings], "if the run is stopped")
-    monkeypatch.setattr(trainer.common.disk, "free_bytes", lambda _: kept + plan.missing_cache_bytes - 1)
+    monkeypatch.setattr(trainer.common.disk, "free_disk_bytes", lambda _: kept + plan.missing_cache_bytes - 1)
     (problem,) = check_report(config)
     assert problem.startswith("disk: ")
 

@@ -18,7 +18,7 @@ from tests.faults.test_state_faults import in_child, kill_at_change
 from trainer.common.files import (
     FULL_DISK_ERRORS,
     atomic_write,
-    free_bytes,
+    free_disk_bytes,
     sha256_file,
     write_json,
     write_safetensors,
@@ -172,4 +172,4 @@ def test_file_and_folder_are_flushed_in_order(tmp_path, monkeypatch):
 def test_hash_and_free_space(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert free_bytes(tmp_path / "not" / "there" / "yet") > 0
+    assert free_disk_bytes(tmp_path / "not" / "there" / "yet") > 0

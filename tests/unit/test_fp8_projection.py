@@ -10,10 +10,12 @@ from trainer.kernels.quantize import FP8, gelu, quantize_rows
 from trainer.lora import projection
 from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter
 from trainer.lora.projection import are_alike, project
-from trainer.models.quantized import QuantizedLinear, Storage, fill, join
+from trainer.models.quantized import QuantizedLinear, WeightFormat, fill, join
 
 WIDTHS = {"to_q": 32, "to_k": 32, "to_v": 48}  # of what the layers give, for an input of 64 numbers
-LAYOUTS = pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True)], ids=["one", "both"])
+LAYOUTS = pytest.mark.parametrize(
+    "weight_format", [WeightFormat("fp8"), WeightFormat("fp8", both_layouts=True)], ids=["one", "both"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +25,12 @@ def as_on_a_gpu(monkeypatch):
 
 
 def stored(
-    storage: Storage, joined: bool = True, dropouts: Dropouts = NO_DROPOUTS
+    weight_format: WeightFormat, joined: bool = True, dropouts: Dropouts = NO_DROPOUTS
 ) -> tuple[nn.Module, list[nn.Module]]:
     """A model of one block with three adapted layers, and these layers."""
     model, block = nn.Module(), nn.Module()
     model.transformer_blocks = nn.ModuleList([block])  # type: ignore[assignment]
-    layers = {name: QuantizedLinear(64, width, storage) for name, width in WIDTHS.items()}
+    layers = {name: QuantizedLinear(64, width, weight_format) for name, width in WIDTHS.items()}
     if joined:
         join([*layers.values()], "cpu", torch.float32)
     for seed, (name, layer) in enumerate(layers.items()):
@@ -70,8 +72,8 @@ def layer_by_layer(inputs: list[Tensor], layers: list[nn.Module], activated: tup
 
 @LAYOUTS
 @PARTS
-def test_joined_layers_give_what_each_gives(storage, parts, activated):
-    model, layers = stored(storage)
+def test_joined_layers_give_what_each_gives(weight_format, parts, activated):
+    model, layers = stored(weight_format)
     found = results(model, layers, parts, activated)
     expected = results(model, layers, parts, activated, run=layer_by_layer)
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
@@ -82,13 +84,13 @@ def test_joined_layers_give_what_each_gives(storage, parts, activated):
 
 
 @LAYOUTS
-def test_what_was_joined_is_stored_once_and_each_layer_still_works_alone(storage):
-    model, layers = stored(storage)
+def test_what_was_joined_is_stored_once_and_each_layer_still_works_alone(weight_format):
+    model, layers = stored(weight_format)
     bases = [layer.base_layer for layer in layers]  # type: ignore[union-attr]
-    for name in ("weight", "scale", "bias", *(["transposed"] if storage.both_layouts else [])):
+    for name in ("weight", "scale", "bias", *(["transposed"] if weight_format.both_layouts else [])):
         assert len({getattr(base, name).untyped_storage().data_ptr() for base in bases}) == 1, name
     assert bases[0].joined.weight.dtype == FP8  # type: ignore[union-attr]
-    _, apart = stored(storage, joined=False)
+    _, apart = stored(weight_format, joined=False)
     with disabled_adapter(model):
         assert not are_alike(layers)
         for one, other in zip(layers, apart, strict=True):
@@ -102,15 +104,15 @@ def test_what_was_joined_is_stored_once_and_each_layer_still_works_alone(storage
 
 
 def test_layers_go_together_only_where_they_are_joined_and_adapted_alike():
-    storage = Storage("fp8")
-    model, layers = stored(storage)
+    weight_format = WeightFormat("fp8")
+    model, layers = stored(weight_format)
     assert are_alike(layers)
     assert not are_alike(layers[:2])
     assert not are_alike(layers[1:])
-    assert not are_alike(stored(storage, joined=False)[1])
+    assert not are_alike(stored(weight_format, joined=False)[1])
     layers[1].scaling["default"] = 0.5  # type: ignore[index, union-attr]
     assert not are_alike(layers)
-    model, layers = stored(storage, dropouts=Dropouts(network=0.5))
+    model, layers = stored(weight_format, dropouts=Dropouts(network=0.5))
     assert not are_alike(layers)
     model.eval()
     assert are_alike(layers)
@@ -118,23 +120,23 @@ def test_layers_go_together_only_where_they_are_joined_and_adapted_alike():
 
 def test_the_gradient_of_a_part_is_dense():
     """Attention's backward takes it to be so."""
-    found = results(*stored(Storage("fp8")), (24, 40), (False, True))
+    found = results(*stored(WeightFormat("fp8")), (24, 40), (False, True))
     assert all(gradient.is_contiguous() for gradient in found[3:5])
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_inductor])])
 @LAYOUTS
-def test_compiled_blocks_are_one_graph_with_the_eager_gradient(tiny_flux, storage, backend):
-    eager, compiled = Adapted(tiny_flux.transformer, storage), Adapted(tiny_flux.transformer, storage)
+def test_compiled_blocks_are_one_graph_with_the_eager_gradient(tiny_flux, weight_format, backend):
+    eager, compiled = Adapted(tiny_flux.transformer, weight_format), Adapted(tiny_flux.transformer, weight_format)
     compiled.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
     assert cosine(compiled.gradient(), eager.gradient()) > 0.9999
     torch.compiler.reset()
 
 
 @LAYOUTS
-def test_the_adapters_gradient_points_where_float32s_does(tiny_flux, storage):
-    plain, apart = Adapted(tiny_flux.transformer), Adapted(tiny_flux.transformer, storage, trained=False)
-    adapted = Adapted(tiny_flux.transformer, storage)
+def test_the_adapters_gradient_points_where_float32s_does(tiny_flux, weight_format):
+    plain, apart = Adapted(tiny_flux.transformer), Adapted(tiny_flux.transformer, weight_format, trained=False)
+    adapted = Adapted(tiny_flux.transformer, weight_format)
     block = adapted.transformer.single_transformer_blocks[0]
     assert are_alike((block.proj_mlp, block.attn.to_q, block.attn.to_k, block.attn.to_v))
     found, expected = adapted.gradient(), plain.gradient()
@@ -144,8 +146,8 @@ def test_the_adapters_gradient_points_where_float32s_does(tiny_flux, storage):
 
 
 def test_modulation_is_kept_as_it_is_where_it_costs_nothing(tiny_flux):
-    one = Adapted(tiny_flux.transformer, Storage("fp8")).transformer
-    both = Adapted(tiny_flux.transformer, Storage("fp8", both_layouts=True)).transformer
+    one = Adapted(tiny_flux.transformer, WeightFormat("fp8")).transformer
+    both = Adapted(tiny_flux.transformer, WeightFormat("fp8", both_layouts=True)).transformer
     for name in ("transformer_blocks.0.norm1.linear", "single_transformer_blocks.0.norm.linear"):
         assert isinstance(one.get_submodule(name).base_layer, QuantizedLinear)
         assert type(both.get_submodule(name).base_layer) is nn.Linear

@@ -69,7 +69,7 @@ def test_arithmetic_of_full_size():
 
 
 def counted(transformer, block: torch.nn.Module, batch: int, img_tokens: int, txt_tokens: int, is_double: bool) -> int:
-    """What autograd really keeps of one block: bytes of different storages that are no parameters."""
+    """What autograd really keeps of one block: bytes of different formats that are no parameters."""
     width = transformer.x_embedder.out_features
     head = transformer.config["attention_head_dim"]
     joined = torch.randn(batch, txt_tokens + img_tokens, width).requires_grad_()
@@ -190,7 +190,7 @@ SETTINGS["t5xxl_max_token_length"] = 64  # so that activations are a part of the
 @pytest.fixture
 def on_gpu(monkeypatch):
     """The CPU taken for a GPU with room for all; what really fits is for the test to say."""
-    monkeypatch.setattr(trainer.preflight.memory, "look_at", lambda _device: GPU)
+    monkeypatch.setattr(trainer.preflight.memory, "query_device", lambda _device: GPU)
 
 
 def same(one: Finished, other: Finished) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from tests.full_size import GPU, full_work
 from trainer.config import TrainConfig
-from trainer.memory.bytes import GIB, ROOM, Choice, Work
+from trainer.memory.bytes import GIB, GRAPH_RESERVE, Choice, Work
 from trainer.memory.choose import (
     Allowed,
     MemoryPlan,
@@ -19,7 +19,7 @@ from trainer.memory.choose import (
     with_faster,
 )
 from trainer.memory.record import Measured
-from trainer.models.quantized import Storage
+from trainer.models.quantized import WeightFormat
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_recorded_batches_leave_room_for_the_optimizer():
         plain, recorded = (plan_for(replace(work, recorded=each), gib, Allowed(swapped=0)) for each in (False, True))
         assert recorded.bytes.peak < plain.bytes.peak
         assert needed_bytes(recorded.work, recorded.choice) <= gib * GIB
-        assert gib * GIB - recorded.bytes.peak >= 0.03 * recorded.bytes.peak + ROOM
+        assert gib * GIB - recorded.bytes.peak >= 0.03 * recorded.bytes.peak + GRAPH_RESERVE
 
 
 def test_shared_memory_is_never_swapped():
@@ -79,7 +79,7 @@ def test_shared_memory_is_never_swapped():
 
 def test_a_lower_precision_comes_before_swapping_and_only_when_allowed():
     work = full_work()
-    allowed = Allowed(storages=(Storage("bf16"), Storage("fp8"), Storage("nf4")))
+    allowed = Allowed(formats=(WeightFormat("bf16"), WeightFormat("fp8"), WeightFormat("nf4")))
     assert plan_for(work, 30, allowed).choice.precision == "bf16"
     assert plan_for(work, 20, allowed).choice.precision == "fp8" and plan_for(work, 20, allowed).choice.swapped == 0
     assert plan_for(work, 11, allowed).choice.precision == "nf4"
@@ -88,11 +88,13 @@ def test_a_lower_precision_comes_before_swapping_and_only_when_allowed():
 
 def test_where_all_must_swap_the_first_of_equals_is_taken():
     work = full_work()
-    allowed = Allowed(storages=(Storage("bf16"), Storage("fp8", True), Storage("fp8"), Storage("int8")))
+    allowed = Allowed(
+        formats=(WeightFormat("bf16"), WeightFormat("fp8", True), WeightFormat("fp8"), WeightFormat("int8"))
+    )
     for gib in (14, 11):
         choice = plan_for(work, gib, allowed).choice
         alone = plan_for(work, gib).choice
-        assert choice.storage == Storage("fp8") and choice.swapped
+        assert choice.weight_format == WeightFormat("fp8") and choice.swapped
         assert expected_seconds(work, GPU, choice) < expected_seconds(work, GPU, alone)
     slow = {"link": 50e9, "flops": 20e12}  # copies of any size hide behind it
     assert plan_for(work, 12, allowed, **slow).choice.precision == "fp8"
@@ -109,7 +111,7 @@ def test_a_small_fast_card_recomputes_instead_of_waiting_for_copies():
 
 
 def test_what_would_be_faster_in_8_bits_is_said_and_not_done():
-    work, allowed = full_work(), Allowed(storages=(Storage("bf16"), Storage("fp8")))
+    work, allowed = full_work(), Allowed(formats=(WeightFormat("bf16"), WeightFormat("fp8")))
     plan = with_faster(plan_for(work, 23), allowed)
     assert plan.choice.precision == "bf16" and plan.choice.swapped
     assert plan.faster and plan.faster.precision == "fp8" and not plan.faster.swapped

@@ -18,7 +18,7 @@ from trainer.engine.step import AdaptedModel
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.models.offload import NUM_SLOTS, block_swap, swap_blocks, swapped_blocks, swapped_names
-from trainer.models.quantized import Storage
+from trainer.models.quantized import WeightFormat
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 
 CPU = torch.device("cpu")
@@ -66,10 +66,14 @@ def test_gradients_are_the_same_bits(plain, swapped, checkpoint_blocks):
 
 
 @pytest.mark.parametrize(
-    "storage", [Storage("bf16"), Storage("fp8"), Storage("fp8", both_layouts=True), Storage("int8")]
+    "weight_format",
+    [WeightFormat("bf16"), WeightFormat("fp8"), WeightFormat("fp8", both_layouts=True), WeightFormat("int8")],
 )
-def test_quantised_and_joined_layers_are_swapped_as_they_are(tiny_flux, storage):
-    plain, swapped = Adapted(tiny_flux.transformer, storage), Adapted(tiny_flux.transformer, storage, swapped=2)
+def test_quantised_and_joined_layers_are_swapped_as_they_are(tiny_flux, weight_format):
+    plain, swapped = (
+        Adapted(tiny_flux.transformer, weight_format),
+        Adapted(tiny_flux.transformer, weight_format, swapped=2),
+    )
     swap = block_swap(swapped.transformer)
     assert swap and swap.host_bytes > 0
     expected = plain.gradient()
@@ -83,11 +87,11 @@ def test_it_begins_again_from_whatever_is_in_the_slots(plain):
     model = make_model(5)
     swap = block_swap(model.transformer)
     assert swap
-    for unsettle in (lambda: swap.bring(6), swap.forget, swap.rewind, lambda: (swap.forget(), swap.rewind())):
+    for unsettle in (lambda: swap.load(6), swap.invalidate, swap.rewind, lambda: (swap.invalidate(), swap.rewind())):
         unsettle()
         assert torch.equal(gradient(model, [make_batch(2, 0), make_batch(1, 1)])[0], plain[0])
     assert swap.held == [0, 1]
-    swap.bring(6)
+    swap.load(6)
     assert swap.held != [0, 1]
     swap.rewind()
     assert swap.held == [0, 1]
@@ -98,7 +102,7 @@ def test_a_forgotten_copy_would_be_seen(plain):
     model = make_model(5)
     swap = block_swap(model.transformer)
     assert swap
-    swap.bring_for_backward = lambda _index, txt, img: (txt, img)  # type: ignore[method-assign]
+    swap.load_in_backward = lambda _index, txt, img: (txt, img)  # type: ignore[method-assign]
     assert not torch.equal(gradient(model, [make_batch(2, 0), make_batch(1, 1)])[0], plain[0])
 
 

@@ -17,10 +17,10 @@ from trainer.lora.adapter import disabled_adapter, linear_modules
 from trainer.lora.blocks import layers_on_one_input
 from trainer.models import quantized
 from trainer.models.load import load_transformer
-from trainer.models.products import widened
+from trainer.models.products import dequantized
 from trainer.models.quantized import (
     QuantizedLinear,
-    Storage,
+    WeightFormat,
     allocate,
     alternative,
     make_quantized,
@@ -56,7 +56,7 @@ def test_zeros_stay_zeros_and_what_is_not_finite_is_not_hidden(dtype):
 def test_the_gradient_is_that_of_the_weights_that_forward_used(precision):
     """Exact in a product that rounds neither input nor gradient: each has one number a row that is not zero."""
     layer = layer_of(draw(48, 64), precision)
-    wide = widened(layer.weight, layer.scale, torch.float32, 48)
+    wide = dequantized(layer.weight, layer.scale, torch.float32, 48)
     x, dy = torch.zeros(1, 64, 64), torch.zeros(1, 64, 48)
     x[0].fill_diagonal_(3.0)
     dy[0, :48].fill_diagonal_(0.7)
@@ -91,14 +91,14 @@ def test_both_layouts_give_the_same_bits_for_twice_the_bytes(precision):
         layer, x = layer_of(weight, precision, both), draw(2, 40, 256, seed=2).requires_grad_()
         gradients += torch.autograd.grad(layer(x), x, dy)
         stored = sum(parameter.nbytes for name, parameter in layer.named_parameters() if name != "scale")
-        assert stored == weight.numel() * layer.storage.bytes_per_weight()
+        assert stored == weight.numel() * layer.weight_format.bytes_per_weight()
     assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_vector_per_picture_is_multiplied_in_its_own_precision(precision):
     layer, vector = layer_of(draw(96, 256), precision), draw(2, 256, seed=1).requires_grad_()
-    wide = widened(layer.weight, layer.scale, torch.float32, 96)
+    wide = dequantized(layer.weight, layer.scale, torch.float32, 96)
     y = layer(vector)
     torch.testing.assert_close(y, vector @ wide.t())
     (gradient,) = torch.autograd.grad(y.sum(), vector)
@@ -134,7 +134,7 @@ def test_every_linear_layer_of_the_blocks_is_stored_so_and_no_other(tiny_flux):
         assert isinstance(plain, nn.Linear)
         assert (layer.weight.dtype, layer.weight.shape, layer.transposed) == (FP8, plain.weight.shape, None)
         assert torch.equal(layer.bias, plain.bias)
-        assert cosine(widened(layer.weight, layer.scale, torch.float32, 0), plain.weight) > 0.999
+        assert cosine(dequantized(layer.weight, layer.scale, torch.float32, 0), plain.weight) > 0.999
     for name in others:
         assert type(stored.get_submodule(name)) is nn.Linear
         assert torch.equal(stored.get_parameter(f"{name}.weight"), transformer.get_parameter(f"{name}.weight"))
@@ -159,8 +159,10 @@ def test_weights_are_quantised_as_they_arrive(tiny_flux, monkeypatch):
 
 
 @pytest.mark.parametrize("joined", [None, layers_on_one_input])
-@pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True), Storage("int8")])
-def test_all_that_stays_has_its_memory_before_a_weight_comes(tiny_flux, monkeypatch, storage, joined):
+@pytest.mark.parametrize(
+    "weight_format", [WeightFormat("fp8"), WeightFormat("fp8", both_layouts=True), WeightFormat("int8")]
+)
+def test_all_that_stays_has_its_memory_before_a_weight_comes(tiny_flux, monkeypatch, weight_format, joined):
     """Taken in between what comes and goes, it would be scattered over a device's memory."""
     first: list[dict[str, int]] = []
     right = QuantizedLinear.store
@@ -175,17 +177,17 @@ def test_all_that_stays_has_its_memory_before_a_weight_comes(tiny_flux, monkeypa
     made: list[nn.Module] = []
     monkeypatch.setattr("trainer.models.load.allocate", lambda *all: made.append(all[0]) or allocate(*all))
     monkeypatch.setattr(QuantizedLinear, "store", store)
-    transformer = load_transformer(tiny_flux.transformer, "cpu", torch.bfloat16, storage, joined=joined)
+    transformer = load_transformer(tiny_flux.transformer, "cpu", torch.bfloat16, weight_format, joined=joined)
     layers = [name for name, layer in transformer.named_modules() if isinstance(layer, QuantizedLinear)]
     assert {f"{name}.weight" for name in layers} <= first[0].keys()
     later = places()
     assert all(later[name] == place for name, place in first[0].items())
 
 
-@pytest.mark.parametrize("storage", [Storage("fp8"), Storage("fp8", both_layouts=True)])
-def test_joined_or_not_the_same_numbers_are_stored(tiny_flux, storage):
+@pytest.mark.parametrize("weight_format", [WeightFormat("fp8"), WeightFormat("fp8", both_layouts=True)])
+def test_joined_or_not_the_same_numbers_are_stored(tiny_flux, weight_format):
     one, other = (
-        load_transformer(tiny_flux.transformer, "cpu", torch.bfloat16, storage, joined=joined).state_dict()
+        load_transformer(tiny_flux.transformer, "cpu", torch.bfloat16, weight_format, joined=joined).state_dict()
         for joined in (None, layers_on_one_input)
     )
     assert one.keys() == other.keys()
@@ -225,7 +227,7 @@ class Block(nn.Module):
         names = ("modulation", "to_q", "to_k", "out")
         self.transformer_blocks = nn.ModuleList([nn.ModuleDict({name: nn.Linear(64, 64) for name in names})])
         weights = {name: draw(64, 64, seed=seed) / 8 for seed, name in enumerate(names)}
-        make_quantized(self, Storage(precision))  # type: ignore
+        make_quantized(self, WeightFormat(precision))  # type: ignore
         for name, weight in weights.items():
             self.transformer_blocks[0][name].store(weight)  # type: ignore
 
@@ -237,7 +239,7 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_inductor])])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_compiled_block_is_one_graph_with_the_eager_gradient_and_keeps_no_widened_weight(precision, backend):
+def test_a_compiled_block_is_one_graph_with_the_eager_gradient_and_keeps_no_dequantized_weight(precision, backend):
     x, vector = draw(2, 20, 64).requires_grad_(), draw(2, 64, seed=9).requires_grad_()
     eager, compiled = Block(precision), Block(precision)
     compiled.compile(fullgraph=True, backend=backend)

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.random_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from trainer.common.problems import Problems
-from trainer.models.text import CLIP_LENGTH, clip_ids, cut_captions, find_tokenizer_dir, load_tokenizers
+from trainer.models.text import CLIP_LENGTH, clip_ids, find_tokenizer_dir, load_tokenizers, truncated_captions
 
 
 def write_both(folder):
@@ -54,8 +54,8 @@ def test_clip_ids_are_padded_and_cut_to_77(tokenizers):
 
 
 def test_captions_longer_than_the_text_are_found(tokenizers):
-    assert cut_captions(tokenizers.t5, ["short", "y" * 40], 20) == ["y" * 40]
-    assert cut_captions(tokenizers.t5, [], 20) == []
+    assert truncated_captions(tokenizers.t5, ["short", "y" * 40], 20) == ["y" * 40]
+    assert truncated_captions(tokenizers.t5, [], 20) == []
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
@@ -69,9 +69,11 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 def test_looking_for_long_captions_warns_of_nothing(tokenizers, caplog, capfd):
     logging.getLogger("transformers").propagate = True
     tokenizers.t5.model_max_length = 20
-    assert cut_captions(tokenizers.t5, ["y" * 40], 20) and cut_captions(tokenizers.clip, ["y" * 100], CLIP_LENGTH)
+    assert truncated_captions(tokenizers.t5, ["y" * 40], 20) and truncated_captions(
+        tokenizers.clip, ["y" * 100], CLIP_LENGTH
+    )
     assert "longer than" not in caplog.text + capfd.readouterr().err
 
 
 def test_clip_reads_77_tokens_with_begin_and_end(tokenizers):
-    assert cut_captions(tokenizers.clip, ["y" * 75, "y" * 76], CLIP_LENGTH) == ["y" * 76]
+    assert truncated_captions(tokenizers.clip, ["y" * 75, "y" * 76], CLIP_LENGTH) == ["y" * 76]

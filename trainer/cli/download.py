@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
 
-from trainer.common.files import free_bytes
+from trainer.common.files import free_disk_bytes
 from trainer.common.problems import redact
 from trainer.common.process import announce, ended_by_sigterm
 from trainer.hub.api import Hub, connect
@@ -113,7 +113,7 @@ def _print_plan(jobs: Sequence[Job], due: Sequence[Job], models: Path) -> None:
         size, name = job.file.size / 1e9, f"{job.file.repository}/{job.file.path}"
         print(f"{words[job.state]:<10}{size:>8.3f} GB  {job.path}  <-  {name}")
     needed = sum(job.missing_bytes for job in due) / 1e9
-    print(f"{needed:.2f} GB to download, {free_bytes(models) / 1e9:.2f} GB free", flush=True)
+    print(f"{needed:.2f} GB to download, {free_disk_bytes(models) / 1e9:.2f} GB free", flush=True)
 
 
 def _verify(jobs: Sequence[Job]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.common.files import free_bytes, nearest_existing
+from trainer.common.files import free_disk_bytes, nearest_existing
 from trainer.common.problems import Problem
 
 
@@ -38,7 +38,7 @@ def _total(parts: Sequence[Share]) -> int:
 
 
 def _shortage(parts: Sequence[Share]) -> str | None:
-    total, free = _total(parts), free_bytes(parts[0].folder)
+    total, free = _total(parts), free_disk_bytes(parts[0].folder)
     if total <= free:
         return None
     listed = "; ".join(f"{part.what} in {part.folder}: {part.size / 1e9:.2f} GB" for part in parts)

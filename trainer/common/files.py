@@ -96,7 +96,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def free_bytes(path: Path) -> int:
+def free_disk_bytes(path: Path) -> int:
     """Free space on the disk of `path`, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(path)).free
 

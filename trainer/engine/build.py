@@ -35,7 +35,7 @@ def load_adapted_model(
     memory, work = plan.memory, plan.memory.work
     waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, memory.choice.swapped)
     transformer = load_transformer(
-        config.pretrained_model_name_or_path, device, dtype, memory.choice.storage, waiting, layers_on_one_input
+        config.pretrained_model_name_or_path, device, dtype, memory.choice.weight_format, waiting, layers_on_one_input
     )
     swap_blocks(transformer, memory.choice.swapped, device)
     use_training_blocks(transformer)

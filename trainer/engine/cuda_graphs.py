@@ -24,7 +24,7 @@ from trainer.data.batches import Batch
 from trainer.data.dataset import Draw
 from trainer.engine.step import AdaptedModel, batch_gradient
 from trainer.lora.adapter import DownLinear
-from trainer.memory.bytes import LEAST_ROOM
+from trainer.memory.bytes import MIN_GRAPH_RESERVE
 from trainer.models.offload import BlockSwap, block_swap
 from trainer.models.weights import shares_host_memory
 from trainer.optim.foreach import gradients_or_zeros, with_gradient
@@ -108,7 +108,7 @@ class GradientGraphs:
             if self._pool is None and model.device.type == "cuda":
                 self._pool = torch.cuda.graph_pool_handle()
             self._recorded[kind] = self._record(model, batch, self._pool)
-            if (left := self._free(model.device)) < LEAST_ROOM:
+            if (left := self._free(model.device)) < MIN_GRAPH_RESERVE:
                 raise RuntimeError(f"it would leave only {left / 2**30:.1f} GiB of memory")
         except (RuntimeError, torch.OutOfMemoryError) as reason:
             self.is_broken = True
@@ -178,7 +178,7 @@ def record_gradient(model: AdaptedModel, batch: Batch, pool: Any) -> Recorded:
                 swap.rewind()
     except BaseException:
         if swap:
-            swap.forget()
+            swap.invalidate()
         raise
     return _Graph(graph, inputs, loss, swap)
 

@@ -124,12 +124,12 @@ class Run:
         finally:
             self.model.train(True)
 
-    def let_go(self) -> None:
+    def release_memory(self) -> None:
         """Drop the model and the optimizer."""
         del self.model, self.optimizer, self.scheduler, self.ema
         self.graphs = None
 
-    def load_again(self, memory: MemoryPlan) -> None:
+    def reload(self, memory: MemoryPlan) -> None:
         """Load model and optimizer as they were before the first step, with another memory plan."""
         self.plan = replace(self.plan, memory=memory)
         found = find_state(self.config, self.plan)[0] if self.config.resume else None

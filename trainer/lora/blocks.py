@@ -119,7 +119,7 @@ class DoubleBlock(FluxTransformerBlock):
 class SingleBlock(FluxSingleTransformerBlock):
     """Text and image in one, attention beside the MLP."""
 
-    text_in_front = True  # see `trainer.models.transformer.takes_text_in_front`
+    joint_sequence = True  # see `trainer.models.transformer.takes_joint_sequence`
 
     def forward(  # type: ignore[override]
         self,

@@ -18,13 +18,13 @@ from typing import get_args
 from torch import nn
 
 from trainer.models.offload import DOUBLE, NUM_SLOTS, SINGLE, swapped_blocks
-from trainer.models.quantized import Precision, Storage
+from trainer.models.quantized import Precision, WeightFormat
 
 # Gradients of activations that are alive at once within a block, in widths per token: an MLP's (4 and 4,
 # or 5 and 4 in a single block), attention's four and the residual's. Measured: 0.4 GiB at 1024 px.
 WORK_WIDTHS = 14
-ROOM = 3 << 29  # bytes that stay free beside recorded CUDA graphs, for all that comes between steps
-LEAST_ROOM = ROOM // 2  # what the optimizer's work must find there
+GRAPH_RESERVE = 3 << 29  # bytes that stay free beside recorded CUDA graphs, for all that comes between steps
+MIN_GRAPH_RESERVE = GRAPH_RESERVE // 2  # what the optimizer's work must find there
 GIB = 2**30
 
 
@@ -101,9 +101,9 @@ class Choice:
     swapped: int = 0
 
     @property
-    def storage(self) -> Storage:
+    def weight_format(self) -> WeightFormat:
         """How the base is kept."""
-        return Storage(self.precision, self.both_layouts)
+        return WeightFormat(self.precision, self.both_layouts)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _swapped_sizes(work: Work, sizes: Sequence[int], count: int) -> list[int]:
 
 def block_bytes(block: Block, work: Work, choice: Choice) -> int:
     """A block's frozen weights."""
-    each = work.itemsize if choice.precision == "bf16" else choice.storage.bytes_per_weight()
+    each = work.itemsize if choice.precision == "bf16" else choice.weight_format.bytes_per_weight()
     return int(block.matrices * each) + block.other * work.itemsize
 
 

@@ -11,10 +11,20 @@ import torch
 
 from trainer.common.text import in_seconds
 from trainer.config import TrainConfig
-from trainer.memory.bytes import GIB, ROOM, Choice, StepBytes, Work, copied_bytes, host_bytes, step_bytes, step_flops
+from trainer.memory.bytes import (
+    GIB,
+    GRAPH_RESERVE,
+    Choice,
+    StepBytes,
+    Work,
+    copied_bytes,
+    host_bytes,
+    step_bytes,
+    step_flops,
+)
 from trainer.memory.record import Measured
 from trainer.models.offload import swappable_order
-from trainer.models.quantized import Precision, Storage, precision_problems
+from trainer.models.quantized import Precision, WeightFormat, precision_problems
 from trainer.models.weights import shares_host_memory
 
 MARGIN = 0.03  # of the peak: what lies between torch's blocks of memory
@@ -48,7 +58,7 @@ class Device:
         return replace(self, flops=flops, link=link, is_measured=True)
 
 
-def look_at(device: torch.device) -> Device | None:
+def query_device(device: torch.device) -> Device | None:
     """What a GPU has now; None for the CPU, which needs no plan."""
     if device.type != "cuda":
         return None
@@ -86,7 +96,7 @@ def _seconds(work, times: int) -> float:
 class Allowed:
     """What the settings leave open: None for anything. precisions: in the order in which they are tried."""
 
-    storages: tuple[Storage, ...] = (Storage("bf16"),)
+    formats: tuple[WeightFormat, ...] = (WeightFormat("bf16"),)
     checkpointed: int | None = None
     swapped: int | None = None
 
@@ -99,7 +109,9 @@ def allowed_by(config: TrainConfig, num_blocks: int, gpu: Device | None, device:
     checkpointed = num_blocks if config.gradient_checkpointing else config.checkpoint_blocks
     closed = 0 if manual else None
     return Allowed(
-        storages=tuple(storage for name in names for storage in _storages(name, device))[: 1 if manual else None],
+        formats=tuple(weight_format for name in names for weight_format in _formats(name, device))[
+            : 1 if manual else None
+        ],
         checkpointed=closed if checkpointed is None else min(checkpointed, num_blocks),
         swapped=closed if config.blocks_to_swap is None else config.blocks_to_swap,
     )
@@ -111,8 +123,8 @@ def _possible(device: torch.device) -> tuple[Precision, ...]:
     return tuple(name for name in PRECISIONS if not precision_problems(name, device))
 
 
-def _storages(precision: Precision, device: torch.device) -> Iterator[Storage]:
-    roomy = Storage.for_device(precision, device)
+def _formats(precision: Precision, device: torch.device) -> Iterator[WeightFormat]:
+    roomy = WeightFormat.for_device(precision, device)
     yield roomy
     if roomy.both_layouts:
         yield replace(roomy, both_layouts=False)
@@ -203,13 +215,13 @@ def with_faster(plan: MemoryPlan, allowed: Allowed) -> MemoryPlan:
 
 
 def _first(allowed: Allowed) -> Choice:
-    storage = allowed.storages[0]
-    return Choice(storage.precision, storage.both_layouts, allowed.checkpointed or 0, allowed.swapped or 0)
+    weight_format = allowed.formats[0]
+    return Choice(weight_format.precision, weight_format.both_layouts, allowed.checkpointed or 0, allowed.swapped or 0)
 
 
 def needed_bytes(work: Work, choice: Choice) -> float:
     """What has to be free for a choice: its peak, and room beside it."""
-    return step_bytes(work, choice).peak * (1 + MARGIN) + RESERVE + (ROOM if work.recorded else 0)
+    return step_bytes(work, choice).peak * (1 + MARGIN) + RESERVE + (GRAPH_RESERVE if work.recorded else 0)
 
 
 def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
@@ -219,44 +231,48 @@ def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
     them only where the copies take less time. Where nothing fits without swapping, all precisions are
     compared with it, and of equals the first is taken.
     """
-    for storage in allowed.storages:
+    for weight_format in allowed.formats:
         fitting = [
             choice
-            for swapped in _swapped_counts(work, device, allowed, storage, len(allowed.storages) > 1)
-            if (choice := _least_recomputed(work, device, allowed, storage, swapped))
+            for swapped in _swapped_counts(work, device, allowed, weight_format, len(allowed.formats) > 1)
+            if (choice := _least_recomputed(work, device, allowed, weight_format, swapped))
         ]
         if fitting:
             return min(fitting, key=lambda choice: (expected_seconds(work, device, choice), choice.swapped))
-    if len(allowed.storages) > 1:
-        alone = (fastest(work, device, replace(allowed, storages=(storage,))) for storage in allowed.storages)
+    if len(allowed.formats) > 1:
+        alone = (fastest(work, device, replace(allowed, formats=(weight_format,))) for weight_format in allowed.formats)
         return min(filter(None, alone), key=lambda choice: expected_seconds(work, device, choice), default=None)
     return None
 
 
-def _swapped_counts(work: Work, device: Device, allowed: Allowed, storage: Storage, later: bool) -> list[int]:
+def _swapped_counts(
+    work: Work, device: Device, allowed: Allowed, weight_format: WeightFormat, later: bool
+) -> list[int]:
     """How many blocks may be swapped; none yet while a lower precision is still to be tried."""
     if allowed.swapped is not None:
         return [allowed.swapped]
     if device.unified or later:
         return [0]
     most = len(swappable_order(work.num_double, len(work.blocks) - work.num_double))
-    of = Choice(storage.precision, storage.both_layouts)
+    of = Choice(weight_format.precision, weight_format.both_layouts)
     return [n for n in range(most + 1) if host_bytes(work, replace(of, swapped=n)) <= HOST_SHARE * device.host_free]
 
 
-def _least_recomputed(work: Work, device: Device, allowed: Allowed, storage: Storage, swapped: int) -> Choice | None:
+def _least_recomputed(
+    work: Work, device: Device, allowed: Allowed, weight_format: WeightFormat, swapped: int
+) -> Choice | None:
     counts = range(len(work.blocks)) if allowed.checkpointed is None else [allowed.checkpointed]  # not the last one
-    choices = [Choice(storage.precision, storage.both_layouts, count, swapped) for count in counts]
+    choices = [Choice(weight_format.precision, weight_format.both_layouts, count, swapped) for count in counts]
     first = bisect_left(choices, True, key=lambda choice: needed_bytes(work, choice) <= device.free)
     return choices[first] if first < len(choices) else None
 
 
 def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
     """The choice that takes least memory."""
-    storage = allowed.storages[-1]
+    weight_format = allowed.formats[-1]
     most = len(work.blocks) - 1 if allowed.checkpointed is None else allowed.checkpointed
-    counts = _swapped_counts(work, device, allowed, storage, later=False) or [0]
-    choices = (Choice(storage.precision, storage.both_layouts, most, swapped) for swapped in counts)
+    counts = _swapped_counts(work, device, allowed, weight_format, later=False) or [0]
+    choices = (Choice(weight_format.precision, weight_format.both_layouts, most, swapped) for swapped in counts)
     return min(choices, key=lambda choice: needed_bytes(work, choice))
 
 

@@ -32,16 +32,16 @@ class CanShrink(Protocol):
         """What it goes by now."""
         ...
 
-    def let_go(self) -> None:
+    def release_memory(self) -> None:
         """Drop everything that holds memory on the device."""
         ...
 
-    def load_again(self, memory: MemoryPlan) -> None:
+    def reload(self, memory: MemoryPlan) -> None:
         """Load what was let go, as it was before the first step, with another plan."""
         ...
 
 
-def until_it_fits(run: CanShrink, gradient: Callable[[], T], update: Callable[[T], U]) -> tuple[T, U]:
+def run_until_it_fits(run: CanShrink, gradient: Callable[[], T], update: Callable[[T], U]) -> tuple[T, U]:
     """The two halves of the first step; where memory runs out in either, both again with a smaller plan.
 
     Several processes agree after each half, so that all of them begin again or none does; so `gradient`
@@ -81,12 +81,12 @@ def _begin_again(run: CanShrink) -> None:
     reached = f", with {_reached(run.accelerator.device)}" if on_gpu else ""
     words = in_words(memory.work, memory.choice)
     log.warning("memory: out of memory in the first step%s; once more with %s", reached, words)
-    run.let_go()
+    run.release_memory()
     gc.collect()
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-    run.load_again(memory)
+    run.reload(memory)
 
 
 def _reached(device: torch.device) -> str:
@@ -95,7 +95,7 @@ def _reached(device: torch.device) -> str:
 
 
 @contextmanager
-def room_for(num_bytes: int, device: torch.device) -> Iterator[None]:
+def reserve(num_bytes: int, device: torch.device) -> Iterator[None]:
     """Hold what the optimizer will need from its first step on, so that what fits now fits then."""
     held = torch.empty(max(num_bytes, 0) if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
     yield

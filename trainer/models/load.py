@@ -20,7 +20,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.models.description import FLUX1, BaseModel
 from trainer.models.names import autoencoder_to_diffusers, strip_prefix, transformer_to_diffusers
-from trainer.models.quantized import Precision, QuantizedLinear, Storage, allocate, fill, make_quantized, say_storage
+from trainer.models.quantized import (
+    Precision,
+    QuantizedLinear,
+    WeightFormat,
+    allocate,
+    fill,
+    log_format,
+    make_quantized,
+)
 from trainer.models.weights import Header, read_header, stream_tensors, weight_names
 
 CLIP_HEAD_WIDTH = 64
@@ -44,7 +52,7 @@ def load_transformer(
     path: Path,
     device: torch.device | str,
     dtype: torch.dtype,
-    base: Storage | Precision = "bf16",
+    base: WeightFormat | Precision = "bf16",
     waiting: tuple[str, ...] = (),
     joined: Callable[[FluxTransformer2DModel], Sequence[Sequence[nn.Module]]] | None = None,
 ) -> FluxTransformer2DModel:
@@ -56,14 +64,14 @@ def load_transformer(
     unexpected or of another shape.
     """
     plan = plan_module(_header(path), plan_transformer)
-    storage = base if isinstance(base, Storage) else Storage.for_device(base, device)
-    if storage.precision == "bf16":
+    weight_format = base if isinstance(base, WeightFormat) else WeightFormat.for_device(base, device)
+    if weight_format.precision == "bf16":
         return _fill(plan, device, dtype, waiting=waiting)
-    say_storage(storage, device)
+    log_format(weight_format, device)
 
     def change(transformer: FluxTransformer2DModel) -> None:
-        make_quantized(transformer, storage)
-        allocate(transformer, storage, device, dtype, joined(transformer) if joined else (), waiting)
+        make_quantized(transformer, weight_format)
+        allocate(transformer, weight_format, device, dtype, joined(transformer) if joined else (), waiting)
 
     return _fill(plan, device, dtype, change, waiting)
 

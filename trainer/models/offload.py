@@ -52,7 +52,7 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 
 
 class BlockSwap:
-    """Keeps the weights of `indices` of `blocks` in host memory; call `bring` before each of them runs.
+    """Keeps the weights of `indices` of `blocks` in host memory; call `load` before each of them runs.
 
     The frozen parameters and the buffers of these blocks may be on any device when it is made, and
     point into the slots afterwards. Trained parameters stay where they are. On the CPU the same is
@@ -78,7 +78,7 @@ class BlockSwap:
         """What waits in host memory."""
         return sum(len(host) for host in self.hosts)
 
-    def bring(self, index: int, direction: int = 1) -> None:
+    def load(self, index: int, direction: int = 1) -> None:
         """Have the block's weights in place for what is enqueued next, and fetch those of the blocks after it.
 
         direction: 1 in forward, -1 in backward, where the next block is the one before. Never waits
@@ -104,20 +104,20 @@ class BlockSwap:
             if self.copying:
                 self.copying.wait_for(position)
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Count on nothing that is in the slots: what was being recorded has not been copied."""
         self.held = [None] * len(self.slots)
         if self.copying:
             self.copying.is_under_way = [False] * len(self.slots)
 
-    def bring_for_backward(
+    def load_in_backward(
         self, index: int, txt: torch.Tensor | None, img: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The block's outputs, unchanged; their gradients bring its weights before its backward begins."""
         outputs = [img] if txt is None else [txt, img]
         if index not in self.positions or not any(output.requires_grad for output in outputs):
             return txt, img
-        *before, img = _BringInBackward.apply(self, index, *outputs)  # type: ignore[misc]
+        *before, img = _LoadInBackward.apply(self, index, *outputs)  # type: ignore[misc]
         return (before[0] if before else None), img
 
     def _fetch(self, position: int) -> None:
@@ -162,7 +162,7 @@ class _CopyStream:
             self.is_under_way[slot] = False
 
 
-class _BringInBackward(torch.autograd.Function):
+class _LoadInBackward(torch.autograd.Function):
     """The identity of a block's outputs: one node, so that its backward is before all of the block's."""
 
     @staticmethod
@@ -174,7 +174,7 @@ class _BringInBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):  # type: ignore[override]
-        ctx.swap.bring(ctx.index, direction=-1)
+        ctx.swap.load(ctx.index, direction=-1)
         return None, None, *gradients
 
 

@@ -40,7 +40,7 @@ def product(
     the same. A vector per picture, [B, K], is multiplied in its own precision, as is nf4 always.
     """
     if weight.dtype == NF4 or x.ndim < 3:
-        return _WidenedProduct.apply(x, weight, scale, out_features)
+        return _DequantizedProduct.apply(x, weight, scale, out_features)
     return _RowProduct.apply(x, weight, scale, transposed)
 
 
@@ -49,7 +49,7 @@ def input_gradient(
 ) -> torch.Tensor:
     """dy [..., N] times a stored weight [N, K], [..., K]: what `product` sends back."""
     if weight.dtype == NF4 or dy.ndim < 3:
-        return widened_gradient(dy, weight, scale)
+        return dequantized_gradient(dy, weight, scale)
     rows = dy.reshape(-1, dy.shape[-1]) * scale
     turned = weight.t().contiguous() if transposed is None else transposed
     return _multiply(rows, turned, None, dy.dtype).view(*dy.shape[:-1], -1)
@@ -149,44 +149,44 @@ def _(a, b):
     return a.new_empty(a.shape[0], b.shape[0], dtype=torch.int32)
 
 
-class _WidenedProduct(torch.autograd.Function):
-    """A product in the precision of x. The weight is widened for it and dropped, in backward again."""
+class _DequantizedProduct(torch.autograd.Function):
+    """A product in the precision of x. The weight is dequantized for it and dropped, in backward again."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, out_features):
         ctx.save_for_backward(weight, scale)
-        return widened_product(x, weight, scale, out_features)
+        return dequantized_product(x, weight, scale, out_features)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[override]
-        return widened_gradient(dy, *ctx.saved_tensors), None, None, None
+        return dequantized_gradient(dy, *ctx.saved_tensors), None, None, None
 
 
-@torch.library.custom_op("flux_dreambooth::widened_product", mutates_args=())
-def widened_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out_features: int) -> torch.Tensor:
+@torch.library.custom_op("flux_dreambooth::dequantized_product", mutates_args=())
+def dequantized_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out_features: int) -> torch.Tensor:
     """x [..., K] times a stored weight [N, K], transposed.
 
-    Opaque to the compiler, which would else keep the widened weight from forward to backward.
+    Opaque to the compiler, which would else keep the dequantized weight from forward to backward.
     """
     if weight.dtype == NF4:
-        return F.linear(x, widened(weight, scale, x.dtype, out_features))
+        return F.linear(x, dequantized(weight, scale, x.dtype, out_features))
     return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)  # 8 bits are exact there
 
 
-@widened_product.register_fake
+@dequantized_product.register_fake
 def _(x, _weight, _scale, out_features):
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.custom_op("flux_dreambooth::widened_gradient", mutates_args=())
-def widened_gradient(dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+@torch.library.custom_op("flux_dreambooth::dequantized_gradient", mutates_args=())
+def dequantized_gradient(dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """dy [..., N] times a stored weight [N, K]."""
     if weight.dtype == NF4:
-        return dy @ widened(weight, scale, dy.dtype, dy.shape[-1])
+        return dy @ dequantized(weight, scale, dy.dtype, dy.shape[-1])
     return (dy * scale).to(dy.dtype) @ weight.to(dy.dtype)
 
 
-@widened_gradient.register_fake
+@dequantized_gradient.register_fake
 def _(dy, weight, _scale):
     return dy.new_empty(*dy.shape[:-1], _in_features(weight, dy.shape[-1]))
 
@@ -195,7 +195,7 @@ def _in_features(weight: torch.Tensor, out_features: int) -> int:
     return 2 * weight.numel() // out_features if weight.dtype == NF4 else weight.shape[1]
 
 
-def widened(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, out_features: int) -> torch.Tensor:
+def dequantized(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, out_features: int) -> torch.Tensor:
     """A stored weight as [N, K] in dtype."""
     if weight.dtype != NF4:
         return (weight.to(dtype) * scale[:, None]).to(dtype)

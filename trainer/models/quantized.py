@@ -3,7 +3,7 @@
 `--base_precision fp8` and `int8` multiply in 8 bits, which is faster on GPUs that can; `nf4` only stores
 in 4 bits, for cards with little memory. Embedders, norms without weights and the final layer stay as they
 are, and so do layers of modulation where a weight is kept in both layouts: they see one row a picture, so
-for the same bytes they need not be widened each time. Everything that is stored is a plain `nn.Parameter`
+for the same bytes they need not be dequantized each time. Everything that is stored is a plain `nn.Parameter`
 that needs no gradient, so that whatever moves a model's parameters between devices moves these too, unless
 layers were joined, which share their memory; never cast such a module to another dtype.
 """
@@ -34,14 +34,14 @@ BITSANDBYTES = "pip install 'bitsandbytes>=0.46'"
 
 
 @dataclass(frozen=True)
-class Storage:
+class WeightFormat:
     """How block layers are stored; both_layouts: also transposed, faster in backward and twice the bytes."""
 
     precision: Precision
     both_layouts: bool = False
 
     @classmethod
-    def for_device(cls, precision: Precision, device: torch.device | str) -> "Storage":
+    def for_device(cls, precision: Precision, device: torch.device | str) -> "WeightFormat":
         """In both layouts where the device has room for them."""
         device = torch.device(device)
         roomy = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= ROOM_FOR_BOTH_LAYOUTS
@@ -75,22 +75,22 @@ class QuantizedLinear(nn.Linear):
     scale: nn.Parameter
     transposed: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, storage: Storage):
+    def __init__(self, in_features: int, out_features: int, weight_format: WeightFormat):
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.storage = in_features, out_features, storage
+        self.in_features, self.out_features, self.weight_format = in_features, out_features, weight_format
         self.joined: Joined | None = None
         for name in ("weight", "scale", "transposed", "bias"):
             self.register_parameter(name, None)
 
     def store(self, weight: torch.Tensor) -> None:
         """Quantise a weight [N, K] on the device where it is, into the layer's own memory if it has some."""
-        precision = self.storage.precision
+        precision = self.weight_format.precision
         if precision == "nf4":
             values, scale = products.quantize_nf4(weight)
         else:
             values, scale = quantize_rows(weight, EIGHT_BIT[precision])
         stored = {"weight": values, "scale": scale.flatten()}
-        if self.storage.both_layouts:
+        if self.weight_format.both_layouts:
             stored["transposed"] = values.t()
         for name, tensor in stored.items():
             fill(self, name, tensor)
@@ -100,7 +100,7 @@ class QuantizedLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.storage}"
+        return f"{super().extra_repr()}, {self.weight_format}"
 
 
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:
@@ -116,17 +116,17 @@ def fill(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         own.data.copy_(tensor)
 
 
-def make_quantized(transformer: nn.Module, storage: Storage) -> None:
+def make_quantized(transformer: nn.Module, weight_format: WeightFormat) -> None:
     """Put a `QuantizedLinear`, still empty, in the place of each linear layer of the blocks that is stored so."""
     for name, module in list(transformer.named_modules()):
-        stays = storage.both_layouts and name.endswith(MODULATION)
+        stays = weight_format.both_layouts and name.endswith(MODULATION)
         if isinstance(module, nn.Linear) and name.startswith(BLOCKS) and not stays:
-            transformer.set_submodule(name, QuantizedLinear(module.in_features, module.out_features, storage))
+            transformer.set_submodule(name, QuantizedLinear(module.in_features, module.out_features, weight_format))
 
 
 def allocate(
     transformer: nn.Module,
-    storage: Storage,
+    weight_format: WeightFormat,
     device: torch.device | str,
     dtype: torch.dtype,
     joined: Sequence[Sequence[nn.Module]] = (),
@@ -139,11 +139,11 @@ def allocate(
     dtype) that read one input, stored as one where they are in fp8. waiting: how the names begin of what is kept
     in host memory.
     """
-    if storage.precision == "nf4":
+    if weight_format.precision == "nf4":
         return  # bitsandbytes makes its own
     layers = {layer: name for name, layer in transformer.named_modules() if isinstance(layer, QuantizedLinear)}
     places = {layer: "cpu" if waiting and name.startswith(waiting) else device for layer, name in layers.items()}
-    for group in joined if storage.precision == "fp8" else ():
+    for group in joined if weight_format.precision == "fp8" else ():
         if all(isinstance(layer, QuantizedLinear) for layer in group):
             together = cast(Sequence[QuantizedLinear], group)
             join(together, places[together[0]], dtype)
@@ -163,11 +163,11 @@ def _allocate_weights(
     layers: Sequence[QuantizedLinear], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """What `Joined` has of these layers but their biases, and for each layer a view of it."""
-    storage, columns = layers[0].storage, layers[0].in_features
-    rows, dtype = sum(layer.out_features for layer in layers), EIGHT_BIT[storage.precision]
+    weight_format, columns = layers[0].weight_format, layers[0].in_features
+    rows, dtype = sum(layer.out_features for layer in layers), EIGHT_BIT[weight_format.precision]
     weight = _shared_out(layers, "weight", torch.empty(rows, columns, device=device, dtype=dtype))
     scale = _shared_out(layers, "scale", torch.empty(rows, device=device))
-    if not storage.both_layouts:
+    if not weight_format.both_layouts:
         return weight, scale, None
     turned = torch.empty(columns, rows, device=device, dtype=dtype)
     return weight, scale, _shared_out(layers, "transposed", turned, dim=1)
@@ -181,12 +181,12 @@ def _shared_out(layers: Sequence[QuantizedLinear], name: str, whole: torch.Tenso
     return whole
 
 
-def say_storage(storage: Storage, device: torch.device | str) -> None:
+def log_format(weight_format: WeightFormat, device: torch.device | str) -> None:
     """One line of the log; where the CPU stands in for a GPU's product it says so."""
-    layouts = ", in both layouts" if storage.both_layouts else ""
-    log.info("the transformer's blocks are kept in %s%s", storage.precision, layouts)
-    if torch.device(device).type != "cuda" and storage.precision in EIGHT_BIT:
-        log.warning("on the CPU %s gives a GPU's numbers, not its speed", storage.precision)
+    layouts = ", in both layouts" if weight_format.both_layouts else ""
+    log.info("the transformer's blocks are kept in %s%s", weight_format.precision, layouts)
+    if torch.device(device).type != "cuda" and weight_format.precision in EIGHT_BIT:
+        log.warning("on the CPU %s gives a GPU's numbers, not its speed", weight_format.precision)
 
 
 def precision_problems(precision: Precision, device: torch.device | None = None) -> list[Problem]:
@@ -236,9 +236,9 @@ def product_error(precision: Precision, device: torch.device) -> float:
     )
     worst = 0.0
     for both_layouts in (False, True) if precision in EIGHT_BIT else (False,):
-        layer = QuantizedLinear(128, 256, Storage(precision, both_layouts))
+        layer = QuantizedLinear(128, 256, WeightFormat(precision, both_layouts))
         layer.store(weight)
-        wide = products.widened(layer.weight, layer.scale, torch.float32, 256)
+        wide = products.dequantized(layer.weight, layer.scale, torch.float32, 256)
         given = x.clone().requires_grad_()
         with torch.enable_grad():
             y = layer(given)

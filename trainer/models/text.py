@@ -62,7 +62,7 @@ def clip_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
     return _tokenize(tokenizer, captions, CLIP_LENGTH).input_ids
 
 
-def cut_captions(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[str]:
+def truncated_captions(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[str]:
     """Those captions that have more tokens than `max_length`, the end of which is therefore not read.
 
     For either tokenizer: T5 with the length in use, CLIP with `CLIP_LENGTH`.

@@ -99,22 +99,22 @@ def predict_velocity(
     recomputed = len(double) + len(single) if checkpointed is True else checkpointed
     swap, txt_length = block_swap(transformer), txt.shape[1]
     for index, block in enumerate((*double, *single)):
-        if txt is not None and takes_text_in_front(block):
+        if txt is not None and takes_joint_sequence(block):
             txt, img = None, torch.cat([txt, img], dim=1)
         if swap:
-            swap.bring(index)
+            swap.load(index)
         txt, img = _run_block(block, img, txt, temb, rotary, attention, index < recomputed)
         if swap:
-            txt, img = swap.bring_for_backward(index, txt, img)
+            txt, img = swap.load_in_backward(index, txt, img)
     img = img if txt is not None else img[:, txt_length:]
     tokens = transformer.proj_out(transformer.norm_out(img, temb))
     return unpack_latents(tokens, height, width)
 
 
-def takes_text_in_front(block: nn.Module) -> bool:
+def takes_joint_sequence(block: nn.Module) -> bool:
     """Whether a block takes text and image as one tensor, so that nothing is put together and taken apart between
     blocks: `hidden_states` holds the text in front, `encoder_hidden_states` is None, and so it is returned."""
-    return getattr(block, "text_in_front", False)
+    return getattr(block, "joint_sequence", False)
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from trainer.data.batches import num_img_tokens
 from trainer.data.cache import CacheKeys
 from trainer.data.dataset import TrainingData
 from trainer.memory.bytes import Work
-from trainer.memory.choose import MemoryPlan, allowed_by, look_at, make_memory_plan, with_faster
+from trainer.memory.choose import MemoryPlan, allowed_by, make_memory_plan, query_device, with_faster
 from trainer.memory.record import find_measured, record_key
 from trainer.preflight.plan import AdapterPlan, RunPlan, optimizer_bytes_per_number, trained_itemsize
 
@@ -19,7 +19,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """What the run will take on a device, and the fastest way to fit it in there."""
     work = work_of(config, data, adapter, keys)
-    gpu = look_at(device)
+    gpu = query_device(device)
     plan = make_memory_plan(work, gpu, allowed_by(config, len(work.blocks), gpu, device), device)
     if config.base_precision != "bf16" or not plan.choice.swapped:
         return plan

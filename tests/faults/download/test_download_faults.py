@@ -125,7 +125,7 @@ def test_public_files_need_no_login(monkeypatch):
 
 
 def test_too_little_room_is_said_before_a_byte_is_fetched(hub, monkeypatch, said):
-    monkeypatch.setattr("trainer.common.disk.free_bytes", lambda _: 3 * MIB)
+    monkeypatch.setattr("trainer.common.disk.free_disk_bytes", lambda _: 3 * MIB)
     assert download() == Status.DISK_FULL
     assert "needed, 0.00 GB free" in said() and not any(request.sent for request in hub.requests)
 
@@ -160,7 +160,7 @@ def test_a_disk_that_is_really_full(hub, monkeypatch, said, tmp_path):
     try:
         assert download(*flux) == Status.DISK_FULL and not any(request.sent for request in hub.requests)
         with monkeypatch.context() as patched:
-            patched.setattr("trainer.common.disk.free_bytes", lambda _: 1 << 30)
+            patched.setattr("trainer.common.disk.free_disk_bytes", lambda _: 1 << 30)
             assert download(*flux) == Status.DISK_FULL
         assert "the disk is full" in said()
         [part] = disk.rglob("*.part")
