@@ -97,18 +97,19 @@ def test_dropouts_and_loraplus():
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("img_attn_dim", "has no ="),
-        ("img_attn_dim=-1", "not a whole number"),
+        ("img_attn_dim", "is not key=value"),
+        ("img_attn_dim=-1", "at least 0"),
+        ("img_attn_dim=1.5", "not a whole number"),
         ("img_atn_dim=4", "did you mean img_attn_dim?"),
         ("split_qkv=True", REFUSED_KEYS["split_qkv"]),
         ("train_blocks=triple", "all, double or single"),
-        ("train_double_block_indices=2-1", "'2-1'"),
-        ("train_double_block_indices=1,x", "'x'"),
+        ("train_double_block_indices=2-1", '"2-1"'),
+        ("train_double_block_indices=1,x", '"x"'),
         ("train_double_block_indices=1,7", "names 7"),
         ("train_single_block_indices=19", "blocks 0-3"),
         ("rank_dropout=1", "below 1"),
-        ("rank_dropout=nan", "below 1"),
-        ("network_reg_dims=[=4", "no regular expression"),
+        ("rank_dropout=nan", "not a finite number"),
+        ("network_reg_dims=[=4", "not a regular expression"),
         ("network_reg_dims=to_q", "write regex=rank"),
         ("network_reg_dims=nothing_like_it=4", "matches no layer"),
     ],
@@ -120,7 +121,7 @@ def test_one_wrong_word(word, said):
 
 
 def test_what_reaches_no_layer_is_told():
-    assert "txt_attn_dim reaches no layer" in problems_of("train_blocks=single", "txt_attn_dim=4")[0]
+    assert "txt_attn_dim matches no layer" in problems_of("train_blocks=single", "txt_attn_dim=4")[0]
     assert "leaves none" in problems_of("train_blocks=single", "train_double_block_indices=1")[0]
     assert "no layer is left" in problems_of("train_blocks=single", "single_dim=0", "single_mod_dim=0")[0]
 

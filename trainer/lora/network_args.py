@@ -1,12 +1,12 @@
 """`--network_args`: which layers of the transformer are adapted, with which rank, dropout and LoRA+ ratio."""
 
-import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.config.fields import Invalid, Schema, Spec, read_pairs, shown
 from trainer.lora_file.flux_names import bfl_module, kohya_name
 
 _WHERE = "--network_args"
@@ -14,35 +14,39 @@ _TYPES = ("img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "s
 _DROP = "leave it out; use network_dropout, rank_dropout or a lower learning_rate"
 _CONVOLUTION = "leave it out; FLUX's blocks have no convolutions"
 
-# key → what it does
+# key -> what it does
 KEYS: dict[str, str] = {
     "train_blocks": "`all`, `double` or `single` blocks",
     **{f"{each}_dim": f"rank of the {each} layers; 0 leaves them out" for each in _TYPES},
     "train_double_block_indices": "double blocks to adapt: `0,3-5`, `all` or `none`",
     "train_single_block_indices": "single blocks to adapt: `0,3-5`, `all` or `none`",
-    "network_reg_dims": "`regex=rank,…` on kohya's or diffusers' layer names; before all other ranks",
-    "rank_dropout": "share of the ranks dropped",
-    "module_dropout": "share of the layers dropped",
-    "loraplus_lr_ratio": "learning rate of the up matrices as a multiple of the down matrices' (LoRA+)",
-    "loraplus_unet_lr_ratio": "the same for the transformer alone",
-    "loraplus_text_encoder_lr_ratio": "the same for CLIP-L alone",
+    "network_reg_dims": "`regex=rank,...` on kohya's or diffusers' layer names; overrides all other ranks",
+    "rank_dropout": "probability that a rank is dropped for a sample",
+    "module_dropout": "probability that a layer's adapter is dropped for a forward pass",
+    "loraplus_lr_ratio": "learning rate of the up matrices, as a multiple of that of the down matrices (LoRA+)",
+    "loraplus_unet_lr_ratio": "loraplus_lr_ratio for the transformer only",
+    "loraplus_text_encoder_lr_ratio": "loraplus_lr_ratio for CLIP-L only",
 }
 REFUSED_KEYS: dict[str, str] = {
-    "split_qkv": "leave it out; q, k and v are always adapted one by one",
+    "split_qkv": "leave it out; q, k and v always have separate LoRAs",
     "ggpo_sigma": _DROP,
     "ggpo_beta": _DROP,
     "in_dims": "leave it out; layers outside the blocks are not adapted",
     "train_t5xxl": "leave it out; T5 is never trained",
-    "network_reg_lrs": "leave it out; all layers of the transformer share one learning rate",
+    "network_reg_lrs": "leave it out; all layers of the transformer have one learning rate",
     "conv_dim": _CONVOLUTION,
     "conv_alpha": _CONVOLUTION,
-    "verbose": "leave it out; python -m trainer info lists what is adapted",
+    "verbose": "leave it out; `python -m trainer info` lists the adapted layers",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkArgs:
-    """type_ranks: kohya's type of layer → rank; blocks: None for all; reg_dims: (regex, rank), last wins."""
+    """The parsed `--network_args`.
+
+    type_ranks: kohya's layer type -> rank; double_blocks, single_blocks: indices, None for all; reg_dims: (regex, rank)
+    pairs, of which the last match counts; loraplus ratios: None where not given.
+    """
 
     train_blocks: str = "all"
     type_ranks: Mapping[str, int] = field(default_factory=dict)
@@ -56,7 +60,7 @@ class NetworkArgs:
 
     @property
     def chosen_ranks(self) -> list[str]:
-        """The keys that say which layers are adapted or with which rank, as far as they were given."""
+        """The keys, among those given, that choose layers or their ranks."""
         given = {
             "train_blocks": self.train_blocks != "all",
             **{f"{each}_dim": True for each in self.type_ranks},
@@ -67,7 +71,7 @@ class NetworkArgs:
         return [name for name, is_given in given.items() if is_given]
 
     def learning_rates(self, transformer: float, text_encoder: float) -> dict[tuple[str, str], float]:
-        """The rate of each (model, matrix), LoRA+ applied, from those of the two models; 0 for one not trained."""
+        """The learning rate of each (model, matrix) with LoRA+ applied; transformer, text_encoder: 0 if not trained."""
         of_up = self.loraplus_unet_lr_ratio, self.loraplus_text_encoder_lr_ratio
         return {
             ("transformer", "lora_A"): transformer,
@@ -78,53 +82,40 @@ class NetworkArgs:
 
 
 def parse_network_args(words: Sequence[str]) -> NetworkArgs:
-    """Settings of `key=value` words. Raises Problems that name every bad one."""
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for word in words:
-        key, equals, text = (part.strip() for part in word.partition("="))
-        if not equals:
-            problems.append(Problem(_WHERE, f"{word!r} has no =", "write key=value"))
-        elif key not in _PARSERS:
-            problems.append(_unknown(key))
-        elif key in values:
-            problems.append(Problem(_WHERE, f"{key} is given twice", "keep one of them"))
-        else:
-            try:
-                values[key] = _PARSERS[key](text)
-            except ValueError as error:
-                problems.append(Problem(_WHERE, f"{key} {error}"))
-    raise_if_any(problems)
-    return _assemble(values)
+    """Parse `key=value` words. Raises `Problems` that name every bad one."""
+    given, problems = read_pairs(words, _WHERE)
+    read = _ARGUMENTS.read(given)
+    raise_if_any(problems + read.problems)
+    return _assemble(read.values)
 
 
 def _assemble(values: dict[str, Any]) -> NetworkArgs:
     ratio = values.get("loraplus_lr_ratio")
     return NetworkArgs(
-        train_blocks=values.get("train_blocks", "all"),
+        train_blocks=values.get("train_blocks", NetworkArgs.train_blocks),
         type_ranks={each: values[f"{each}_dim"] for each in _TYPES if f"{each}_dim" in values},
         double_blocks=values.get("train_double_block_indices"),
         single_blocks=values.get("train_single_block_indices"),
-        reg_dims=values.get("network_reg_dims", ()),
-        rank_dropout=values.get("rank_dropout", 0.0),
-        module_dropout=values.get("module_dropout", 0.0),
+        reg_dims=values.get("network_reg_dims", NetworkArgs.reg_dims),
+        rank_dropout=values.get("rank_dropout", NetworkArgs.rank_dropout),
+        module_dropout=values.get("module_dropout", NetworkArgs.module_dropout),
         loraplus_unet_lr_ratio=values.get("loraplus_unet_lr_ratio", ratio),
         loraplus_text_encoder_lr_ratio=values.get("loraplus_text_encoder_lr_ratio", ratio),
     )
 
 
 def layer_ranks(modules: Sequence[str], network_dim: int, args: NetworkArgs) -> dict[str, int]:
-    """The rank of each module that is adapted, in the order given; the others are left out.
+    """The rank of each adapted module, in the order given; modules that are not adapted are left out.
 
-    modules: diffusers' names, like `transformer_blocks.0.attn.to_q`. Raises Problems for a setting that
-    reaches no layer, since it would else be ignored.
+    modules: diffusers' names, like `transformer_blocks.0.attn.to_q`. Raises `Problems` for a setting that matches no
+    layer, because it would be ignored otherwise.
     """
     candidates = [name for name in modules if args.train_blocks in ("all", _place(name)[0])]
     raise_if_any(_unreached(candidates, args))
     ranks = {name: _rank(name, network_dim, args) for name in candidates}
     kept = {name: rank for name, rank in ranks.items() if rank > 0}
     if not kept:
-        raise Problems([Problem(_WHERE, "no layer is left to adapt", "loosen the blocks, or give a rank above 0")])
+        raise Problems([Problem(_WHERE, "no layer is left to adapt", "select more blocks, or set a rank above 0")])
     return kept
 
 
@@ -140,7 +131,7 @@ def _rank(name: str, network_dim: int, args: NetworkArgs) -> int:
 
 
 def _place(name: str) -> tuple[str, int, str]:
-    """`double` or `single`, the block's index, and kohya's type of layer."""
+    """`double` or `single`, the index of the block, and kohya's layer type."""
     blocks, index, layer, *_ = bfl_module(name)[0].split(".")
     if blocks == "double_blocks":
         return "double", int(index), layer
@@ -157,13 +148,13 @@ def _unreached(candidates: Sequence[str], args: NetworkArgs) -> list[Problem]:
     for blocks, selected in (("double", args.double_blocks), ("single", args.single_blocks)):
         there = {index for each, index, _ in places if each == blocks}
         if missing := sorted((selected or set()) - there):
-            has = f"there are blocks 0-{max(there)}" if there else f"train_blocks={args.train_blocks} leaves none"
+            has = f"the model has blocks 0-{max(there)}" if there else f"train_blocks={args.train_blocks} leaves none"
             what = f"train_{blocks}_block_indices names {', '.join(map(str, missing))}"
             problems.append(Problem(_WHERE, what, has))
     types = {layer_type for _, _, layer_type in places}
     for layer_type in args.type_ranks.keys() - types:
         hint = "leave it out, or choose other train_blocks"
-        problems.append(Problem(_WHERE, f"{layer_type}_dim reaches no layer", hint))
+        problems.append(Problem(_WHERE, f"{layer_type}_dim matches no layer", hint))
     for regex, _ in args.reg_dims:
         if not any(_matches(regex, name) for name in candidates):
             hint = "names look like lora_unet_double_blocks_0_img_attn_qkv or transformer_blocks.0.attn.to_q"
@@ -171,39 +162,7 @@ def _unreached(candidates: Sequence[str], args: NetworkArgs) -> list[Problem]:
     return problems
 
 
-def _unknown(key: str) -> Problem:
-    if key in REFUSED_KEYS:
-        return Problem(_WHERE, f"{key} is not supported", REFUSED_KEYS[key])
-    near = difflib.get_close_matches(key, [*KEYS, *REFUSED_KEYS], n=1)
-    return Problem(_WHERE, f"{key} is no key", f"did you mean {near[0]}?" if near else f"known: {', '.join(KEYS)}")
-
-
-# --- values: each takes the text and raises ValueError
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"is {text!r}, not a whole number from 0")
-    return int(text)
-
-
-def _number(lowest: float, highest: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            raise ValueError(f"is {text!r}, not a number") from None
-        if not lowest <= number < highest:
-            raise ValueError(f"is {text}; it must be from {lowest:g} to below {highest:g}")
-        return number
-
-    return parse
-
-
-def _blocks(text: str) -> str:
-    if text not in ("all", "double", "single"):
-        raise ValueError(f"is {text!r}; all, double or single is possible")
-    return text
+# --- values: each parser takes the text and raises `Invalid`
 
 
 def _indices(text: str) -> frozenset[int] | None:
@@ -214,7 +173,7 @@ def _indices(text: str) -> frozenset[int] | None:
     for part in text.split(",") if text not in ("", "none") else ():
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError(f"has {part!r}; write numbers and ranges like 0,3-5")
+            raise Invalid(f"has {shown(part)}", "write numbers and ranges like 0,3-5")
         selected.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(selected)
 
@@ -224,11 +183,11 @@ def _reg_dims(text: str) -> tuple[tuple[str, int], ...]:
     for part in _split_outside_brackets(text):
         regex, equals, rank = (each.strip() for each in part.rpartition("="))
         if not equals or not rank.isdecimal():
-            raise ValueError(f"has {part!r}; write regex=rank, and several with commas between")
+            raise Invalid(f"has {shown(part)}", "write regex=rank, with commas between several")
         try:
             re.compile(regex)
         except re.error as error:
-            raise ValueError(f"has {regex!r}, which is no regular expression: {error}") from None
+            raise Invalid(f"has {shown(regex)}, which is not a regular expression: {error}") from None
         pairs.append((regex, int(rank)))
     return tuple(pairs)
 
@@ -246,15 +205,21 @@ def _split_outside_brackets(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {
-    "train_blocks": _blocks,
-    **{f"{each}_dim": _whole for each in _TYPES},
-    "train_double_block_indices": _indices,
-    "train_single_block_indices": _indices,
-    "network_reg_dims": _reg_dims,
-    "rank_dropout": _number(0, 1),
-    "module_dropout": _number(0, 1),
-    "loraplus_lr_ratio": _number(1e-3, 1e4),
-    "loraplus_unet_lr_ratio": _number(1e-3, 1e4),
-    "loraplus_text_encoder_lr_ratio": _number(1e-3, 1e4),
-}
+_RANK, _PROBABILITY, _RATIO = Spec(type=int, ge=0), Spec(type=float, ge=0, lt=1), Spec(type=float, ge=1e-3, lt=1e4)
+_ARGUMENTS = Schema(
+    specs={
+        "train_blocks": Spec(choices=("all", "double", "single")),
+        **{f"{each}_dim": _RANK for each in _TYPES},
+        "train_double_block_indices": Spec(parse=_indices),
+        "train_single_block_indices": Spec(parse=_indices),
+        "network_reg_dims": Spec(parse=_reg_dims),
+        "rank_dropout": _PROBABILITY,
+        "module_dropout": _PROBABILITY,
+        "loraplus_lr_ratio": _RATIO,
+        "loraplus_unet_lr_ratio": _RATIO,
+        "loraplus_text_encoder_lr_ratio": _RATIO,
+    },
+    noun="a key of --network_args",
+    refused=REFUSED_KEYS,
+    listing=f"the keys are {', '.join(KEYS)}",
+)
