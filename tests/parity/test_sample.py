@@ -219,7 +219,7 @@ def test_json_and_toml_alike(tmp_path):
         ("p.txt", "a toy -s 4", "p.txt:1", "write --s"),
         ("p.txt", "a toy –n dull", "p.txt:1", "write --n"),
         ("p.txt", "a toy --l 1,5", "p.txt:1", "decimal point"),
-        ("p.txt", "a toy --ss ddim", "p.txt:1", "one of euler"),
+        ("p.txt", "a toy --ss ddim", "p.txt:1", "must be euler"),
         ("p.txt", "a toy --cn a.png", "p.txt:1", "ControlNet"),
         ("p.txt", "a toy --v6", "p.txt:1", "--v is not an option"),
         ("p.txt", "a toy --w", "p.txt:1", "not a whole number"),

@@ -110,7 +110,8 @@ class Spec:
             return found
         near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
         hint = f"did you mean {by_lower[near[0]]}?" if near else ""
-        raise Invalid(f"is {shown(value)}; it must be one of {listed(self.choices)}", hint)
+        one_of = "one of " if len(self.choices) > 1 else ""
+        raise Invalid(f"is {shown(value)}; it must be {one_of}{listed(self.choices)}", hint)
 
     def _check_bounds(self, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -268,7 +269,7 @@ def _path(value: Any) -> Path:
     if not text.strip():
         raise Invalid("is empty", "name a path or leave it out")
     if any(ord(letter) < 32 for letter in text) and not Path(text).exists():
-        raise Invalid(f"is {shown(text)}", backslash_hint(text.translate(_ESCAPES)))
+        raise Invalid(f"has control characters: {shown(text)}", backslash_hint(text.translate(_ESCAPES)))
     return Path(text).expanduser()
 
 
