@@ -191,7 +191,7 @@ def more_than_lora(found: Survey) -> list[str]:
         (("set",), ("replacement",), "replaced norms"),
     ):
         if some := [module for module in modules if module.kind in kinds and set(roles) & module.keys.keys()]:
-            sentences.append(f"{what} in {len(some)} layers, as {_example(some)}")
+            sentences.append(f"{what} in {len(some)} layers, as {_example(some, roles)}")
     plain = [module for module in modules if module.kind == "LoRA"]
     if nameless := [module for module in plain if module.target is None]:
         kind = what_it_is([key for module in nameless for key in module.keys.values()])
@@ -205,6 +205,8 @@ def _count(modules: Sequence[Module]) -> str:
     return f"{len(modules)} layers are" if len(modules) > 1 else "1 layer is"
 
 
-def _example(modules: Sequence[Module]) -> str:
-    roles = [role for role in modules[0].keys if role not in ROLES_OF_LORA] or [*modules[0].keys]
-    return modules[0].keys[roles[0]]
+def _example(modules: Sequence[Module], roles: Iterable[str] = ()) -> str:
+    """The key that shows best what the first of the modules is."""
+    keys = modules[0].keys
+    telling = [role for role in keys if role in roles] or [role for role in keys if role not in ROLES_OF_LORA]
+    return keys[telling[0]] if telling else next(iter(keys.values()))
