@@ -33,7 +33,9 @@ def patch_torch_imports() -> None:
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError):
-        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+        for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = []
 
 
 def prepare_imports(comfyui: Path) -> None:
