@@ -51,10 +51,10 @@ RANKS = {
 
 
 @pytest.mark.parametrize("masked, checkpointed", [(False, 0), (True, 0), (False, 3)], ids=["", "masked", "recomputed"])
-@pytest.mark.parametrize("made_again", [True, False], ids=["as on a GPU", "as on a CPU"])
+@pytest.mark.parametrize("recomputed", [True, False], ids=["as on a GPU", "as on a CPU"])
 @pytest.mark.parametrize("ranks", RANKS.values(), ids=RANKS)
-def test_outputs_and_gradients_are_diffusers(monkeypatch, ranks, made_again, masked, checkpointed):
-    monkeypatch.setattr(projection, "_makes_again", lambda _x: made_again)
+def test_outputs_and_gradients_are_diffusers(monkeypatch, ranks, recomputed, masked, checkpointed):
+    monkeypatch.setattr(projection, "_recomputes_gelu", lambda _x: recomputed)
     expected = results(adapted(ranks, ours=False), masked, checkpointed)
     found = results(adapted(ranks, ours=True), masked, checkpointed)
     assert len(found) == 3 + 2 * len(ranks)

@@ -21,7 +21,7 @@ LAYOUTS = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     """What comes from GELU is made again in backward."""
-    monkeypatch.setattr(projection, "_makes_again", lambda _x: True)
+    monkeypatch.setattr(projection, "_recomputes_gelu", lambda _x: True)
 
 
 def stored(

@@ -98,7 +98,7 @@ PARTS = ({"attn": 4}, {"ff.": 4, "proj_mlp": 4}, {"to_q": 16, "proj_out": 2, "ne
 @pytest.mark.parametrize("batch", [1, 3])
 def test_kept_bytes_are_what_autograd_keeps(chosen, batch, monkeypatch):
     """In float32, where the CPU's kernels keep what the GPU's do."""
-    monkeypatch.setattr(projection, "_makes_again", lambda _x: True)
+    monkeypatch.setattr(projection, "_recomputes_gelu", lambda _x: True)
     transformer = make_transformer()
     use_training_blocks(transformer)
     names = linear_modules(transformer)

@@ -183,9 +183,9 @@ def test_the_operators_tell_the_compiler_the_truth():
             torch.library.opcheck(projection._backward, arguments)
 
 
-@pytest.mark.parametrize("made_again", [True, False], ids=["as on a GPU", "as on a CPU"])
-def test_a_part_that_goes_through_gelu_is_kept_as_it_was_before(monkeypatch, made_again):
-    monkeypatch.setattr(projection, "_makes_again", lambda _x: made_again)
+@pytest.mark.parametrize("recomputed", [True, False], ids=["as on a GPU", "as on a CPU"])
+def test_a_part_that_goes_through_gelu_is_kept_as_it_was_before(monkeypatch, recomputed):
+    monkeypatch.setattr(projection, "_recomputes_gelu", lambda _x: recomputed)
     model, block = adapted()
 
     def plainly(inputs: list[Tensor], layers: list[nn.Module]) -> tuple[Tensor, ...]:
@@ -201,7 +201,7 @@ def test_a_part_that_goes_through_gelu_is_kept_as_it_was_before(monkeypatch, mad
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         together(inputs, block.layers)
     of_input = {tensor.data_ptr() for tensor in kept if tensor.shape[:2] == (2, 5)}
-    assert (of_input == {x.data_ptr() for x in inputs}) == made_again
+    assert (of_input == {x.data_ptr() for x in inputs}) == recomputed
     with disabled_adapter(model):
         apart = together(drawn(*shapes), block.layers)
         assert_close(list(apart), list(plainly(drawn(*shapes), block.layers)), 2e-6)

@@ -1,7 +1,7 @@
 """Low-rank adapters on the linear layers of the transformer's blocks and of CLIP's layers.
 
-peft places them; the down projection is ours, so that weights may stay in float32 while the product
-runs in the layer's own precision, and so that kohya's three dropouts apply to the hidden values.
+PEFT injects them. The down projection is our own class, so that its weight can stay in float32 while the product runs
+in the layer's precision, and so that kohya's three dropouts can be applied to its output.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ CLIP_LEVEL = "text_model."  # in every file; in the module tree only before tran
 
 @dataclass(frozen=True)
 class Dropouts:
-    """kohya's three probabilities; they apply where a module is in training mode.
+    """kohya's three dropout probabilities, applied while a module is in training mode.
 
-    network: of each hidden value; rank: of each rank for a whole sample; module: of a whole layer's
-    adapter for one forward pass. The first two scale up what is left, the last does not.
+    network: of each hidden activation; rank: of a rank, for a complete sample; module: of a layer's complete adapter,
+    for one forward pass. The first two scale up what remains, the last does not.
     """
 
     network: float = 0.0
@@ -49,7 +49,7 @@ class AdapterLinear(nn.Linear):
 
 
 class DownLinear(AdapterLinear):
-    """The down projection with dropouts on what it gives."""
+    """The down projection, with dropouts on its output."""
 
     def __init__(self, in_features: int, rank: int, dropouts: Dropouts, **factory):
         super().__init__(in_features, rank, bias=False, **factory)
@@ -62,7 +62,7 @@ class DownLinear(AdapterLinear):
 
 
 def drop(hidden: torch.Tensor, dropouts: Dropouts) -> torch.Tensor:
-    """Dropouts on hidden values [B, r] or [B, L, r], drawn on their device without host synchronisation."""
+    """Apply dropouts to hidden activations [B, r] or [B, L, r], without host synchronization."""
     if dropouts.network:
         hidden = F.dropout(hidden, dropouts.network)
     if dropouts.rank:
@@ -76,10 +76,10 @@ def drop(hidden: torch.Tensor, dropouts: Dropouts) -> torch.Tensor:
 
 
 def linear_modules(model: nn.Module) -> list[str]:
-    """The names of the linear layers that may be adapted, in the model's own order.
+    """The names of the linear layers that can be adapted, in the model's order.
 
-    Of a FLUX transformer: all of the double and single blocks, modulation included (494 for
-    FLUX.1-dev). Of CLIP: attention and MLP of each layer (72 for CLIP-L).
+    In a FLUX transformer, all of the double and single blocks, including modulation (494 in FLUX.1-dev); in CLIP,
+    attention and MLP of each layer (72 in CLIP-L).
     """
     found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [name for name in found if name.startswith(BLOCKS + CLIP_LAYERS)]
@@ -93,11 +93,11 @@ def add_lora(
     dtype: torch.dtype = torch.float32,
     dropouts: Dropouts = NO_DROPOUTS,
 ) -> None:
-    """Adapt the named linear layers in place and freeze all the rest.
+    """Adapt the named linear layers in place and freeze everything else.
 
-    ranks: module name as `linear_modules` gives it -> rank; 0 leaves the layer as it is. alpha: one
-    number for all layers, each scaled by alpha / its rank as kohya does; None or 0 means the rank,
-    a scale of 1. Down is Kaiming-uniform, a pure function of seed and name; up is zero.
+    ranks: module name, as in `linear_modules` -> rank; 0 leaves a layer unadapted. alpha: for all layers, each scaled
+    by alpha / rank as in kohya; None or 0 means alpha = rank, a scale of 1. The down weight is Kaiming-uniform, a pure
+    function of seed and name; the up weight is zero.
     """
     ranks = {name: rank for name, rank in ranks.items() if rank > 0}
     assert ranks, "nothing to adapt"
@@ -130,13 +130,13 @@ def _fill_layer(layer: LoraLayer, seed: int, name: str, dtype: torch.dtype, drop
     rank, device = layer.r[ADAPTER], base.weight.device
     down = DownLinear(base.in_features, rank, dropouts, device="meta")
     up = AdapterLinear(rank, base.out_features, bias=False, device="meta")
-    bound = 1 / math.sqrt(base.in_features)  # Kaiming uniform with a = sqrt(5), as torch's and kohya's linear
+    bound = 1 / math.sqrt(base.in_features)  # Kaiming uniform with a = sqrt(5), as in torch's and kohya's linear layers
     weight = torch.empty(rank, base.in_features)
     weight.uniform_(-bound, bound, generator=torch_generator(seed, "lora", name))
     down.weight = nn.Parameter(weight.to(device, dtype))
     up.weight = nn.Parameter(torch.zeros(base.out_features, rank, device=device, dtype=dtype))
     layer.lora_A[ADAPTER], layer.lora_B[ADAPTER] = down, up
-    layer.cast_input_dtype_enabled = False  # our linears do it the other way round
+    layer.cast_input_dtype_enabled = False  # our linear layers cast the weight instead
 
 
 def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -154,7 +154,7 @@ def file_module(model: nn.Module, name: str) -> str:
 
 
 def adapter_parameters(transformer: nn.Module, text_encoder: nn.Module | None = None) -> dict[str, nn.Parameter]:
-    """The trained parameters by their names in the file, in the models' order, down before up."""
+    """The trained parameters by their names in the LoRA file, in the models' order, down before up."""
     return {
         f"{name}.{key}.weight": getattr(layer, key)[ADAPTER].weight
         for name, layer in _named_layers(transformer, text_encoder)
@@ -163,7 +163,7 @@ def adapter_parameters(transformer: nn.Module, text_encoder: nn.Module | None = 
 
 
 def adapter_alphas(transformer: nn.Module, text_encoder: nn.Module | None = None) -> dict[str, float]:
-    """Each adapted module's alpha by its name in the file; its scale is alpha / rank."""
+    """Each adapted module's alpha, by its name in the LoRA file; its scale is alpha / rank."""
     return {name: layer.scaling[ADAPTER] * layer.r[ADAPTER] for name, layer in _named_layers(transformer, text_encoder)}
 
 
@@ -175,7 +175,7 @@ def _named_layers(transformer: nn.Module, text_encoder: nn.Module | None) -> Ite
 
 @contextlib.contextmanager
 def disabled_adapter(*models: nn.Module) -> Iterator[None]:
-    """Within it the models predict what they did before they were adapted."""
+    """In this context the adapters are switched off, so the models predict as before they were adapted."""
     layers = [layer for model in models for _, layer in _adapted_layers(model)]
     for layer in layers:
         layer.enable_adapters(False)

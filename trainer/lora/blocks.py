@@ -1,8 +1,8 @@
 """FLUX's two kinds of block as training runs them: the numbers of diffusers' blocks, with fewer bytes moved.
 
-Layers that read the same input are multiplied together where they are adapted alike (`project`), and a
-single block's last layer takes attention and MLP side by side without joining them. The gradient of an
-attention's output is dense, as cuDNN's attention takes it to be (`trainer.models.attention`).
+Layers that read the same input are computed together if they are adapted alike (`project`), and a single block's last
+layer reads the outputs of attention and MLP without concatenating them. The gradient of an attention's output is made
+contiguous, which cuDNN's attention assumes (`trainer.models.attention`).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
-    """Let this transformer's blocks run as below. Its weights, names and other parts stay what they are."""
+    """Make this transformer's blocks run as defined below. Weights, names and all other parts stay the same."""
     for block in transformer.transformer_blocks:
         block.__class__ = DoubleBlock
     for block in transformer.single_transformer_blocks:
@@ -40,7 +40,7 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
 
 
 def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
-    """Let the adapters of layers that are multiplied together share one memory (`trainer.lora.low_rank`)."""
+    """Move the adapters of layers that are computed together into one buffer (`trainer.lora.low_rank`)."""
     modulation = [_modulation_of_double(block) for block in transformer.transformer_blocks]
     modulation += [_modulation_of_single(block) for block in transformer.single_transformer_blocks]
     for group in [*layers_on_one_input(transformer), *modulation]:
@@ -49,7 +49,7 @@ def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
 
 
 def layers_on_one_input(transformer: FluxTransformer2DModel) -> list[tuple[nn.Module, ...]]:
-    """The layers of all blocks, grouped by what they read; not those of modulation."""
+    """The layers of all blocks except modulation, grouped by their input."""
     groups = [group for block in transformer.transformer_blocks for group in _groups_of_double(block)]
     return groups + [group for block in transformer.single_transformer_blocks for group in _groups_of_single(block)]
 
@@ -85,7 +85,7 @@ def _firsts(block: Any) -> tuple[nn.Module, ...]:
 
 
 class DoubleBlock(FluxTransformerBlock):
-    """Image and text attend to each other, each with weights of its own."""
+    """FLUX's double block: image and text attend to each other, each with its own weights."""
 
     def forward(  # type: ignore[override]
         self,
@@ -95,9 +95,9 @@ class DoubleBlock(FluxTransformerBlock):
         image_rotary_emb: Rotary,
         joint_attention_kwargs: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """hidden_states: the image's tokens [B, I, D], encoder_hidden_states: the text's [B, L, D]; temb: [B, D].
+        """hidden_states: image tokens [B, I, D]; encoder_hidden_states: text tokens [B, L, D]; temb: [B, D].
 
-        Returns text, image.
+        Returns text and image tokens.
         """
         img, txt, attn = hidden_states, encoder_hidden_states, self.attn
         of_img, of_txt = project((F.silu(temb),), _modulation_of_double(self))
@@ -117,7 +117,7 @@ class DoubleBlock(FluxTransformerBlock):
 
 
 class SingleBlock(FluxSingleTransformerBlock):
-    """Text and image in one, attention beside the MLP."""
+    """FLUX's single block: text and image in one sequence, attention parallel to the MLP."""
 
     joint_sequence = True  # see `trainer.models.transformer.takes_joint_sequence`
 
@@ -129,9 +129,9 @@ class SingleBlock(FluxSingleTransformerBlock):
         image_rotary_emb: Rotary,
         joint_attention_kwargs: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
-        """hidden_states: text and image [B, L + I, D], with encoder_hidden_states None; or as `DoubleBlock.forward`.
+        """hidden_states: text and image tokens [B, L + I, D], with encoder_hidden_states None; or as in `DoubleBlock`.
 
-        Returns None and both, or text and image.
+        Returns None and all tokens, or text and image tokens.
         """
         txt, tokens, attn = encoder_hidden_states, hidden_states, self.attn
         if txt is not None:
@@ -142,7 +142,7 @@ class SingleBlock(FluxSingleTransformerBlock):
         up, *qkv = project((normed,), _firsts(self))
         norms = (attn.norm_q,), (attn.norm_k,)
         attended = _attend(attn, (qkv,), norms, image_rotary_emb, joint_attention_kwargs)
-        if not are_alike((self.proj_out,)):  # they will be joined, and the gradient is a slice
+        if not are_alike((self.proj_out,)):  # then the inputs are concatenated, and the gradient is a slice
             attended = _DenseGradient.apply(attended)
         (out,) = project((attended, up), (self.proj_out,), activated=(False, True))
         tokens = tokens + gate * out
@@ -170,30 +170,30 @@ def _attend(
     rotary: Rotary,
     arguments: dict[str, Tensor] | None,
 ) -> Tensor:
-    """[B, tokens, D]. streams: query, key and value of text and image, or of both as one; norms: of all queries, and
-    of all keys."""
+    """Attention, [B, tokens, D]. streams: query, key and value of text and of image, or of both as one sequence; norms:
+    those of all queries, and those of all keys."""
     apart = [[each.unflatten(-1, (-1, attn.head_dim)) for each in qkv] for qkv in streams]
     queries, keys, values = zip(*apart, strict=True)
-    turned = norm_and_rotate if attn.can_norm_and_rotate else _turned
-    query, key = (turned(heads, own, *rotary) for heads, own in zip((queries, keys), norms, strict=True))
+    rotate = norm_and_rotate if attn.can_norm_and_rotate else _norm_and_rotate
+    query, key = (rotate(heads, own, *rotary) for heads, own in zip((queries, keys), norms, strict=True))
     mask = arguments["attention_mask"] if arguments else None
     backend = cast(Any, attn.processor)._attention_backend
-    attended = dispatch_attention_fn(query, key, _one_after_another(values), attn_mask=mask, backend=backend)
+    attended = dispatch_attention_fn(query, key, _concatenated(values), attn_mask=mask, backend=backend)
     return attended.flatten(2, 3)
 
 
-def _turned(parts: Sequence[Tensor], norms: Sequence[nn.Module], cosines: Tensor, sines: Tensor) -> Tensor:
+def _norm_and_rotate(parts: Sequence[Tensor], norms: Sequence[nn.Module], cosines: Tensor, sines: Tensor) -> Tensor:
     """`norm_and_rotate` in plain operations."""
-    normed = _one_after_another([norm(part) for norm, part in zip(norms, parts, strict=True)])
+    normed = _concatenated([norm(part) for norm, part in zip(norms, parts, strict=True)])
     return cast(Tensor, apply_rotary_emb(normed, cast(Any, (cosines, sines)), sequence_dim=1))
 
 
-def _one_after_another(parts: Sequence[Tensor]) -> Tensor:
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def _mlp(norm: nn.Module, mlp: nn.Module, tokens: Tensor, modulation: Sequence[Tensor]) -> Tensor:
-    """tokens with the gated MLP added. modulation: shift, scale and gate."""
+    """The tokens plus the gated MLP. modulation: shift, scale and gate."""
     shift, scale, gate = modulation
     up, _, down = cast(Any, mlp).net
     (hidden,) = project((_modulated(norm, tokens, shift, scale),), (up.proj,))

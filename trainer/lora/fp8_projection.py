@@ -1,10 +1,10 @@
-"""Adapted layers whose frozen weights are stored in fp8 as one matrix, multiplied together.
+"""Adapted layers whose frozen weights are one fp8 matrix, computed together.
 
-As `trainer.lora.projection`, for weights that `trainer.models.quantized.join` keeps together: one product in
-8 bits for all layers on an input, forward and backward, onto which what the adapters give is added. The input is
-quantised once for all layers, by the kernel that makes it where blocks are compiled, and kept so: adapters read the
-same 8 bits as the frozen layers, and their gradients are nearer to bf16's for it. The gradients of what the layers
-give are quantised side by side as one row, and never put together in their own precision.
+Like `trainer.lora.projection`, for weights that `trainer.models.quantized.join` stores as one: all layers on an input
+share one 8-bit matrix product, forward and backward, to which the adapters' outputs are added. The input is quantized
+once for all layers (in compiled blocks by the kernel that produces it) and saved like that: the adapters read the same
+8-bit values as the frozen layers, which brings their gradients closer to those of bf16. The gradients of the layers'
+outputs are quantized next to each other as one row and are never concatenated in their own precision.
 """
 
 from collections.abc import Sequence
@@ -37,17 +37,18 @@ def project_fp8(
     scale: float,
     activated: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """What each layer gives for an input whose parts are `inputs`, each [..., K_j]: one [..., N_i] a layer.
+    """The outputs of all layers, one [..., N_i] per layer.
 
-    activated: which parts go through GELU before.
+    inputs: the parts of the input, each [..., K_j]; joined: the frozen weights; downs, ups: the adapters, [r_i, K] and
+    [N_i, r_i]; activated: the parts that GELU is applied to first.
     """
     frozen = (joined.weight, joined.scale, joined.transposed, joined.bias)
     return _Fp8Projection.apply(scale, (tuple(activated), len(downs)), *inputs, *frozen, *downs, *ups)
 
 
 class _Fp8Projection(torch.autograd.Function):
-    """apply(scale, (activated, layers), *inputs, weight, its scale, weight transposed, bias, *downs, *ups) → one output
-    for each layer, side by side in memory."""
+    """apply(scale, (activated, layers), *inputs, weight, its scale, weight transposed, bias, *downs, *ups) -> an output
+    per layer, all in one buffer."""
 
     @staticmethod
     def forward(ctx: Any, scale: float, facts: tuple[tuple[bool, ...], int], *tensors: Tensor):  # type: ignore[override]
@@ -67,14 +68,16 @@ class _Fp8Projection(torch.autograd.Function):
         hidden, values, row_scale, weight, weight_scale, transposed, *rest = ctx.saved_tensors
         activated, layers = ctx.facts
         before, downs, ups = rest[: sum(activated)], rest[sum(activated) : -layers], rest[-layers:]
-        turned = weight.t().contiguous() if transposed is None else transposed
+        weight_t = weight.t().contiguous() if transposed is None else transposed
         dys, scales = [rows_of(dy) for dy in gradients], list(weight_scale.split([len(up) for up in ups]))
         d_values, d_scale = _quantized(dys, scales, [False] * layers)
-        dx, d_down, *d_ups = _backward(d_values, d_scale, turned, dys, hidden, values, row_scale, downs, ups, ctx.scale)
+        dx, d_down, *d_ups = _backward(
+            d_values, d_scale, weight_t, dys, hidden, values, row_scale, downs, ups, ctx.scale
+        )
         kept = iter(before)
         of_parts = dx.view(*gradients[0].shape[:-1], -1).split(ctx.columns, dim=-1)
         wanted = ctx.needs_input_grad[2 : 2 + len(activated)]
-        # each part dense, as attention's backward takes its gradient to be
+        # each part contiguous, which attention's backward assumes of its gradient
         given = [
             gelu_gradient(part, next(kept)) if on else part.contiguous()
             for part, on in zip(of_parts, activated, strict=True)
@@ -84,7 +87,7 @@ class _Fp8Projection(torch.autograd.Function):
 
 
 def _quantized(parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """One plain part is left to the compiler, which fuses it with what makes it."""
+    """Quantize by row. A single plain part is left to the compiler, which fuses this with the producing kernel."""
     if len(parts) > 1 or any(activated):
         return quantize_concatenated(list(parts), list(scales), list(activated))
     return quantize_rows(parts[0] * scales[0] if scales else parts[0], FP8)
@@ -102,7 +105,7 @@ def _forward(
     scale: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The output [tokens, N] of all layers and the hidden values [tokens, sum of ranks] that backward needs, in dtype.
+    """The output of all layers [tokens, N], and the hidden activations [tokens, sum of ranks] for backward, in dtype.
 
     values, row_scale: the input [tokens, K] in 8 bits.
     """
@@ -125,7 +128,7 @@ def _(values, _row_scale, weight, _weight_scale, _bias, downs, _ups, _scale, dty
 def _backward(
     d_values: Tensor,
     d_scale: Tensor,
-    turned: Tensor,
+    weight_t: Tensor,
     dys: Sequence[Tensor],
     hidden: Tensor,
     values: Tensor,
@@ -134,18 +137,18 @@ def _backward(
     ups: Sequence[Tensor],
     scale: float,
 ) -> list[Tensor]:
-    """The gradient of the whole input [tokens, K], then of all downs as one, then of each up.
+    """The gradient of the complete input [tokens, K], then of all down projections stacked, then of each up projection.
 
-    dys: of each layer's output [tokens, N_i]; d_values, d_scale: all of them in 8 bits, the scales of the weight's rows
-    multiplied in; turned: the weight [K, N]; values, row_scale: the input in 8 bits.
+    dys: gradients of the layers' outputs, [tokens, N_i]; d_values, d_scale: the same in 8 bits, multiplied by the row
+    scales of the weight; weight_t: the weight, transposed to [K, N]; values, row_scale: the input in 8 bits.
     """
     down, casts = in_precision_of_product(downs, ups, hidden.dtype)
     d_hidden, d_ups = up_gradients(dys, hidden, casts, scale, ups[0].dtype)
     d_down = down_gradient_from_fp8(d_hidden, values, row_scale).to(downs[0].dtype)
-    dx = multiply_fp8(d_values, d_scale, turned, None, None, hidden.dtype, LowRank(d_hidden, [down.t()], 1.0))
+    dx = multiply_fp8(d_values, d_scale, weight_t, None, None, hidden.dtype, LowRank(d_hidden, [down.t()], 1.0))
     return [dx, d_down, *d_ups]
 
 
 @_backward.register_fake
-def _(_d_values, _d_scale, turned, _dys, hidden, values, _row_scale, downs, ups, _scale):
-    return [hidden.new_empty(values.shape[0], len(turned)), *empty_gradients(downs, ups)]
+def _(_d_values, _d_scale, weight_t, _dys, hidden, values, _row_scale, downs, ups, _scale):
+    return [hidden.new_empty(values.shape[0], len(weight_t)), *empty_gradients(downs, ups)]

@@ -1,7 +1,7 @@
-"""The thin products of adapters on one input: x A_iᵀ for all layers in one, and their gradients.
+"""Low-rank matrix products of the adapters on one input: x A_iᵀ for all layers at once, and their gradients.
 
-They belong inside of operators that the compiler takes as they are: it would turn what is written in place
-into copies.
+Call them inside custom operators only, which torch.compile leaves as they are: it would turn in-place writes into
+copies.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def columns_of(inputs: Sequence[Tensor]) -> list[int]:
-    """How many numbers of a token each part of an input has."""
+    """The number of columns (features) of each part of an input."""
     return [x.shape[-1] for x in inputs]
 
 
@@ -29,15 +29,15 @@ def ranks_of(downs: Sequence[Tensor]) -> list[int]:
 
 
 def split(matrix: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """Its columns in groups of these widths."""
+    """The matrix's columns, in groups of these widths."""
     return torch.split(matrix, list(widths), dim=1)
 
 
 def place_together(downs: Sequence[nn.Parameter], ups: Sequence[nn.Parameter]) -> None:
-    """Put what these adapters have into one memory, in this order: so one kernel casts all of it at full speed."""
+    """Move these adapters' weights into one contiguous buffer, in this order, so that one kernel can cast them all."""
     adapters = [*downs, *ups]
-    whole = torch.cat([parameter.detach().flatten() for parameter in adapters])
-    parts = whole.split([parameter.numel() for parameter in adapters])
+    buffer = torch.cat([parameter.detach().flatten() for parameter in adapters])
+    parts = buffer.split([parameter.numel() for parameter in adapters])
     for parameter, part in zip(adapters, parts, strict=True):
         parameter.data = part.view(parameter.shape)
 
@@ -45,9 +45,9 @@ def place_together(downs: Sequence[nn.Parameter], ups: Sequence[nn.Parameter]) -
 def in_precision_of_product(
     downs: Sequence[Tensor], ups: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """All down projections [sum of ranks, K], one below the other, and each up projection.
+    """All down projections stacked, [sum of ranks, K], and each up projection [N_i, r_i], in dtype.
 
-    They may be views of the adapters themselves, where those were placed together and have that precision.
+    They are views of the adapters if those were placed together and already have this dtype.
     """
     whole = as_one_vector([*downs, *ups])
     if whole is None:
@@ -57,16 +57,16 @@ def in_precision_of_product(
 
 
 def hidden_values(rows: Sequence[Tensor], down: Tensor) -> Tensor:
-    """What all down projections give, [tokens, sum of ranks]. rows: the parts of the input, each [tokens, K_j]."""
+    """The output of all down projections, [tokens, sum of ranks]. rows: the parts of the input, each [tokens, K_j]."""
     return sum_of_products(rows, [part.t() for part in split(down, columns_of(rows))])
 
 
 def up_gradients(
     dys: Sequence[Tensor], hidden: Tensor, casts: Sequence[Tensor], scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradient of the hidden values [tokens, sum of ranks], and that of each up in dtype.
+    """The gradients of the hidden activations [tokens, sum of ranks] and of each up projection [N_i, r_i], in dtype.
 
-    dys: of each layer's output, [tokens, N_i]; casts: the up projections in the precision of the product.
+    dys: gradients of the layers' outputs, [tokens, N_i]; casts: the up projections in the precision of the product.
     """
     ranks = [up.shape[1] for up in casts]
     d_hidden, scaled = torch.empty_like(hidden), hidden if scale == 1 else hidden * scale
@@ -80,7 +80,10 @@ def up_gradients(
 
 
 def down_gradient(d_hidden: Tensor, rows: Sequence[Tensor], activated: Sequence[bool], dtype: torch.dtype) -> Tensor:
-    """That of all downs as one [sum of ranks, K]. rows: parts of the input, those that are `activated` before GELU."""
+    """The gradient of all down projections, [sum of ranks, K].
+
+    rows: the parts of the input; an `activated` part is given before GELU.
+    """
     parts = [
         down_gradient_through_gelu(d_hidden, x).to(dtype) if on else _product(d_hidden.t(), x, dtype)
         for x, on in zip(rows, activated, strict=True)
@@ -89,12 +92,12 @@ def down_gradient(d_hidden: Tensor, rows: Sequence[Tensor], activated: Sequence[
 
 
 def gelu_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    """What GELU, by tanh, sends back."""
+    """The gradient of GELU's input x (tanh approximation), given that of its output."""
     return torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
 
 
 def empty_gradients(downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
-    """What the gradients of all downs as one and of each up look like."""
+    """Empty tensors in the shapes of the gradients of all down projections, stacked, and of each up projection."""
     return [downs[0].new_empty(sum(ranks_of(downs)), downs[0].shape[1]), *map(torch.empty_like, ups)]
 
 
@@ -103,7 +106,7 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sum_of_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
-    """The sum of left @ right over pairs, each product added onto what is there."""
+    """The sum of left @ right over pairs; each product is accumulated in place."""
     total = lefts[0] @ rights[0]
     for left, right in zip(lefts[1:], rights[1:], strict=True):
         total.addmm_(left, right)

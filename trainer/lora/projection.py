@@ -1,17 +1,16 @@
-"""Adapted linear layers on one input, multiplied together.
+"""Adapted linear layers that read the same input, computed together.
 
-For layers i with frozen W_i, b_i and an adapter A_i, B_i of scale s
+For layers i with frozen W_i, b_i and an adapter A_i, B_i of scale s,
 
     y_i = x W_iᵀ + b_i + s (x A_iᵀ) B_iᵀ
 
-is built up in place: the adapter's thin product and the bias first, then the frozen product is added onto
-them by the matrix product itself, which reads them while it computes. Layer by layer, as peft does, the
-adapter's output is a tensor of its own that has to be written, read and added, and so is each layer's
-gradient of x; at FLUX's sizes that costs more time than the adapter's arithmetic. The thin products x A_iᵀ
-of all layers are one product too.
+is accumulated in place: first the adapter's low-rank product plus the bias, onto which the matrix product x W_iᵀ then
+accumulates. PEFT works layer by layer: each adapter's output, and each layer's gradient of x, is a separate tensor
+that is written, read and added. At FLUX's sizes that memory traffic takes longer than the adapter's arithmetic. The
+low-rank products x A_iᵀ of all layers are one product, too.
 
-x may come in parts that stand side by side, x = [x_1 | x_2], and is never put together. A part may go through GELU
-before; on a GPU what comes of that is not kept for backward, where the adapter's gradient makes it again.
+x may come in parts, x = [x_1 | x_2], which are never concatenated. GELU may be applied to a part first; on a GPU its
+output is not saved for backward but recomputed by the adapter's gradient.
 """
 
 from collections.abc import Sequence
@@ -43,15 +42,14 @@ from trainer.models.quantized import Joined, QuantizedLinear
 def project(
     inputs: Sequence[Tensor], layers: Sequence[nn.Module], activated: Sequence[bool] | None = None
 ) -> tuple[Tensor, ...]:
-    """What each linear layer gives for the same input, whose parts are `inputs`, each [..., K_j].
+    """The outputs of linear layers on the same input, one [..., N_i] per layer.
 
-    activated: which parts go through GELU, by tanh, before; None: none of them. Together where all of the layers are
-    adapted alike: plain weights with a bias, or weights in fp8 that were joined; adapters switched on, of one scale,
-    without dropouts. Otherwise each layer does its own work.
+    inputs: the parts of the input, each [..., K_j]; activated: the parts that GELU (tanh approximation) is applied to
+    first, by default none. The layers are computed together if `are_alike`, otherwise one by one.
     """
     activated = [False] * len(inputs) if activated is None else activated
     together = are_alike(layers)
-    if not (together and _makes_again(inputs[0])):
+    if not (together and _recomputes_gelu(inputs[0])):
         inputs, activated = _after_gelu(inputs, activated), [False] * len(inputs)
     if not together:
         x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=-1)
@@ -66,8 +64,8 @@ def project(
     return _Projection.apply(scale, (tuple(activated), len(layers)), *inputs, *weights, *biases, *downs, *ups)
 
 
-def _makes_again(x: Tensor) -> bool:
-    """Whether what comes from GELU is made again in backward: a CPU has memory rather than time."""
+def _recomputes_gelu(x: Tensor) -> bool:
+    """Whether GELU's output is recomputed in backward: on a CPU, memory is cheaper than time."""
     return x.is_cuda
 
 
@@ -82,7 +80,8 @@ def adapters_of(layers: Sequence[nn.Module]) -> tuple[list[nn.Parameter], list[n
 
 
 def are_alike(layers: Sequence[nn.Module]) -> bool:
-    """Whether `project` takes the layers together."""
+    """Whether `project` can compute the layers together: all are adapted, with one scale and without active dropouts,
+    and their frozen weights are all plain with a bias, or joined in fp8."""
     if not all(_is_adapted(layer) for layer in layers):
         return False
     adapted = cast(Sequence[LoraLayer], layers)
@@ -106,7 +105,7 @@ def _are_joined(bases: Sequence[nn.Module]) -> bool:
 
 
 class _Projection(torch.autograd.Function):
-    """apply(scale, (activated, layers), *inputs, *weights, *biases, *downs, *ups) → one output for each layer."""
+    """apply(scale, (activated, layers), *inputs, *weights, *biases, *downs, *ups) -> one output per layer."""
 
     @staticmethod
     def forward(ctx: Any, scale: float, facts: tuple[tuple[bool, ...], int], *tensors: Tensor):  # type: ignore[override]
@@ -134,7 +133,7 @@ class _Projection(torch.autograd.Function):
 
 
 def _grouped(tensors: Sequence[Tensor], counts: tuple[int, int]) -> list[list[Tensor]]:
-    """The inputs, then groups with one tensor of each layer."""
+    """The inputs, then groups with one tensor per layer."""
     parts, layers = counts
     starts = range(parts, len(tensors), layers)
     return [list(tensors[:parts]), *(list(tensors[start : start + layers]) for start in starts)]
@@ -149,7 +148,7 @@ def _forward(
     ups: Sequence[Tensor],
     scale: float,
 ) -> list[Tensor]:
-    """Outputs [..., N_i], and the hidden values of all layers [tokens, sum of ranks] that backward needs."""
+    """Outputs [..., N_i], and the hidden activations of all layers, [tokens, sum of ranks], for backward."""
     rows, columns = [rows_of(x) for x in inputs], columns_of(inputs)
     shape, dtype = inputs[0].shape[:-1], inputs[0].dtype
     down, casts = in_precision_of_product(downs, ups, dtype)
@@ -182,9 +181,9 @@ def _backward(
     wanted: Sequence[bool],
     activated: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients of those inputs that are wanted, then of all downs as one, then of each up.
+    """The gradients of the wanted inputs, then of all down projections stacked, then of each up projection.
 
-    inputs: those that are activated as they were before; their gradients are those of what GELU has given.
+    inputs: an activated one is the input of GELU, but its gradient here is that of GELU's output.
     """
     columns, rows = columns_of(inputs), [rows_of(x) for x in inputs]
     dys = [rows_of(dy) for dy in gradients]

@@ -1,1 +1,1 @@
-"""Optimizers, learning-rate schedules and averages, without host synchronisation."""
+"""Optimizers, learning-rate schedules and weight averages, none of which synchronizes with the host."""

@@ -10,15 +10,15 @@ from trainer.optim.foreach import chunks, in_float32
 
 
 class Ema:
-    """fp32 averages of `parameters` (name → tensor), held on the parameters' device.
+    """float32 averages of `parameters` (name -> tensor), on the parameters' device.
 
-    The decay of step n is min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten.
-    Save from `averages`; `swapped` is for sampling and validation.
+    The decay of step n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage, so that the
+    initial values are forgotten quickly. Save from `averages`; use `swapped` for sampling and validation.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float):
         if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay must be at least 0 and below 1, not {decay}")
+            raise ValueError(f"decay must be at least 0 and below 1, not {decay}")
         self.decay = decay
         self.parameters = {name: parameter.detach() for name, parameter in parameters.items()}
         self.averages = {name: p.to(torch.float32, copy=True) for name, p in self.parameters.items()}
@@ -34,7 +34,7 @@ class Ema:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The averages in the parameters' place; the parameters wait in host memory and come back exactly."""
+        """In this context the parameters hold the averages; afterwards they are restored exactly, from CPU memory."""
         kept = {name: p.to("cpu", copy=True) for name, p in self.parameters.items()}
         try:
             self._fill(self.averages)
@@ -48,7 +48,7 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over averages; the names must be the same."""
+        """Copy saved averages; the names must be the same."""
         assert set(tensors) == set(self.averages), "averages of other parameters"
         for name, average in self.averages.items():
             average.copy_(tensors[name])

@@ -1,17 +1,17 @@
-"""Lists of tensors in pieces, so that a foreach operation never needs a full-size temporary."""
+"""Lists of tensors in chunks, so that a foreach operation never needs a full-size temporary."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**25  # 128 MiB of fp32: large enough to hide launches, small beside the adapter
+CHUNK_ELEMENTS = 2**25  # 128 MiB of float32: large enough to hide kernel launches, small next to the adapter
 
 
 def chunks(
     tensors: Iterable[Tensor], kind: Callable[[Tensor], Hashable], limit: int | None = None
 ) -> Iterator[list[Tensor]]:
-    """Lists of one `kind`, of at most `limit` elements together; a tensor larger than that stands alone."""
+    """Lists of tensors of one `kind`, with at most `limit` elements in total; a larger tensor is a list of its own."""
     limit = CHUNK_ELEMENTS if limit is None else limit
     kinds: dict[Hashable, list[Tensor]] = {}
     for tensor in tensors:
@@ -28,7 +28,7 @@ def chunks(
 
 
 def flat_copies(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A flat fp32 tensor that holds copies of all of `tensors`, and its parts in their shapes."""
+    """A flat float32 tensor with copies of all `tensors`, and views of it in their shapes."""
     sizes = [tensor.numel() for tensor in tensors]
     flat = torch.empty(sum(sizes), dtype=torch.float32, device=tensors[0].device)
     parts = [part.view(like.shape) for part, like in zip(flat.split(sizes), tensors, strict=True)]
@@ -37,7 +37,7 @@ def flat_copies(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def in_float32(tensors: list[Tensor]) -> list[Tensor]:
-    """The tensors themselves where they are fp32, else fp32 copies."""
+    """The tensors themselves if they are float32, else float32 copies."""
     return [tensor.float() for tensor in tensors]
 
 
@@ -52,7 +52,7 @@ def gradients(parameters: list[Tensor]) -> list[Tensor]:
 
 
 def gradients_or_zeros(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients of all parameters; one that has none gets zeros, in `.grad` too."""
+    """The gradients of all parameters; a missing one is set to zeros, in `.grad` too."""
     found = []
     for parameter in parameters:
         if parameter.grad is None:

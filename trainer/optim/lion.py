@@ -1,4 +1,4 @@
-"""Lion (Chen et al. 2023, arXiv:2302.06675): the sign of a momentum as the step."""
+"""Lion (Chen et al. 2023, arXiv:2302.06675): steps in the direction of the sign of a momentum."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from trainer.optim.foreach import chunks, gradients, with_gradient
 
 
 class Lion(Optimizer):
-    """One momentum per parameter, of the parameter's type; a tenth of AdamW's learning rate is usual.
+    """Keeps one momentum per parameter, in the parameter's dtype. A tenth of AdamW's learning rate is usual.
 
-    A step needs one chunk of temporary memory (128 MiB of fp32) and never waits for the host.
+    A step needs one chunk of temporary memory (128 MiB of float32) and never synchronizes with the host.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Prodigy (Mishchenko and Defazio 2023, arXiv:2306.06101), Adam that finds its own step size.
+"""Prodigy (Mishchenko and Defazio 2023, arXiv:2306.06101): Adam that estimates its own step size.
 
-The arithmetic and the options are those of the package prodigyopt 1.1.2. What differs is where it
-runs: every scalar that depends on data (d, its maximum, numerator, denominator) is a tensor on the
-device, so a step never waits for the host, and the adapter is worked through in bounded chunks. On a
-GPU two kernels of our own do what most settings ask for (`trainer/kernels/prodigy.py`).
+The arithmetic and the options are those of the package prodigyopt 1.1.2. What differs is where it runs: every scalar
+that depends on data (d, its maximum, numerator, denominator) is a tensor on the device, so a step never synchronizes
+with the host, and parameters are processed in chunks of bounded size. On a GPU, two kernels of our own cover most
+settings (`trainer/kernels/prodigy.py`).
 """
 
 import math
@@ -17,22 +17,23 @@ from torch.optim import Optimizer
 from trainer.kernels import prodigy as kernel
 from trainer.optim.foreach import chunks, flat_copies, gradients, in_float32, with_gradient
 
-Piece = tuple[dict[str, Any], list[Tensor], kernel.Chunk | None]  # a group, some of its parameters, for the kernels
+Piece = tuple[
+    dict[str, Any], list[Tensor], kernel.Chunk | None
+]  # a group, some of its parameters, and the same for the kernels
 
 
 class Prodigy(Optimizer):
-    """Prodigy without host synchronisation. Leave `lr` at 1.
+    """Prodigy without host synchronization. Leave `lr` at 1.
 
-    State per parameter, fp32 whatever the parameter's type: `exp_avg` (unless betas[0] is 0),
-    `exp_avg_sq`, `s`; and `p0`, the starting value in the parameter's own type, which a parameter
-    that starts at zero (every LoRA up matrix) does not need. `p0` is taken when the optimizer is
-    made, so weights must be loaded before. Scalars, tensors of no dimension in `param_groups[0]`:
-    `d`, `d_max`, `d_hat`, `d_numerator`, `d_denom`, `k`. A step needs two chunks of temporary
-    memory (256 MiB), three for parameters that are not fp32, and none where it has a kernel.
+    State per parameter, in float32 whatever the parameter's dtype: `exp_avg` (unless betas[0] is 0), `exp_avg_sq`, `s`;
+    and `p0`, the initial value in the parameter's dtype, which a parameter that starts at zero (every LoRA up matrix)
+    does not need. `p0` is copied when the optimizer is created, so load weights before. Scalars, 0-dimensional tensors
+    in `param_groups[0]`: `d`, `d_max`, `d_hat`, `d_numerator`, `d_denom`, `k`. A step needs two chunks of temporary
+    memory (256 MiB), three for parameters that are not float32, and none if a kernel handles it.
 
-    There is one d for all groups: learning rates of groups must be equal or 0, else a step raises
-    ValueError. A group with rate 0 is left alone altogether, weight decay included.
-    `slice_p` > 1 estimates d from every p-th element to save memory, an approximation.
+    There is one d for all groups: the learning rates of groups must be equal or 0, else a step raises ValueError. A
+    group with rate 0 is not changed at all, not even by weight decay. `slice_p` > 1 estimates d from every p-th element
+    to save memory, which is an approximation.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Prodigy(Optimizer):
 
     @property
     def d(self) -> Tensor:
-        """The estimated step size, a tensor of no dimension on the device."""
+        """The estimated step size, a 0-dimensional tensor on the device."""
         return self.param_groups[0]["d"]
 
     @torch.no_grad()
@@ -90,7 +91,7 @@ class Prodigy(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state keeps its own type, and scalars go to the parameters' device."""
+        """As torch's, but state keeps its dtype, and scalars move to the parameters' device."""
         super().load_state_dict(state_dict)
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, saved in state_dict["state"].items():
@@ -126,7 +127,7 @@ class Prodigy(Optimizer):
         return (1 - beta2 ** (first["k"] + 1)).sqrt() / (1 - beta1 ** (first["k"] + 1))
 
     def _accumulate(self, pieces: Sequence[Piece], dlr: Tensor) -> Tensor:
-        """Update the averages and d; false, on the device, when every gradient so far was zero."""
+        """Update the averages and d. Returns false, on the device, if every gradient so far was zero."""
         sums = [self._average(piece, dlr) for piece in pieces]
         if not sums:
             return torch.zeros_like(dlr, dtype=torch.bool)
@@ -150,7 +151,7 @@ class Prodigy(Optimizer):
         return moved
 
     def _average(self, piece: Piece, dlr: Tensor) -> Tensor:
-        """Adam's averages and `s` of one piece; what it adds to numerator and denominator, [2]."""
+        """Update Adam's averages and `s` for one piece. Returns its contribution to numerator and denominator, [2]."""
         group, parameters, chunk = piece
         first, d = self.param_groups[0], self.d
         beta1, beta2 = first["betas"]
@@ -176,11 +177,11 @@ class Prodigy(Optimizer):
         torch._foreach_mul_(s, first["beta3"])
         torch._foreach_add_(s, scaled)
         denominator = torch.stack(torch._foreach_norm(s, 1)).sum(dtype=d.dtype)
-        torch._foreach_mul_(scaled, self._way(group, parameters))
+        torch._foreach_mul_(scaled, self._distance(group, parameters))
         return torch.stack([-flat.sum() * (dlr / share), denominator])
 
-    def _way(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
-        """p - p0 for one piece whose parameters all started at zero, or all did not."""
+    def _distance(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
+        """p - p0 for one piece, whose parameters either all started at zero or all did not."""
         here = in_float32([_sliced(p, group) for p in parameters])
         if "p0" not in self.state[parameters[0]]:
             return here
@@ -195,22 +196,22 @@ class Prodigy(Optimizer):
             eps = (self.d * group["eps"]).float()
             weights = in_float32(parameters)
             divisors = torch._foreach_sqrt(self._states("exp_avg_sq", parameters))
-            torch._foreach_add_(divisors, eps, alpha=1)  # without alpha torch reads eps to the host
+            torch._foreach_add_(divisors, eps, alpha=1)  # without alpha, torch copies eps to the host
             if decay and group["decouple"]:
-                # not times (1 - decay * dlr): close to 1 that factor has few bits
+                # not multiplied by (1 - decay * dlr): so close to 1, that factor has few significant bits
                 torch._foreach_sub_(weights, torch._foreach_mul(weights, (decay * dlr).float()))
             if self.param_groups[0]["betas"][0] > 0:
                 directions, length = self._states("exp_avg", parameters), dlr
             else:
                 directions, length = in_float32(gradients(parameters)), dlr * self.d
-            # a length of 0 makes the divisors infinite and so leaves the weights as they are
+            # a length of 0 makes the divisors infinite, which leaves the weights unchanged
             torch._foreach_div_(divisors, (-length).float())
             torch._foreach_addcdiv_(weights, directions, divisors)
             if weights[0] is not parameters[0]:
                 torch._foreach_copy_(parameters, weights)
 
     def _for_kernel(self, group: dict[str, Any], parameters: list[Tensor]) -> kernel.Chunk | None:
-        """Parameters as the kernels take them; None where settings or tensors are not made for them."""
+        """Parameters as the kernels take them; None if the kernels do not support the settings or the tensors."""
         coupled = group["weight_decay"] and not group["decouple"]
         if coupled or group["slice_p"] > 1 or self.param_groups[0]["betas"][0] == 0:
             return None
