@@ -1,1 +1,1 @@
-"""What training costs: `python -m trainer bench`, and the project next to plain peft, kohya and the playbook."""
+"""Measure the cost of training: `python -m trainer bench`, and comparisons with plain peft, kohya and the playbook."""

@@ -1,10 +1,10 @@
-"""What one block of FLUX.1-dev costs, forward and backward, and which kernels it takes: seconds instead of minutes.
+"""Measure one block of FLUX.1-dev, forward and backward, and list its kernels: in seconds instead of minutes.
 
     python -m benchmarks.blocks [--precisions bf16 fp8] [--ranks 16] [--resolutions 1024] [--json FILE]
 
-For each kind of block a few of them with random weights run one after another, compiled and recorded as CUDA
-graphs, as training runs them. The model's 19 and 38 blocks are a step but for 1 or 2 %. A second, unrecorded
-pass counts the kernels. `--detail 30` lists so many of them.
+For each kind of block, a few blocks with random weights run one after another, compiled and recorded as CUDA graphs, as
+in training. The sum over the model's 19 and 38 blocks is a step to within 1 or 2 %. A second pass without recording
+counts the kernels; `--detail 30` lists the 30 longest.
 """
 
 import argparse
@@ -41,7 +41,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one block, forward and backward: milliseconds of a replay, GiB kept for backward, and its kernels."""
+    """One block's cost, forward and backward: milliseconds of a replay, GiB kept for backward, and its kernels."""
 
     kind: str
     precision: str
@@ -58,7 +58,7 @@ class Cost:
 
 
 class Chain:
-    """A few blocks of one kind with adapters, one after another, and a gradient for what comes out of them."""
+    """A few blocks of one kind with adapters, one after another, and a gradient for their output."""
 
     def __init__(
         self, kind: str, depth: int, weight_format: WeightFormat, rank: int, resolution: int, batch: int, compiled: bool
@@ -85,7 +85,7 @@ class Chain:
             self.gradients = [torch.randn_like(output) for output in self.forward()]
 
     def forward(self) -> list[torch.Tensor]:
-        """What the last block gives: text and image, or both as one."""
+        """The output of the last block: text and image, or both as one tensor."""
         txt, img = None, self.tokens
         if not takes_joint_sequence(self.blocks[0]):
             txt, img = self.tokens[:, :TXT_TOKENS].contiguous(), self.tokens[:, TXT_TOKENS:].contiguous()
@@ -97,7 +97,7 @@ class Chain:
         torch.autograd.backward(self.forward(), self.gradients)
 
     def kept_bytes(self) -> int:
-        """What is kept for backward, for each block."""
+        """Bytes that each block keeps for backward."""
         before = torch.cuda.memory_allocated()
         outputs = self.forward()
         taken = torch.cuda.memory_allocated() - before
@@ -106,7 +106,7 @@ class Chain:
 
 
 def make_transformer(depth: int, weight_format: WeightFormat) -> FluxTransformer2DModel:
-    """FLUX.1-dev's width with `depth` blocks of either kind, frozen, random, on the GPU."""
+    """A transformer of FLUX.1-dev's width with `depth` blocks of each kind, frozen, with random weights, on the GPU."""
     with init_empty_weights(include_buffers=False):
         transformer = FluxTransformer2DModel(num_layers=depth, num_single_layers=depth, guidance_embeds=True)
     shapes = {name: parameter.shape for name, parameter in transformer.named_parameters()}
@@ -125,14 +125,14 @@ def make_transformer(depth: int, weight_format: WeightFormat) -> FluxTransformer
 
 
 def random_weight(shape: Sequence[int]) -> torch.Tensor:
-    """Of a layer in which activations keep their size, of a bias, or of a norm's scale."""
+    """A weight with which activations keep their scale; ones for a bias or a norm's scale."""
     if len(shape) == 1:
         return torch.ones(shape, device=CUDA, dtype=torch.bfloat16)
     return torch.randn(*shape, device=CUDA, dtype=torch.bfloat16) / shape[1] ** 0.5
 
 
 def replay_milliseconds(chain: Chain) -> float:
-    """The median time of the chain's forward and backward, recorded."""
+    """The median time of the chain's forward and backward, recorded as a CUDA graph."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -153,7 +153,7 @@ def replay_milliseconds(chain: Chain) -> float:
 
 
 def count_kernels(chain: Chain, rank: int, detail: int) -> Breakdown | None:
-    """Of one block, launched one by one."""
+    """The kernels of one block, launched one by one."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True) as profiler:
         for _ in range(PROFILED):
             chain()
@@ -175,7 +175,7 @@ def measure(kind: str, arguments: argparse.Namespace, precision: str, rank: int,
 
 
 def say(cost: Cost) -> None:
-    """A cost and where it comes from."""
+    """Print a cost and its breakdown."""
     print(cost.line(), flush=True)
     if not cost.kernels:
         return
@@ -188,7 +188,7 @@ def say(cost: Cost) -> None:
 
 
 def whole_model(costs: Sequence[Cost]) -> list[str]:
-    """What all blocks of FLUX.1-dev take together, for each setting of which both kinds were measured."""
+    """The time of all blocks of FLUX.1-dev, for each setting of which both kinds were measured."""
     found: dict[tuple[Any, ...], dict[str, Cost]] = {}
     for cost in costs:
         found.setdefault((cost.precision, cost.rank, cost.resolution, cost.batch), {})[cost.kind] = cost
@@ -197,7 +197,7 @@ def whole_model(costs: Sequence[Cost]) -> list[str]:
         if kinds.keys() == NUM_BLOCKS.keys():
             seconds = sum(count * kinds[kind].milliseconds for kind, count in NUM_BLOCKS.items()) / 1e3
             name = f"{precision} rank {rank} {resolution} px x {batch}"
-            lines.append(f"{name}: all blocks {seconds:.3f} s, {seconds / batch:.3f} s per picture")
+            lines.append(f"{name}: all blocks {seconds:.3f} s, {seconds / batch:.3f} s per image")
     return lines
 
 
@@ -209,9 +209,9 @@ def main() -> None:
     parser.add_argument("--resolutions", nargs="+", type=int, default=[1024])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--depth", type=int, default=4, help="blocks one after another (%(default)s)")
-    parser.add_argument("--detail", type=int, default=0, help="list so many kernels")
+    parser.add_argument("--detail", type=int, default=0, help="number of kernels to list (%(default)s)")
     parser.add_argument("--eager", action="store_true", help="do not compile")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("needs a CUDA device")

@@ -1,7 +1,7 @@
-"""`python -m trainer bench`: what training costs on this machine, measured on real runs of `trainer train`.
+"""`python -m trainer bench`: measure what training costs on this machine, with real runs of `trainer train`.
 
-Model files, images and captions are made on the spot and kept in --work; a model of your own is measured
-with --model. Each setting is a preset, or flags of train under a name; flags that follow apply to all of them.
+The bench makes model files, images and captions itself and keeps them in --work; --model measures your own model. Each
+setting is a preset, or a name with flags of train; further flags apply to all settings.
 
     python -m trainer bench --preset rank16 playbook --output before.json
     python -m trainer bench --size small --setting "r8=--network_dim=8" --optimizer_type=Prodigy
@@ -33,10 +33,10 @@ MODEL_FLAGS = ("pretrained_model_name_or_path", "ae", "clip_l", "t5xxl")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Measure and print, or compare. Returns 1 where a run failed or became slower than --tolerance allows."""
+    """Measure and print, or compare. Returns 1 if a run failed, or became slower than --tolerance allows."""
     given, flags = _parser().parse_known_args(argv)
     if given.compare:
-        raise_if_any(Problem(flag, "means nothing with --compare", "leave it out") for flag in by_name(flags))
+        raise_if_any(Problem(flag, "has no effect with --compare", "leave it out") for flag in by_name(flags))
         before, after = given.compare
         return _compare(before, after, given.tolerance)
     on_gpu = torch.cuda.is_available()
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     defaults = [*files, *DEFAULTS.get(model.name, [])]
     settings = read_settings(given.preset, given.setting, flags, defaults, on_gpu)
     for setting in settings:
-        parse_config(setting.flags)  # what is wrong with flags is said before anything is written
+        parse_config(setting.flags)  # problems with flags are reported before anything is written
     made = model if model.random and not brings_own else None
     raise_if_any(disk_problems(made, given.work) if made else [])
     announce(_plan(given, model.name if not brings_own else "of the flags", made, settings))
@@ -62,11 +62,11 @@ def run(argv: Sequence[str]) -> int:
     described = _describe(given.peak_seconds)
     name = "of the flags" if brings_own else _model_name(model)
     results: list[Result] = []
-    with ended_by_sigterm("stopped, and the training that was measured too."):
+    with ended_by_sigterm("stopped, together with the training that was being measured."):
         for result in _measure_all(ready, given.repeat, described["peaks"]):
             results.append(result)
             found = report.as_json(described, name, results)
-            if given.output:  # what is there is kept, whatever becomes of the next one
+            if given.output:  # results so far are kept even if the next run fails
                 report.save(given.output, found)
     print(report.render(found))
     return int(any(result.figures is None for result in results))
@@ -85,30 +85,44 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--size",
         choices=DEFAULTS,
-        help="random weights of this size, or mini, the embedded model; full on a GPU, else tiny",
+        help="random weights of this size, or mini, the embedded model (full on a GPU, otherwise tiny)",
     )
-    add("--model", type=Path, metavar="FOLDER", help="a folder with four model files, instead")
-    add(
-        "--preset", nargs="+", default=[], choices=PRESETS, metavar="NAME", help="see below; rank16 if nothing is named"
-    )
-    own = "flags of train, which may begin with the name of a preset; as often as you like"
+    add("--model", type=Path, metavar="FOLDER", help="a folder with your own four model files, instead of --size")
+    add("--preset", nargs="+", default=[], choices=PRESETS, metavar="NAME", help="see below (rank16)")
+    own = "flags of train, optionally after the name of a preset; may be repeated"
     add("--setting", action="append", default=[], metavar="NAME=FLAGS", help=own)
-    add("--mixed", action="store_true", help="pictures of four aspect ratios, in buckets")
+    add("--mixed", action="store_true", help="images of four aspect ratios, in buckets")
     add = how.add_argument
-    add("--pictures", type=int, default=40, help="least number of pictures that are timed (%(default)s)")
-    add("--warm_up", type=int, default=4, help="steps before that (%(default)s)")
-    add("--profile", type=int, default=2, help="steps after that whose kernels are counted, 0 for none (%(default)s)")
-    add("--repeat", type=int, default=1, help="runs of each setting; the second finds caches filled (%(default)s)")
-    add("--num_processes", type=int, default=1, help="GPUs, a process for each (%(default)s)")
-    add("--peak_seconds", type=float, default=2.0, help="of large products, in each precision (%(default)s)")
+    add("--pictures", type=int, default=40, help="minimum number of timed images (%(default)s)")
+    add("--warm_up", type=int, default=4, help="steps before the timed ones (%(default)s)")
+    add("--profile", type=int, default=2, help="profiled steps after the timed ones; 0 for none (%(default)s)")
+    add(
+        "--repeat",
+        type=int,
+        default=1,
+        help="runs of each setting; from the second on, caches are filled (%(default)s)",
+    )
+    add("--num_processes", type=int, default=1, help="number of GPUs, with one process each (%(default)s)")
+    add(
+        "--peak_seconds",
+        type=float,
+        default=2.0,
+        help="time for measuring large products, in each precision (%(default)s)",
+    )
     add = where.add_argument
     default_work = Path(tempfile.gettempdir()) / "flux_bench"
-    add("--work", type=Path, default=default_work, help="where files are made and kept (%(default)s)")
-    add("--output", type=Path, metavar="FILE.json", help="write all figures there")
-    add("--dry_run", action="store_true", help="say what would be run and written, and stop")
+    add("--work", type=Path, default=default_work, help="folder for the bench's files (%(default)s)")
+    add("--output", type=Path, metavar="FILE.json", help="write all figures to this file")
+    add("--dry_run", action="store_true", help="print what would be run and written, and stop")
     add = then.add_argument
-    add("--compare", nargs=2, type=Path, metavar=("BEFORE.json", "AFTER.json"), help="measure nothing")
-    add("--tolerance", type=float, default=0.05, help="a setting may be slower by this share (%(default)s)")
+    add(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("BEFORE.json", "AFTER.json"),
+        help="compare two files instead of measuring",
+    )
+    add("--tolerance", type=float, default=0.05, help="share by which a setting may be slower (%(default)s)")
     return parser
 
 
@@ -125,7 +139,7 @@ def _problems(given: argparse.Namespace) -> list[Problem]:
         if getattr(given, name) < bound
     ]
     if given.size and given.model:
-        problems.append(Problem("--size", "stands against --model", "give one of the two"))
+        problems.append(Problem("--size", "conflicts with --model", "give one of the two"))
     return problems
 
 
@@ -142,7 +156,9 @@ def _plan(given: argparse.Namespace, model: str, made: Model | None, settings: S
     if made:
         missing = made.missing_bytes
         lines.append(
-            f"  {missing / GB:.2f} GB of random weights to write" if missing else "  its random weights are there"
+            f"  {missing / GB:.2f} GB of random weights to write"
+            if missing
+            else "  its random weights are already there"
         )
     for setting in settings:
         lines.append(f"{setting.name}: python -m trainer train {' '.join(setting.flags)}")
@@ -163,12 +179,12 @@ def _write_models(model: Model) -> None:
     start = time.perf_counter()
     finished = subprocess.run(model.command, stdout=subprocess.DEVNULL, check=False)
     if finished.returncode:
-        raise Problems([Problem(str(model.folder), "the random model files could not be written", "see above")])
+        raise Problems([Problem(str(model.folder), "could not write the random model files", "see above")])
     announce(f"model files: {time.perf_counter() - start:.0f} s")
 
 
 def _describe(peak_seconds: float) -> dict[str, Any]:
-    """In a process of its own, so that this one holds nothing on the device."""
+    """Describe the machine in a separate process, so that this one holds no memory on the device."""
     command = [sys.executable, "-m", "benchmarks.machine", f"--seconds={peak_seconds}"]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
@@ -180,5 +196,5 @@ def _measure_all(ready: Sequence[Prepared], repeat: int, peaks: dict[str, dict[s
             announce(f"{one.setting.name}: {one.job.steps} steps, output in {one.job.folder / 'output.txt'}")
             result = measure(one, peaks)
             found = result.figures
-            announce(f"  {found.seconds_per_picture:.3f} s per picture" if found else f"  {result.failure}")
+            announce(f"  {found.seconds_per_picture:.3f} s per image" if found else f"  {result.failure}")
             yield result

@@ -1,9 +1,8 @@
-"""The arithmetic of one FLUX LoRA step, counted from shapes alone.
+"""The arithmetic of one FLUX LoRA step, counted from shapes.
 
-A product of [m, k] and [k, n] counts 2 m k n. Counted are the base's products forward and back to their
-inputs (its weights are frozen), the adapters' products, attention, and what checkpointing computes again.
-Embeddings count forward only, since no gradient goes that far; norms, activations and the rotation of
-queries and keys are no products and count nothing.
+A product of [m, k] and [k, n] counts as 2 m k n. Included are the base model's products, forward and back to their
+inputs (its weights are frozen), the adapters' products, attention, and what checkpointing recomputes. Embeddings count
+forward only, because no gradient reaches them. Norms, activations and RoPE are not products and are not counted.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,9 +11,9 @@ from dataclasses import dataclass, fields
 from torch import nn
 
 DOUBLE, SINGLE = "transformer_blocks.", "single_transformer_blocks."
-LAST_LAYERS = ("proj_out",)  # outside the blocks, and on the gradient's way
-# Products of the square of the length in attention: scores and values forward; backward computes the
-# scores again, then the gradients of scores, values, queries and keys.
+LAST_LAYERS = ("proj_out",)  # outside the blocks, but reached by the gradient
+# number of attention products that grow with the square of the length: scores and values forward; backward recomputes
+# the scores, then computes the gradients of scores, values, queries and keys
 ATTENTION_FORWARD, ATTENTION_BACKWARD = 2, 5
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -34,12 +33,12 @@ class Flops:
 
     @property
     def needed(self) -> int:
-        """Without what is computed twice: what a share of the device's peak is reckoned from."""
+        """Without recomputation; the share of the device's peak is based on this."""
         return self.done - self.recomputed
 
     @property
     def done(self) -> int:
-        """All of it."""
+        """With recomputation."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -48,7 +47,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one pass is over: tokens of each image and of its text, and images in the batch."""
+    """The shape of a batch: tokens of each image, tokens of its text, and number of images."""
 
     img: int
     txt: int
@@ -56,7 +55,7 @@ class Tokens:
 
 
 def linear_sizes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of every linear layer of diffusers' FLUX, by name; weights are not looked at."""
+    """(in features, out features) of every linear layer of diffusers' FLUX, by name; weights are not read."""
     found = ((name, module) for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
     return {name: (module.in_features, module.out_features) for name, module in found}
 
@@ -72,10 +71,10 @@ def blocks(sizes: Sizes) -> list[str]:
 
 
 def pass_flops(sizes: Sizes, ranks: Mapping[str, int], tokens: Tokens, recomputed: Collection[str] = ()) -> Flops:
-    """One forward and backward pass.
+    """The arithmetic of one forward and backward pass.
 
-    sizes: of `linear_sizes`. ranks: layer -> rank of its adapter; other layers have none. recomputed:
-    the blocks that are checkpointed. Blocks before the first adapted one run forward only.
+    sizes: see `linear_sizes`. ranks: the rank of each layer's adapter, by name; other layers have none. recomputed: the
+    checkpointed blocks. Blocks before the first adapted one run forward only.
     """
     order = blocks(sizes)
     adapted = {block_of(name) for name, rank in ranks.items() if rank}
@@ -97,7 +96,7 @@ def _layer(name: str, size: tuple[int, int], ranks: Mapping[str, int], tokens: T
     (inputs, outputs), rank, rows = size, ranks.get(name, 0), _rows(name, tokens)
     base, adapter = 2 * rows * inputs * outputs, 2 * rows * rank * (inputs + outputs)
     goes_back = (trained and not _is_modulation(name)) or name in LAST_LAYERS
-    # back through the adapter: both weights, the hidden values, and the input where a gradient goes there
+    # backward through the adapter: both weights, the hidden values, and the input if it needs a gradient
     to_input = 2 * rows * rank * inputs if goes_back else 0
     adapter_backward = 2 * rows * rank * (inputs + 2 * outputs) + to_input if rank else 0
     return Flops(
@@ -109,7 +108,7 @@ def _layer(name: str, size: tuple[int, int], ranks: Mapping[str, int], tokens: T
 
 
 def _rows(name: str, tokens: Tokens) -> int:
-    """How many rows a layer's input has."""
+    """The number of rows of a layer's input."""
     if name.startswith("time_text_embed.") or name == "norm_out.linear" or _is_modulation(name):
         return tokens.batch
     if name.startswith(SINGLE):
@@ -119,7 +118,7 @@ def _rows(name: str, tokens: Tokens) -> int:
 
 
 def _is_modulation(name: str) -> bool:
-    """Whether a block's layer reads the time embedding, to which no gradient goes."""
+    """Whether a block's layer reads the time embedding, which needs no gradient."""
     return block_of(name) is not None and name.split(".")[2].startswith("norm")
 
 

@@ -1,7 +1,7 @@
-"""Where a step's time goes: kernels by class, out of a profiler's trace.
+"""Where the time of a step goes: kernels by class, from a profiler's trace.
 
-On a GPU the trace's kernels are counted, each told by its name and by the operator that launched it;
-without one the operators themselves are, each for the time that is its own.
+On a GPU, the trace's kernels are added up, classified by name and by the operator that launched them. On a CPU, the
+operators are added up, each without the time of the operators that it calls.
 """
 
 import json
@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 ATTENTION_FORWARD, ATTENTION_BACKWARD = "attention, forward", "attention, backward"
-LARGE, THIN = "large products", "thin products"
+LARGE, LOW_RANK = "large products", "low-rank products"
 ELEMENTWISE, QUANTISATION, COPIES = "elementwise and norms", "quantisation", "copies"
 OPTIMIZER, COMMUNICATION, OTHER = "optimizer and clipping", "between processes", "other"
 CLASSES = (
-    ATTENTION_FORWARD, ATTENTION_BACKWARD, LARGE, THIN, ELEMENTWISE, QUANTISATION, COPIES, OPTIMIZER, COMMUNICATION,
+    ATTENTION_FORWARD, ATTENTION_BACKWARD, LARGE, LOW_RANK, ELEMENTWISE, QUANTISATION, COPIES, OPTIMIZER, COMMUNICATION,
     OTHER,
 )  # fmt: skip
-OPTIMIZER_MARK = "benchmarks: optimizer"  # the trace's name for the time of an optimizer step
+OPTIMIZER_MARK = "benchmarks: optimizer"  # the name of an optimizer step in the trace
 NUM_LONGEST, NAME_LENGTH = 12, 120
 
-# trainer/kernels/, by the kernels' names
+# the kernels of trainer/kernels, by name
 _OWN = {
-    "_multiply_and_add": LARGE, "_hidden_sums": THIN, "_add_hidden_sums": THIN, "_down_gradient": THIN,
+    "_multiply_and_add": LARGE, "_hidden_sums": LOW_RANK, "_add_hidden_sums": LOW_RANK, "_down_gradient": LOW_RANK,
     "_norm_rope": ELEMENTWISE, "_norm_rope_backward": ELEMENTWISE, "_quantize": QUANTISATION,
     "_prodigy_average": OPTIMIZER, "_prodigy_move": OPTIMIZER,
 }  # fmt: skip
-_FUSED = re.compile(r"triton_(poi|red|per|for)_|cpp_fused")  # inductor's, named after all that they fuse
+_FUSED = re.compile(r"triton_(poi|red|per|for)_|cpp_fused")  # inductor's kernels, named after everything that they fuse
 _OPTIMIZER = re.compile(r"multi_tensor_apply|_foreach_|_fused_(adam|sgd)|FusedAdam|FusedOptim", re.I)
 _COMMUNICATION = re.compile(r"nccl|all_?reduce|gloo", re.I)
 _ATTENTION = re.compile(r"sdpa|flash|fmha|attention|attn|dot_do_o|qk_int_sv")
@@ -38,7 +38,7 @@ _PRODUCT = re.compile(r"gemm|gemv|nvjet|matmul|xmma|splitK|triton_tem_|triton_mm
 _QUANTISATION = re.compile(r"quant|e4m3|e5m2|float8|fp8|hadamard", re.I)
 _COPY = re.compile(r"memcpy|memset|copy|CatArray|transpose|::(cat|clone|contiguous|to|_to_copy)$", re.I)
 _ELEMENTWISE = re.compile(r"at::native|^aten::|norm|gelu|silu|rope|rotary|modul|gate|residual|elementwise|reduce", re.I)
-# where an operator's two factors stand among its inputs; of `linear` the second is the other way round
+# positions of an operator's two factors among its inputs; the second one of `linear` is transposed
 _FACTORS = {"aten::addmm": 1, "aten::baddbmm": 1, "aten::_addmm_activation": 1}
 _PRODUCT_OPS = {
     "aten::mm", "aten::bmm", "aten::linear", "aten::_scaled_mm", "aten::_int_mm", "aten::matmul",
@@ -49,9 +49,9 @@ Dims = Sequence[Any]
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Seconds of an image. seconds: by class; idle: when no kernel ran; launches: kernels an image.
+    """The time of one image. seconds: by class. idle: time without any kernel. launches: number of kernels.
 
-    longest: the kernels that took most, each with name, class, seconds and launches.
+    longest: the kernels that took the most time, each with name, class, seconds and launches.
     """
 
     seconds: dict[str, float]
@@ -72,12 +72,12 @@ class _Kernel:
     own: float  # microseconds
 
 
-def classify(name: str, op: str = "", dims: Dims = (), thin_side: int = 0, in_optimizer: bool = False) -> str:
+def classify(name: str, op: str = "", dims: Dims = (), low_rank_side: int = 0, in_optimizer: bool = False) -> str:
     """The class of a kernel.
 
-    op, dims: the operator that launched it and its inputs' shapes, as the profiler records them. A
-    product counts as thin where one of its three sides is at most `thin_side`: adapters, and layers
-    that see one row an image.
+    op, dims: the operator that launched it, and the shapes of its inputs, as recorded by the profiler. A product counts
+    as low-rank if one of its three sides is at most `low_rank_side`: the adapters, and layers that see one row per
+    image.
     """
     if in_optimizer or _OPTIMIZER.search(name):
         return OPTIMIZER
@@ -90,7 +90,7 @@ def classify(name: str, op: str = "", dims: Dims = (), thin_side: int = 0, in_op
     if _ATTENTION.search(name) or ("attention" in op and not _COPY.search(name)):
         return ATTENTION_BACKWARD if _BACKWARD.search(name) or "backward" in op else ATTENTION_FORWARD
     if _PRODUCT.search(name) or name in _PRODUCT_OPS:
-        return THIN if 0 < shortest_side(op or name, dims) <= thin_side else LARGE
+        return LOW_RANK if 0 < shortest_side(op or name, dims) <= low_rank_side else LARGE
     for pattern, kind in ((_QUANTISATION, QUANTISATION), (_COPY, COPIES), (_ELEMENTWISE, ELEMENTWISE)):
         if pattern.search(name):
             return kind
@@ -98,7 +98,7 @@ def classify(name: str, op: str = "", dims: Dims = (), thin_side: int = 0, in_op
 
 
 def shortest_side(op: str, dims: Dims) -> int:
-    """The shortest of the three sides of a product [m, k] x [k, n]; 0 where the shapes do not tell."""
+    """The shortest of the three sides of a product [m, k] x [k, n]; 0 if the shapes are unknown."""
     if op not in _PRODUCT_OPS:
         return 0
     first = _FACTORS.get(op, 0)
@@ -118,12 +118,12 @@ def _rows(shape: Sequence[int]) -> int:
 
 
 def read_trace(
-    path: Path, pictures: int, thin_side: int, on_gpu: bool, num_longest: int = NUM_LONGEST
+    path: Path, pictures: int, low_rank_side: int, on_gpu: bool, num_longest: int = NUM_LONGEST
 ) -> Breakdown | None:
-    """The breakdown of a trace as `torch.profiler` exports it, over so many images.
+    """The breakdown of a trace that `torch.profiler` has exported, averaged over the number of images.
 
-    num_longest: how many kernels are named. None where a GPU's trace holds no kernel: some systems let nobody but
-    root count them.
+    num_longest: number of kernels to list. Returns None if a GPU's trace has no kernels: some systems allow only root
+    to record them.
     """
     with path.open(encoding="utf-8") as file:
         events = [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
@@ -131,12 +131,14 @@ def read_trace(
     device = [event for event in events if event.get("cat") in on_device]
     ops = [event for event in events if event.get("cat") == "cpu_op"]
     windows = [_span(event) for event in events if event.get("name") == OPTIMIZER_MARK and "gpu" not in event["cat"]]
-    kernels = _device_kernels(device, events, ops, windows, thin_side) if on_gpu else _own(ops, windows, thin_side)
+    kernels = (
+        _device_kernels(device, events, ops, windows, low_rank_side) if on_gpu else _own(ops, windows, low_rank_side)
+    )
     return summarise(kernels, pictures, num_longest) if kernels else None
 
 
 def summarise(kernels: Sequence[_Kernel], pictures: int, num_longest: int = NUM_LONGEST) -> Breakdown:
-    """Kernels added up, per image."""
+    """Add up kernels, per image."""
     to_seconds = 1 / (1e6 * pictures)
     by_kind: Counter[str] = Counter()
     by_name: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -165,9 +167,9 @@ def _within(moment: float, windows: Iterable[tuple[float, float]]) -> bool:
 
 
 def _device_kernels(
-    device: Iterable[Mapping], events: Iterable[Mapping], ops: Iterable[Mapping], windows: list, thin_side: int
+    device: Iterable[Mapping], events: Iterable[Mapping], ops: Iterable[Mapping], windows: list, low_rank_side: int
 ) -> list[_Kernel]:
-    """Kernels with the operators that launched them, found by the ids that the profiler gives both."""
+    """Kernels with the operators that launched them, matched by the profiler's ids."""
     by_id = {op["args"].get("External id"): op for op in ops}
     launched = {
         event["args"]["correlation"]: event["ts"]
@@ -181,12 +183,12 @@ def _device_kernels(
         begin, end = _span(kernel)
         moment = launched.get(arguments.get("correlation"), op.get("ts", -1.0))
         name, dims = kernel["name"], op.get("args", {}).get("Input Dims", ())
-        kind = classify(name, op.get("name", ""), dims, thin_side, _within(moment, windows))
+        kind = classify(name, op.get("name", ""), dims, low_rank_side, _within(moment, windows))
         found.append(_Kernel(name, kind, begin, end, end - begin))
     return found
 
 
-def _own(ops: Iterable[Mapping], windows: list, thin_side: int) -> list[_Kernel]:
+def _own(ops: Iterable[Mapping], windows: list, low_rank_side: int) -> list[_Kernel]:
     """Operators without the time of those that they call."""
     found = []
     threads: dict[Any, list[Mapping]] = defaultdict(list)
@@ -199,7 +201,7 @@ def _own(ops: Iterable[Mapping], windows: list, thin_side: int) -> list[_Kernel]
             while open_ops and open_ops[-1][1] <= begin:
                 done, end, inner = open_ops.pop()
                 name, dims = done["name"], done["args"].get("Input Dims", ())
-                kind = classify(name, name, dims, thin_side, _within(done["ts"], windows))
+                kind = classify(name, name, dims, low_rank_side, _within(done["ts"], windows))
                 found.append(_Kernel(name, kind, done["ts"], end, done["dur"] - inner))
             if op:
                 if open_ops:
@@ -209,7 +211,7 @@ def _own(ops: Iterable[Mapping], windows: list, thin_side: int) -> list[_Kernel]
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """How long at least one of the spans lasted."""
+    """The total time covered by at least one of the spans."""
     total, last = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, last))

@@ -1,11 +1,10 @@
-"""How fast kohya's sd-scripts trains on this machine, timed from outside as `python -m trainer bench` times us.
+"""Measure how fast kohya's sd-scripts trains on this machine, observed from outside like `python -m trainer bench`.
 
     PYTHON benchmarks/kohya.py SD_SCRIPTS --output kohya.json --pictures_per_step 4 -- FLAGS
 
-PYTHON is that of sd-scripts' own environment (this file needs torch alone), SD_SCRIPTS its folder, and FLAGS are
-those of its flux_train_network.py, which runs as it is. A step ends when the optimizer's step has ended on the
-device. Give at least three steps more than the images to be timed take, and a number of repeats in the dataset
-file with which the run stays within one epoch.
+PYTHON is the one of sd-scripts' own environment (this file needs only torch), SD_SCRIPTS is its folder, and FLAGS are
+those of its flux_train_network.py, which runs unchanged. A step ends when the optimizer's step has ended on the device.
+The first three steps are not timed. Set num_repeats in the dataset file so high that the run stays within one epoch.
 """
 
 import argparse
@@ -29,7 +28,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Figures:
-    """What one training took. Times in seconds; pictures_timed is 0 where it ended within the warm-up."""
+    """The figures of one training. Times are in seconds; pictures_timed is 0 if it ended within the warm-up."""
 
     seconds_per_picture: float | None
     lowest: float | None
@@ -44,7 +43,7 @@ class Figures:
 
 @dataclass
 class Clock:
-    """The ends of the optimizer's steps, in seconds since the process started."""
+    """Record when each optimizer step ends, in seconds since the start of the process."""
 
     pictures_per_step: int
     ends: list[float] = field(default_factory=list)
@@ -55,7 +54,7 @@ class Clock:
         self.ends.append(time.time() - STARTED)
 
     def figures(self, flags: list[str]) -> Figures:
-        """Of the steps after the warm-up."""
+        """The figures of the steps after the warm-up."""
         on_gpu = torch.cuda.is_available()
         timed = self.ends[WARM_UP - 1 :]
         each = [(end - begin) / self.pictures_per_step for begin, end in pairwise(timed)]
@@ -92,7 +91,7 @@ def main() -> None:
     finally:
         figures = clock.figures(flags)
         output.write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
-        print(f"{figures.seconds_per_picture} s per picture, {figures.pictures_timed} timed; {output}")
+        print(f"{figures.seconds_per_picture} s per image, {figures.pictures_timed} timed; {output}")
 
 
 if __name__ == "__main__":

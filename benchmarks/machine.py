@@ -1,4 +1,4 @@
-"""What a measurement was made on: device, versions, and how fast its large products are.
+"""Describe the machine of a measurement: device, versions, and the speed of its large products.
 
 python -m benchmarks.machine [--seconds 2]
 """
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "triton"
 
 
 def describe(seconds: float) -> dict[str, Any]:
-    """The machine, the versions and the measured peaks, as JSON."""
+    """The machine, the versions and the measured peaks, ready for JSON."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peaks = measure_peaks(device, seconds)
     return {
@@ -60,5 +60,7 @@ def _versions() -> dict[str, str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Describe this machine and time large products on it.")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of products of each precision (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="seconds of products in each precision (%(default)s)"
+    )
     print(json.dumps(describe(parser.parse_args().seconds), indent=2))

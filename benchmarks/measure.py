@@ -1,4 +1,4 @@
-"""Real trainings, one process each, and the figures of their logs."""
+"""Run real trainings, one process each, and read the figures from their logs."""
 
 import json
 import math
@@ -27,12 +27,12 @@ from trainer.preflight.check import make_plan
 from trainer.preflight.plan import RunPlan
 
 TAIL_LINES = 25
-SECONDS_TO_END = 30  # for a training that is asked to end, which saves before it does
+SECONDS_TO_END = 30  # for a training to save and end after it was asked to stop
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: steps of warm-up, least number of images that are timed, steps that are profiled after."""
+    """The length of a run: warm-up steps, minimum number of timed images, and profiled steps at the end."""
 
     warm_up: int = 4
     pictures: int = 40
@@ -41,14 +41,13 @@ class Length:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one setting costs. Times in seconds, memory in GiB, None where the machine has no such thing.
+    """The cost of one setting. Times are in seconds, memory in GiB; None if the machine does not provide a figure.
 
-    seconds_per_picture is the median over the timed steps, lowest and highest those of single steps.
-    tflop_per_picture counts each product once, tflop_recomputed what checkpointing adds; tflops and
-    share_of_peak are of the former. first_step: from the start of the process to the end of the first
-    step, in which `encoded` images and captions were encoded. checkpoint: for how long training stood
-    still to save a LoRA; checkpoint_written: until that was on disk. processor: what the main process's
-    threads spent on an image of its own. chosen: what the run has decided by itself.
+    seconds_per_picture: median over the timed steps; lowest and highest are those of single steps. tflop_per_picture
+    counts each product once; tflop_recomputed is what checkpointing adds. tflops and share_of_peak use the former.
+    first_step: from the start of the process to the end of the first step, in which `encoded` images and captions were
+    encoded. checkpoint: how long training stopped to save a LoRA. checkpoint_written: until that was on disk.
+    processor: CPU time of the main process's threads per image. chosen: what the run chose by itself.
     """
 
     seconds_per_picture: float
@@ -77,7 +76,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Result:
-    """A setting and what came of it: figures and breakdown, or the last lines of a run that failed."""
+    """A setting and its result: figures and breakdown, or the last lines of a failed run."""
 
     setting: Setting
     figures: Figures | None
@@ -92,7 +91,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A setting whose files and flags were found in order."""
+    """A setting whose files and flags passed the check."""
 
     setting: Setting
     config: TrainConfig
@@ -102,7 +101,7 @@ class Prepared:
 
 
 def prepare(setting: Setting, work: Path, length: Length, mixed: bool, num_processes: int = 1) -> Prepared:
-    """Write the dataset of a setting and check everything. Raises `Problems`."""
+    """Write the dataset of a setting, and check everything. Raises `Problems`."""
     folder = work / "runs" / _file_name(setting.name)
     config, _ = parse_config(setting.flags)
     of_one = config.train_batch_size * config.gradient_accumulation_steps
@@ -118,8 +117,8 @@ def prepare(setting: Setting, work: Path, length: Length, mixed: bool, num_proce
     flags = tuple(merge_flags(setting.flags, where))
     config, _ = parse_config(flags)
     plan = make_plan(config, num_processes)
-    thin_side = max(plan.adapter.ranks.values(), default=0)
-    job = Job(flags, length.warm_up, measured, length.profiled, of_one, thin_side, folder)
+    low_rank_side = max(plan.adapter.ranks.values(), default=0)
+    job = Job(flags, length.warm_up, measured, length.profiled, of_one, low_rank_side, folder)
     return Prepared(setting, config, plan, job, num_processes)
 
 
@@ -128,7 +127,7 @@ def _file_name(name: str) -> str:
 
 
 def measure(prepared: Prepared, peaks: dict[str, dict[str, Any]]) -> Result:
-    """Train in a process of its own. A run that fails is a result too."""
+    """Train in a separate process. A failed run is also a result."""
     job, encoded = prepared.job, missing_entries(prepared.plan)
     job.result.unlink(missing_ok=True)
     output = job.folder / "output.txt"
@@ -148,7 +147,7 @@ def measure(prepared: Prepared, peaks: dict[str, dict[str, Any]]) -> Result:
 
 
 def missing_entries(plan: RunPlan) -> int:
-    """How many images and captions are not in the cache now."""
+    """The number of images and captions that are not in the cache yet."""
     cache = TensorCache(plan.cache_dir)
     wanted = {plan.keys.latents(sample, flip) for sample, flip in plan.data.views()}
     wanted |= {plan.keys.t5_text(caption) for caption in plan.captions}
@@ -162,7 +161,7 @@ def _launcher(num_processes: int) -> list[str]:
 
 
 def run_to_end(command: Sequence[str], output: Any) -> int:
-    """Run it; it ends with this process, by Ctrl-C or SIGTERM too, and leaves nothing on the device."""
+    """Run a command. It ends with this process, also on Ctrl-C or SIGTERM, and leaves nothing on the device."""
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ)
     try:
         return process.wait()
@@ -177,7 +176,7 @@ def run_to_end(command: Sequence[str], output: Any) -> int:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log.jsonl."""
+    """The complete lines of a log.jsonl."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -185,7 +184,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 def figures_of(
     prepared: Prepared, seen: dict[str, Any], log: Sequence[dict[str, Any]], peaks: dict[str, dict[str, Any]]
 ) -> Figures:
-    """The figures of a finished run: from what its worker and the bench saw, and from its log."""
+    """The figures of a finished run, from the observations of its worker and the bench, and from its log."""
     job = prepared.job
     steps = [line for line in log if line["kind"] == "step"][job.warm_up : job.warm_up + job.measured]
     speeds = [line["seconds_per_picture"] for line in steps]
@@ -222,9 +221,9 @@ def figures_of(
 
 
 def flops_of(config: TrainConfig, plan: RunPlan, checkpointed: int) -> Flops:
-    """The arithmetic of one image, the mean over the run's images. A trained CLIP is left out.
+    """The arithmetic per image, averaged over the run's images. A trained CLIP is not included.
 
-    checkpointed: how many blocks are recomputed, from the first on.
+    checkpointed: number of recomputed blocks, counted from the first.
     """
     assert config.pretrained_model_name_or_path
     module = plan_transformer(read_header(config.pretrained_model_name_or_path)).module
@@ -241,6 +240,6 @@ def flops_of(config: TrainConfig, plan: RunPlan, checkpointed: int) -> Flops:
 
 
 def again(prepared: Prepared, number: int) -> Prepared:
-    """The same once more, in a process of its own: caches are warm."""
+    """The same setting again, in a separate process, with filled caches."""
     setting = replace(prepared.setting, name=f"{prepared.setting.name}, run {number}")
     return replace(prepared, setting=setting)

@@ -1,4 +1,4 @@
-"""How fast this device multiplies large matrices: what a step's arithmetic is measured against.
+"""Measure how fast this device multiplies large matrices: the peak that a step's arithmetic is compared with.
 
 python -m benchmarks.peak [--seconds 2]
 """
@@ -15,9 +15,9 @@ import torch
 from trainer.engine.metrics import Timestamp
 
 SIDE_ON_GPU, SIDE_ON_CPU = 8192, 1024
-MATRICES_BYTES = 16  # per element of a side squared: three matrices, float32 on the way to fp8
+MATRICES_BYTES = 16  # bytes per element of a side x side matrix: three matrices, and float32 on the way to fp8
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
-BATCH = 10  # products between two looks at the clock
+BATCH = 10  # products between two readings of the clock
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Peak:
 
 
 def measure_peak(precision: str, device: torch.device, seconds: float = 2.0) -> Peak | None:
-    """Multiply for about so long; None where the device has no such products.
+    """Multiply for about `seconds`; returns None if the device does not support the precision.
 
     fp8 is e4m3 with one scale per matrix and fast accumulation.
     """
@@ -51,7 +51,7 @@ def measure_peak(precision: str, device: torch.device, seconds: float = 2.0) -> 
         end = Timestamp(device)
         end.wait()
         speeds.append(batch * 2 * side**3 / end.seconds_since(start) / 1e12)
-    return Peak(precision, statistics.median(speeds[1:]), side)  # the first batch may have found idle clocks
+    return Peak(precision, statistics.median(speeds[1:]), side)  # the first batch may have run at idle clocks
 
 
 def _side(device: torch.device) -> int:
@@ -71,12 +71,12 @@ def _product(precision: str, side: int, device: torch.device) -> Callable[[], to
         out = torch.empty_like(left)
         return lambda: torch.mm(left, right, out=out)
     one = torch.ones((), device=device)
-    left, right = left.to(dtype), right.to(dtype).t()  # the second factor has to be stored by columns
+    left, right = left.to(dtype), right.to(dtype).t()  # the second factor must be column-major
     return lambda: torch._scaled_mm(left, right, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 def measure_peaks(device: torch.device, seconds: float) -> dict[str, Peak]:
-    """Of every precision that the device has; on the CPU of float32 and bfloat16 only."""
+    """Peaks of every precision that the device supports; on the CPU only float32 and bfloat16."""
     names = PRECISIONS if device.type == "cuda" else ("fp32", "bf16")
     found = {name: measure_peak(name, device, seconds) for name in names}
     return {name: peak for name, peak in found.items() if peak}
@@ -84,7 +84,7 @@ def measure_peaks(device: torch.device, seconds: float) -> dict[str, Peak]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time large products on the first device.")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each precision (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds for each precision (%(default)s)")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peaks = measure_peaks(device, parser.parse_args().seconds)
     print(json.dumps({name: asdict(peak) for name, peak in peaks.items()}, indent=2))

@@ -1,12 +1,11 @@
-"""A training step of plain diffusers and peft, written by hand, against `trainer train`: the ratio in one run.
+"""Compare `trainer train` with a training written by hand with plain diffusers and peft: the ratio, in one run.
 
     python -m benchmarks.plain_peft --size mini|tiny|small [--model FOLDER] [--repeats 3] [--output FILE.json]
 
-Both train a LoRA of the same rank on every linear layer of every block, with AdamW, on the same model
-files and the same cached latents and text. The plain one is what a reader of diffusers' and peft's
-documentation would write: no compiling, no packing ahead, nothing left out. The two take turns, a
-process each, so that whatever else the machine does hits both alike; the processor's own time is told
-next to the clock's, since it hardly depends on that.
+Both train a LoRA of the same rank on every linear layer of every block, with AdamW, on the same model files and the
+same cached latents and text. The plain one is what a reader of diffusers' and peft's documentation would write: no
+compilation, no precomputation, nothing left out. The two alternate, in a process each, so that other load on the
+machine affects both. CPU time is reported next to wall time, because it hardly depends on such load.
 """
 
 import argparse
@@ -41,20 +40,20 @@ from trainer.preflight.check import make_plan
 from trainer.preflight.plan import RunPlan
 
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Times = tuple[float, float]  # seconds of an image, by the clock and of the processor
+Times = tuple[float, float]  # seconds per image: wall time and CPU time
 NAMES = ("clock", "processor")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=DEFAULTS, default="tiny", help="of the model (%(default)s)")
-    parser.add_argument("--model", type=Path, help="the folder of its files, where they are not made by the bench")
+    parser.add_argument("--size", choices=DEFAULTS, default="tiny", help="size of the model (%(default)s)")
+    parser.add_argument("--model", type=Path, help="the folder of its files, if the bench should not make them")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3, help="turns of each (%(default)s)")
-    parser.add_argument("--pictures", type=int, default=20, help="timed in each turn (%(default)s)")
+    parser.add_argument("--pictures", type=int, default=20, help="timed images in each turn (%(default)s)")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "flux_bench")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)  # one turn of the plain one
+    parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)  # run one turn of the plain training
     given = parser.parse_args()
     if given.job:
         train_plainly(Job.read(given.job))
@@ -74,7 +73,7 @@ def main() -> None:
 
 
 def summary(ours: list[float], plain: list[float]) -> dict[str, object]:
-    """Medians, and the median of the turns' own ratios; below 1 the trainer is faster."""
+    """Medians, and the median of the turns' ratios; below 1, the trainer is faster."""
     ratios = [one / other for one, other in zip(ours, plain, strict=True)]
     return {
         "trainer": statistics.median(ours),
@@ -111,7 +110,7 @@ def _plain(prepared: Prepared) -> Times:
 
 
 def train_plainly(job: Job) -> None:
-    """The plain training; writes the seconds of each timed step, and what the processor spent on one of them."""
+    """The plain training; writes the wall time of each timed step, and the mean CPU time of one."""
     config, _ = parse_config(job.flags)
     plan = make_plan(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,7 +139,7 @@ def train_plainly(job: Job) -> None:
 
 
 def load_plainly(config: TrainConfig, device: torch.device) -> FluxTransformer2DModel:
-    """The frozen base with peft's adapters in float32."""
+    """The frozen base model with peft's adapters in float32."""
     assert config.pretrained_model_name_or_path
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
@@ -153,7 +152,7 @@ def load_plainly(config: TrainConfig, device: torch.device) -> FluxTransformer2D
 
 
 def draw_samples(plan: RunPlan) -> Iterator[Sample]:
-    """Latents, T5's text and CLIP's vector of one image after the other, each with a batch of one in front."""
+    """Yield latents, T5's text and CLIP's vector of each image, with a batch dimension of 1."""
     encoded = Encoded(TensorCache(plan.cache_dir), plan.keys)
     epoch = 0
     while True:
@@ -168,7 +167,7 @@ def draw_samples(plan: RunPlan) -> Iterator[Sample]:
 def loss_of(
     transformer: FluxTransformer2DModel, config: TrainConfig, sample: Sample, device: torch.device
 ) -> torch.Tensor:
-    """The flow-matching loss of one image through the model's own forward."""
+    """The flow-matching loss of one image, through the model's own forward."""
     dtype = transformer.x_embedder.weight.dtype
     latents, txt, pooled = (tensor.to(device) for tensor in sample)
     noise = torch.randn_like(latents)

@@ -1,15 +1,14 @@
-"""The NVIDIA playbook's command line at FLUX.1-dev's full size, measured: speed, memory, kill and resume.
+"""Measure the NVIDIA playbook's command line at FLUX.1-dev's full size: speed, memory, kill and resume.
 
     python -m benchmarks.playbook [--size full] [--work DIR] [--epochs 5] [--kill_at 12] [--output FILE.json]
 
-Writes random files in the true layout (34 GB), then runs `python -m trainer train` with the playbook's
-flags: rank 256, accumulation 4, Prodigy, gradient checkpointing, torch.compile. The run is stopped
-once with SIGTERM and resumed; a second run with rank 16 shows the speed without checkpointing. All
-figures come from the runs' own logs, from the kernel (host memory) and from nvidia-smi.
+It writes random model files in the true layout (34 GB), then runs `python -m trainer train` with the playbook's flags:
+rank 256, accumulation 4, Prodigy, gradient checkpointing, torch.compile. The run is stopped once with SIGTERM and
+resumed. A second run, with rank 16, shows the speed without checkpointing. All figures come from the runs' logs, from
+the operating system (host memory) and from nvidia-smi.
 
-It drives whole processes and looks at them from outside only, which is how it can kill and resume them.
-`python -m trainer bench` measures speed more closely (timed images, kernels, several settings) and kills
-nothing.
+Runs are separate processes, observed only from outside, so that they can be killed and resumed. `python -m trainer
+bench` measures speed in more detail (timed images, kernels, several settings) and kills nothing.
 """
 
 import argparse
@@ -37,7 +36,7 @@ WARM_UP = 4  # optimizer steps left out of the median
 
 @dataclass(frozen=True)
 class Figures:
-    """What one process did. Times in seconds, memory in GiB; steps are optimizer steps."""
+    """The figures of one process. Times are in seconds, memory in GiB; steps are optimizer steps."""
 
     name: str
     exit_status: int
@@ -55,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="full", help="tiny, small or full")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "flux_benchmark")
-    parser.add_argument("--run_dir", type=Path, help="where states go, if not below --work (a state is 25 GB)")
+    parser.add_argument("--run_dir", type=Path, help="folder for states, instead of --work (a state is 25 GB)")
     parser.add_argument("--dataset_config", type=Path, default=Path("flux_data/data.toml"))
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--kill_at", type=int, default=12, help="optimizer step at which SIGTERM is sent")
@@ -93,7 +92,7 @@ def _measure(arguments: argparse.Namespace, files: ModelFiles) -> Iterator[Figur
 
 
 def run_training(name: str, flags: Sequence[str], run: Path, kill_at: int | None = None) -> Figures:
-    """Train in a process of its own, watched; SIGTERM after step `kill_at`."""
+    """Train in a separate process and observe it; send SIGTERM after step `kill_at`."""
     already = len(_read_log(run))
     print(f"\n== {name}\npython -m trainer train {' '.join(flags)}", flush=True)
     start = time.time()
@@ -134,7 +133,7 @@ def _last_step(lines: Sequence[dict]) -> int:
 
 
 class MemoryWatch:
-    """The most memory that a process took: its own on the host (anonymous pages), the whole device's."""
+    """Peak memory: the process's own on the host (anonymous pages), and all of the device's."""
 
     def __init__(self, pid: int) -> None:
         self.status = Path(f"/proc/{pid}/status")
@@ -164,14 +163,18 @@ class MemoryWatch:
         try:
             found = subprocess.run(query, capture_output=True, text=True, check=True, env=os.environ)
             return float(found.stdout.split()[0]) / 1024
-        except (OSError, subprocess.CalledProcessError, ValueError):  # no NVIDIA device, or no count of its memory
+        except (
+            OSError,
+            subprocess.CalledProcessError,
+            ValueError,
+        ):  # no NVIDIA device, or one that does not report its memory
             return 0.0
 
 
 def table(figures: Sequence[Figures]) -> str:
     """The figures in Markdown."""
     lines = [
-        "| run | steps | s per picture | first step, s | device GiB (torch) | host GiB | save, s | in all, s |",
+        "| run | steps | s per image | first step, s | device GiB (torch) | host GiB | save, s | total, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for f in figures:

@@ -1,10 +1,10 @@
-"""How fast a GPU multiplies FLUX.1's layers in each precision, without and with what quantising costs.
+"""Measure how fast a GPU multiplies FLUX.1's layers in each precision, with and without the cost of quantization.
 
     python -m benchmarks.products [--tokens 4608] [--precisions bf16 fp8 int8 nf4] [--json FILE]
 
-One line for a layer's shape, a direction and a precision: TFLOP/s of the product alone, of the product with
-the quantisation of its input (compiled, as in training), and the error against float32 of the same bf16
-numbers. Random numbers; medians. Backward is measured with one stored layout and with both.
+It prints one line for each layer shape, direction and precision: TFLOP/s of the product alone and of the product with
+quantization of its input (compiled, as in training), and the error relative to float32 with the same bf16 numbers. The
+numbers are random, the times medians. Backward is measured with one stored weight layout and with both.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from trainer.kernels.quantize import FP8, quantize_rows
 from trainer.models import products
 from trainer.models.quantized import EIGHT_BIT, QuantizedLinear, WeightFormat, precision_problems
 
-# in features, out features, and which layer of FLUX.1-dev has them
+# (in features, out features): the layer of FLUX.1-dev with this shape
 SHAPES = (
     (3072, 3072, "query, key or value"),
-    (3072, 9216, "the three of them as one"),
+    (3072, 9216, "query, key and value as one"),
     (3072, 12288, "up projection of an MLP"),
     (12288, 3072, "down projection of an MLP"),
-    (3072, 21504, "first of a single block, as one"),
-    (15360, 3072, "last of a single block"),
+    (3072, 21504, "input projections of a single block, as one"),
+    (15360, 3072, "output projection of a single block"),
 )
 WARM_UP, REPEATS, INNER = 3, 20, 5
 CUDA = torch.device("cuda")
@@ -37,7 +37,7 @@ CUDA = torch.device("cuda")
 
 @dataclass(frozen=True)
 class Timing:
-    """One measured product; direction: forward, backward or backward, both layouts; error: relative, or None."""
+    """One measured product. direction: "forward", "backward" or "backward, both layouts". error: relative, or None."""
 
     precision: str
     direction: str
@@ -60,7 +60,7 @@ class Timing:
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """The median time of a call on the GPU, several in a row so that launching is not what is measured."""
+    """The median time of a call on the GPU, measured over several calls in a row to hide the cost of launching."""
     for _ in range(WARM_UP):
         work()
     times = []
@@ -111,7 +111,7 @@ def measure(precision: str, tokens: int, in_features: int, out_features: int) ->
 
 
 def compiled_directions(layer: QuantizedLinear) -> tuple[Callable, Callable]:
-    """What a layer does forward and backward, each one graph, as functions of x and of dy."""
+    """A layer's forward and backward as functions of x and of dy, compiled to one graph each."""
     weight, scale, transposed = layer.weight, layer.scale, layer.transposed
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ def compiled_directions(layer: QuantizedLinear) -> tuple[Callable, Callable]:
 
 
 def product_alone(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """The product of an input that is quantised already."""
+    """The product with an already quantized input."""
     values, row_scale = quantize_rows(x[0], weight.dtype)
     if weight.dtype == FP8:
         return lambda: products.fp8_product(values, row_scale, weight, scale, torch.bfloat16)
@@ -135,13 +135,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4608, help="1024 px and 512 text tokens make 4608")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp8", "int8"], choices=["bf16", *EIGHT_BIT, "nf4"])
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("needs a CUDA device")
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version()}
     print(f"{machine['device']}, torch {machine['torch']}, {arguments.tokens} tokens")
-    print("layer           kind  direction               product + quantising, TFLOP/s")
+    print("layer           kind  direction               product + quantizing, TFLOP/s")
     timings = []
     for precision in arguments.precisions:
         if problems := precision_problems(precision, CUDA):

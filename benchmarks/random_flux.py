@@ -1,10 +1,9 @@
-"""Random numbers in the files of FLUX.1: the names, shapes, dtypes and folders of the real ones.
+"""Write FLUX.1's model files with random numbers: names, shapes, dtypes and folders are those of the real ones.
 
     python -m benchmarks.random_flux --size tiny|small|full --out DIR [--device cuda] [--seed 0]
 
-The full size (34 GB) is for measuring speed and memory without a download; the numbers are drawn on
-the device and written tensor by tensor, so host memory holds one tensor at a time. Activations stay
-in range and nothing is zero.
+The full size (34 GB) is for measuring speed and memory without a download. Numbers are generated on the device and
+written tensor by tensor, so host memory holds one tensor at a time. Activations stay in range, and nothing is zero.
 """
 
 import argparse
@@ -24,8 +23,8 @@ from trainer.models.weights import read_header
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-# What the published files weigh. Those of the transformer and the autoencoder carry descriptions in
-# their headers; ours are padded with spaces to the same length.
+# The sizes of the published files in bytes. The headers of the transformer and the autoencoder contain descriptions;
+# ours are padded with spaces to the same length.
 REAL_BYTES = {
     "flux1-dev.safetensors": 23_802_932_552,
     "ae.safetensors": 335_304_388,
@@ -37,7 +36,7 @@ DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers that a FLUX.1 is made of; the defaults are the real ones."""
+    """The dimensions of a FLUX.1; the defaults are the real ones."""
 
     hidden: int = 3072
     head_dim: int = 128
@@ -75,7 +74,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where `write_model_files` put things."""
+    """Paths of the files that `write_model_files` wrote."""
 
     transformer: Path
     ae: Path
@@ -86,7 +85,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Content:
-    """One model file to be: its tensors, all of one dtype. total_bytes: what a padded header brings it to."""
+    """A model file to write: its tensors, all of one dtype. total_bytes: its size with a padded header, if any."""
 
     path: Path
     shapes: Shapes
@@ -96,13 +95,13 @@ class Content:
 
     @property
     def num_bytes(self) -> int:
-        """What the file takes on disk."""
+        """The size of the file on disk."""
         data = sum(math.prod(shape) for shape in self.shapes.values()) * self.dtype.itemsize
         return self.total_bytes or data + len(file_header(self.shapes, self.dtype, self.metadata))
 
     @property
     def is_whole(self) -> bool:
-        """Whether the file is there with these tensors and all of its bytes."""
+        """Whether the file exists with these tensors and its full size."""
         try:
             found = read_header(self.path).tensors.values()
         except (OSError, ValueError):
@@ -114,7 +113,7 @@ class Content:
 
 
 def model_files(folder: Path, guidance: bool = True) -> ModelFiles:
-    """The places of the files below `folder`."""
+    """The paths of the files in `folder`."""
     return ModelFiles(
         transformer=folder / "checkpoints" / f"flux1-{'dev' if guidance else 'schnell'}.safetensors",
         ae=folder / "vae" / "ae.safetensors",
@@ -125,7 +124,7 @@ def model_files(folder: Path, guidance: bool = True) -> ModelFiles:
 
 
 def model_contents(files: ModelFiles, size: str, guidance: bool = True) -> tuple[Content, ...]:
-    """What `write_model_files` writes, but for the tokenizers."""
+    """The files that `write_model_files` writes, without the tokenizers."""
     numbers, torch_made = SIZES[size], {"format": "pt"}
     contents = (
         (files.transformer, transformer_shapes(numbers, guidance), torch.bfloat16, torch_made),
@@ -144,10 +143,10 @@ def write_model_files(
     guidance: bool = True,
     keep: bool = False,
 ) -> ModelFiles:
-    """Write the four model files and the two tokenizers below `folder`.
+    """Write the four model files and the two tokenizers to `folder`.
 
-    guidance: False leaves guidance_in out, which makes it a FLUX.1-schnell. keep: leave files that are
-    whole. The same seed, size and kind of device give the same bytes.
+    guidance: False leaves guidance_in out, which makes it a FLUX.1-schnell. keep: do not write files that are already
+    complete. The same seed, size and kind of device give the same bytes.
     """
     files = model_files(folder, guidance)
     for content in model_contents(files, size, guidance):
@@ -183,7 +182,7 @@ def transformer_shapes(size: Size, guidance: bool = True) -> Shapes:
 
 
 def autoencoder_shapes(size: Size) -> Shapes:
-    """The tensors of `ae.safetensors`, in latent diffusion's names; two resnets a level, three going up."""
+    """The tensors of `ae.safetensors`, in latent diffusion's names; two resnets per level, three in the decoder."""
     widths = [size.vae_width * multiplier for multiplier in size.vae_multipliers]
     last = len(widths) - 1
     shapes: Shapes = _conv("encoder.conv_in", widths[0], 3)
@@ -249,7 +248,7 @@ def write_random_file(
     metadata: Mapping[str, str] | None = None,
     total_bytes: int | None = None,
 ) -> None:
-    """Stream one random safetensors file to disk, its tensors in safetensors' own order (by name)."""
+    """Stream one random safetensors file to disk, with its tensors in safetensors' order (by name)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     largest = max(math.prod(shape) for shape in shapes.values())
     staging = torch.empty(largest, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
@@ -269,7 +268,7 @@ def file_header(
     metadata: Mapping[str, str],
     total_bytes: int | None = None,
 ) -> bytes:
-    """A header byte for byte as safetensors writes it, or padded so that the file has `total_bytes`."""
+    """The header, byte for byte as safetensors writes it, or padded so that the file has `total_bytes`."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     for name, shape in sorted(shapes.items()):
@@ -285,7 +284,7 @@ def file_header(
 def random_tensor(
     name: str, shape: Shape, dtype: torch.dtype, seed: int, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
-    """Normal numbers whose mean and spread suit the tensor's place; the two names of T5's embedding agree."""
+    """Normal numbers with mean and spread that suit the tensor's role; T5's two embedding names get equal values."""
     tied = name.replace("encoder.embed_tokens", "shared")
     generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {tied}".encode()))
     drawn = torch.float32 if torch.device(device).type == "cpu" else dtype
@@ -294,7 +293,7 @@ def random_tensor(
 
 
 def mean_and_spread(name: str, shape: Shape) -> tuple[float, float]:
-    """Of a tensor's numbers: gains lie around one, biases around zero, matrices keep a signal's size."""
+    """Mean and spread of a tensor: scales are around 1, biases around 0, and matrices preserve the signal's scale."""
     if len(shape) == 1:
         return (0.0, 0.02) if name.endswith("bias") else (1.0, 0.1)
     if "embed" in name or "shared" in name:
@@ -302,7 +301,7 @@ def mean_and_spread(name: str, shape: Shape) -> tuple[float, float]:
     fan_in = math.prod(shape[1:])
     if "relative_attention_bias" in name:
         return 0.0, 0.5
-    if "SelfAttention.q" in name:  # T5 does not divide by the root of the head's width
+    if "SelfAttention.q" in name:  # T5 does not divide scores by the square root of the head width
         return 0.0, 1 / math.sqrt(fan_in * 64)
     return 0.0, (0.5 if "mod" in name else 1.0) / math.sqrt(fan_in)
 
@@ -339,7 +338,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schnell", action="store_true", help="without guidance, as FLUX.1-schnell")
-    parser.add_argument("--keep", action="store_true", help="leave files that are whole")
+    parser.add_argument("--keep", action="store_true", help="keep files that are complete")
     given = parser.parse_args()
     files = write_model_files(given.out, given.size, given.seed, given.device, not given.schnell, given.keep)
     for path in (files.transformer, files.ae, files.clip_l, files.t5xxl):

@@ -1,4 +1,4 @@
-"""Tokenizers with the special tokens of FLUX.1's, one token per byte (CLIP) or character (T5)."""
+"""Tokenizers with FLUX.1's special tokens and one token per byte (CLIP) or character (T5)."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 
 def write_clip_tokenizer(folder: Path) -> None:
-    """CLIP's tokenizer without merges: each byte is a token, a word's last one marked `</w>`."""
+    """Write CLIP's tokenizer without merges: each byte is a token; the last one of a word is marked `</w>`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     end = "<|endoftext|>"
@@ -22,7 +22,7 @@ def write_clip_tokenizer(folder: Path) -> None:
 
 
 def write_t5_tokenizer(folder: Path) -> None:
-    """T5's tokenizer with one token per ASCII character, and one more for each that begins a word."""
+    """Write T5's tokenizer with one token per ASCII character, and another one for each at the start of a word."""
     letters = [chr(code) for code in range(33, 127)]
     pieces = ["▁", *letters, *(f"▁{letter}" for letter in letters)]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -1.0) for piece in pieces)]

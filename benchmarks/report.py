@@ -1,4 +1,4 @@
-"""Measurements as tables and as JSON, and two of them side by side."""
+"""Measurements as tables and as JSON, and comparisons of two measurements."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from trainer.common.files import write_json
 from trainer.common.problems import Problem, Problems
 
 SCHEMA = 1
-# heading, figure, digits; in a comparison all of them are better when they are lower
+# heading, figure, digits; lower is better for all of them
 COLUMNS = (
-    ("s per picture", "seconds_per_picture", 3),
-    ("processor, s per picture", "processor", 3),
+    ("s per image", "seconds_per_picture", 3),
+    ("processor, s per image", "processor", 3),
     ("first step, s", "first_step", 1),
     ("optimizer, s", "optimizer_step", 3),
     ("save: stopped, s", "checkpoint", 2),
@@ -29,7 +29,7 @@ SPEED = "seconds_per_picture"
 
 
 def as_json(described: Mapping[str, Any], model: str, results: Sequence[Result]) -> dict[str, Any]:
-    """All of a measurement. described: of `benchmarks.machine.describe`."""
+    """A measurement as JSON. described: from `benchmarks.machine.describe`."""
     written = datetime.now().astimezone().isoformat(timespec="seconds")
     settings = [result.as_json() for result in results]
     return {"schema": SCHEMA, "written": written, "model": model, **described, "settings": settings}
@@ -46,10 +46,10 @@ def load(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Problems(
-            [Problem(str(path), f"cannot be read: {error}", "name a file that bench --output wrote")]
+            [Problem(str(path), f"cannot be read: {error}", "give a file written by bench --output")]
         ) from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        what = "is no measurement of this version of the bench"
+        what = "is not a measurement of this version of the bench"
         raise Problems([Problem(str(path), what, "measure again with python -m trainer bench --output FILE")])
     return found
 
@@ -60,7 +60,7 @@ def render(found: Mapping[str, Any]) -> str:
     failed = [setting for setting in found["settings"] if not setting["figures"]]
     lines = [_machine_line(found), "", *_figures_table(done)]
     if any(setting["breakdown"] for setting in done):
-        lines += ["", "Milliseconds of a picture by kind of kernel, from the steps after the timed ones:", ""]
+        lines += ["", "Milliseconds per image by class of kernel, from the steps after the timed ones:", ""]
         lines += _breakdown_table([setting for setting in done if setting["breakdown"]])
     for setting in failed:
         lines += ["", f"{setting['name']} failed:", *(f"    {line}" for line in setting["failure"].splitlines())]
@@ -109,7 +109,7 @@ def _breakdown_table(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> tuple[str, list[str]]:
-    """Two measurements side by side, and the names of the settings that became slower by more than a share."""
+    """A table that compares two measurements, and the names of settings that became slower by more than `tolerance`."""
     olds = {setting["name"]: setting for setting in before["settings"] if setting["figures"]}
     news = {setting["name"]: setting for setting in after["settings"] if setting["figures"]}
     rows, slower = [], []
@@ -127,7 +127,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: floa
 
 
 def _differences(before: Mapping, after: Mapping, olds: Mapping, news: Mapping) -> list[str]:
-    """What keeps two measurements from being compared like with like."""
+    """The differences that make two measurements not comparable."""
     pairs = [
         (key, before["machine"].get(key), after["machine"].get(key)) for key in ("device", "device_gib", "threads")
     ]
@@ -137,7 +137,7 @@ def _differences(before: Mapping, after: Mapping, olds: Mapping, news: Mapping) 
     lines += [f"{name}: only before" for name in olds if name not in news]
     lines += [f"{name}: only after" for name in news if name not in olds]
     changed = [name for name in olds if name in news and olds[name]["flags"] != news[name]["flags"]]
-    lines += [f"{name}: the flags are not the same" for name in changed]
+    lines += [f"{name}: the flags differ" for name in changed]
     return [*lines, ""] if lines else []
 
 

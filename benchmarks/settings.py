@@ -1,4 +1,4 @@
-"""What is measured: presets, settings of the user's own, and the training flags that each comes to."""
+"""The settings to measure: presets and the user's own, each as training flags."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ PRESETS: dict[str, tuple[str, Sequence[str]]] = {
     "512": ("rank 16 at 512 px, batches of 4", [*RANK_16, "--resolution=512", "--train_batch_size=4"]),
     "eager": ("rank 16, not compiled", [*RANK_16, "--torch_compile=false"]),
 }
-# the bench decides these: how long a run is, what it writes, and where
+# the bench sets these: the length of a run, what it writes, and where
 DECIDED = frozenset(
     "max_train_steps max_train_epochs output_dir output_name run_dir cache_dir log_with log_every resume"
     " save_every_n_epochs save_every_n_steps config_file".split()
@@ -35,7 +35,7 @@ ON_CPU = ["--mixed_precision=no", "--torch_compile=false"]
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing to measure: its name, and flags of `trainer train`."""
+    """One setting to measure: its name, and flags of `trainer train`."""
 
     name: str
     flags: tuple[str, ...]
@@ -44,11 +44,11 @@ class Setting:
 def read_settings(
     presets: Sequence[str], own: Sequence[str], flags: Sequence[str], defaults: Sequence[str], on_gpu: bool
 ) -> list[Setting]:
-    """The settings that a command line asks for, in its order.
+    """The settings of a command line, in its order. Raises `Problems`.
 
-    own: NAME=FLAGS, where FLAGS may begin with the name of a preset. flags: for all of them; they win.
-    defaults: what the model's size brings; presets win. On the CPU presets compute in float32 and are
-    not compiled. Raises `Problems`.
+    own: NAME=FLAGS, where FLAGS may begin with the name of a preset. flags: apply to all settings and override them.
+    defaults: the flags of the model's size; presets override them. On the CPU, presets compute in float32 and are not
+    compiled.
     """
     named: list[tuple[str, Sequence[str]]] = [(name, [name]) for name in presets]
     problems: list[Problem] = []
@@ -73,19 +73,19 @@ def read_settings(
 
 
 def _preset(name: str, words: Sequence[str], problems: list[Problem]) -> tuple[list[str], list[str]]:
-    """A preset's flags and the words after its name."""
+    """The flags of a preset, and the words after its name."""
     if not words or words[0].startswith("-"):
         return [], list(words)
     if words[0] not in PRESETS:
-        problems.append(Problem(name, f"{words[0]!r} is no preset", f"they are {', '.join(PRESETS)}"))
+        problems.append(Problem(name, f"{words[0]!r} is not a preset", f"choose from {', '.join(PRESETS)}"))
         return [], []
     return list(PRESETS[words[0]][1]), list(words[1:])
 
 
 def _decided(name: str, words: Sequence[str]) -> list[Problem]:
     found = [flag for flag in by_name(words) if flag in DECIDED]
-    hint = "leave it out; --pictures and --warm_up say how long a run is, --work where it goes"
-    return [Problem(f"--{flag}", f"is decided by the bench (in {name})", hint) for flag in found]
+    hint = "leave it out; --pictures and --warm_up set the length of a run, --work its folder"
+    return [Problem(f"--{flag}", f"is set by the bench (in {name})", hint) for flag in found]
 
 
 def _is_decided(word: str) -> bool:
@@ -95,11 +95,11 @@ def _is_decided(word: str) -> bool:
 def _repeated(settings: Sequence[Setting]) -> list[Problem]:
     names = [setting.name for setting in settings]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    return [Problem(name, "names two settings", "give each a name of its own") for name in twice]
+    return [Problem(name, "is the name of two settings", "give each setting its own name") for name in twice]
 
 
 def by_name(words: Sequence[str]) -> Mapping[str, list[str]]:
-    """Flags by their names, each with its words; of several of one name the last."""
+    """Flags by name, each with its words; the last of several with the same name counts."""
     groups: dict[str, list[str]] = {}
     current: list[str] = []
     for word in words:
@@ -113,7 +113,7 @@ def by_name(words: Sequence[str]) -> Mapping[str, list[str]]:
 
 
 def merge_flags(*lists: Sequence[str]) -> list[str]:
-    """One command line, where a later list's flag takes the place of an earlier one's."""
+    """Merge command lines; a flag of a later list replaces that of an earlier one."""
     groups: dict[str, list[str]] = {}
     for words in lists:
         groups |= by_name(words)

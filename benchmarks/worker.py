@@ -36,11 +36,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker does. Steps are optimizer steps; the profiled ones come last and are not timed.
+    """The task of a worker. Steps are optimizer steps; the profiled ones come last and are not timed.
 
-    A LoRA is saved after them, with one step to come, so that its writing disturbs nothing that is measured.
+    A LoRA is saved after them, before one more step, so that writing it does not disturb the measurement.
 
-    pictures_per_step: of one process; thin_side: see `benchmarks.kernels.classify`.
+    pictures_per_step: of one process. low_rank_side: see `benchmarks.kernels.classify`.
     """
 
     flags: tuple[str, ...]
@@ -48,12 +48,12 @@ class Job:
     measured: int
     profiled: int
     pictures_per_step: int
-    thin_side: int
+    low_rank_side: int
     folder: Path
 
     @property
     def steps(self) -> int:
-        """All but the one after the save."""
+        """All steps except the one after the save."""
         return self.warm_up + self.measured + self.profiled
 
     @property
@@ -61,7 +61,7 @@ class Job:
         return self.folder / "result.json"
 
     def write(self) -> Path:
-        """Put the job into its folder."""
+        """Write the job to its folder; returns the file."""
         path = self.folder / "job.json"
         write_json(path, {**asdict(self), "folder": str(self.folder)})
         return path
@@ -74,7 +74,7 @@ class Job:
 
 @dataclass
 class Observer:
-    """What is observed of a run, from the optimizer's steps. run: what is observed, once it is ready."""
+    """Observes a run at its optimizer steps. run: the observed run, once it is ready."""
 
     job: Job
     device: torch.device
@@ -115,7 +115,9 @@ class Observer:
         if self.step == 1:
             self.spans[0][1].wait()
             self.first_step_at = time.time()
-        if self.step <= self.job.warm_up and self.device.type == "cuda":  # what is reserved stays so
+        if (
+            self.step <= self.job.warm_up and self.device.type == "cuda"
+        ):  # reserved memory stays reserved, so later steps add nothing
             free, total = torch.cuda.mem_get_info(self.device)
             self.device_gib = max(self.device_gib, (total - free) / GIB)
         if self.step in (self.job.warm_up, self.job.warm_up + self.job.measured):
@@ -139,25 +141,25 @@ class Observer:
             torch.cuda.synchronize(self.device)
 
     def optimizer_seconds(self) -> list[float]:
-        """Of the measured steps."""
+        """Seconds of the optimizer in each measured step."""
         measured = self.spans[self.job.warm_up : self.job.warm_up + self.job.measured]
         for _, end in measured:
             end.wait()
         return [end.seconds_since(begin) for begin, end in measured]
 
     def breakdown(self) -> dict[str, Any] | None:
-        """Where the profiled steps' time went."""
+        """The breakdown of the profiled steps, as JSON; None if there is none."""
         if self.profiler is None or self.step < self.job.steps:
             return None
         trace = self.job.folder / "trace.json"
         self.profiler.export_chrome_trace(str(trace))
         pictures = self.job.profiled * self.job.pictures_per_step
-        found = read_trace(trace, pictures, self.job.thin_side, self.device.type == "cuda")
+        found = read_trace(trace, pictures, self.job.low_rank_side, self.device.type == "cuda")
         return found.as_json() if found else None
 
 
 def run(job: Job) -> int:
-    """Train as the job says; the main process writes what was seen. Returns the training's exit status."""
+    """Run the job's training; the main process writes what it observed. Returns the training's exit status."""
     config, _ = parse_config(job.flags)
     accelerator = Accelerator(mixed_precision="no", **accelerator_arguments(config))
     set_up_logging(accelerator.is_main_process)

@@ -1,4 +1,4 @@
-"""The files of a bench: models, images and dataset, made where they are missing and kept for the next time."""
+"""The files of a bench: models, images and dataset, made if they are missing and kept for the next run."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ GB = 1e9
 MINI = Path("models/mini")
 NUM_PICTURES = 8
 ASPECTS, MIXED_ASPECTS = ((1, 1),), ((1, 1), (4, 3), (2, 3), (16, 9))
-# what a model that is smaller than the real one is trained on
+# training flags for models smaller than the real one
 DEFAULTS = {
     "tiny": ["--resolution=64", "--t5xxl_max_token_length=32"],
     "small": ["--resolution=256", "--t5xxl_max_token_length=64"],
@@ -35,7 +35,7 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Model:
-    """Which model is measured. random: a size of `random_flux`, whose files are made below `folder`."""
+    """The model to measure. random: a size of `random_flux`, whose files are made in `folder`."""
 
     name: str
     folder: Path
@@ -43,7 +43,7 @@ class Model:
 
     @property
     def missing_bytes(self) -> int:
-        """What has yet to be written."""
+        """Bytes still to be written."""
         if not self.random:
             return 0
         contents = model_contents(model_files(self.folder), self.name)
@@ -51,16 +51,16 @@ class Model:
 
     @property
     def command(self) -> list[str]:
-        """Writes the files that are missing: in a process of its own, so that nothing stays on the device."""
+        """The command that writes missing files; it runs in a separate process, so that nothing stays on the device."""
         own = [sys.executable, "-m", "benchmarks.random_flux"]
         return [*own, f"--size={self.name}", f"--out={self.folder}", "--keep"]
 
     def flags(self) -> list[str]:
-        """The flags that name the files. Raises `Problems` where a folder does not hold them."""
+        """The flags that name the files. Raises `Problems` if a folder does not contain them."""
         if self.random:
             return file_flags(model_files(self.folder))
         found = {flag: _only(self.folder, pattern) for flag, pattern in PATTERNS.items()}
-        hint = "name a folder with the four model files, or give their flags"
+        hint = "give a folder with the four model files, or their flags"
         raise_if_any(
             Problem(f"--model={self.folder}", f"holds {len(paths) or 'no'} {PATTERNS[flag]}", hint)
             for flag, paths in found.items()
@@ -72,7 +72,7 @@ class Model:
 
 
 def choose_model(size: str | None, folder: Path | None, work: Path, on_gpu: bool) -> Model:
-    """The model of --size and --model; without either the full size on a GPU and the tiny one elsewhere."""
+    """The model of --size or --model; without either, the full size on a GPU and the tiny one on a CPU."""
     if folder:
         return Model("model", folder, random=False)
     size = size or ("full" if on_gpu else "tiny")
@@ -95,19 +95,19 @@ def _only(folder: Path, pattern: str) -> list[Path]:
 
 
 def disk_problems(model: Model, work: Path) -> list[Problem]:
-    """Whether the random files fit. The runs' own files are looked at by the training's check."""
+    """A problem if the random files do not fit on the disk. The training's check covers the files of the runs."""
     missing, free = model.missing_bytes, free_disk_bytes(work)
     if missing <= free:
         return []
     what = f"{missing / GB:.1f} GB of random model files go there, and {free / GB:.1f} GB are free"
     smaller = ", ".join(name for name in SIZES if name != model.name)
-    return [Problem(f"--work={work}", what, f"name a folder on a larger disk, or another --size ({smaller})")]
+    return [Problem(f"--work={work}", what, f"give a folder on a larger disk, or another --size ({smaller})")]
 
 
 def write_dataset(folder: Path, config: TrainConfig, draws: int, mixed: bool) -> Path:
-    """Images of the resolution that is asked, and a dataset file that shows them `draws` times an epoch.
+    """Write images of the requested resolution, and a dataset file that uses them `draws` times per epoch.
 
-    mixed: images of four aspect ratios, each in a bucket of its own.
+    mixed: images of four aspect ratios, each in its own bucket.
     """
     width, height = _resolution(config.resolution)
     aspects = MIXED_ASPECTS if mixed else ASPECTS
@@ -135,14 +135,14 @@ def _resolution(text: str) -> tuple[int, int]:
 
 
 def _of_aspect(width: int, height: int, aspect: Sequence[int]) -> tuple[int, int]:
-    """About the same area, another shape; sides are multiples of 64, as buckets are."""
+    """A size with about the same area and another aspect ratio; sides are multiples of 64, like buckets."""
     across, up = aspect
     side = (width * height * across / up) ** 0.5
     return max(64, round(side / 64) * 64), max(64, round(side * up / across / 64) * 64)
 
 
 def draw_picture(number: int, width: int, height: int) -> Image.Image:
-    """Soft waves of colour with a little grain, another for each number."""
+    """Soft waves of colour with a little grain, different for each number."""
     random = np.random.default_rng(number)
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     waves = [np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in random.uniform(0.5, 4, (3, 3))]

@@ -44,7 +44,7 @@ def test_time_memory_and_kernels_of_a_real_run(tiny_flux, tmp_path, compiled):
         "attention, forward",
         "attention, backward",
         "large products",
-        "thin products",
+        "low-rank products",
         "optimizer and clipping",
     ):
         assert seconds.get(kind, 0) > 0, (kind, breakdown["longest"])

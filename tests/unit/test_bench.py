@@ -48,7 +48,7 @@ def test_what_is_wrong_with_settings_is_said_at_once():
     with pytest.raises(Problems) as found:
         read_settings(["rank16"], ["--seed=1", "a=fast", "rank16=--seed=1"], ["--max_train_steps=5"], [], True)
     text = str(found.value)
-    assert "has no name" in text and "'fast' is no preset" in text and "names two settings" in text
+    assert "has no name" in text and "'fast' is not a preset" in text and "is the name of two settings" in text
     assert "--max_train_steps" in text and "--pictures" in text
 
 
@@ -95,7 +95,7 @@ def test_a_run_is_as_long_as_asked(tiny_flux: ModelFiles, tmp_path):
     flags += ["--gradient_accumulation_steps=2", "--train_batch_size=3", "--network_dim=4"]
     prepared = prepare(Setting("a b", tuple(flags)), tmp_path, Length(2, 40, 1), mixed=False)
     assert (prepared.job.measured, prepared.job.steps, prepared.job.pictures_per_step) == (7, 10, 6)
-    assert prepared.plan.schedule.total_steps == 11 and prepared.job.thin_side == 4
+    assert prepared.plan.schedule.total_steps == 11 and prepared.job.low_rank_side == 4
     assert prepared.job.read(prepared.job.write()) == prepared.job
 
 
@@ -130,7 +130,7 @@ def test_two_measurements_are_compared_by_their_ratios(tmp_path, capsys):
     before, after = write(tmp_path / "a.json", measured()), write(tmp_path / "b.json", measured(seconds=0.44))
     assert main(["bench", "--compare", before, after, "--tolerance", "0.2"]) == 0
     out = capsys.readouterr().out
-    assert "| rank16 | s per picture | 0.400 | 0.440 | 1.100 |" in out and "before," not in out
+    assert "| rank16 | s per image | 0.400 | 0.440 | 1.100 |" in out and "before," not in out
     assert main(["bench", "--compare", before, after]) == 1
     assert "rank16 is slower by more than 5%" in capsys.readouterr().err
     assert main(["bench", "--compare", after, before]) == 0
@@ -144,7 +144,7 @@ def test_what_cannot_be_compared_is_said(tmp_path, capsys):
     assert main(["bench", "--compare", str(tmp_path / "absent"), write(tmp_path / "c", {"schema": 0})]) == 1
     assert "cannot be read" in capsys.readouterr().err
     assert main(["bench", "--compare", str(tmp_path / "c"), str(tmp_path / "a")]) == 1
-    assert "is no measurement" in capsys.readouterr().err
+    assert "is not a measurement" in capsys.readouterr().err
 
 
 def test_a_failure_is_a_result_and_shows_its_last_lines():
@@ -186,6 +186,6 @@ def test_a_small_bench_from_end_to_end(tiny_flux: ModelFiles, tmp_path, capsys):
     assert figures["processor"] > 0
     assert figures["encoded"] == 9 and figures["torch_allocated_gib"] is None and figures["host_gib"] > 0.1
     assert figures["chosen"] == {"checkpointed": 0, "swapped": 0, "base": "bf16"}
-    assert {"large products", "thin products", "optimizer and clipping"} <= setting["breakdown"]["seconds"].keys()
+    assert {"large products", "low-rank products", "optimizer and clipping"} <= setting["breakdown"]["seconds"].keys()
     assert found["versions"]["torch"] == torch.__version__ and "fp32" in found["peaks"]
     assert "| fine |" in capsys.readouterr().out

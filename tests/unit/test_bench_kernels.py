@@ -1,4 +1,4 @@
-"""Kernels by class: names as real traces have them, thin products by their shapes, traces added up."""
+"""Kernels by class: names as real traces have them, low-rank products by their shapes, traces added up."""
 
 import json
 import re
@@ -14,11 +14,11 @@ from benchmarks.kernels import (
     COPIES,
     ELEMENTWISE,
     LARGE,
+    LOW_RANK,
     OPTIMIZER,
     OPTIMIZER_MARK,
     OTHER,
     QUANTISATION,
-    THIN,
     classify,
     read_trace,
     shortest_side,
@@ -108,9 +108,9 @@ def test_the_operator_tells_what_the_name_does_not():
         ("triton_poi_fused_0", [[4608, 3072], [3072, 16]], 0),
     ],
 )
-def test_a_product_is_thin_by_its_shortest_side(op, dims, side):
+def test_a_product_is_low_rank_by_its_shortest_side(op, dims, side):
     assert shortest_side(op, dims) == side
-    assert classify("nvjet_tst_128x16", op, dims, thin_side=16) == (THIN if 0 < side <= 16 else LARGE)
+    assert classify("nvjet_tst_128x16", op, dims, low_rank_side=16) == (LOW_RANK if 0 < side <= 16 else LARGE)
 
 
 def event(cat: str, name: str, begin: float, duration: float, **args) -> dict:
@@ -132,10 +132,10 @@ def test_a_gpu_trace_is_added_up_by_picture(tmp_path):
         {"ph": "M", "name": "process_name"},
     ]
     (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
-    found = read_trace(tmp_path / "trace.json", pictures=2, thin_side=8, on_gpu=True)
+    found = read_trace(tmp_path / "trace.json", pictures=2, low_rank_side=8, on_gpu=True)
     assert found is not None
     micro = {kind: round(seconds * 2e6) for kind, seconds in found.seconds.items()}
-    assert micro == {THIN: 40, ELEMENTWISE: 40, OPTIMIZER: 20, COPIES: 10}
+    assert micro == {LOW_RANK: 40, ELEMENTWISE: 40, OPTIMIZER: 20, COPIES: 10}
     assert round(found.idle * 2e6) == (200 - 160) + (230 - 220) and found.launches == 2
     assert found.longest[0]["launches"] == 0.5 and found.longest[0]["seconds"] == pytest.approx(20e-6)
 
@@ -153,6 +153,6 @@ def test_a_real_trace_of_the_cpu(tmp_path):
         with record_function(OPTIMIZER_MARK):
             optimizer.step()
     profiler.export_chrome_trace(str(tmp_path / "trace.json"))
-    found = read_trace(tmp_path / "trace.json", pictures=1, thin_side=4, on_gpu=False)
-    assert found is not None and {LARGE, THIN, OPTIMIZER, ELEMENTWISE} <= found.seconds.keys()
+    found = read_trace(tmp_path / "trace.json", pictures=1, low_rank_side=4, on_gpu=False)
+    assert found is not None and {LARGE, LOW_RANK, OPTIMIZER, ELEMENTWISE} <= found.seconds.keys()
     assert found.seconds[LARGE] > 0 and all(seconds >= 0 for seconds in found.seconds.values())
