@@ -4,38 +4,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import grid, lora_loading, sampling
+from .node_texts import Node
 from .nodes_prompt import file_version, lora_path
-from .nodes_sample import CATEGORY, sampling_widgets, t5_length_of
+from .nodes_sample import sampling_widgets, t5_length_of
 from .sheet import Sheet
 
-CHECKPOINTS_TIP = "all, or epochs, step500 and final, separated by commas"
-STRENGTHS_TIP = "numbers separated by commas; 0 adds a column of the base model"
 LARGEST_PREVIEW = 1024
 
 
-class CheckpointGrid:
+class CheckpointGrid(Node):
     """Checkpoints of a run x strengths x prompts as one labelled sheet, with the same seed everywhere."""
 
-    DISPLAY_NAME = "Checkpoint Grid"
-    DESCRIPTION = "Draws every chosen checkpoint of a run with every prompt and strength, on one labelled sheet."
-    CATEGORY = CATEGORY
     FUNCTION = "draw"
     RETURN_TYPES = ("IMAGE", "IMAGE")
     RETURN_NAMES = ("sheet", "pictures")
-    OUTPUT_TOOLTIPS = ("All pictures with labels.", "Each picture by itself, row by row.")
     SEARCH_ALIASES = ("xy plot", "epochs", "lora comparison", "contact sheet")
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+    def inputs(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "without the run's LoRA"}),
-                "clip": ("CLIP", {"tooltip": "without the run's LoRA"}),
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
                 "vae": ("VAE",),
-                "run": (list(_runs()) or [""], {"tooltip": "a name of models/loras; R reads the list anew"}),
-                "checkpoints": ("STRING", {"default": grid.ALL, "tooltip": CHECKPOINTS_TIP}),
-                "strengths": ("STRING", {"default": "0, 1", "tooltip": STRENGTHS_TIP}),
-                "prompts": ("STRING", {"multiline": True, "tooltip": "one a line"}),
+                "run": (list(_runs()) or [""],),
+                "checkpoints": ("STRING", {"default": grid.ALL}),
+                "strengths": ("STRING", {"default": "0, 1"}),
+                "prompts": ("STRING", {"multiline": True}),
                 **sampling_widgets(),
                 "cell_size": ("INT", {"default": 512, "min": 64, "max": 2048, "step": 16}),
             }

@@ -9,51 +9,44 @@ from .lora_file.concepts import read_concepts
 from .lora_file.description import Description, describe
 from .lora_file.keys import Module, Survey
 from .lora_matching import match
+from .node_texts import Node
 from .report import Report, as_picture, as_text, facts_of, norms_by_block
 
-CATEGORY = "FLUX DreamBooth"
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
 
-class LoadFluxDreamBoothLoRA:
+class LoadFluxDreamBoothLoRA(Node):
     """Applies a LoRA of any FLUX.1 layout; reads it again whenever the file changes."""
 
-    DISPLAY_NAME = "Load FLUX DreamBooth LoRA"
-    CATEGORY = CATEGORY
-    DESCRIPTION = (
-        "Applies a FLUX.1 LoRA to the model and CLIP. Reads the file again when it changes on disk, says how many "
-        "keys were applied, and stops with a clear message when nothing, or only a part of it, fits."
-    )
     SEARCH_ALIASES = ("lora loader", "dreambooth", "load lora")
     RETURN_TYPES = ("MODEL", "CLIP", "STRING")
     RETURN_NAMES = ("model", "clip", "applied")
-    OUTPUT_TOOLTIPS = ("The model with the LoRA.", "CLIP with the LoRA.", "What was applied, in words.")
     FUNCTION = "load"
 
     def __init__(self):
         self._loaded: lora_loading.LoadedLora | None = None
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def inputs(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "FLUX.1-dev or -schnell."}),
+                "model": ("MODEL",),
                 "lora_name": (
                     lora_files.lora_names(),
                     {"tooltip": "A run's files stand together, the final one first."},
                 ),
                 "checkpoint": (
                     list(lora_files.CHECKPOINTS),
-                    {"default": lora_files.THIS_FILE, "tooltip": "Newest: follows a run that is still training."},
+                    {"default": lora_files.THIS_FILE},
                 ),
-                "strength_model": ("FLOAT", STRENGTH | {"tooltip": "How strongly the transformer is changed."}),
-                "strength_clip": ("FLOAT", STRENGTH | {"tooltip": "How strongly the text encoders are changed."}),
+                "strength_model": ("FLOAT", STRENGTH),
+                "strength_clip": ("FLOAT", STRENGTH),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "Leave open to apply the LoRA to the model alone."}),
+                "clip": ("CLIP",),
                 "allow_partial": (
                     "BOOLEAN",
-                    {"default": False, "tooltip": "Apply what fits instead of stopping when only a part does."},
+                    {"default": False},
                 ),
             },
         }
@@ -99,24 +92,21 @@ def fresh(loaded: lora_loading.LoadedLora | None, path: Path) -> lora_loading.Lo
     return lora_loading.load(path)
 
 
-class LoRAReport:
+class LoRAReport(Node):
     """What a LoRA file is: layout, rank, norms by block, training settings, concepts, and how it fits a model."""
 
-    DISPLAY_NAME = "LoRA Report"
-    CATEGORY = CATEGORY
-    DESCRIPTION = "Shows a LoRA's layout, rank, concepts, settings and norm by block, and how it fits a model."
     RETURN_TYPES = ("STRING", "IMAGE")
     RETURN_NAMES = ("report", "plot")
     FUNCTION = "report"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def inputs(cls) -> dict[str, Any]:
         return {
-            "required": {"lora_name": (lora_files.lora_names(), {"tooltip": "The file to look into."})},
+            "required": {"lora_name": (lora_files.lora_names(),)},
             "optional": {
-                "model": ("MODEL", {"tooltip": "Connect to see which keys fit it."}),
-                "clip": ("CLIP", {"tooltip": "Connect to see which keys fit it."}),
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
             },
         }
 

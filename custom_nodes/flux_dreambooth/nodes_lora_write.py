@@ -10,38 +10,35 @@ from .lora_file.keys import more_than_lora
 from .lora_file.metadata import merged_metadata, with_new_ranks
 from .lora_file.modules import LoraModule, canonical, file_modules
 from .lora_file.writing import all_finite, diffusers_tensors, lost_by_rounding, tensors_hash, tensors_like
-from .nodes_lora import CATEGORY, state_of
+from .node_texts import Node
+from .nodes_lora import state_of
 
 NO_LORA = "none"
 DTYPES = {"as the file": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-OVERWRITE = ("BOOLEAN", {"default": False, "tooltip": "Replace a file of this name."})
+OVERWRITE = ("BOOLEAN", {"default": False})
 
 
-class ResizeLoRA:
+class ResizeLoRA(Node):
     """Writes a LoRA of lower rank, each layer by SVD."""
 
-    DISPLAY_NAME = "Resize LoRA"
-    CATEGORY = CATEGORY
-    DESCRIPTION = "Writes a smaller LoRA into models/loras: each layer's best approximation of the rank, metadata kept."
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("done",)
     FUNCTION = "resize"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def inputs(cls) -> dict[str, Any]:
         return {
             "required": {
                 "lora_name": (lora_files.lora_names(),),
-                "rank": ("INT", {"default": 32, "min": 1, "max": 1024, "tooltip": "The largest rank to keep."}),
+                "rank": ("INT", {"default": 32, "min": 1, "max": 1024}),
                 "energy": (
                     "FLOAT",
                     {
-                        "default": 1.0, "min": 0.01, "max": 1.0, "step": 0.001,
-                        "tooltip": "Below 1: keep only as many ranks as hold this share of each layer's squared norm.",
+                        "default": 1.0, "min": 0.01, "max": 1.0, "step": 0.001
                     },
                 ),
-                "new_name": ("STRING", {"default": "", "tooltip": "Below models/loras; empty: <name>-rank<rank>."}),
+                "new_name": ("STRING", {"default": ""}),
                 "dtype": (list(DTYPES),),
                 "overwrite": OVERWRITE,
             }
@@ -74,22 +71,16 @@ class ResizeLoRA:
         return _written(path, tensors, metadata, overwrite, "; ".join([text, *filter(None, remarks)]))
 
 
-class MergeLoRAs:
+class MergeLoRAs(Node):
     """Writes the weighted sum of up to four LoRAs."""
 
-    DISPLAY_NAME = "Merge LoRAs"
-    CATEGORY = CATEGORY
-    DESCRIPTION = (
-        "Writes the weighted sum of LoRAs of any layouts into models/loras, exact (ranks add up) or cut to a rank. "
-        "The concepts of all of them stay in the metadata."
-    )
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("done",)
     FUNCTION = "merge"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def inputs(cls) -> dict[str, Any]:
         names, weight = lora_files.lora_names(), ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01})
         optional: dict[str, Any] = {}
         for number in (3, 4):
@@ -100,8 +91,8 @@ class MergeLoRAs:
                 "weight_1": weight,
                 "lora_2": (names,),
                 "weight_2": weight,
-                "rank": ("INT", {"default": 0, "min": 0, "max": 1024, "tooltip": "0: exact, the sum of the ranks."}),
-                "new_name": ("STRING", {"default": "merged", "tooltip": "Below models/loras."}),
+                "rank": ("INT", {"default": 0, "min": 0, "max": 1024}),
+                "new_name": ("STRING", {"default": "merged"}),
                 "dtype": (list(DTYPES),),
                 "overwrite": OVERWRITE,
             },

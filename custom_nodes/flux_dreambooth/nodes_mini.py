@@ -4,24 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from . import mini
+from .node_texts import Node
 
-CATEGORY = "FLUX DreamBooth"
 
-
-class LoadMiniFlux:
+class LoadMiniFlux(Node):
     """MODEL, CLIP and VAE of a small FLUX.1 from one folder of ComfyUI's models."""
 
-    DISPLAY_NAME = "Load mini FLUX"
-    DESCRIPTION = "A small FLUX.1 (transformer, text encoders, autoencoder) from one folder of models/, such as mini."
-    CATEGORY = CATEGORY
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     SEARCH_ALIASES = ("tiny flux", "demo model")
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
-        tooltip = "a folder of models/ with flux1*, ae*, clip_l*, t5*.safetensors and tokenizers/"
-        return {"required": {"folder": (mini.folders(_models()) or ["mini"], {"tooltip": tooltip})}}
+    def inputs(cls) -> dict[str, Any]:
+        return {"required": {"folder": (mini.folders(_models()) or ["mini"],)}}
 
     @classmethod
     def IS_CHANGED(cls, folder: str) -> str:  # noqa: N802 (ComfyUI's name)

@@ -8,37 +8,31 @@ from typing import Any
 from .concepts import build_prompt
 from .lora_file.concepts import Concept, read_concepts
 from .lora_files import lora_names
+from .node_texts import Node
 from .safetensors_header import read_header
 
 log = logging.getLogger(__name__)
 
 FOLLOW = "(the loader's)"  # the LoRAs that are loaded before the CLIP input
 PLAIN, WEIGHTS = "plain characters", "weights"
-TEXT_TIP = "The prompt. {1} or {name} stands for a concept's trigger, so that it fits the next LoRA too."
-LORA_TIP = "Whose concepts: those of the loaders before the CLIP input, or one file's."
-PARENTHESES_TIP = "What parentheses mean: characters to draw by, or ComfyUI's weights, (word:1.2)."
 
 
-class ConceptPrompt:
+class ConceptPrompt(Node):
     """Encodes a prompt with the triggers of a LoRA's concepts, and says when one is missing or written differently."""
 
-    DISPLAY_NAME = "Concept Prompt"
-    CATEGORY = "FLUX DreamBooth"
-    DESCRIPTION = "Encodes a prompt, offers the concepts that the LoRA was taught, and checks how they are written."
     SEARCH_ALIASES = ("trigger words", "trigger phrase", "class tokens", "clip text encode", "concept")
     RETURN_TYPES = ("CONDITIONING", "STRING")
     RETURN_NAMES = ("CONDITIONING", "prompt")
-    OUTPUT_TOOLTIPS = ("The encoded prompt.", "The prompt as it was encoded.")
     FUNCTION = "encode"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+    def inputs(cls) -> dict[str, Any]:
         return {
             "required": {
-                "clip": ("CLIP", {"tooltip": "The text encoders, after the LoRA's loader."}),
-                "lora_name": ([FOLLOW, *lora_names()], {"tooltip": LORA_TIP}),
-                "text": ("STRING", {"multiline": True, "default": "", "tooltip": TEXT_TIP}),
-                "parentheses": ([PLAIN, WEIGHTS], {"tooltip": PARENTHESES_TIP}),
+                "clip": ("CLIP",),
+                "lora_name": ([FOLLOW, *lora_names()],),
+                "text": ("STRING", {"multiline": True, "default": ""}),
+                "parentheses": ([PLAIN, WEIGHTS],),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
         }

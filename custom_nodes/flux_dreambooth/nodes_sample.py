@@ -4,13 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import mini, sampling
+from .node_texts import Node
 from .nodes_prompt import lora_path, loras_before
 from .safetensors_header import read_header
 
-CATEGORY = "FLUX DreamBooth"
 LARGEST = 16384
-T5_TIP = "T5 tokens of the prompt, padding included; 0: as many as the LoRA was trained with"
-SCHEDULE_TIP = f"{sampling.AS_TRAINED!r} is the trainer's own; the others are ComfyUI's"
 
 
 def sampling_widgets(steps: int = 28) -> dict[str, Any]:
@@ -26,8 +24,8 @@ def sampling_widgets(steps: int = 28) -> dict[str, Any]:
         "steps": ("INT", {"default": steps, "min": 1, "max": 10000}),
         "guidance": ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1}),
         "sampler": (comfy.samplers.SAMPLER_NAMES, {"default": "euler"}),
-        "schedule": (schedules, {"default": sampling.AS_TRAINED, "tooltip": SCHEDULE_TIP}),
-        "t5_length": ("INT", {"default": 0, "min": 0, "max": sampling.LONGEST, "tooltip": T5_TIP}),
+        "schedule": (schedules, {"default": sampling.AS_TRAINED}),
+        "t5_length": ("INT", {"default": 0, "min": 0, "max": sampling.LONGEST}),
     }
 
 
@@ -37,35 +35,27 @@ def t5_length_of(model: Any, loras: Iterable[str]) -> int:
     return sampling.trained_t5_length(metadata, model.get_attachment(mini.T5_LENGTH), sampling.is_schnell(model))
 
 
-class FluxSampleAsTrained:
+class FluxSampleAsTrained(Node):
     """One node in place of nine: from MODEL, CLIP and a prompt to a LATENT, as FLUX.1 and its LoRA were trained."""
 
-    DISPLAY_NAME = "FLUX Sample (as trained)"
-    DESCRIPTION = (
-        "Encodes the prompt with the trained number of T5 tokens, shifts the schedule by the latent's own size, and "
-        "samples with guidance. Stands for ModelSamplingFlux, CLIPTextEncode, FluxGuidance, BasicGuider, "
-        "KSamplerSelect, BasicScheduler, RandomNoise, an empty latent and SamplerCustomAdvanced."
-    )
-    CATEGORY = CATEGORY
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT", "STRING")
     RETURN_NAMES = ("LATENT", "settings")
-    OUTPUT_TOOLTIPS = ("Goes to VAE Decode.", "The numbers that were used.")
     SEARCH_ALIASES = ("flux sampler", "ksampler", "sampler custom advanced")
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+    def inputs(cls) -> dict[str, Any]:
         shift = {"min": 0.0, "max": 100.0, "step": 0.01, "advanced": True}
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "FLUX.1-dev or schnell, with its LoRAs"}),
-                "clip": ("CLIP", {"tooltip": "after the LoRA's loader"}),
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
                 "prompt": ("STRING", {"multiline": True, "dynamicPrompts": True}),
                 **sampling_widgets(),
                 "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
             },
             "optional": {
-                "latent": ("LATENT", {"tooltip": "to draw over; its size counts, not width and height"}),
+                "latent": ("LATENT",),
                 "denoise": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01, "advanced": True}),
                 "base_shift": ("FLOAT", {"default": sampling.BASE_SHIFT, **shift}),
                 "max_shift": ("FLOAT", {"default": sampling.MAX_SHIFT, **shift}),

@@ -1,7 +1,9 @@
-"""The help pages: every node has one in English and one in Korean, and both tell the same."""
+"""The texts of the nodes: English is complete and in one place; Korean that is missing or behind is a warning."""
 
 import json
 import re
+import warnings
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,32 @@ DOCS = PACK / "web/docs"
 EACH = pytest.mark.parametrize("node", NODE_CLASS_MAPPINGS)
 
 
-def pages(node: str) -> tuple[str, str]:
-    """English and Korean, at the places where ComfyUI's browser looks for them."""
-    return (DOCS / f"{node}.md").read_text(), (DOCS / node / "ko.md").read_text()
+def texts(language: str) -> dict[str, Any]:
+    """The strings of a language in all of its files, nodeDefs.json with the other ones."""
+    return {path.stem: json.loads(path.read_text()) for path in (PACK / "locales" / language).glob("*.json")}
+
+
+def keys_of(strings: dict[str, Any], before: str = "") -> set[str]:
+    return {
+        key
+        for name, value in strings.items()
+        for key in (keys_of(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}"})
+    }
+
+
+def report(behind: list[str]) -> None:
+    """Tell who translates; whoever adds a node without Korean is not held up."""
+    if behind:
+        warnings.warn(f"Korean is behind: {', '.join(behind)}", stacklevel=2)
+
+
+def english_page(node: str) -> str:
+    return (DOCS / f"{node}.md").read_text()
+
+
+def korean_page(node: str) -> str | None:
+    path = DOCS / node / "ko.md"
+    return path.read_text() if path.exists() else None
 
 
 def headings(page: str) -> list[str]:
@@ -26,27 +51,56 @@ def rows(page: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
 
 
+def page_differences(english: str, korean: str) -> list[str]:
+    """What a translated page lacks: headings and rows of tables are counted, the first cells compared."""
+    found = []
+    if [line.split()[0] for line in headings(english)] != [line.split()[0] for line in headings(korean)]:
+        found.append("other headings")
+    ours, theirs = rows(english), rows(korean)
+    if [len(row) for row in ours] != [len(row) for row in theirs]:
+        return [*found, "other tables"]
+    named = ("input", "file", "the others")
+    return found + [f"row {a[0]}" for a, b in zip(ours, theirs, strict=True) if a[0] != b[0] and a[0] not in named]
+
+
 def test_no_page_is_left_over():
     assert {path.stem for path in DOCS.glob("*.md")} == {*NODE_CLASS_MAPPINGS}
-    assert {path.parent.name for path in DOCS.glob("*/*")} == {*NODE_CLASS_MAPPINGS}
+    assert {path.parent.name for path in DOCS.glob("*/*")} <= {*NODE_CLASS_MAPPINGS}
     assert {path.name for path in DOCS.glob("*/*")} == {"ko.md"}
 
 
 @EACH
-def test_titles_are_the_nodes_names(node: str):
-    korean_names = json.loads((PACK / "locales/ko/nodeDefs.json").read_text())
-    english, korean = pages(node)
-    assert headings(english)[0] == f"# {NODE_DISPLAY_NAME_MAPPINGS[node]}"
-    assert headings(korean)[0] == f"# {korean_names[node]['display_name']}"
+def test_the_english_title_is_the_nodes_name(node: str):
+    assert headings(english_page(node))[0] == f"# {NODE_DISPLAY_NAME_MAPPINGS[node]}"
 
 
 @EACH
-def test_both_languages_have_the_same_headings_and_rows(node: str):
-    english, korean = pages(node)
-    assert [line.split()[0] for line in headings(english)] == [line.split()[0] for line in headings(korean)]
-    assert [len(row) for row in rows(english)] == [len(row) for row in rows(korean)]
-    for ours, theirs in zip(rows(english), rows(korean), strict=True):
-        assert ours[0] == theirs[0] or ours[0] in ("input", "file", "the others")
+def test_every_output_has_its_english_text(node: str):
+    cls, outputs = NODE_CLASS_MAPPINGS[node], texts("en")["nodeDefs"][node]["outputs"]
+    names = getattr(cls, "RETURN_NAMES", cls.RETURN_TYPES)
+    assert [outputs[str(index)]["name"] for index in range(len(outputs))] == list(names)
+    assert all(cls.OUTPUT_TOOLTIPS) and len(cls.OUTPUT_TOOLTIPS) == len(names)
+
+
+def test_missing_korean_is_reported_and_stops_nobody():
+    english, korean = keys_of(texts("en")), keys_of(texts("ko"))
+    report(sorted(english - korean) + [f"{key} (left over)" for key in sorted(korean - english)])
+    for node in NODE_CLASS_MAPPINGS:
+        page = korean_page(node)
+        missing = ["no page"] if page is None else page_differences(english_page(node), page)
+        title = texts("ko")["nodeDefs"].get(node, {}).get("display_name")
+        missing += ["its title"] if page and title and headings(page)[0] != f"# {title}" else []
+        report([f"{node}: {what}" for what in missing])
+
+
+def test_what_korean_lacks_is_found():
+    assert keys_of({"a": {"b": "x", "c": {"d": "y"}}}) == {"a.b", "a.c.d"}
+    english = "# A\n| input | |\n|---|---|\n| rank | x |\n"
+    assert page_differences(english, english) == []
+    assert page_differences(english, english.replace("rank", "other")) == ["row rank"]
+    assert page_differences(english, "# A\n## B\n") == ["other headings", "other tables"]
+    with pytest.warns(UserWarning, match="Korean is behind: x"):
+        report(["x"])
 
 
 @pytest.mark.comfyui
@@ -54,7 +108,7 @@ def test_both_languages_have_the_same_headings_and_rows(node: str):
 def test_named_inputs_are_the_nodes(node: str, comfyui: ComfyServer):
     info = comfyui.object_info(node)
     known = {name for kind in info["input_order"].values() for name in kind}
-    table = [row[0] for row in rows(pages(node)[0])]
+    table = [row[0] for row in rows(english_page(node))]
     if table and table[0] == "input":
         named = {name.strip() for cell in table[1:] for name in re.split(r",|…", cell)} - {"the others"}
         assert named <= known
@@ -63,7 +117,24 @@ def test_named_inputs_are_the_nodes(node: str, comfyui: ComfyServer):
 @pytest.mark.comfyui
 @EACH
 def test_the_server_gives_them(node: str, comfyui: ComfyServer):
-    english, korean = pages(node)
-    where = f"/extensions/{PACK.name}/docs/{node}"
-    assert comfyui.request(f"{where}.md").decode() == english
-    assert comfyui.request(f"{where}/ko.md").decode() == korean
+    where, korean = f"/extensions/{PACK.name}/docs/{node}", korean_page(node)
+    assert comfyui.request(f"{where}.md").decode() == english_page(node)
+    if korean is not None:
+        assert comfyui.request(f"{where}/ko.md").decode() == korean
+
+
+@pytest.mark.comfyui
+@EACH
+def test_every_input_has_its_english_text(node: str, comfyui: ComfyServer):
+    info = comfyui.object_info(node)
+    shown = {
+        name: (options[0] if options else {}).get("tooltip")
+        for kind in ("required", "optional")
+        for name, (_, *options) in info["input"].get(kind, {}).items()
+    }
+    given = texts("en")["nodeDefs"][node]
+    plain = {
+        name: each["tooltip"].replace("{'{'}", "{").replace("{'}'}", "}") for name, each in given["inputs"].items()
+    }
+    assert shown == plain
+    assert (info["display_name"], info["description"]) == (given["display_name"], given["description"])

@@ -40,7 +40,7 @@ def test_sizes_are_those_of_the_trainers_modules(comfyui_base: Path):
 
 @pytest.mark.parametrize("stated", ["0", "-1", "two", ""])
 def test_a_number_in_metadata_that_is_none_is_refused(stated: str):
-    header = mini.Header({}, {"max_token_length": stated}, 8, 8)
+    header = mini.Header(Path("t5"), {}, {"max_token_length": stated}, 8, 8)
     with pytest.raises(ValueError, match="max_token_length"):
         mini.metadata_int(header, "max_token_length", 256)
 
