@@ -273,6 +273,13 @@ def test_guidance_for_schnell_is_warned_of(workshop, tmp_path):
     assert "--guidance_scale" in warned(plan)
 
 
+def test_a_ratio_for_clip_without_clip_is_warned_of(workshop):
+    words = ("loraplus_text_encoder_lr_ratio=4",)
+    assert "--network_args" in warned(make_plan(workshop.config("ratio", network_args=words)))
+    settings = {"network_args": words, "text_encoder_lr": 1e-5}
+    assert "--network_args" not in warned(make_plan(workshop.config("ratio", **settings)))
+
+
 def test_a_negative_prompt_without_cfg_is_warned_of(workshop):
     prompts = workshop.folder / "negative.txt"
     prompts.write_text("a toy --n dull\nanother --n grey\n", encoding="utf-8")

@@ -33,6 +33,12 @@ def _validates(c: TrainConfig) -> bool:
     return bool(c.validate_every_n_epochs or c.validate_every_n_steps)
 
 
+def _density(c: TrainConfig) -> str:
+    """The weighting_scheme, where it is the density of timesteps."""
+    return c.weighting_scheme if c.timestep_sampling == "sigma" else ""
+
+
+_WITH_SIGMA = "with timestep_sampling sigma"
 _WITH_VALIDATION = "needs validate_every_n_epochs or validate_every_n_steps"
 # setting, when it has an effect, and the rest of the message where it has none
 EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
@@ -43,9 +49,9 @@ EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
      "applies to timestep_sampling sigmoid, shift or flux_shift"),
     ("discrete_flow_shift", lambda c: c.timestep_sampling in ("shift", "sigma"),
      "applies to timestep_sampling shift or sigma; flux_shift computes its shift from the image size"),
-    ("logit_mean", lambda c: c.weighting_scheme == "logit_normal", "applies to weighting_scheme logit_normal"),
-    ("logit_std", lambda c: c.weighting_scheme == "logit_normal", "applies to weighting_scheme logit_normal"),
-    ("mode_scale", lambda c: c.weighting_scheme == "mode", "applies to weighting_scheme mode"),
+    ("logit_mean", lambda c: _density(c) == "logit_normal", f"applies to weighting_scheme logit_normal {_WITH_SIGMA}"),
+    ("logit_std", lambda c: _density(c) == "logit_normal", f"applies to weighting_scheme logit_normal {_WITH_SIGMA}"),
+    ("mode_scale", lambda c: _density(c) == "mode", f"applies to weighting_scheme mode {_WITH_SIGMA}"),
     ("checkpoint_blocks", lambda c: not c.gradient_checkpointing,
      "applies without gradient_checkpointing, which recomputes all blocks"),
     ("dynamo_backend", lambda c: c.torch_compile, "needs torch_compile"),
@@ -64,6 +70,7 @@ EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
     ("network_dim", lambda c: not c.dim_from_weights, "applies without dim_from_weights, which uses the file's ranks"),
     ("network_alpha", lambda c: not c.dim_from_weights, "applies without dim_from_weights, which sets it to the rank"),
     ("training_comment", lambda c: not c.no_metadata, "applies without no_metadata"),
+    ("save_state_on_train_end", lambda c: not c.save_state, "applies without save_state, which saves that state too"),
     ("learning_rate", lambda c: c.unet_lr is None, "is overridden by unet_lr"),
     ("lr_scheduler_timescale", lambda c: c.lr_scheduler == "inverse_sqrt",
      "applies to lr_scheduler inverse_sqrt"),

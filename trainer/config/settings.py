@@ -319,9 +319,14 @@ class TrainConfig:
     sample_sampler: Literal["euler"] = _watching(
         "euler", "sampler of the sample images", "euler only, which is the default"
     )
-    validate_every_n_steps: int | None = _watching(None, "compute the validation loss every n steps", ge=1)
+    validate_every_n_steps: int | None = _watching(
+        None, "compute the validation loss every n steps, over training images if none are held out", ge=1
+    )
     validate_every_n_epochs: int | None = _watching(
-        None, "compute the validation loss every n epochs", "at fixed timestep quantiles, with fixed noise", ge=1
+        None,
+        "compute the validation loss every n epochs, likewise",
+        "at fixed timestep quantiles, with fixed noise",
+        ge=1,
     )
     max_validation_steps: int | None = _watching(None, "maximum number of validation batches", ge=1)
 

@@ -41,3 +41,6 @@ def _idle_with_data(config: TrainConfig, data: TrainingData) -> Iterator[Problem
 def _idle_with_model(config: TrainConfig, adapter: AdapterPlan) -> Iterator[Problem]:
     if not adapter.base.takes_guidance and config.guidance_scale != 1:
         yield Problem("--guidance_scale", f"has no effect: {adapter.base.name} takes no guidance")
+    ratio = "loraplus_text_encoder_lr_ratio"
+    if config.text_encoder_lr == 0 and any(word.startswith(ratio) for word in config.network_args):
+        yield Problem("--network_args", f"{ratio} has no effect: CLIP-L is not trained", "set --text_encoder_lr")
