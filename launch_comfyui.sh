@@ -12,7 +12,7 @@ Generate images with FLUX.1 and your LoRAs: ComfyUI in a container. The image is
 Options of this script:
   --port N        another port than 8188
   --listen        allow other machines to connect, or --listen=ADDRESS; ComfyUI has no password
-  --demo          use the small model that comes with the project; needs no GPU
+  --demo          use the tiny FLUX that comes with the project; needs no GPU
   --cpu           run without a GPU
   --build         rebuild the image (BASE=... selects another base image, COMFYUI_DIR=... a local ComfyUI)
   --shell         open a shell in the container

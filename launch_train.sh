@@ -12,7 +12,7 @@ Train a LoRA on your images, in a container. The image is built on first use.
   sh launch_train.sh --resume=runs/NAME       resume a run
 
 Options of this script; everything else is passed to `python -m trainer`:
-  --demo          train the small model that comes with the project; needs no GPU
+  --demo          train the tiny FLUX that comes with the project; needs no GPU
   --cpu           run without a GPU
   --build         rebuild the image (BASE=... selects another base image)
   --shell         open a shell in the container

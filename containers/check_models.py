@@ -20,7 +20,7 @@ FULL = (
 MINI = tuple(("mini", f"{name}-mini", f"{name}-mini") for name in ("flux1", "ae", "clip_l", "t5"))
 MINI_TOKENIZERS = ("mini/tokenizers/tokenizer", "mini/tokenizers/tokenizer_2")
 FIX = "sh download.sh                 (downloads what is missing and re-downloads what is incomplete)"
-FIX_MINI = "git pull                       (the small model comes with the repository)"
+FIX_MINI = "git pull                       (the tiny FLUX comes with the repository)"
 
 
 def find(models: Path, folder: str, usual: str, variants: str) -> Path:
