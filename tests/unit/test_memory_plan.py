@@ -147,8 +147,8 @@ def test_a_plan_says_what_and_why():
     assert "GiB" in line and "nothing recomputed" in line
     text = " ".join(plan_for(work, 15.5).lines())
     assert "55 of 57 blocks recomputed" in text and "in host memory" in text and "1.42 times" in text
-    assert "reckoned with 450 TFLOP/s here, and 20 GB/s for copies" in text
-    assert "reckoned" not in " ".join(plan_for(work, 15.5, unified=True, is_measured=False).lines())
+    assert "assuming 450 TFLOP/s compute and 20 GB/s overlapped copies" in text
+    assert "assuming" not in " ".join(plan_for(work, 15.5, unified=True, is_measured=False).lines())
     assert "may not fit" in " ".join(plan_for(work, 3).lines())
     measured = replace(plan_for(work, 79), measured=Measured(0.41, 52.1, 50.1, "2026-11-22"))
     assert "0.41 s per picture, 52.1 GiB (measured here on 2026-11-22)" in measured.lines()[0]

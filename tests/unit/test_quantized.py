@@ -264,7 +264,7 @@ def test_the_cpu_says_that_it_stands_in(tiny_flux, caplog):
     with caplog.at_level(logging.INFO):
         load_transformer(tiny_flux.transformer, "cpu", torch.float32, "fp8")
     assert "kept in fp8" in caplog.text
-    assert "on the CPU fp8 gives a GPU's numbers, not its speed" in caplog.text
+    assert "fp8 is emulated on the CPU: a GPU's numbers, not its speed" in caplog.text
 
 
 class TestFaults:

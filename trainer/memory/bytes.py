@@ -1,13 +1,13 @@
-"""The bytes and the arithmetic of one training step, from shapes alone.
+"""The memory and the arithmetic of one training step, computed from shapes alone.
 
-What a block keeps for backward is counted in numbers of the compute dtype per token, layer by layer, as
-autograd keeps them: the input of a norm, what a product with an adapter multiplies, both sides of a gate,
-what attention and the activation function need. Frozen products keep nothing.
+What a block keeps for the backward pass is counted layer by layer, in numbers of the compute dtype per token, as
+autograd keeps them: the input of a norm, the input of a product with an adapter, both sides of a gate, and what
+attention and the activation function need. Frozen products keep nothing.
 
-Blocks are recomputed from the first one on. A double block keeps more than a single one (17 against 14
-times the width) for the same arithmetic, and the first blocks are recomputed last, when the activations
-of all later ones are gone; so each recomputed block lowers the peak by all that it does not keep. Only the
-last block is never worth it: its backward comes at the fullest moment, right after its forward.
+Blocks are recomputed from the first one on. A double block keeps more than a single one (17 against 14 times the width)
+for the same arithmetic. The first blocks are also recomputed last, when the activations of all later ones have been
+freed, so each recomputed block lowers the peak by everything that it does not keep. Recomputing the last block never
+helps: its backward pass starts at the peak, right after its forward pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,21 @@ from torch import nn
 from trainer.models.offload import DOUBLE, NUM_SLOTS, SINGLE, swapped_blocks
 from trainer.models.quantized import Precision, WeightFormat
 
-# Gradients of activations that are alive at once within a block, in widths per token: an MLP's (4 and 4,
-# or 5 and 4 in a single block), attention's four and the residual's. Measured: 0.4 GiB at 1024 px.
+# Gradients of activations that exist at the same time within a block, in widths per token: the MLP's (4 and 4, or 5 and
+# 4 in a single block), attention's four and the residual's. Measured: 0.4 GiB at 1024 px.
 WORK_WIDTHS = 14
-GRAPH_RESERVE = 3 << 29  # bytes that stay free beside recorded CUDA graphs, for all that comes between steps
-MIN_GRAPH_RESERVE = GRAPH_RESERVE // 2  # what the optimizer's work must find there
+GRAPH_RESERVE = 3 << 29  # bytes that stay free next to captured CUDA graphs, for work between steps
+MIN_GRAPH_RESERVE = GRAPH_RESERVE // 2  # bytes of it that have to be left for the optimizer
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its frozen numbers, its adapter's ranks by layer ("attn.to_q") and numbers in all."""
+    """One block of the transformer.
+
+    matrices, other: frozen numbers in linear weights and elsewhere. ranks: of its adapter, by layer ("attn.to_q").
+    adapter: numbers of its adapter.
+    """
 
     is_double: bool
     hidden: int
@@ -44,13 +48,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Work:
-    """What one step has to do, whatever is recomputed or swapped.
+    """What one step has to compute, independent of what is recomputed or swapped.
 
-    img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes of a number in the computation;
-    outside: frozen numbers outside the blocks; trained: numbers of all adapters, CLIP's included;
-    trained_itemsize: theirs; optimizer: bytes of its state, averages included; beside: other models' bytes;
-    accumulates: a step has several batches; recorded: they are recorded as CUDA graphs; drops: adapters have dropouts,
-    so that each layer works alone.
+    outside: frozen numbers outside the blocks. img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes per
+    number of the computation. trained: numbers of all adapters, CLIP's included. trained_itemsize: bytes per number of
+    these. optimizer: bytes of its state, averages included. accumulates: whether a step has several batches. beside:
+    bytes of other models on the device. recorded: whether steps are captured as CUDA graphs. drops: whether adapters
+    have dropout, which keeps layers from being fused.
     """
 
     blocks: tuple[Block, ...]
@@ -70,7 +74,7 @@ class Work:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether they are there from the start of a batch: those of earlier ones, or where a graph adds to them."""
+        """Whether gradients exist from the start of a batch: from earlier batches, or because a graph adds to them."""
         return self.accumulates or self.recorded
 
     @property
@@ -79,12 +83,12 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of all pictures together, text included."""
+        """Tokens of all images of a batch, text included."""
         return self.batch * (self.img_tokens + self.txt_tokens)
 
     @cached_property
     def kept(self) -> Mapping[Precision, tuple[int, ...]]:
-        """What each block keeps for backward where it is not recomputed, by the precision of the base."""
+        """Bytes that each block keeps for the backward pass if it is not recomputed, by the precision of the base."""
         precisions: tuple[Precision, ...] = get_args(Precision)
         return {
             precision: tuple(kept_bytes(block, self, precision) for block in self.blocks) for precision in precisions
@@ -93,7 +97,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the base is kept, how many blocks are recomputed (from the first on), how many swapped."""
+    """How the base is stored, how many blocks are recomputed (from the first one on), and how many are swapped."""
 
     precision: Precision = "bf16"
     both_layouts: bool = False
@@ -102,13 +106,13 @@ class Choice:
 
     @property
     def weight_format(self) -> WeightFormat:
-        """How the base is kept."""
+        """How the base is stored."""
         return WeightFormat(self.precision, self.both_layouts)
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Where a step's memory goes. activations: at the fullest moment of forward and backward, gradients included."""
+    """A step's memory in bytes. activations: at the peak of the forward and backward pass, gradients included."""
 
     base: int
     trained: int
@@ -117,12 +121,15 @@ class StepBytes:
 
     @property
     def peak(self) -> int:
-        """What torch's allocator will have given out at most."""
+        """The most that torch's allocator will have allocated."""
         return self.base + self.trained + self.optimizer + self.activations
 
 
 def blocks_of(transformer: nn.Module, ranks: Mapping[str, int]) -> tuple[tuple[Block, ...], int]:
-    """The blocks of a transformer (weights may be on meta) with an adapter of these ranks, and the numbers outside."""
+    """A transformer's blocks with an adapter of these ranks, and the number of frozen numbers outside the blocks.
+
+    The weights may be on the meta device.
+    """
     blocks = []
     for kind in (DOUBLE, SINGLE):
         for index, module in enumerate(transformer.get_submodule(kind).children()):
@@ -149,17 +156,17 @@ def _block(module: nn.Module, is_double: bool, ranks: Mapping[str, int]) -> Bloc
 
 
 def step_bytes(work: Work, choice: Choice) -> StepBytes:
-    """The memory of a step in which the largest batch is trained on."""
+    """The memory of a step with the largest batch."""
     return StepBytes(
         base=base_bytes(work, choice),
         trained=work.trained * work.trained_itemsize,
         optimizer=work.optimizer,
-        activations=_fullest_moment(work, choice),
+        activations=_peak_activations(work, choice),
     )
 
 
 def base_bytes(work: Work, choice: Choice) -> int:
-    """The frozen weights on the device: those of swapped blocks count as the slots that they share."""
+    """Bytes of frozen weights on the device; swapped blocks count as the slots that they share."""
     sizes = [block_bytes(block, work, choice) for block in work.blocks]
     swapped = _swapped_sizes(work, sizes, choice.swapped)
     slots = min(NUM_SLOTS, len(swapped)) * max(swapped, default=0)
@@ -167,12 +174,12 @@ def base_bytes(work: Work, choice: Choice) -> int:
 
 
 def host_bytes(work: Work, choice: Choice) -> int:
-    """What swapped blocks take of host memory."""
+    """Bytes of host memory for swapped blocks."""
     return sum(_swapped_sizes(work, [block_bytes(block, work, choice) for block in work.blocks], choice.swapped))
 
 
 def copied_bytes(work: Work, choice: Choice) -> int:
-    """What is copied to the device in one forward and backward."""
+    """Bytes that are copied to the device in one forward and backward pass."""
     sizes = [block_bytes(block, work, choice) for block in work.blocks]
     swapped = _swapped_sizes(work, sizes, choice.swapped)
     return 2 * sum(swapped[NUM_SLOTS:])
@@ -183,29 +190,29 @@ def _swapped_sizes(work: Work, sizes: Sequence[int], count: int) -> list[int]:
 
 
 def block_bytes(block: Block, work: Work, choice: Choice) -> int:
-    """A block's frozen weights."""
+    """Bytes of a block's frozen weights."""
     each = work.itemsize if choice.precision == "bf16" else choice.weight_format.bytes_per_weight()
     return int(block.matrices * each) + block.other * work.itemsize
 
 
-def _fullest_moment(work: Work, choice: Choice) -> int:
-    """Walk backward from the last block: activations go, gradients come."""
+def _peak_activations(work: Work, choice: Choice) -> int:
+    """The peak, found by walking backward from the last block: activations are freed, gradients are added."""
     full, checkpointed = work.kept[choice.precision], choice.checkpointed
-    unit = work.tokens * work.blocks[0].hidden * work.itemsize  # a block's input, all that a recomputed one keeps
+    unit = work.tokens * work.blocks[0].hidden * work.itemsize  # a block's input is all that a recomputed block keeps
     kept = [unit if index < checkpointed else size for index, size in enumerate(full)]
     gradients = [block.adapter * work.trained_itemsize for block in work.blocks]
     there = work.trained * work.trained_itemsize if work.has_gradients else 0
-    left, fullest = sum(kept), 0
+    left, peak = sum(kept), 0
     for index in reversed(range(len(kept))):
         again = full[index] if index < checkpointed else 0
-        fullest = max(fullest, left + again + WORK_WIDTHS * unit + there)
+        peak = max(peak, left + again + WORK_WIDTHS * unit + there)
         left -= kept[index]
         there += 0 if work.has_gradients else gradients[index]
-    return max(fullest, work.trained * work.trained_itemsize)
+    return max(peak, work.trained * work.trained_itemsize)
 
 
 def kept_bytes(block: Block, work: Work, precision: Precision = "bf16") -> int:
-    """What autograd keeps of one block that is not recomputed, its input included."""
+    """Bytes that autograd keeps of one block that is not recomputed, its input included."""
     img, txt = work.batch * work.img_tokens, work.batch * work.txt_tokens
     attention = (img + txt) * block.heads * 4  # one float32 per token and head
     inputs = _inputs_as_kept(work, precision)
@@ -220,10 +227,10 @@ def kept_bytes(block: Block, work: Work, precision: Precision = "bf16") -> int:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What products with an adapter keep of their input, in numbers of the compute dtype for each of the input's.
+    """How many numbers of the compute dtype are kept per number of an input that an adapter multiplies.
 
-    plain: of most inputs; attended: of attention's output, which attention keeps too; activated: of what comes from
-    GELU, whose own input is kept in any case; beside: of values that are kept beside queries and keys.
+    plain: for most inputs. attended: for attention's output, which attention also keeps. activated: for GELU's output,
+    whose input is kept in any case. beside: for values, in addition to queries and keys.
     """
 
     plain: float = 1.0
@@ -233,7 +240,7 @@ class _Inputs:
 
 
 def _inputs_as_kept(work: Work, precision: Precision) -> _Inputs:
-    if work.drops or precision in ("int8", "nf4"):  # each layer works alone
+    if work.drops or precision in ("int8", "nf4"):  # layers are not fused
         return _Inputs(activated=1.0)
     if precision == "fp8":
         eighth = 1 / work.itemsize
@@ -255,11 +262,11 @@ def _stream_numbers(
     ranks = [block.ranks.get(name, 0) for name in names]
     *qkv, out, up, down = (rank > 0 for rank in ranks)
     modulated, normed = modulation in block.ranks, 0 if work.compiled else 1
-    widths = 2 + 2 + 3 + 1  # inputs of both norms; q and k before theirs; q, k, v; attention's output
+    widths = 2 + 2 + 3 + 1  # inputs of both norms; q and k before their norms; q, k, v; attention's output
     widths += inputs.plain * (any(qkv) + up) + inputs.beside * any(qkv)
-    apart = work.batch > 1 and not inputs.attended  # text and image, which is a copy unless it is one picture
+    apart = work.batch > 1 and not inputs.attended  # text and image are copied apart unless the batch is one image
     widths += out * (inputs.attended + apart)
-    widths += modulated * (2 + 2 * normed)  # both gates; both scales: a compiled block computes the norm again
+    widths += modulated * (2 + 2 * normed)  # both gates; both scales, since a compiled block recomputes the norm
     return tokens * (widths * block.hidden + (1 + inputs.activated * down) * block.mlp + sum(ranks))
 
 
@@ -272,9 +279,9 @@ def _single_numbers(block: Block, tokens: int, work: Work, inputs: _Inputs) -> f
 
 
 def step_flops(work: Work, checkpointed: int) -> float:
-    """The arithmetic of a forward and backward without the adapter's own, which is small.
+    """Floating-point operations of a forward and backward pass, without the adapter's, which are few.
 
-    A product counts twice, forward and for the gradient of its input; attention's backward is 2.5 of its forward.
+    A product counts twice, forward and for the gradient of its input. Attention's backward pass counts 2.5 times.
     """
     total = 0.0
     for index, block in enumerate(work.blocks):

@@ -1,4 +1,4 @@
-"""The fastest way to train that fits: what is recomputed, what is swapped, how the base is kept."""
+"""Finds the fastest way to train that fits: what to recompute, what to swap, how to store the base."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -27,22 +27,25 @@ from trainer.models.offload import swappable_order
 from trainer.models.quantized import Precision, WeightFormat, precision_problems
 from trainer.models.weights import shares_host_memory
 
-MARGIN = 0.03  # of the peak: what lies between torch's blocks of memory
-RESERVE = 0.6 * GIB  # kernels and libraries that load later, and their workspaces
-HOST_SHARE = 0.7  # of free host memory, for swapped blocks
-LESS = 0.08  # of the peak of what did not fit: so much less is asked for next
-CLEARLY = 0.95  # another choice is named when it is expected to take less than this share of the time
-COPY_COST = 0.1  # of a copy's time is lost even where computation hides it
-STEP_SHARE = 0.6  # of a large product's speed that a step's arithmetic reaches
-LINK_SHARE = 0.63  # of the speed of copies alone that copies beside computation reach
-LAUNCHING = 0.008  # seconds in which a host launches a block's kernels, forward and backward; a third more recomputed
+MARGIN = 0.03  # of the peak: fragmentation in torch's allocator
+RESERVE = 0.6 * GIB  # for kernels and libraries that are loaded later, and their workspaces
+HOST_SHARE = 0.7  # of free host memory may be used for swapped blocks
+LESS = 0.08  # of the peak: how much less the next attempt uses after one did not fit
+CLEARLY = 0.95  # another choice is mentioned if it is expected to take less than this share of the time
+COPY_COST = 0.1  # of a copy's time is lost even if it overlaps with computation
+STEP_SHARE = 0.6  # of a large product's speed is reached by a step's arithmetic
+LINK_SHARE = 0.63  # of the speed of copies alone is reached by overlapped copies
+LAUNCHING = 0.008  # seconds for a host to launch a block's kernels, forward and backward; recomputing adds a third
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as far as planning goes. free, host_free: bytes; flops, link: what a step computes and copies per
-    second, assumed until they matter."""
+    """What planning needs to know of a GPU.
+
+    free, host_free: bytes. unified: whether it shares the host's memory. flops, link: operations and copied bytes per
+    second in a step; assumed until they matter, then measured.
+    """
 
     name: str
     free: int
@@ -53,25 +56,25 @@ class Device:
     is_measured: bool = False
 
     def measured_on(self, device: torch.device) -> "Device":
-        """With what a large product and copies from the host reach there, a tenth of a second's work."""
+        """The device with measured speeds of a large product and of copies from the host; takes a tenth of a second."""
         flops, link = STEP_SHARE * _product_flops(device), LINK_SHARE * _link_bytes(device)
         return replace(self, flops=flops, link=link, is_measured=True)
 
 
 def query_device(device: torch.device) -> Device | None:
-    """What a GPU has now; None for the CPU, which needs no plan."""
+    """What is free on a GPU now; None for the CPU, which needs no plan."""
     if device.type != "cuda":
         return None
     host = psutil.virtual_memory().available
     unified = shares_host_memory(device)
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    # where memory is shared, what the system holds as file cache counts as used and is given back when asked for
+    # with shared memory, the page cache counts as used but is released on demand
     return Device(torch.cuda.get_device_name(device), max(free, host) if unified else free + reusable, host, unified)
 
 
 def _product_flops(device: torch.device, side: int = 4096, times: int = 10) -> float:
-    matrix = torch.randn(side, side, dtype=torch.bfloat16, device=device)  # of equal numbers it would be faster
+    matrix = torch.randn(side, side, dtype=torch.bfloat16, device=device)  # a matrix of equal numbers would be faster
     return times * 2 * side**3 / _seconds(lambda: torch.mm(matrix, matrix), times)
 
 
@@ -94,7 +97,7 @@ def _seconds(work, times: int) -> float:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What the settings leave open: None for anything. precisions: in the order in which they are tried."""
+    """What the settings leave open. formats: in the order in which they are tried; None elsewhere: any number."""
 
     formats: tuple[WeightFormat, ...] = (WeightFormat("bf16"),)
     checkpointed: int | None = None
@@ -102,7 +105,7 @@ class Allowed:
 
 
 def allowed_by(config: TrainConfig, num_blocks: int, gpu: Device | None, device: torch.device) -> Allowed:
-    """Flags that are given win; `--memory manual` leaves nothing open, nor does the CPU (no gpu)."""
+    """The choices that flags leave open. `--memory manual` and the CPU (no gpu) leave none."""
     given = config.base_precision
     names: tuple[Precision, ...] = (given,) if given != "auto" else _possible(device)
     manual = config.memory == "manual" or gpu is None
@@ -132,9 +135,10 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[WeightForma
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One choice for a run on one device (None: the CPU), with what it is expected to take.
+    """The choice for a run on one device (None: the CPU), with what it is expected to take.
 
-    faster: what would be chosen if the base might be kept in less than bf16, where that is expected to be faster.
+    measured: what an earlier run like it took. faster: what would be chosen if the base could be stored in fewer than
+    16 bits, if that is expected to be faster.
     """
 
     work: Work
@@ -146,21 +150,21 @@ class MemoryPlan:
 
     @cached_property
     def bytes(self) -> StepBytes:
-        """Where the memory of a step goes."""
+        """The memory of a step."""
         return step_bytes(self.work, self.choice)
 
     def settings(self, config: TrainConfig) -> TrainConfig:
-        """The settings as this choice has them."""
+        """The settings with this choice applied."""
         recomputed, swapped = self.choice.checkpointed, self.choice.swapped
         return replace(config, gradient_checkpointing=False, checkpoint_blocks=recomputed, blocks_to_swap=swapped)
 
     @property
     def slowdown(self) -> float:
-        """Times the arithmetic of a step that recomputes nothing."""
+        """A step's arithmetic, relative to that of a step without recomputation."""
         return step_flops(self.work, self.choice.checkpointed) / step_flops(self.work, 0)
 
     def smaller(self) -> "MemoryPlan | None":
-        """The fastest that takes clearly less; None if there is none. For when this one did not fit."""
+        """The fastest plan that takes clearly less memory, for when this one did not fit; None if there is none."""
         if self.device is None:
             return None
         free = needed_bytes(self.work, self.choice) - LESS * self.bytes.peak
@@ -169,7 +173,7 @@ class MemoryPlan:
         return None if choice is None else replace(self, device=device, choice=choice, measured=None, faster=None)
 
     def lines(self) -> list[str]:
-        """The choice in words; nothing on the CPU."""
+        """The choice in words, line by line; empty on the CPU."""
         if self.device is None:
             return []
         expected = f"{self.bytes.peak / GIB:.1f} GiB"
@@ -182,21 +186,21 @@ class MemoryPlan:
         lines = [f"memory: expected {expected}, {free}: {in_words(self.work, self.choice)}"]
         if self.choice.checkpointed or self.choice.swapped:
             without = step_bytes(self.work, replace(self.choice, checkpointed=0, swapped=0)).peak
-            slower = f"a step has {self.slowdown:.2f} times the arithmetic"
-            lines.append(f"  with neither it would take {without / GIB:.1f} GiB; so {slower}")
+            slower = f"this way a step has {self.slowdown:.2f} times the arithmetic"
+            lines.append(f"  with neither it would take {without / GIB:.1f} GiB; {slower}")
             if self.device.is_measured:
                 flops, link = f"{self.device.flops / 1e12:.0f} TFLOP/s", f"{self.device.link / 1e9:.0f} GB/s"
-                lines.append(f"  reckoned with {flops} here, and {link} for copies beside them")
+                lines.append(f"  assuming {flops} compute and {link} overlapped copies (measured here)")
         if self.faster:
             words = in_words(self.work, self.faster)
-            lines.append(f"  faster, at a small loss of exactness: --base_precision=auto ({words})")
+            lines.append(f"  faster, but less precise: --base_precision=auto ({words})")
         if not self.measured and needed_bytes(self.work, self.choice) > self.device.free:
-            lines.append("  this may not fit: a lower resolution, batch size or network_dim takes less")
+            lines.append("  this may not fit: lower the resolution, train_batch_size or network_dim")
         return lines
 
 
 def make_memory_plan(work: Work, device: Device | None, allowed: Allowed, torch_device: torch.device) -> MemoryPlan:
-    """The fastest choice that fits; the smallest of all where none does."""
+    """The plan with the fastest choice that fits, or with the smallest one if none fits."""
     first = _first(allowed)
     if device is None or needed_bytes(work, first) <= device.free:
         return MemoryPlan(work, device, allowed, first)
@@ -206,7 +210,7 @@ def make_memory_plan(work: Work, device: Device | None, allowed: Allowed, torch_
 
 
 def with_faster(plan: MemoryPlan, allowed: Allowed) -> MemoryPlan:
-    """The plan, which keeps to bf16, with the choice of `allowed` where that is expected to take clearly less time."""
+    """The plan, which is in bf16, with `faster` set if a choice of `allowed` is expected to be clearly faster."""
     other = fastest(plan.work, plan.device, allowed) if plan.device else None
     if plan.device is None or other is None:
         return plan
@@ -220,16 +224,16 @@ def _first(allowed: Allowed) -> Choice:
 
 
 def needed_bytes(work: Work, choice: Choice) -> float:
-    """What has to be free for a choice: its peak, and room beside it."""
+    """Bytes that have to be free for a choice: its peak and a reserve."""
     return step_bytes(work, choice).peak * (1 + MARGIN) + RESERVE + (GRAPH_RESERVE if work.recorded else 0)
 
 
 def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
     """The choice that fits and is expected to take the least time; None if none fits.
 
-    The base in a lower precision comes after recomputing, and swapping blocks instead of recomputing
-    them only where the copies take less time. Where nothing fits without swapping, all precisions are
-    compared with it, and of equals the first is taken.
+    Recomputing is tried before a lower precision of the base. Blocks are swapped instead of recomputed only if the
+    copies take less time. If nothing fits without swapping, all precisions are compared with swapping, and the first of
+    equals wins.
     """
     for weight_format in allowed.formats:
         fitting = [
@@ -248,7 +252,7 @@ def fastest(work: Work, device: Device, allowed: Allowed) -> Choice | None:
 def _swapped_counts(
     work: Work, device: Device, allowed: Allowed, weight_format: WeightFormat, later: bool
 ) -> list[int]:
-    """How many blocks may be swapped; none yet while a lower precision is still to be tried."""
+    """How many blocks may be swapped; none while a lower precision is still to be tried."""
     if allowed.swapped is not None:
         return [allowed.swapped]
     if device.unified or later:
@@ -268,7 +272,7 @@ def _least_recomputed(
 
 
 def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
-    """The choice that takes least memory."""
+    """The choice that takes the least memory."""
     weight_format = allowed.formats[-1]
     most = len(work.blocks) - 1 if allowed.checkpointed is None else allowed.checkpointed
     counts = _swapped_counts(work, device, allowed, weight_format, later=False) or [0]
@@ -277,9 +281,9 @@ def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
 
 
 def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
-    """Time of a step for comparing choices of one device: arithmetic at a large product's speed, copies beside it.
+    """A step's time for comparing choices on one device: arithmetic, with copies that overlap it.
 
-    A GPU can be faster than its host launches kernels; what is recorded as a CUDA graph needs no launches.
+    A GPU can be faster than its host launches kernels; steps captured as CUDA graphs need no launches.
     """
     computing = step_flops(work, choice.checkpointed) / device.flops
     copying = copied_bytes(work, choice) / device.link
@@ -288,7 +292,7 @@ def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
 
 
 def in_words(work: Work, choice: Choice) -> str:
-    """What a choice does."""
+    """A choice in words."""
     parts = [] if choice.precision == "bf16" else [f"the base in {choice.precision}"]
     if choice.checkpointed:
         parts.append(f"{choice.checkpointed} of {len(work.blocks)} blocks recomputed in backward")

@@ -1,4 +1,4 @@
-"""A first step that does not fit is taken again with a plan that takes less; a later one is a problem."""
+"""Repeats a first step that runs out of memory with a smaller plan. A later step that does is a problem."""
 
 import gc
 import logging
@@ -23,29 +23,29 @@ U = TypeVar("U")
 
 
 class CanShrink(Protocol):
-    """A run as far as its memory goes."""
+    """What is needed of a run to change its memory plan."""
 
     accelerator: Accelerator
 
     @property
     def memory(self) -> MemoryPlan:
-        """What it goes by now."""
+        """The current plan."""
         ...
 
     def release_memory(self) -> None:
-        """Drop everything that holds memory on the device."""
+        """Release everything that holds memory on the device."""
         ...
 
     def reload(self, memory: MemoryPlan) -> None:
-        """Load what was let go, as it was before the first step, with another plan."""
+        """Load again what was released, as it was before the first step, with another plan."""
         ...
 
 
 def run_until_it_fits(run: CanShrink, gradient: Callable[[], T], update: Callable[[T], U]) -> tuple[T, U]:
-    """The two halves of the first step; where memory runs out in either, both again with a smaller plan.
+    """Both halves of the first step. If either runs out of memory, both are repeated with a smaller plan.
 
-    Several processes agree after each half, so that all of them begin again or none does; so `gradient`
-    must not wait for other processes. Raises `Problems` when there is no smaller plan.
+    Several processes agree after each half, so that all of them repeat it or none does; therefore `gradient` must not
+    wait for other processes. Raises `Problems` if there is no smaller plan.
     """
     while True:
         first = _try(gradient)
@@ -62,7 +62,7 @@ def _try(half: Callable[[], T]) -> tuple[T] | None:
         return (half(),)
     except torch.OutOfMemoryError as error:
         log.debug("%s", error)
-    return None  # out here the error no longer holds on to the tensors of the step
+    return None  # outside the handler, where the error no longer keeps the step's tensors alive
 
 
 def _all(fits: bool, accelerator: Accelerator) -> bool:
@@ -80,7 +80,7 @@ def _begin_again(run: CanShrink) -> None:
     on_gpu = run.accelerator.device.type == "cuda"
     reached = f", with {_reached(run.accelerator.device)}" if on_gpu else ""
     words = in_words(memory.work, memory.choice)
-    log.warning("memory: out of memory in the first step%s; once more with %s", reached, words)
+    log.warning("memory: out of memory in the first step%s; trying again with %s", reached, words)
     run.release_memory()
     gc.collect()
     if on_gpu:
@@ -96,16 +96,16 @@ def _reached(device: torch.device) -> str:
 
 @contextmanager
 def reserve(num_bytes: int, device: torch.device) -> Iterator[None]:
-    """Hold what the optimizer will need from its first step on, so that what fits now fits then."""
+    """Hold the memory that the optimizer will need from its first step on, so that what fits now still fits then."""
     held = torch.empty(max(num_bytes, 0) if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
     yield
     del held
 
 
 def out_of_memory(where: str, memory: MemoryPlan) -> Problem:
-    """What can be done when a step does not fit."""
+    """The problem of a step that does not fit, with what to do about it."""
     smaller = memory.smaller()
     if smaller is None:
-        return Problem(where, "out of memory", f"take {LESS}, or less of something else on the device")
+        return Problem(where, "out of memory", f"use {LESS}, or free memory that other programs use on the device")
     flags = f"--checkpoint_blocks={smaller.choice.checkpointed} --blocks_to_swap={smaller.choice.swapped}"
-    return Problem(where, "out of memory", f"resume with {flags}, or take {LESS}")
+    return Problem(where, "out of memory", f"resume with {flags}, or use {LESS}")

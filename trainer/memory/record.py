@@ -1,4 +1,4 @@
-"""What runs took on this machine, kept beside the cache, so that the next plan can say it."""
+"""Time and memory of runs on this machine, kept next to the cache and quoted by the next plan."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from trainer.common.text import in_seconds
 
 log = logging.getLogger(__name__)
 FILE = "measured.json"
-FIRST, LAST = 4, 10  # steps of a start that are looked at: earlier ones compile and allocate
+FIRST, LAST = 4, 10  # steps after a start that are measured; earlier ones compile and allocate
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A run's figures. date: ISO, the day; planned_gib: what had been expected of it."""
+    """A run's figures. date: the day in ISO format. planned_gib: the expected peak."""
 
     seconds_per_picture: float
     peak_gib: float
@@ -28,12 +28,12 @@ class Measured:
 
 
 def record_key(*facts: Any) -> str:
-    """A short hash of all that a run's speed and memory depend on."""
+    """A short hash of everything that a run's speed and memory depend on."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def find_measured(folder: Path, key: str) -> Measured | None:
-    """What was measured under this key; None for nothing or for a file that is not ours."""
+    """The figures under this key; None if there are none or the file is not ours."""
     try:
         return Measured(**json.loads((folder / FILE).read_text(encoding="utf-8"))[key])
     except (OSError, ValueError, KeyError, TypeError):
@@ -41,7 +41,7 @@ def find_measured(folder: Path, key: str) -> Measured | None:
 
 
 def keep_measured(folder: Path, key: str, measured: Measured) -> None:
-    """Add one, in place of an earlier one under its key."""
+    """Add figures, replacing earlier ones under the same key."""
     try:
         known = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def keep_measured(folder: Path, key: str, measured: Measured) -> None:
 
 @dataclass
 class Measuring:
-    """Watches the first steps of a start; then writes the record and says once how good the plan was."""
+    """Measures the first steps after a start, then writes the record and logs how good the plan was."""
 
     folder: Path
     key: str
@@ -61,7 +61,7 @@ class Measuring:
     seen: int = 0
 
     def step(self, seconds_per_picture: float, peak_gib: float) -> None:
-        """A step's numbers, as they arrive."""
+        """Take one step's figures."""
         self.seen += 1
         if FIRST <= self.seen <= LAST:
             self.seconds.append(seconds_per_picture)

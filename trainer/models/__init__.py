@@ -1,1 +1,1 @@
-"""The four model files: their names, their weights, their modules, one forward pass."""
+"""Base models: what is known of them, their files and weights, their modules, one forward pass."""

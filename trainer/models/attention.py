@@ -1,14 +1,13 @@
-"""Attention whose gradients can be trusted.
+"""Chooses the fastest attention kernel whose gradients are correct.
 
-cuDNN's attention, which torch prefers on recent GPUs, takes the gradient of its output to be dense. In
-FLUX's single blocks as diffusers runs them it is not: attention and MLP are joined before the last
-projection, so what comes back is a slice of a wider tensor, and torch 2.11 then computes gradients from
-other rows, without an error. `trainer.lora.blocks` removes the cause; `choose_attention` looks which
-kernels are right, and takes the fastest of them.
+cuDNN's attention, which torch prefers on recent GPUs, assumes that the gradient of its output is contiguous. In FLUX's
+single blocks as diffusers runs them it is not: attention and MLP are concatenated before the last projection, so the
+gradient is a slice of a wider tensor. torch 2.11 then computes gradients from wrong rows, without an error.
+`trainer.lora.blocks` removes the cause, and `choose_attention` verifies each kernel before it is used.
 
-The choice is kept in the processors of the blocks' attention, as diffusers' `set_attention_backend`
-does, and so is part of a compiled block; torch's own switches are not, and a block compiled under one
-setting would be taken from the compiler's cache under another.
+The choice is stored in the processors of the blocks' attention, as diffusers' `set_attention_backend` does, and so
+becomes part of a compiled block. torch's own switches do not: a block compiled under one setting would be taken from
+the compiler's cache under another.
 """
 
 import logging
@@ -28,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainer.common.problems import Problem, Problems
 
 log = logging.getLogger(__name__)
-TOLERANCE = 0.1  # two right kernels differ by about 0.01 in bfloat16, a wrong one by about 1
+TOLERANCE = 0.1  # two correct kernels differ by about 0.01 in bfloat16, a wrong one by about 1
 OWN = "native"  # torch's own choice, which needs no copies of q, k and v
 NAMES = {
     SDPBackend.CUDNN_ATTENTION: ("_native_cudnn", "cuDNN"),
@@ -38,7 +37,7 @@ NAMES = {
 }
 LABELS = {**dict(NAMES.values()), "_flash_3": "flash 3"}
 WITHOUT_MASKS = ("_native_flash", "_flash_3")
-CLEARLY = 0.97  # another kernel is taken when it needs less than this share of the time: so runs agree
+CLEARLY = 0.97  # another kernel has to take less than this share of the time, so that runs choose the same one
 SHAPES_TIMED = 3
 TIMES = 5
 
@@ -50,11 +49,11 @@ def choose_attention(
     masked: bool = False,
     timed: bool = True,
 ) -> None:
-    """Set the fastest kernel whose gradients are right; on the CPU, where there is one, do nothing.
+    """Set the fastest kernel whose gradients are correct; does nothing on the CPU, which has only one.
 
-    shapes: (pictures, image tokens) of a batch, and how often there is one; masked: whether text is
-    masked; timed: else the first right one, torch's own choice before others. Call it before adapters
-    are added. Raises `Problems` when no kernel is right.
+    txt_length: text tokens. shapes: (images, image tokens) of a batch -> number of such batches. masked: whether text
+    is masked. timed: if False, the first correct kernel is used, torch's own choice before others. Call this before
+    adapters are added. Raises `Problems` if no kernel is correct.
     """
     if transformer.device.type != "cuda":
         return
@@ -62,39 +61,39 @@ def choose_attention(
     lengths = sorted({img_length for _, img_length in shapes})
     own = own_kernel(transformer, txt_length + lengths[-1], masked)
     labels = {OWN: LABELS[own]} | {name: LABELS[name] for name in candidates(masked) if name != own}
-    right = [name for name in labels if _is_right(transformer, name, labels[name], txt_length, lengths, masked)]
-    if not right:
+    correct = [name for name in labels if _is_correct(transformer, name, labels[name], txt_length, lengths, masked)]
+    if not correct:
         what = f"attention over {txt_length + lengths[-1]} tokens has wrong gradients with torch {torch.__version__}"
-        raise Problems([Problem(str(transformer.device), what, "use another version of torch or of the driver")])
+        raise Problems([Problem(str(transformer.device), what, "use another version of torch or of the GPU driver")])
     usual = sorted(shapes, key=lambda shape: -shapes[shape])[:SHAPES_TIMED]
-    times = dict.fromkeys(right, 0.0)
-    if timed and len(right) > 1:
+    times = dict.fromkeys(correct, 0.0)
+    if timed and len(correct) > 1:
         weights = [shapes[shape] / sum(shapes[each] for each in usual) for shape in usual]
-        for name in right:
+        for name in correct:
             each = [_milliseconds(transformer, name, batch, txt_length + img, masked) for batch, img in usual]
             times[name] = sum(weight * milliseconds for weight, milliseconds in zip(weights, each, strict=True))
     chosen = fastest(times)
     set_backend(transformer, chosen)
-    log.info("%s (found in %.1f s)", said(chosen, times, labels), time.perf_counter() - start)
+    log.info("%s (chosen in %.1f s)", in_words(chosen, times, labels), time.perf_counter() - start)
 
 
 def candidates(masked: bool) -> list[str]:
-    """Kernels by diffusers' names, the usually fastest first."""
+    """Kernels by their names in diffusers, the usually fastest first."""
     names = ["_native_cudnn", "_native_flash", "_native_efficient"]
-    if _CAN_USE_FLASH_ATTN_3:  # installed, that is; it is tried like the others, its gradients too
+    if _CAN_USE_FLASH_ATTN_3:  # means that it is installed; it is verified like the others
         names.insert(0, "_flash_3")
     return [name for name in names if not (masked and name in WITHOUT_MASKS)]
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """The name with the least time; the first stays unless another is clearly below it."""
+    """The name with the shortest time, or the first one unless another is clearly faster."""
     first, *others = times
     best = min(others, key=lambda name: times[name], default=first)
     return best if times[best] < CLEARLY * times[first] else first
 
 
-def said(chosen: str, times: Mapping[str, float], labels: Mapping[str, str]) -> str:
-    """The choice in one line, with the times where there are any."""
+def in_words(chosen: str, times: Mapping[str, float], labels: Mapping[str, str]) -> str:
+    """The choice in one line, with the measured times if there are any."""
     if not times[chosen]:
         return f"attention: {labels[chosen]}"
     others = [f"{labels[name]} {times[name]:.2f} ms" for name in times if name != chosen]
@@ -102,9 +101,9 @@ def said(chosen: str, times: Mapping[str, float], labels: Mapping[str, str]) -> 
 
 
 def set_backend(transformer: FluxTransformer2DModel, name: str) -> None:
-    """Let this transformer's blocks attend with a kernel of diffusers' registry.
+    """Make this transformer's blocks use an attention kernel of diffusers' registry.
 
-    As `set_attention_backend`, but that sets it for every other model of the process too.
+    Unlike diffusers' `set_attention_backend` it leaves other models of the process alone.
     """
     for module in transformer.modules():
         if isinstance(module, FluxAttention):
@@ -112,13 +111,13 @@ def set_backend(transformer: FluxTransformer2DModel, name: str) -> None:
 
 
 def own_kernel(transformer: FluxTransformer2DModel, num_tokens: int, masked: bool) -> str:
-    """Which kernel torch would take by itself, by diffusers' name."""
+    """The kernel that torch would choose by itself, by its name in diffusers."""
     query = _random_heads(transformer, 1, num_tokens).transpose(1, 2)
     found = SDPBackend(torch._fused_sdp_choice(query, query, query, _mask(transformer, num_tokens, masked)))
     return NAMES.get(found, NAMES[SDPBackend.MATH])[0]
 
 
-def _is_right(
+def _is_correct(
     transformer: FluxTransformer2DModel, name: str, label: str, txt_length: int, lengths: Sequence[int], masked: bool
 ) -> bool:
     for length in lengths:
@@ -126,19 +125,19 @@ def _is_right(
             error = attention_error(transformer, txt_length, length, name, masked)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, NotImplementedError, ValueError) as reason:  # not for this device, type or size
+        except (RuntimeError, NotImplementedError, ValueError) as reason:  # unsupported device, dtype or size
             log.debug("%s attention cannot be used here: %s", label, reason)
             return False
         if not error < TOLERANCE:
             log.warning(
-                "%s attention is wrong at %d tokens on this machine; it is not used", label, txt_length + length
+                "%s attention is wrong at %d tokens on this machine and is not used", label, txt_length + length
             )
             return False
     return True
 
 
 def _milliseconds(transformer: FluxTransformer2DModel, name: str, batch: int, num_tokens: int, masked: bool) -> float:
-    """Forward and backward of one attention, the median after a warm-up."""
+    """The time of one attention, forward and backward: the median after a warm-up."""
     query, key, value = (_random_heads(transformer, batch, num_tokens).requires_grad_() for _ in range(3))
     gradient, mask = torch.randn_like(query), _mask(transformer, num_tokens, masked)
     moments = []
@@ -155,14 +154,14 @@ def _milliseconds(transformer: FluxTransformer2DModel, name: str, batch: int, nu
 
 
 def _random_heads(transformer: FluxTransformer2DModel, batch: int, num_tokens: int) -> torch.Tensor:
-    """[B, tokens, heads, width of a head]"""
+    """Random queries, keys or values: [B, tokens, heads, head width]."""
     weight, config = transformer.x_embedder.weight, transformer.config
     shape = (batch, num_tokens, config["num_attention_heads"], config["attention_head_dim"])
     return torch.randn(shape, device=weight.device).to(weight.dtype)
 
 
 def _mask(transformer: FluxTransformer2DModel, num_tokens: int, masked: bool) -> torch.Tensor | None:
-    """Of a text whose second token is padding, [1, 1, 1, tokens]; None where nothing is masked."""
+    """A mask [1, 1, 1, tokens] for a text whose second token is padding; None if nothing is masked."""
     if not masked:
         return None
     positions = torch.arange(num_tokens, device=transformer.x_embedder.weight.device)
@@ -181,11 +180,11 @@ def _attending_with(transformer: FluxTransformer2DModel, name: str) -> Iterator[
 def attention_error(
     transformer: FluxTransformer2DModel, txt_length: int, img_length: int, name: str = OWN, masked: bool = False
 ) -> float:
-    """The largest relative difference of the blocks' gradients between a kernel and a trusted one.
+    """The largest relative difference between the blocks' gradients with a kernel and with a trusted one.
 
-    NaN counts as infinitely wrong. Inputs are random, of one picture.
+    NaN counts as infinity. The inputs are random and of one image.
     """
-    others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the second where there is no first
+    others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the second if the first is not available
     worst = 0.0
     for block in (transformer.transformer_blocks[0], transformer.single_transformer_blocks[0]):
         with _attending_with(transformer, name):
@@ -201,18 +200,18 @@ def attention_error(
 def _gradients(
     transformer: FluxTransformer2DModel, block: nn.Module, txt_length: int, img_length: int, masked: bool = False
 ) -> tuple[torch.Tensor, ...]:
-    """Of the block's two inputs, when only its image output counts, as in the last block."""
+    """The gradients of a block's two inputs if only its image output is used, as in the last block."""
     weight = transformer.x_embedder.weight
     generator = torch.Generator(weight.device).manual_seed(0)
 
-    def draw(*shape: int) -> torch.Tensor:
+    def sample(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=weight.device).to(weight.dtype)
 
     width, head_dim = weight.shape[0], transformer.config["attention_head_dim"]
-    img, txt = draw(1, img_length, width).requires_grad_(), draw(1, txt_length, width).requires_grad_()
+    img, txt = sample(1, img_length, width).requires_grad_(), sample(1, txt_length, width).requires_grad_()
     mask = _mask(transformer, txt_length + img_length, masked)
     attention = None if mask is None else {"attention_mask": mask}
-    still = torch.ones(txt_length + img_length, head_dim, device=weight.device)
+    ones = torch.ones(txt_length + img_length, head_dim, device=weight.device)
     with torch.enable_grad():
-        _, output = block(img, txt, draw(1, width), (still, torch.zeros_like(still)), attention)
-        return torch.autograd.grad(output, (img, txt), draw(*output.shape))
+        _, output = block(img, txt, sample(1, width), (ones, torch.zeros_like(ones)), attention)
+        return torch.autograd.grad(output, (img, txt), sample(*output.shape))

@@ -1,7 +1,7 @@
-"""The four FLUX.1 files as diffusers and transformers modules: strict, offline, any size.
+"""Loads the four FLUX.1 files as diffusers and transformers modules: strictly, offline, at any size.
 
-Sizes come from the tensors' shapes and, where shapes cannot tell, from the file's metadata. What a
-file lacks or has too much is found from its header, before a byte of its weights is read.
+Sizes come from the tensors' shapes and, where these are ambiguous, from the file's metadata. Missing and unexpected
+tensors are found in the header, before any weights are read.
 """
 
 import json
@@ -41,7 +41,7 @@ Convert = Callable[[str, torch.Tensor], Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """A module without weights, and how the tensors of a file become its own."""
+    """A module without weights, and how a file's tensors are converted to its own."""
 
     header: Header
     module: nn.Module
@@ -56,12 +56,12 @@ def load_transformer(
     waiting: tuple[str, ...] = (),
     joined: Callable[[FluxTransformer2DModel], Sequence[Sequence[nn.Module]]] | None = None,
 ) -> FluxTransformer2DModel:
-    """FLUX.1-dev's or schnell's transformer, frozen; `config.guidance_embeds` says which.
+    """FLUX.1's transformer, frozen; `config.guidance_embeds` tells FLUX.1-dev's from FLUX.1-schnell's.
 
-    base: how the blocks' linear layers are kept, bf16 meaning dtype; each is quantised on the device as it
-    arrives. waiting: how the names begin of what is then kept in host memory. joined: which layers of it read one
-    input, to be stored as one in fp8 (`quantized.allocate`). Raises `Problems` naming every tensor that is missing,
-    unexpected or of another shape.
+    base: the format of the blocks' linear layers, where bf16 means dtype; each layer is quantized on the device as it
+    arrives. waiting: prefixes of the tensors that are then kept in host memory. joined: returns the groups of layers
+    that share an input and are stored as one in fp8 (`quantized.allocate`). Raises `Problems` that name every tensor
+    that is missing, unexpected or of another shape.
     """
     plan = plan_module(_header(path), plan_transformer)
     weight_format = base if isinstance(base, WeightFormat) else WeightFormat.for_device(base, device)
@@ -82,7 +82,7 @@ def load_autoencoder(path: Path, device: torch.device | str, dtype: torch.dtype)
 
 
 def load_clip(path: Path, device: torch.device | str, dtype: torch.dtype, eos_token_id: int) -> CLIPTextModel:
-    """CLIP-L's text encoder, frozen; the state at `eos_token_id` is its pooled output. Raises `Problems`."""
+    """CLIP-L's text encoder, frozen; its pooled output is the state at `eos_token_id`. Raises `Problems`."""
     plan = plan_module(_header(path), lambda header: plan_clip(header, eos_token_id))
     return _fill(plan, device, dtype)
 
@@ -99,7 +99,7 @@ def base_model_of(path: Path) -> BaseModel:
 
 
 def plan_module(header: Header, plan: Callable[[Header], Plan]) -> Plan:
-    """`plan(header)`, with sizes that no module can have told as `Problems`."""
+    """`plan(header)`. Raises `Problems` if no module can have the file's sizes."""
     try:
         return plan(header)
     except Problems:
@@ -110,7 +110,7 @@ def plan_module(header: Header, plan: Callable[[Header], Plan]) -> Plan:
 
 
 def missing_or_unexpected(plan: Plan) -> list[Problem]:
-    """What keeps a file from filling its module exactly; reads no weights."""
+    """Tensors that are missing, unexpected or of another shape than the module's; reads no weights."""
     found: dict[str, tuple[int, ...]] = {}
     unexpected = []
     for name in weight_names(plan.header):
@@ -131,16 +131,16 @@ def missing_or_unexpected(plan: Plan) -> list[Problem]:
     ]
     where = str(plan.header.path)
     kind = type(plan.module).__name__
-    told = (("lacks", missing), ("has unexpected", unexpected), ("has tensors of another shape", misshapen))
+    found_wrong = (("lacks", missing), ("has unexpected", unexpected), ("has tensors of another shape", misshapen))
     return [
         Problem(where, f"as {kind} it {what}: {_some(names)}", "download the original file again")
-        for what, names in told
+        for what, names in found_wrong
         if names
     ]
 
 
 def plan_transformer(header: Header) -> Plan:
-    """The transformer's sizes from its file; heads that are not 128 wide need metadata `axes_dims_rope`."""
+    """The transformer, sized by its file; heads that are not 128 wide need metadata `axes_dims_rope`."""
     shapes = _Shapes(header)
     hidden, in_channels = shapes["img_in.weight"]
     (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
@@ -161,7 +161,7 @@ def plan_transformer(header: Header) -> Plan:
 
 
 def plan_autoencoder(header: Header) -> Plan:
-    """The autoencoder's sizes from its file; FLUX.1's scale and shift."""
+    """The autoencoder, sized by its file, with FLUX.1's scale and shift."""
     shapes = _Shapes(header)
     levels = shapes.count(r"encoder\.down\.(\d+)\.")
     config: dict[str, Any] = {
@@ -185,7 +185,7 @@ def plan_autoencoder(header: Header) -> Plan:
 
 
 def plan_clip(header: Header, eos_token_id: int) -> Plan:
-    """CLIP's sizes from its file; heads are 64 wide unless metadata `num_attention_heads` says otherwise."""
+    """CLIP's text encoder, sized by its file; heads are 64 wide unless metadata `num_attention_heads` is there."""
     shapes = _Shapes(header)
     level = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
     vocabulary, width = shapes[f"{level}embeddings.token_embedding.weight"]
@@ -203,7 +203,7 @@ def plan_clip(header: Header, eos_token_id: int) -> Plan:
         pad_token_id=None,
     )
     module = _on_meta(lambda: CLIPTextModel(config))
-    own_level = "text_model." if hasattr(module, "text_model") else ""  # transformers 5 dropped it
+    own_level = "text_model." if hasattr(module, "text_model") else ""  # which transformers 5 dropped
 
     def convert(name: str, tensor: torch.Tensor) -> Mapping[str, torch.Tensor]:
         return {} if name.endswith(CLIP_UNUSED) else {own_level + name.removeprefix("text_model."): tensor}
@@ -212,7 +212,7 @@ def plan_clip(header: Header, eos_token_id: int) -> Plan:
 
 
 def plan_t5(header: Header) -> Plan:
-    """T5's sizes from its file; its embedding may be there under one of its names or under both."""
+    """T5's encoder, sized by its file, which has the embedding under one of its names or under both."""
     shapes = _Shapes(header)
     embedding = T5_EMBEDDING if T5_EMBEDDING in shapes else T5_EMBEDDING_AGAIN
     buckets, heads = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
@@ -249,8 +249,11 @@ def _fill(
     change: Callable[[Any], None] | None = None,
     waiting: tuple[str, ...] = (),
 ) -> Any:
-    """The module with the file's weights. change: what is done to it while it is still empty; waiting: what
-    goes on to host memory from the device as soon as it is there."""
+    """The module with the file's weights.
+
+    change: called with the module while it is still empty. waiting: prefixes of the tensors that move from the device
+    to host memory as soon as they have arrived.
+    """
     raise_if_any(missing_or_unexpected(plan))
     if change:
         change(plan.module)
@@ -285,17 +288,19 @@ def _on_meta(build: Callable[[], nn.Module]) -> Any:
 
 
 class _Shapes(dict[str, tuple[int, ...]]):
-    """The shapes of a file's tensors by unprefixed name; one that is not there is the user's problem."""
+    """The shapes of a file's tensors by unprefixed name. Raises `Problems` for a name that is not there."""
 
     def __init__(self, header: Header):
         super().__init__({strip_prefix(name): info.shape for name, info in header.tensors.items()})
         self.path = header.path
 
     def __missing__(self, name: str) -> tuple[int, ...]:
-        raise Problems([Problem(str(self.path), f"has no tensor {name}", "is it the file that this flag wants?")])
+        raise Problems(
+            [Problem(str(self.path), f"has no tensor {name}", "check that this is the file that the flag needs")]
+        )
 
     def count(self, pattern: str) -> int:
-        """One more than the largest number that the pattern finds at the start of a name."""
+        """One more than the largest number that the pattern matches at the start of a name."""
         return 1 + max((int(match[1]) for name in self if (match := re.match(pattern, name))), default=-1)
 
 
@@ -309,14 +314,16 @@ def _rotary_axes(header: Header, head_dim: int) -> tuple[int, int, int]:
         axes = ()
     if len(axes) != 3 or sum(axes) != head_dim:
         what = f"heads are {head_dim} wide and metadata axes_dims_rope is {stated!r}"
-        raise Problems([Problem(str(header.path), what, f'write three numbers of sum {head_dim}, as "[16, 56, 56]"')])
+        raise Problems(
+            [Problem(str(header.path), what, f'write three numbers that add up to {head_dim}, such as "[16, 56, 56]"')]
+        )
     return axes[0], axes[1], axes[2]
 
 
 def _metadata_int(header: Header, key: str, default: int) -> int:
     stated = header.metadata.get(key, str(default))
     if not stated.isdecimal() or int(stated) < 1:
-        raise Problems([Problem(str(header.path), f"metadata {key} is {stated!r}", "write a whole number above 0")])
+        raise Problems([Problem(str(header.path), f"metadata {key} is {stated!r}", "write a positive integer")])
     return int(stated)
 
 

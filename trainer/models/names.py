@@ -1,7 +1,7 @@
 """Tensors of the original FLUX.1 files in diffusers' names and shapes, and back.
 
-The names of the transformer's layers are in `trainer.lora_file.flux_names`. The autoencoder's file is in the layout
-of latent diffusion, where the decoder's levels count the other way round.
+The names of the transformer's layers are in `trainer.lora_file.flux_names`. The autoencoder's file has the layout of
+latent diffusion, which numbers the decoder's levels in the opposite order.
 """
 
 import re
@@ -20,7 +20,7 @@ def strip_prefix(name: str) -> str:
 
 
 def transformer_to_diffusers(name: str, tensor: torch.Tensor, hidden: int) -> dict[str, torch.Tensor]:
-    """One tensor of a BFL file as the diffusers tensors it holds; parts are copies, not views.
+    """One tensor of a BFL file as the diffusers tensors that it contains; parts are copies, not views.
 
     name: with or without the `model.diffusion_model.` prefix. Raises KeyError for an unknown name.
     """
@@ -61,8 +61,8 @@ def autoencoder_to_bfl(name: str, tensor: torch.Tensor, levels: int) -> tuple[st
     return old, tensor[:, :, None, None] if _is_attention_matrix(name) and tensor.ndim == 2 else tensor
 
 
-# (original, diffusers); every rule that matches is applied. {i}: a level, {r}: it, counted from the
-# other end; {j}: a block.
+# (original, diffusers); every rule that matches is applied. {i}: a level; {r}: a level counted from the other end; {j}:
+# a block.
 _AUTOENCODER_RULES = (
     ("encoder.down.{i}.block.{j}.", "encoder.down_blocks.{i}.resnets.{j}."),
     ("encoder.down.{i}.downsample.", "encoder.down_blocks.{i}.downsamplers.0."),

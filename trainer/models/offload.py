@@ -1,13 +1,13 @@
-"""Block swap: the frozen weights of some blocks wait in host memory and come to the device when needed.
+"""Block swap: the frozen weights of some blocks stay in host memory and are copied to the device when needed.
 
-A swapped block's weights lie in one piece of page-locked host memory. On the device there are a few
-slots, each as large as the largest swapped block; the n-th swapped block always uses slot n modulo
-their number, and its parameters point there for good. Only the bytes in a slot change. So nothing that
-autograd or a compiled block keeps of a parameter (a transposed view, an address, a guard) is ever
-wrong or new, as long as the right bytes are there before the block runs, forward, backward or again.
+A swapped block's weights form one piece of page-locked host memory. The device has a few slots, each as large as the
+largest swapped block. The n-th swapped block always uses slot n modulo their number, and its parameters point there
+permanently; only the bytes in a slot change. So whatever autograd or a compiled block holds of a parameter (a
+transposed view, an address, a guard) stays valid, as long as the right bytes are in the slot before the block runs,
+forward, backward or recomputed.
 
-Copies can be recorded in a CUDA graph with the computation beside them. What is recorded counts on the bytes
-that are in the slots when a replay begins, so that `rewind` comes before it, and last of what is recorded.
+Copies can be captured in a CUDA graph together with the computation. A captured graph relies on the bytes that are in
+the slots when a replay starts. Therefore `rewind` is called before a capture and is the last thing captured.
 """
 
 import weakref
@@ -22,22 +22,22 @@ from trainer.models.quantized import QuantizedLinear
 
 NUM_SLOTS = 2  # one in use, one being filled
 DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
-ALIGNMENT = 256  # bytes; what compiled kernels and tensor cores expect of an address
+ALIGNMENT = 256  # bytes; compiled kernels and tensor cores expect aligned addresses
 
 
 def swappable_order(num_double: int, num_single: int) -> list[int]:
-    """The blocks that may be swapped, counted through both kinds in the order in which they run.
+    """Indices of the blocks that may be swapped, in order of preference; indices count double blocks, then single ones.
 
-    Single blocks go first, since a slot for one is less than half a double block's. The first of
-    each kind stays on the device: what looks at one block before training finds it there.
+    Single blocks come first, because their slot is less than half of a double block's. The first block of each kind
+    stays on the device, for code that inspects one block before training.
     """
     return [*range(num_double + 1, num_double + num_single), *range(1, num_double)]
 
 
 def swapped_blocks(num_double: int, num_single: int, count: int) -> list[int]:
-    """Which `count` blocks are swapped, in the order in which they run: as far apart as can be.
+    """Indices of the `count` blocks to swap, in running order, spread as evenly as possible.
 
-    The blocks in between are the time in which the next one's weights are copied.
+    The next swapped block's weights are copied while the blocks in between run.
     """
     order = swappable_order(num_double, num_single)
     count = min(count, len(order))
@@ -52,11 +52,10 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 
 
 class BlockSwap:
-    """Keeps the weights of `indices` of `blocks` in host memory; call `load` before each of them runs.
+    """Keeps the weights of the blocks at `indices` in host memory; call `load` before each of them runs.
 
-    The frozen parameters and the buffers of these blocks may be on any device when it is made, and
-    point into the slots afterwards. Trained parameters stay where they are. On the CPU the same is
-    done with plain copies.
+    The blocks' frozen parameters and buffers may be on any device at first and point into the slots afterwards. Trained
+    parameters stay where they are. On the CPU the same is done with ordinary copies.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], indices: Sequence[int], device: torch.device):
@@ -69,20 +68,20 @@ class BlockSwap:
         for position, (pieces, size) in enumerate(zip(frozen, sizes, strict=True)):
             self.hosts.append(_packed(pieces, size, pin=device.type == "cuda"))
             for piece, place in _places(self.slots[position % slots], pieces):
-                piece.move_to(place)  # which frees what was there before the next block is packed
-        self.held: list[int | None] = [None] * slots  # which position's bytes a slot has, or is getting
+                piece.move_to(place)  # frees the previous memory before the next block is packed
+        self.held: list[int | None] = [None] * slots  # whose bytes a slot has, or is receiving
         self.copying = _CopyStream(device, slots) if device.type == "cuda" else None
 
     @property
     def host_bytes(self) -> int:
-        """What waits in host memory."""
+        """Bytes of weights in host memory."""
         return sum(len(host) for host in self.hosts)
 
     def load(self, index: int, direction: int = 1) -> None:
-        """Have the block's weights in place for what is enqueued next, and fetch those of the blocks after it.
+        """Make the block's weights available to what is enqueued next, and start copying those of the following block.
 
-        direction: 1 in forward, -1 in backward, where the next block is the one before. Never waits
-        on the host. A block that is not swapped needs nothing.
+        direction: 1 in the forward pass, -1 in the backward pass, where the following block is the previous one. Never
+        blocks the host. Does nothing for a block that is not swapped.
         """
         position = self.positions.get(index)
         if position is None:
@@ -96,7 +95,7 @@ class BlockSwap:
             self.copying.wait_for(position % len(self.slots))
 
     def rewind(self) -> None:
-        """Have the first blocks' weights in place, as a forward finds them after a backward, and no copy under way."""
+        """Load the first blocks' weights, as after a backward pass, with no copy in flight."""
         if self.copying:
             self.copying.mark()
         for position in range(len(self.slots)):
@@ -105,7 +104,7 @@ class BlockSwap:
                 self.copying.wait_for(position)
 
     def invalidate(self) -> None:
-        """Count on nothing that is in the slots: what was being recorded has not been copied."""
+        """Treat the slots as empty: copies that were being captured have not been executed."""
         self.held = [None] * len(self.slots)
         if self.copying:
             self.copying.is_under_way = [False] * len(self.slots)
@@ -113,7 +112,7 @@ class BlockSwap:
     def load_in_backward(
         self, index: int, txt: torch.Tensor | None, img: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The block's outputs, unchanged; their gradients bring its weights before its backward begins."""
+        """The block's outputs, unchanged. In the backward pass their gradients call `load` before the block's own."""
         outputs = [img] if txt is None else [txt, img]
         if index not in self.positions or not any(output.requires_grad for output in outputs):
             return txt, img
@@ -134,17 +133,17 @@ class BlockSwap:
 
 
 class _CopyStream:
-    """Copies to the device beside the computation, each after what used its slot before."""
+    """Copies to the device concurrently with the computation, each after the last use of its slot."""
 
     def __init__(self, device: torch.device, slots: int):
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.enqueued = torch.cuda.Event()  # the computation so far
         self.copied = [torch.cuda.Event() for _ in range(slots)]
-        self.is_under_way = [False] * slots  # a copy that the computation has not been told to wait for
+        self.is_under_way = [False] * slots  # a copy that the computation does not wait for yet
 
     def mark(self) -> None:
-        """Let later copies start only after all computation that was enqueued so far."""
+        """Make later copies wait for all computation enqueued so far."""
         self.enqueued.record(torch.cuda.current_stream(self.device))
 
     def copy(self, slot: int, target: torch.Tensor, host: torch.Tensor) -> None:
@@ -155,21 +154,20 @@ class _CopyStream:
         self.is_under_way[slot] = True
 
     def wait_for(self, slot: int) -> None:
-        """Let later computation start only after the slot's last copy. Once: a recording may wait for no copy but
-        its own."""
+        """Make later computation wait for the slot's last copy, once: a capture may only wait for its own copies."""
         if self.is_under_way[slot]:
             torch.cuda.current_stream(self.device).wait_event(self.copied[slot])
             self.is_under_way[slot] = False
 
 
 class _LoadInBackward(torch.autograd.Function):
-    """The identity of a block's outputs: one node, so that its backward is before all of the block's."""
+    """The identity on a block's outputs: one node whose backward runs before the block's."""
 
     @staticmethod
     def forward(ctx, swap: BlockSwap, index: int, *outputs: torch.Tensor):  # type: ignore[override]
         ctx.swap, ctx.index = swap, index
         ctx.set_materialize_grads(False)
-        # with their very strides, which view_as changes for one picture
+        # keeps the strides, which view_as changes for a single image
         return tuple(output[...] for output in outputs)
 
     @staticmethod
@@ -179,7 +177,7 @@ class _LoadInBackward(torch.autograd.Function):
 
 
 def swap_blocks(transformer: nn.Module, count: int, device: torch.device) -> None:
-    """Let the weights of `count` blocks wait in host memory from now on; `block_swap` finds them."""
+    """Keep the weights of `count` blocks in host memory from now on; `block_swap` returns the `BlockSwap`."""
     double, single = (list(transformer.get_submodule(kind).children()) for kind in (DOUBLE, SINGLE))
     indices = swapped_blocks(len(double), len(single), count)
     if indices:
@@ -187,12 +185,12 @@ def swap_blocks(transformer: nn.Module, count: int, device: torch.device) -> Non
 
 
 def block_swap(transformer: nn.Module) -> BlockSwap | None:
-    """What `swap_blocks` has made of this transformer."""
+    """The transformer's `BlockSwap`, if `swap_blocks` was called."""
     return getattr(transformer, "block_swap", None)
 
 
 def swapped_names(num_double: int, num_single: int, count: int) -> tuple[str, ...]:
-    """How the names of the swapped blocks' tensors begin."""
+    """Prefixes of the names of the swapped blocks' tensors."""
     return tuple(
         f"{DOUBLE}.{index}." if index < num_double else f"{SINGLE}.{index - num_double}."
         for index in swapped_blocks(num_double, num_single, count)
@@ -201,33 +199,33 @@ def swapped_names(num_double: int, num_single: int, count: int) -> tuple[str, ..
 
 @dataclass(frozen=True)
 class _Piece:
-    """Frozen tensors of a block in one memory: a parameter, or layers' parts of a matrix and the matrix itself."""
+    """Frozen tensors of a block that share memory: a parameter, or layers' parts of a matrix and the matrix itself."""
 
     tensors: Sequence[torch.Tensor]
 
     @property
     def begin(self) -> int:
-        """The first byte that any of them uses."""
+        """The first byte that any of the tensors uses."""
         return min(map(_offset, self.tensors))
 
     @property
     def num_bytes(self) -> int:
-        """From there to the last one."""
+        """Bytes from the first to the last one that is used."""
         return max(_offset(tensor) + _span(tensor) for tensor in self.tensors) - self.begin
 
     @property
     def padded_bytes(self) -> int:
-        """What it takes of a slot."""
+        """Bytes that it takes in a slot."""
         return -(-self.num_bytes // ALIGNMENT) * ALIGNMENT
 
     def raw(self) -> torch.Tensor:
-        """Its bytes as they are, [num_bytes] uint8."""
+        """Its bytes, [num_bytes] uint8."""
         first = self.tensors[0].detach()
         whole = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
         return whole[self.begin : self.begin + self.num_bytes]
 
     def move_to(self, memory: torch.Tensor) -> None:
-        """Let all of its tensors point there, [num_bytes] uint8, each as far from the begin as it was."""
+        """Make all of its tensors point into `memory`, [num_bytes] uint8, at their present offsets."""
         begin = self.begin
         for tensor in self.tensors:
             own = memory[_offset(tensor) - begin :][: _span(tensor)].view(tensor.dtype)
@@ -259,7 +257,7 @@ def _frozen_tensors(block: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _packed(pieces: Sequence[_Piece], size: int, pin: bool) -> torch.Tensor:
-    """The pieces' bytes one after another in host memory, page-locked for a GPU."""
+    """The pieces' bytes, concatenated in host memory, page-locked for a GPU."""
     host = torch.empty(size, dtype=torch.uint8)
     for piece, place in _places(host, pieces):
         place.copy_(piece.raw())
@@ -269,7 +267,7 @@ def _packed(pieces: Sequence[_Piece], size: int, pin: bool) -> torch.Tensor:
 
 
 def _lock_pages(host: torch.Tensor) -> None:
-    """Register what is there: torch's own page-locked memory comes in powers of two, up to twice as much."""
+    """Lock existing memory: torch allocates page-locked memory in powers of two, up to twice as much."""
     runtime: Any = torch.cuda.cudart()
     address = host.data_ptr()
     torch.cuda.check_error(int(runtime.cudaHostRegister(address, len(host), 0)))
@@ -277,7 +275,7 @@ def _lock_pages(host: torch.Tensor) -> None:
 
 
 def _places(memory: torch.Tensor, pieces: Sequence[_Piece]) -> Iterator[tuple[_Piece, torch.Tensor]]:
-    """Each piece with its own [num_bytes] of a memory: the same in a block's host memory and in its slot."""
+    """Each piece with its place [num_bytes] in `memory`; a block's host memory and its slot have the same layout."""
     begin = 0
     for piece in pieces:
         yield piece, memory[begin : begin + piece.num_bytes]

@@ -1,13 +1,13 @@
-"""Products of a frozen layer in 8 bits: both factors are quantised row by row, and so is the gradient.
+"""Matrix products of frozen layers in 8 bits: weight, input and output gradient are quantized row by row.
 
-A weight W [N, K] is stored as q [N, K] and one scale s per row, W = s q. Forward, x is quantised per
-token and x Wᵀ is a product of 8-bit numbers, scaled by token and by row. Backward, dy W = (dy s) q: s is
-multiplied into dy before dy is quantised, so the same q serves both directions and the gradient is that
-of the very weights that forward used. fp8 is e4m3 throughout: a row's own scale brings its largest number
-to the top of the range, after which e4m3's third bit of mantissa is worth more than e5m2's range.
+A weight W [N, K] is stored as q [N, K] and one scale s per row, W = s q. In the forward pass x is quantized per token
+and x Wᵀ is a product of 8-bit numbers, scaled per token and per row. In the backward pass dy W = (dy s) q: dy is
+multiplied by s before it is quantized, so the same q serves both directions and the gradient is that of the weights
+that the forward pass used. fp8 is e4m3 everywhere: since each row's scale maps its largest number to the top of the
+range, e4m3's third mantissa bit is worth more than e5m2's range.
 
-Plain torch operations quantise, so that a compiler fuses them with what comes before; the products
-themselves are operators that it takes as they are. On the CPU fp8 gives the same numbers by float32.
+Quantization uses PyTorch operations, which torch.compile fuses with what precedes them. The products are opaque
+operators. On the CPU, fp8 gives the same numbers through float32.
 """
 
 from importlib import import_module
@@ -24,7 +24,7 @@ MIN_INT8_ROWS = 32  # torch._int_mm refuses 16 rows and fewer on a GPU
 
 
 def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [N, K] as bitsandbytes packs it, [N K / 2, 1] bytes, and the largest number of each 64."""
+    """A weight [N, K] as bitsandbytes packs it, [N K / 2, 1] bytes, and the largest magnitude of each 64 numbers."""
     packed, state = import_module("bitsandbytes.functional").quantize_4bit(
         weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
     )
@@ -34,10 +34,10 @@ def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def product(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, transposed: torch.Tensor | None, out_features: int
 ) -> torch.Tensor:
-    """x [..., K] times a stored weight [N, K], transposed: [..., N] in the precision of x.
+    """x Wᵀ [..., N] in the dtype of x [..., K], for a stored weight W [N, K].
 
-    transposed: the stored weight as [K, N], which saves backward from making it each time; the numbers are
-    the same. A vector per picture, [B, K], is multiplied in its own precision, as is nf4 always.
+    transposed: the stored weight as [K, N], which the backward pass otherwise has to build each time, with the same
+    result. Inputs with one vector per image, [B, K], are multiplied in their own dtype, and so is nf4 always.
     """
     if weight.dtype == NF4 or x.ndim < 3:
         return _DequantizedProduct.apply(x, weight, scale, out_features)
@@ -47,12 +47,12 @@ def product(
 def input_gradient(
     dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, transposed: torch.Tensor | None
 ) -> torch.Tensor:
-    """dy [..., N] times a stored weight [N, K], [..., K]: what `product` sends back."""
+    """The gradient of `product`'s x: dy W [..., K] for dy [..., N] and a stored weight W [N, K]."""
     if weight.dtype == NF4 or dy.ndim < 3:
         return dequantized_gradient(dy, weight, scale)
     rows = dy.reshape(-1, dy.shape[-1]) * scale
-    turned = weight.t().contiguous() if transposed is None else transposed
-    return _multiply(rows, turned, None, dy.dtype).view(*dy.shape[:-1], -1)
+    swapped = weight.t().contiguous() if transposed is None else transposed
+    return _multiply(rows, swapped, None, dy.dtype).view(*dy.shape[:-1], -1)
 
 
 class _RowProduct(torch.autograd.Function):
@@ -68,7 +68,7 @@ class _RowProduct(torch.autograd.Function):
 
 
 def _multiply(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """rows [M, K], not yet quantised, times weight [N, K] transposed, scaled by row of the weight."""
+    """Quantize rows [M, K] and multiply them by weight [N, K] transposed; scale: of the weight's rows."""
     values, row_scale = quantize_rows(rows, weight.dtype)
     if weight.dtype == FP8:
         return fp8_product(values, row_scale, weight, scale, dtype)
@@ -98,9 +98,9 @@ def multiply_fp8(
     dtype: torch.dtype,
     low_rank: LowRank | None = None,
 ) -> torch.Tensor:
-    """a [M, K] times b [N, K] transposed, both e4m3, scaled by scale_a [M, 1] and scale_b [N], plus bias [N].
+    """(a bᵀ) scale_a scale_bᵀ + bias [M, N] in dtype, for a [M, K] and b [N, K] in e4m3.
 
-    low_rank: what is added beside.
+    scale_a: [M, 1], scale_b: [N], float32. bias: [N]. low_rank: a product to add, in the same kernel if possible.
     """
     if low_rank and dtype == torch.bfloat16 and can_add(a, b, low_rank):
         return multiply_and_add(a, scale_a, b, scale_b, bias, low_rank)
@@ -124,11 +124,11 @@ def _multiply_fp8(
         scale_b = torch.ones(b.shape[0], device=a.device)
     y = torch._scaled_mm(
         a.contiguous(),
-        b.contiguous().t(),  # columns one after another, as the tensor cores read them
+        b.contiguous().t(),  # column-major, as the tensor cores read it
         scale_a=scale_a.contiguous(),
         scale_b=scale_b.contiguous()[None],
         bias=None if bias is None else bias.to(torch.bfloat16),
-        out_dtype=torch.bfloat16,  # the only one of row by row scales
+        out_dtype=torch.bfloat16,  # the only one supported with one scale per row
         use_fast_accum=True,
     )
     return y if dtype == torch.bfloat16 else y.to(dtype)
@@ -136,7 +136,7 @@ def _multiply_fp8(
 
 @torch.library.custom_op("flux_dreambooth::int8_product", mutates_args=())
 def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [M, K] times b [N, K] transposed, both int8: [M, N] int32."""
+    """a bᵀ [M, N] in int32, for a [M, K] and b [N, K] in int8."""
     rows = a.shape[0]
     if rows < MIN_INT8_ROWS:
         a = F.pad(a, (0, 0, 0, MIN_INT8_ROWS - rows))
@@ -150,7 +150,7 @@ def _(a, b):
 
 
 class _DequantizedProduct(torch.autograd.Function):
-    """A product in the precision of x. The weight is dequantized for it and dropped, in backward again."""
+    """A product in the dtype of x. The weight is dequantized temporarily, in the forward and the backward pass."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, out_features):
@@ -164,13 +164,13 @@ class _DequantizedProduct(torch.autograd.Function):
 
 @torch.library.custom_op("flux_dreambooth::dequantized_product", mutates_args=())
 def dequantized_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out_features: int) -> torch.Tensor:
-    """x [..., K] times a stored weight [N, K], transposed.
+    """x Wᵀ [..., N] in the dtype of x, for a stored weight W [N, K].
 
-    Opaque to the compiler, which would else keep the dequantized weight from forward to backward.
+    Opaque to the compiler, which would otherwise keep the dequantized weight for the backward pass.
     """
     if weight.dtype == NF4:
         return F.linear(x, dequantized(weight, scale, x.dtype, out_features))
-    return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)  # 8 bits are exact there
+    return (F.linear(x, weight.to(x.dtype)) * scale).to(x.dtype)  # converting 8 bits to it is exact
 
 
 @dequantized_product.register_fake
@@ -180,7 +180,7 @@ def _(x, _weight, _scale, out_features):
 
 @torch.library.custom_op("flux_dreambooth::dequantized_gradient", mutates_args=())
 def dequantized_gradient(dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """dy [..., N] times a stored weight [N, K]."""
+    """dy W [..., K] in the dtype of dy, for a stored weight W [N, K]."""
     if weight.dtype == NF4:
         return dy @ dequantized(weight, scale, dy.dtype, dy.shape[-1])
     return (dy * scale).to(dy.dtype) @ weight.to(dy.dtype)

@@ -1,11 +1,10 @@
-"""The frozen linear layers of the transformer's blocks, stored in 8 or 4 bits.
+"""Frozen linear layers of the transformer's blocks, stored in 8 or 4 bits.
 
-`--base_precision fp8` and `int8` multiply in 8 bits, which is faster on GPUs that can; `nf4` only stores
-in 4 bits, for cards with little memory. Embedders, norms without weights and the final layer stay as they
-are, and so do layers of modulation where a weight is kept in both layouts: they see one row a picture, so
-for the same bytes they need not be dequantized each time. Everything that is stored is a plain `nn.Parameter`
-that needs no gradient, so that whatever moves a model's parameters between devices moves these too, unless
-layers were joined, which share their memory; never cast such a module to another dtype.
+`--base_precision fp8` and `int8` multiply in 8 bits, which is faster on GPUs that support it. `nf4` only stores in 4
+bits, for cards with little memory. Embedders and the final layer are not quantized. Neither are modulation layers where
+weights are kept in both layouts: these layers see one row per image, and unquantized they take the same memory and need
+no dequantization. Stored tensors are ordinary `nn.Parameter`s without gradient, so they move between devices with the
+model, except joined layers, which share memory. Never cast such a module to another dtype.
 """
 
 import logging
@@ -25,37 +24,40 @@ log = logging.getLogger(__name__)
 Precision = Literal["bf16", "fp8", "int8", "nf4"]
 EIGHT_BIT = {"fp8": FP8, "int8": INT8}
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
-MODULATION = ".linear"  # how the names of its layers end
-ROOM_FOR_BOTH_LAYOUTS = 40 << 30  # bytes of a device's memory from which on a weight is kept in both
+MODULATION = ".linear"  # suffix of the names of modulation layers
+ROOM_FOR_BOTH_LAYOUTS = 40 << 30  # a device with this many bytes keeps weights in both layouts
 MIN_CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
-HALF_RATE_FP8 = 12  # the major capability of GPUs that multiply fp8 at full rate only with scales per 32 numbers
-TOLERANCE = 0.1  # quantising the factors costs 0.03 in fp8 and 0.004 in int8, a wrong kernel about 1
+HALF_RATE_FP8 = 12  # major compute capability of GPUs whose full fp8 rate requires a scale per 32 numbers
+TOLERANCE = 0.1  # quantization has an error of 0.03 in fp8 and 0.004 in int8, a wrong kernel about 1
 BITSANDBYTES = "pip install 'bitsandbytes>=0.46'"
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How block layers are stored; both_layouts: also transposed, faster in backward and twice the bytes."""
+    """How the blocks' linear layers are stored.
+
+    both_layouts: also transposed, which makes the backward pass faster and takes twice the memory.
+    """
 
     precision: Precision
     both_layouts: bool = False
 
     @classmethod
     def for_device(cls, precision: Precision, device: torch.device | str) -> "WeightFormat":
-        """In both layouts where the device has room for them."""
+        """The format for a device: in both layouts if it has enough memory."""
         device = torch.device(device)
         roomy = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= ROOM_FOR_BOTH_LAYOUTS
         return cls(precision, both_layouts=roomy and precision in EIGHT_BIT)
 
     def bytes_per_weight(self) -> float:
-        """What one number of a layer takes, without the scales of rows."""
+        """Bytes per number of a layer, without the scales of its rows."""
         return 4.5 / 8 if self.precision == "nf4" else 1.0 + self.both_layouts
 
 
 class Joined(NamedTuple):
-    """Layers that read one input as one: weight [N, K], scale [N], transposed [K, N] or None, bias [N].
+    """Layers with a common input as one: weight [N, K], scale [N], transposed [K, N] or None, bias [N].
 
-    N: the widths of what all of them give, one after another.
+    N: the sum of their output features.
     """
 
     weight: torch.Tensor
@@ -65,11 +67,12 @@ class Joined(NamedTuple):
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer without its weight until `store` is called; `allocate` may give it memory before.
+    """A frozen linear layer in a `WeightFormat`. It has no weight until `store` is called, but `allocate` may give it
+    memory earlier.
 
-    weight: [N, K] e4m3 or int8, or nf4 as bitsandbytes packs it; scale: float32, [N] or one per 64 numbers;
-    transposed: the weight as [K, N], or None; joined: with the layers whose weights are stored with this one's,
-    of which it is the first. peft adapts it as the `nn.Linear` that it is.
+    weight: [N, K] in e4m3 or int8, or nf4 as bitsandbytes packs it. scale: float32, [N] or one per 64 numbers.
+    transposed: the weight as [K, N], or None. joined: set on the first of several layers that are stored as one. As an
+    `nn.Linear` it can be adapted by peft.
     """
 
     scale: nn.Parameter
@@ -83,7 +86,7 @@ class QuantizedLinear(nn.Linear):
             self.register_parameter(name, None)
 
     def store(self, weight: torch.Tensor) -> None:
-        """Quantise a weight [N, K] on the device where it is, into the layer's own memory if it has some."""
+        """Quantize a weight [N, K] on its device, into the layer's memory if `allocate` has provided any."""
         precision = self.weight_format.precision
         if precision == "nf4":
             values, scale = products.quantize_nf4(weight)
@@ -108,7 +111,7 @@ def _frozen(tensor: torch.Tensor) -> nn.Parameter:
 
 
 def fill(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Make a tensor the module's frozen parameter: in the memory that it has already, or as its own."""
+    """Set a module's frozen parameter: copied into existing memory, or as the tensor itself."""
     own = getattr(module, name)
     if own is None or own.is_meta:
         setattr(module, name, _frozen(tensor.contiguous()))
@@ -117,7 +120,7 @@ def fill(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def make_quantized(transformer: nn.Module, weight_format: WeightFormat) -> None:
-    """Put a `QuantizedLinear`, still empty, in the place of each linear layer of the blocks that is stored so."""
+    """Replace the blocks' linear layers that are to be quantized by empty `QuantizedLinear` layers."""
     for name, module in list(transformer.named_modules()):
         stays = weight_format.both_layouts and name.endswith(MODULATION)
         if isinstance(module, nn.Linear) and name.startswith(BLOCKS) and not stays:
@@ -132,15 +135,14 @@ def allocate(
     joined: Sequence[Sequence[nn.Module]] = (),
     waiting: tuple[str, ...] = (),
 ) -> None:
-    """Take the memory of all 8-bit weights before the first of them comes.
+    """Allocate the memory of all 8-bit weights before the first of them arrives.
 
-    What is quantised comes and goes in pieces of many sizes. If what stays were taken in between, it would lie
-    scattered, and the gaps, gigabytes of them, could be given back to nobody. joined: layers with biases (in
-    dtype) that read one input, stored as one where they are in fp8. waiting: how the names begin of what is kept
-    in host memory.
+    Weights that are being quantized come and go in pieces of many sizes. Permanent memory allocated in between would be
+    scattered, with gigabytes of gaps that cannot be returned to the device. joined: groups of layers with a common
+    input and biases (in dtype), stored as one in fp8. waiting: prefixes of what is kept in host memory.
     """
     if weight_format.precision == "nf4":
-        return  # bitsandbytes makes its own
+        return  # bitsandbytes allocates its own
     layers = {layer: name for name, layer in transformer.named_modules() if isinstance(layer, QuantizedLinear)}
     places = {layer: "cpu" if waiting and name.startswith(waiting) else device for layer, name in layers.items()}
     for group in joined if weight_format.precision == "fp8" else ():
@@ -153,46 +155,46 @@ def allocate(
 
 
 def join(layers: Sequence[QuantizedLinear], device: torch.device | str, dtype: torch.dtype) -> None:
-    """Let layers that read one input have one matrix, still without numbers; each has a view of it."""
+    """Give layers with a common input one uninitialized matrix, of which each has a view."""
     weight, scale, transposed = _allocate_weights(layers, device)
-    bias = _shared_out(layers, "bias", torch.empty(len(scale), device=device, dtype=dtype))
+    bias = _split_among(layers, "bias", torch.empty(len(scale), device=device, dtype=dtype))
     layers[0].joined = Joined(weight, scale, transposed, bias)
 
 
 def _allocate_weights(
     layers: Sequence[QuantizedLinear], device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """What `Joined` has of these layers but their biases, and for each layer a view of it."""
+    """The tensors of `Joined` without the bias; each layer gets a view of them."""
     weight_format, columns = layers[0].weight_format, layers[0].in_features
     rows, dtype = sum(layer.out_features for layer in layers), EIGHT_BIT[weight_format.precision]
-    weight = _shared_out(layers, "weight", torch.empty(rows, columns, device=device, dtype=dtype))
-    scale = _shared_out(layers, "scale", torch.empty(rows, device=device))
+    weight = _split_among(layers, "weight", torch.empty(rows, columns, device=device, dtype=dtype))
+    scale = _split_among(layers, "scale", torch.empty(rows, device=device))
     if not weight_format.both_layouts:
         return weight, scale, None
-    turned = torch.empty(columns, rows, device=device, dtype=dtype)
-    return weight, scale, _shared_out(layers, "transposed", turned, dim=1)
+    transposed = torch.empty(columns, rows, device=device, dtype=dtype)
+    return weight, scale, _split_among(layers, "transposed", transposed, dim=1)
 
 
-def _shared_out(layers: Sequence[QuantizedLinear], name: str, whole: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """`whole`, of whose rows or columns each layer gets its own as a parameter."""
-    parts = whole.split([layer.out_features for layer in layers], dim=dim)
+def _split_among(layers: Sequence[QuantizedLinear], name: str, joined: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """`joined`, after each layer got its rows or columns of it as a parameter."""
+    parts = joined.split([layer.out_features for layer in layers], dim=dim)
     for layer, part in zip(layers, parts, strict=True):
         setattr(layer, name, _frozen(part))
-    return whole
+    return joined
 
 
 def log_format(weight_format: WeightFormat, device: torch.device | str) -> None:
-    """One line of the log; where the CPU stands in for a GPU's product it says so."""
+    """Log the format, and a warning if the CPU emulates a GPU's products."""
     layouts = ", in both layouts" if weight_format.both_layouts else ""
-    log.info("the transformer's blocks are kept in %s%s", weight_format.precision, layouts)
+    log.info("the transformer's blocks are stored in %s%s", weight_format.precision, layouts)
     if torch.device(device).type != "cuda" and weight_format.precision in EIGHT_BIT:
-        log.warning("on the CPU %s gives a GPU's numbers, not its speed", weight_format.precision)
+        log.warning("%s is emulated on the CPU: a GPU's numbers, not its speed", weight_format.precision)
 
 
 def precision_problems(precision: Precision, device: torch.device | None = None) -> list[Problem]:
-    """Why a device cannot train with a base in this precision; it is tried there on small numbers.
+    """Reasons why a device cannot train with this base precision, which is tried on a small product.
 
-    device: the GPU if there is one.
+    device: the GPU if there is one; None for the default device.
     """
     where = f"--base_precision={precision}"
     if precision == "nf4" and find_spec("bitsandbytes") is None:
@@ -205,9 +207,9 @@ def precision_problems(precision: Precision, device: torch.device | None = None)
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     hint = alternative(precision, capability)
     if capability < MIN_CAPABILITY.get(precision, (0, 0)):
-        return [Problem(where, f"{name} has no {precision} products", hint)]
+        return [Problem(where, f"{name} has no {precision} matrix products", hint)]
     if precision == "fp8" and capability[0] == HALF_RATE_FP8:
-        return [Problem(where, f"{name} multiplies fp8 with one scale per row at half its rate", hint)]
+        return [Problem(where, f"{name} multiplies fp8 with one scale per row at half rate only", hint)]
     try:
         error = product_error(precision, device)
     except RuntimeError as refused:
@@ -218,16 +220,16 @@ def precision_problems(precision: Precision, device: torch.device | None = None)
 
 
 def alternative(precision: Precision, capability: tuple[int, int]) -> str:
-    """What to use instead of a precision that a GPU of this capability cannot do."""
+    """What to use instead of a precision that a GPU of this compute capability does not support."""
     if precision == "fp8" and capability >= MIN_CAPABILITY["int8"]:
         return "use --base_precision int8: as little memory, and fast there"
     return "use --base_precision bf16" + ("" if precision == "nf4" else ", or nf4 where memory is short")
 
 
 def product_error(precision: Precision, device: torch.device) -> float:
-    """The largest relative error of a layer's output and gradient against its stored numbers in float32.
+    """The largest relative error of a layer's output and input gradient, against float32 with the stored weight.
 
-    What is left is the rounding of the other factor. Both layouts are tried.
+    A correct product only has the rounding of its other factor. Both layouts are tried.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight, dy = (
@@ -244,7 +246,7 @@ def product_error(precision: Precision, device: torch.device) -> float:
             y = layer(given)
         (dx,) = torch.autograd.grad(y, given, dy)
         compared = [(y.detach(), x.float() @ wide.t()), (dx, dy.float() @ wide)]
-        if precision == "fp8":  # joined layers have their bias added by the product itself
+        if precision == "fp8":  # the product adds the bias of joined layers itself
             bias, (values, scale) = dy[0, 0], quantize_rows(x[0], FP8)
             y = products.multiply_fp8(values, scale, layer.weight, layer.scale, bias, x.dtype)
             compared.append((y, x[0].float() @ wide.t() + bias.float()))

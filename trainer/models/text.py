@@ -1,4 +1,4 @@
-"""Captions to the two texts that FLUX.1 is conditioned on: T5's hidden states and CLIP's pooled output."""
+"""From captions to what FLUX.1 is conditioned on: T5's hidden states and CLIP's pooled output."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ ENCODERS = (FLUX1.clip, FLUX1.t5)
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """CLIP's and T5's tokenizer, and a hex SHA-256 of the files that they were made from."""
+    """CLIP's and T5's tokenizers, and a hex SHA-256 of their files."""
 
     clip: Any
     t5: Any
@@ -33,9 +33,9 @@ class Tokenizers:
 
 
 def load_tokenizers(folder: Path) -> Tokenizers:
-    """Load both from `folder`/tokenizer and `folder`/tokenizer_2, from disk alone.
+    """Load both from `folder`/tokenizer and `folder`/tokenizer_2, without network access.
 
-    Raises `Problems` naming the files that are missing or cannot be read.
+    Raises `Problems` that name the files that are missing or unreadable.
     """
     if problems := _missing_files(folder):
         raise Problems(problems)
@@ -47,7 +47,7 @@ def load_tokenizers(folder: Path) -> Tokenizers:
 
 
 def find_tokenizer_dir(config: TrainConfig) -> Path | None:
-    """--tokenizer_dir if given, else the first folder at or beside clip_l's that holds both tokenizers."""
+    """--tokenizer_dir if given, else the first folder near clip_l's that contains both tokenizers."""
     if config.tokenizer_dir is not None:
         return config.tokenizer_dir
     if config.clip_l is None:
@@ -58,23 +58,23 @@ def find_tokenizer_dir(config: TrainConfig) -> Path | None:
 
 
 def clip_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
-    """Token ids [n, 77] int64, padded and cut."""
+    """Token ids [n, 77] int64, padded or truncated."""
     return _tokenize(tokenizer, captions, CLIP_LENGTH).input_ids
 
 
 def truncated_captions(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[str]:
-    """Those captions that have more tokens than `max_length`, the end of which is therefore not read.
+    """The captions with more tokens than `max_length`, whose end the text encoder does not see.
 
-    For either tokenizer: T5 with the length in use, CLIP with `CLIP_LENGTH`.
+    For either tokenizer: T5's with the length in use, CLIP's with `CLIP_LENGTH`.
     """
-    # verbose: transformers would warn of indexing errors, which cutting rules out
+    # verbose: transformers would warn of indexing errors, which truncation prevents
     lengths = (len(ids) for ids in tokenizer(list(captions), verbose=False).input_ids) if captions else ()
     return [caption for caption, length in zip(captions, lengths, strict=False) if length > max_length]
 
 
 @torch.no_grad()
 def encode_clip(model: CLIPTextModel, tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
-    """CLIP's pooled output [n, width] in float32, as diffusers' FluxPipeline makes it."""
+    """CLIP's pooled output [n, width] in float32, as diffusers' FluxPipeline computes it."""
     return model(clip_ids(tokenizer, captions).to(model.device)).pooler_output.float()
 
 
@@ -84,8 +84,8 @@ def encode_t5(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """T5's hidden states [n, max_length, width] in the model's dtype, and the mask of real tokens.
 
-    The mask is [n, max_length] bool. masked: whether padding is kept out of T5's attention too
-    (`--apply_t5_attn_mask`); FLUX.1 was trained without.
+    The mask is [n, max_length] bool. masked: whether padding is also masked in T5's attention (`--apply_t5_attn_mask`);
+    FLUX.1 was trained without it.
     """
     tokens = _tokenize(tokenizer, captions, max_length)
     mask = tokens.attention_mask.to(model.device)
@@ -100,7 +100,7 @@ def _tokenize(tokenizer: Any, captions: Sequence[str], length: int) -> Any:
 def _load(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the library raises many kinds for a damaged file
+    except Exception as error:  # the library raises many types for a damaged file
         raise Problems(
             [Problem(str(folder), f"cannot be read as a tokenizer: {error}", "download it again")]
         ) from error
@@ -109,8 +109,8 @@ def _load(kind: Any, folder: Path) -> Any:
 def _missing_files(folder: Path) -> list[Problem]:
     wanted = [folder / encoder.tokenizer / name for encoder in ENCODERS for name in encoder.tokenizer_files]
     hint = "give --tokenizer_dir, a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
-    unseen = {path: f"cannot be looked at: {why}" for path in wanted if (why := out_of_reach(path))}
-    missing = {path: "there is no such file" for path in wanted if path not in unseen and not path.is_file()}
+    unseen = {path: f"cannot be accessed: {why}" for path in wanted if (why := out_of_reach(path))}
+    missing = {path: "no such file" for path in wanted if path not in unseen and not path.is_file()}
     return [Problem(str(path), what, hint) for path, what in {**unseen, **missing}.items()]
 
 

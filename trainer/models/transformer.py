@@ -1,9 +1,9 @@
-"""One forward pass of diffusers' FLUX transformer, spelled out for training.
+"""One forward pass of diffusers' FLUX transformer, written out for training.
 
-It is `FluxTransformer2DModel.forward` with three differences: timestep and guidance stay in float32
-until they are embedded (the original rounds them to bfloat16, a spacing of 4 in 1000), the rotary
-table is made once per shape, and the first blocks can be recomputed in backward instead of kept
-(which ones, see `trainer.memory.bytes`), and any of them swapped (see `trainer.models.offload`).
+It differs from `FluxTransformer2DModel.forward` in four ways. Timestep and guidance stay in float32 until they are
+embedded (the original rounds them to bfloat16, in steps of 4 in 1000). The rotary table is computed once per shape. The
+first blocks can be checkpointed, that is recomputed in the backward pass (see `trainer.memory.bytes`). Any block can be
+swapped (see `trainer.models.offload`).
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ RotaryTable = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the prompt gives the transformer.
+    """What a prompt conditions the transformer on.
 
-    txt: T5 hidden states [B, L, D]; pooled: CLIP's pooled output [B, P]; txt_mask: [B, L], True
-    where a token may be attended to, or None for all of them.
+    txt: T5's hidden states [B, L, D]. pooled: CLIP's pooled output [B, P]. txt_mask: [B, L], True for tokens that may
+    be attended to; None for all.
     """
 
     txt: torch.Tensor
@@ -35,25 +35,25 @@ class Conditioning:
         return Conditioning(self.txt.to(device, dtype), self.pooled.to(device, dtype), mask)
 
     def at(self, rows: torch.Tensor | slice) -> "Conditioning":
-        """The text of some pictures of the batch."""
+        """The conditioning of some images of the batch."""
         mask = None if self.txt_mask is None else self.txt_mask[rows]
         return Conditioning(self.txt[rows], self.pooled[rows], mask)
 
 
 def takes_guidance(transformer: nn.Module) -> bool:
-    """Whether a transformer embeds a guidance value: FLUX.1-dev's does, FLUX.1-schnell's does not."""
+    """Whether a transformer embeds a guidance value; FLUX.1-schnell's does not."""
     return hasattr(transformer.time_text_embed, "guidance_embedder")
 
 
 def pack_latents(latents: torch.Tensor) -> torch.Tensor:
-    """[B, C, H, W] to tokens [B, H/2 * W/2, C * 4], each a 2x2 patch."""
+    """Latents [B, C, H, W] as tokens [B, H/2 * W/2, C * 4], one per 2x2 patch."""
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // 2) * (width // 2), channels * 4)
 
 
 def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The inverse of `pack_latents`; height and width are those of the latents."""
+    """The inverse of `pack_latents`. height, width: of the latents."""
     batch, _, features = tokens.shape
     patches = tokens.view(batch, height // 2, width // 2, features // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, features // 4, height, width)
@@ -62,9 +62,9 @@ def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tenso
 def rotary_table(
     transformer: FluxTransformer2DModel, height: int, width: int, txt_length: int, device: torch.device
 ) -> RotaryTable:
-    """Cosines and sines for text tokens at (0, 0, 0) and image tokens at (0, row, column), in float32.
+    """Cosines and sines, each [tokens, head width] in float32, for text at (0, 0, 0) and images at (0, row, column).
 
-    height and width are those of the latents, so twice the number of rows and columns of tokens.
+    height, width: of the latents, twice the number of rows and columns of tokens.
     """
     rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
     img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
@@ -82,11 +82,11 @@ def predict_velocity(
     rotary: RotaryTable,
     checkpointed: int | bool = 0,
 ) -> torch.Tensor:
-    """The velocity at x_sigma.
+    """The velocity that the transformer predicts at x_sigma, [B, C, H, W].
 
-    noisy: [B, C, H, W] in the compute dtype; sigmas: [B], float32; guidance: the value that FLUX.1-dev
-    embeds (not used by schnell), one for all or float32 [B]; checkpointed: how many blocks, in the order
-    in which they run, are recomputed in backward; True for all. Returns [B, C, H, W].
+    noisy: x_sigma, [B, C, H, W] in the compute dtype. sigmas: [B] in float32. guidance: the value to embed, one for all
+    or float32 [B]; ignored by a transformer without guidance. checkpointed: how many blocks, from the first one on, are
+    recomputed in the backward pass; True for all.
     """
     height, width = noisy.shape[-2:]
     img = transformer.x_embedder(pack_latents(noisy))
@@ -112,8 +112,10 @@ def predict_velocity(
 
 
 def takes_joint_sequence(block: nn.Module) -> bool:
-    """Whether a block takes text and image as one tensor, so that nothing is put together and taken apart between
-    blocks: `hidden_states` holds the text in front, `encoder_hidden_states` is None, and so it is returned."""
+    """Whether a block takes text and image tokens as one sequence, so that nothing is joined and split between blocks.
+
+    `hidden_states` then starts with the text, `encoder_hidden_states` is None, and the block returns both in this form.
+    """
     return getattr(block, "joint_sequence", False)
 
 
@@ -122,8 +124,10 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def _like_later_inputs(tokens: torch.Tensor) -> torch.Tensor:
-    """The same in memory of its own, and needing a gradient, as what blocks give to each other: else the first
-    block is compiled apart from the others, which costs a run more time than the gradient that nobody asks for."""
+    """A copy that requires a gradient, like the tensors between blocks.
+
+    Without it the first block would be compiled separately, which takes longer than the unused gradient.
+    """
     return tokens.clone().requires_grad_(torch.is_grad_enabled())
 
 
@@ -154,7 +158,7 @@ def _run_block(
     checkpointed: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     if checkpointed and torch.is_grad_enabled():
-        # a step is recorded only where nothing is drawn, and then the state of what draws may not be read
+        # a step is only captured if it draws no random numbers, and the generator's state cannot be read during capture
         keeps_state = not (img.is_cuda and torch.cuda.is_current_stream_capturing())
         options = {"use_reentrant": False, "preserve_rng_state": keeps_state}
         return checkpoint(block, img, txt, temb, rotary, attention, **options)  # type: ignore

@@ -1,8 +1,8 @@
-"""Safetensors files read by their headers, and their tensors streamed to a device.
+"""Streams the tensors of a safetensors file to a device.
 
-Nothing is mapped into memory and nothing is held twice: a tensor goes through two small staging
-buffers to where it is needed, so a 24 GB file costs the host some ten megabytes. Several threads fill a
-buffer: one alone copies from the system's cache more slowly than a GPU takes it.
+Nothing is mapped into memory and nothing is held twice: each tensor goes through two small staging buffers to its
+destination, so a 24 GB file takes 64 MiB of host memory. Several threads fill a buffer, because a single one copies
+from the page cache more slowly than a GPU receives.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import torch
 from trainer.lora_file.header import Header, TensorInfo, read_header
 
 STAGING_BYTES = 32 << 20
-READERS, MIN_READ = 4, 1 << 20  # threads that fill one buffer, and what makes one more worth its while
+READERS, MIN_READ = 4, 1 << 20  # threads that fill one buffer, and the fewest bytes worth a thread
 FINGERPRINT_SAMPLES, FINGERPRINT_SAMPLE_BYTES = 256, 4096
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -39,15 +39,15 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 SCALE_SUFFIXES = (".scale_weight", ".weight_scale")
-# What quantised files carry beside their weights and what training does not need: scales of
-# activations, and notes that say how the weights were quantised.
+# Tensors of quantized files that training does not need: scales of activations, and markers of how the weights were
+# quantized.
 IGNORED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
 
 
 def fingerprint(path: Path) -> str:
     """A hex SHA-256 over a file's size, its header and 256 evenly spaced samples of its data.
 
-    Tells apart any two files that training could make; takes milliseconds for 24 GB.
+    It distinguishes any two files that training could produce, and takes milliseconds for 24 GB.
     """
     header = read_header(path)
     begin = min((info.begin for info in header.tensors.values()), default=header.num_bytes)
@@ -64,7 +64,7 @@ def fingerprint(path: Path) -> str:
 
 
 def weight_names(header: Header) -> list[str]:
-    """The names of a file's weights in the order of their bytes, without scales and notes."""
+    """The names of a file's weights in the order of their bytes, without scales and markers."""
     return [name for name in header.tensors if not name.endswith(SCALE_SUFFIXES + IGNORED_SUFFIXES)]
 
 
@@ -76,11 +76,10 @@ def stream_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor on the device) for each weight, or for `names`, in the order of the file.
 
-    Threads read ahead into two staging buffers, pinned when the device is a GPU, while the copies
-    of what was read before are under way. dtype: what floating point weights are cast to; None keeps
-    them, and makes bfloat16 of fp8. fp8 e4m3 weights are multiplied by their scale if there is one.
-    On a device that shares the host's memory, pages already read are given back to the system.
-    Raises ValueError for a file that changed underneath.
+    Threads read ahead into two staging buffers, which are pinned for a GPU, while earlier copies are in flight. dtype:
+    what floating-point weights are cast to; None keeps their dtype, but turns fp8 into bfloat16. fp8 e4m3 weights are
+    multiplied by their scale if there is one. On a device that shares the host's memory, pages that were read are
+    dropped from the page cache. Raises ValueError if the file becomes shorter meanwhile.
     """
     header, device = read_header(path), torch.device(device)
     wanted = weight_names(header) if names is None else names
@@ -118,7 +117,7 @@ def _decode(raw: torch.Tensor, info: TensorInfo, scale: torch.Tensor | None, dty
 
 @dataclass
 class _Staging:
-    """One buffer of host memory, and the copy out of it that has to end before it is filled again."""
+    """One buffer of host memory, and the copy out of it that has to finish before it is filled again."""
 
     buffer: torch.Tensor
     copied: torch.cuda.Event | None = None
@@ -127,7 +126,7 @@ class _Staging:
 
 @dataclass
 class _StagedReader:
-    """Fills tensors on a device from a file, reading on a thread of its own."""
+    """Fills tensors on a device from a file that a thread of its own reads."""
 
     path: Path
     infos: Sequence[TensorInfo]
@@ -144,7 +143,7 @@ class _StagedReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._free.put(None)  # ends the thread where it waits, also when the consumer stops early
+        self._free.put(None)  # ends the thread, also if the consumer stops early
         self._thread.join()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -187,7 +186,7 @@ class _StagedReader:
             staging.count = min(len(staging.buffer), info.end - position)
             _read_together(file, staging.buffer[: staging.count].numpy().data, position, readers)
             position += staging.count
-            _give_pages_back(file, self.device, position)
+            _drop_cached_pages(file, self.device, position)
             self._full.put(staging)
         return True
 
@@ -203,18 +202,18 @@ def _read_exactly(file: BinaryIO, target: memoryview, begin: int) -> None:
     while filled < len(target):
         count = os.preadv(file.fileno(), [target[filled:]], begin + filled)
         if not count:
-            raise ValueError(f"{file.name}: became shorter while it was read")
+            raise ValueError(f"{file.name}: became shorter while it was being read")
         filled += count
 
 
-def _give_pages_back(file: BinaryIO, device: torch.device, end: int) -> None:
-    """Drop what was read, up to `end`, from the system's cache where it competes with the device's memory."""
+def _drop_cached_pages(file: BinaryIO, device: torch.device, end: int) -> None:
+    """Drop what was read, up to `end`, from the page cache if it competes with the device's memory."""
     if shares_host_memory(device) and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, end, os.POSIX_FADV_DONTNEED)
 
 
 def shares_host_memory(device: torch.device) -> bool:
-    """Whether the device is a GPU without memory of its own, such as a DGX Spark's."""
+    """Whether the device is a GPU that shares the host's memory, such as a DGX Spark's."""
     if device.type != "cuda":
         return False
     return bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
