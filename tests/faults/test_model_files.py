@@ -52,7 +52,8 @@ def test_files_in_each_others_place_are_named(files):
     assert "is the FLUX.1 transformer" in the_problem(files.transformer, "ae", "--ae")
 
 
-def test_no_file_no_such_file_and_folders(tmp_path):
+def test_no_file_no_such_file_and_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.models.identify.in_container", lambda: False)
     assert the_problem(None) == "not given"
     assert the_problem(tmp_path / "absent.safetensors") == "no such file"
     assert the_problem(tmp_path) == "is a folder, not a single file"

@@ -215,7 +215,7 @@ def fails(monkeypatch, name: str, too_large, after: bool = False) -> list[tuple[
 
 
 @pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize(("half", "after"), [("gradient", False), ("gradient", True), ("update", True)])
+@pytest.mark.parametrize(("half", "after"), [("compute_gradient", False), ("compute_gradient", True), ("update", True)])
 def test_a_first_step_that_does_not_fit_goes_on_as_if_planned_so(workshop, monkeypatch, half, after, caplog):
     tried = fails(monkeypatch, half, lambda choice: choice.checkpointed < 2, after)
     found = workshop.train(f"{half} {after}", **SETTINGS)
@@ -229,14 +229,14 @@ def test_a_first_step_that_does_not_fit_goes_on_as_if_planned_so(workshop, monke
 @pytest.mark.usefixtures("on_gpu")
 def test_a_later_step_that_does_not_fit_is_a_problem_that_names_flags(workshop, monkeypatch):
     steps = []
-    fails(monkeypatch, "gradient", lambda _: steps.append(1) or len(steps) > 2)
+    fails(monkeypatch, "compute_gradient", lambda _: steps.append(1) or len(steps) > 2)
     with pytest.raises(Problems, match=r"step 2: out of memory\n.*--checkpoint_blocks=\d+ --blocks_to_swap"):
         workshop.train("later", **SETTINGS)
 
 
 @pytest.mark.usefixtures("on_gpu")
 def test_nothing_smaller_is_a_problem(workshop, monkeypatch):
-    fails(monkeypatch, "gradient", lambda _: True)
+    fails(monkeypatch, "compute_gradient", lambda _: True)
     with pytest.raises(Problems, match="first step: out of memory"):
         workshop.train("hopeless", **SETTINGS)
 

@@ -263,7 +263,7 @@ def test_a_right_product_is_found_right(precision, error):
 def test_the_cpu_says_that_it_stands_in(tiny_flux, caplog):
     with caplog.at_level(logging.INFO):
         load_transformer(tiny_flux.transformer, "cpu", torch.float32, "fp8")
-    assert "kept in fp8" in caplog.text
+    assert "stored in fp8" in caplog.text
     assert "fp8 is emulated on the CPU: a GPU's numbers, not its speed" in caplog.text
 
 
@@ -300,18 +300,18 @@ class TestFaults:
 
     def test_fp8_where_it_is_missing(self, gpu):
         gpu((8, 6))
-        assert "the GPU has no fp8 products" in self.told("fp8")
+        assert "the GPU has no fp8 matrix products" in self.told("fp8")
         assert "use --base_precision int8" in self.told("fp8")
         assert not self.told("int8")
 
     def test_int8_where_it_is_missing(self, gpu):
         gpu((7, 5))
-        assert "--base_precision=int8: the GPU has no int8 products" in self.told("int8")
+        assert "--base_precision=int8: the GPU has no int8 matrix products" in self.told("int8")
         assert "use --base_precision bf16, or nf4" in self.told("int8")
 
     def test_fp8_at_half_rate(self, gpu):
         gpu((12, 1))
-        assert "at half its rate" in self.told("fp8")
+        assert "at half rate only" in self.told("fp8")
         assert "use --base_precision int8" in self.told("fp8")
         assert not self.told("int8")
 
