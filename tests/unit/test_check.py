@@ -197,7 +197,7 @@ def test_a_full_disk_is_known_before_it_is_full(workshop, monkeypatch):
     monkeypatch.setattr(trainer.common.disk, "free_disk_bytes", lambda _: needed - 1)
     (problem,) = check_report(config)
     assert problem.startswith("disk: ") and str(config.output_dir) in problem and str(plan.cache_dir) in problem
-    assert "are free" in problem and "--save_last_n_epochs" in problem
+    assert "GB free" in problem and "--save_last_n_epochs" in problem
     monkeypatch.setattr(trainer.common.disk, "free_disk_bytes", lambda _: needed)
     make_plan(config)
 
