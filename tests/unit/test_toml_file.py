@@ -98,7 +98,7 @@ def test_a_secret_is_not_echoed(tmp_path: Path, line: str) -> None:
 
 
 def test_tokens_that_are_no_secret_are_echoed(tmp_path: Path) -> None:
-    with pytest.raises(Problems, match="class_tokens = tjtoy"):
+    with pytest.raises(Problems, match="class_tokens = 'tjtoy'"):
         read_toml(write(tmp_path, "class_tokens = tjtoy\n"))
 
 
@@ -131,6 +131,21 @@ def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str) -> None:
 def test_curly_quotes_are_called_by_their_name(tmp_path: Path) -> None:
     with pytest.raises(Problems, match="straight quotes"):
         read_toml(write(tmp_path, "image_dir = \u201cpics\u201d\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (r"image_dir = G:\shots\car", r"write text in quotes: image_dir = 'G:\shots\car'"),
+        ("class_tokens = red car", "write text in quotes: class_tokens = 'red car'"),
+        (r"image_dir = 'G:\it's\car'", "' ends text in single quotes"),
+    ],
+)
+def test_text_that_is_quoted_wrongly(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(Problems) as caught:
+        read_toml(write(tmp_path, f"{line}\n"))
+    (problem,) = caught.value.problems
+    assert words in problem.hint and problem.where.startswith(f"{tmp_path}/data.toml:1:")
 
 
 def test_only_line_ends_count_as_lines(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ SECRET_KEY = re.compile(r"((?<![A-Za-z0-9])(?:[\w-]*[_-])?(?:token|(?:api)?key|s
 SECRET_HIDDEN = r"\1 [secret]"
 POSITION = re.compile(r"\s*\(at line (\d+), column (\d+)\)$")
 BACKSLASH_IN_QUOTES = re.compile(r'"([^"]*\\[^"]*)"?')
+APOSTROPHE = re.compile(r"'[^']*'[^'\s,\]}#]")
+UNQUOTED = re.compile(rf"^({DOTTED})\s*=\s*([^\s\"'\[{{#=][^\"'\[{{#=]*)$")
 CURLY_QUOTES = re.compile("[\u201c\u201d\u201e\u2018\u2019]")
 
 KeyPath = tuple[str | int, ...]
@@ -75,6 +77,10 @@ def _remedy(line: str) -> str:
         return backslash_hint(backslash[1])
     if CURLY_QUOTES.search(line):
         return f"write straight quotes, not curly ones; the line is: {line}"
+    if APOSTROPHE.search(line):
+        return f"' ends text in single quotes: write it in double quotes, with / for \\; the line is: {line}"
+    if unquoted := UNQUOTED.match(line):
+        return f"write text in quotes: {unquoted[1]} = '{unquoted[2].strip()}'"
     return f"the line is: {line}" if line else ""
 
 
