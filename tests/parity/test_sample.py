@@ -193,6 +193,8 @@ ROBOT = SamplePrompt("a tin robot", width=320, height=192, seed=4, steps=6)
         "a tin robot --w320 --h192 --d4 --s6",
         "a tin robot --n --w 320 --h 192 --d 4 --s 6",
         "a tin robot --w 320 --h 192 --d 4 --s 6 --n",
+        "a tin robot --n '' --w 320 --h 192 --d 4 --s 6",
+        "a tin robot --width 320 --height 192 --seed 4 --steps 6",
         "a tin robot --w 320 --h 192 --n= --d 4 --s 6 --ss euler",
     ],
 )
@@ -217,6 +219,8 @@ def test_json_and_toml_alike(tmp_path):
         ("p.txt", "a toy --w 64 --w 128", "p.txt:1", "--w is given twice"),
         ("p.txt", "\u2028a toy\n\na car —w 256", "p.txt:3", "write --w"),
         ("p.txt", "a toy -s 4", "p.txt:1", "write --s"),
+        ("p.txt", "a toy -- g 4", "p.txt:1", "write --g"),
+        ("p.toml", 'x = 1\n[[prompt]]\nprompt = "a"', "p.toml:2", "has no [[prompt.subset]]"),
         ("p.txt", "a toy –n dull", "p.txt:1", "write --n"),
         ("p.txt", "a toy --l 1,5", "p.txt:1", "decimal point"),
         ("p.txt", "a toy --ss ddim", "p.txt:1", "must be euler"),

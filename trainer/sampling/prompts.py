@@ -25,8 +25,9 @@ OTHER_NAMES = {  # kohya's in JSON and TOML, and those of its other options in a
     "fs": "flow_shift",
 }
 OPTION = re.compile(r"(?<!\S)--([A-Za-z][A-Za-z_]*)(?:\s*=\s*|\s+|(?=-?[\d.])|$)")
-# an option behind one hyphen, or behind the dash that a word processor made of two
-MISTYPED = re.compile(r"(?<!\S)(?:-|[–—−]-?)([whdsgl])(?=\s*=?\s*\d)|(?<!\S)[–—−]-?(n)(?=[\s=])", re.IGNORECASE)
+# an option after one hyphen, after two and a space, or after the dash that a word processor makes of two
+MISTYPED = re.compile(r"(?<!\S)(?:-|--\s+|[–—−]-?)([whdsgl])(?=\s*=?\s*\d)|(?<!\S)[–—−]-?(n)(?=[\s=])", re.IGNORECASE)
+EMPTY = ('""', "''")
 PROMPT = Schema(
     specs={
         "prompt": Spec(),
@@ -148,7 +149,7 @@ def parse_line(line: str, where: str = "") -> tuple[list[Given], list[Problem]]:
     for option, end in zip(options, ends[1:], strict=True):
         letters, value = option[1], line[option.end() : end].strip()
         name = LINE_OPTIONS.get(letters.lower(), letters)
-        given.append(Given(name, value, where, subject=f"--{letters}"))
+        given.append(Given(name, "" if value in EMPTY else value, where, subject=f"--{letters}"))
     mistyped = [next(filter(None, match.groups())) for match in MISTYPED.finditer(prompt)]
     return given, [Problem(where, f"-{letter} is part of the prompt", f"write --{letter}") for letter in mistyped]
 
@@ -169,7 +170,7 @@ def _toml_entries(path: Path) -> list[Entry]:
     subsets = table.get("subset") if isinstance(table, dict) else None
     if not isinstance(table, dict) or not isinstance(subsets, list) or not all(isinstance(s, dict) for s in subsets):
         hint = 'write [prompt], and [[prompt.subset]] with prompt = "..." for each image'
-        raise Problems([Problem(file.where("prompt"), "has no [[prompt.subset]]", hint)])
+        raise Problems([Problem(file.where("prompt", 0), "has no [[prompt.subset]]", hint)])
     entries = []
     for index, subset in enumerate(subsets):
         place = ("prompt", "subset", index)
