@@ -12,15 +12,16 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-import trainer.data.cache
+import trainer.data.encoding
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw
 from tests.recipe_files import Workshop, make_workshop
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig
 from trainer.data.batches import BatchMaker
-from trainer.data.cache import CacheKeys, Encoded, TensorCache, encode_picture, fill_cache, missing_entries
+from trainer.data.cache import CacheKeys, Encoded, TensorCache
 from trainer.data.dataset import TrainingData, load_dataset
+from trainer.data.encoding import encode_picture, fill_cache
 from trainer.models.load import load_autoencoder, load_clip, load_t5
 from trainer.models.text import encode_clip, encode_t5, load_tokenizers
 
@@ -68,22 +69,38 @@ def full(full_folder: Path, tmp_path: Path) -> TensorCache:
 
 
 @pytest.fixture
-def refill(config, data, tokenizers, keys, full, monkeypatch):
-    """Fill the cache again; returns which models were loaded for it."""
+def loads(monkeypatch) -> list[str]:
+    """The encoders that are loaded, as they are."""
+    loaded: list[str] = []
+    for name in ("load_autoencoder", "load_clip", "load_t5"):
+        load = getattr(trainer.data.encoding, name)
 
-    def run(captions=CAPTIONS, keys=keys) -> list[str]:
-        loaded = []
-        for name in ("load_autoencoder", "load_clip", "load_t5"):
-            load = getattr(trainer.data.cache, name)
+        def noted(*arguments, load=load, name=name):
+            loaded.append(name)
+            return load(*arguments)
 
-            def noted(*arguments, load=load, name=name):
-                loaded.append(name)
-                return load(*arguments)
+        monkeypatch.setattr(trainer.data.encoding, name, noted)
+    return loaded
 
-            monkeypatch.setattr(trainer.data.cache, name, noted)
-        fill_cache(config, data, captions, tokenizers, keys, full, Accelerator(cpu=True))
-        monkeypatch.undo()
-        return loaded
+
+@pytest.fixture
+def fill(config, data, tokenizers, keys, full):
+    """Fill the cache again; returns what reads its entries."""
+
+    def run(captions=CAPTIONS, keys=keys, data=data) -> Encoded:
+        return fill_cache(config, data, captions, tokenizers, keys, full, Accelerator(cpu=True))
+
+    return run
+
+
+@pytest.fixture
+def refill(fill, loads):
+    """Fill the cache again; returns which encoders were loaded for it."""
+
+    def run(**changes) -> list[str]:
+        loads.clear()
+        fill(**changes)
+        return list(loads)
 
     return run
 
@@ -102,14 +119,14 @@ def test_equal_captions_are_stored_once(full, keys, data):
 def test_a_full_cache_loads_no_model(refill, full, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in entries(full)}
     for name in ("load_autoencoder", "load_clip", "load_t5"):
-        monkeypatch.setattr(trainer.data.cache, name, lambda *_: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(trainer.data.encoding, name, lambda *_: pytest.fail("a model was loaded"))
     assert refill() == []
     assert {path: path.stat().st_mtime_ns for path in entries(full)} == before
 
 
 def test_an_edited_caption_encodes_that_text_alone(refill, full):
     before = entries(full)
-    assert refill(["tjtoy toy", "another, edited"]) == ["load_clip", "load_t5"]
+    assert refill(captions=["tjtoy toy", "another, edited"]) == ["load_clip", "load_t5"]
     assert len(entries(full)) == len(before) + 2 and set(before) < set(entries(full))
 
 
@@ -173,41 +190,98 @@ def test_a_replaced_picture_has_another_key(workshop, keys, tmp_path):
     assert before[0] == after[0] and before[1] != after[1]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:4], lambda _: b"", lambda _: b"<html>" * 9])
-def test_damaged_entries_are_told_and_made_again(refill, full, data, keys, caplog, damage):
+def test_what_is_missing_is_learned_from_names_alone(full, keys, monkeypatch):
+    """Whatever entries hold: none is opened."""
+    for path in entries(full):
+        path.write_bytes(b"")
+    monkeypatch.setattr("trainer.data.cache.safe_open", lambda *_: pytest.fail("an entry was opened"))
+    assert full.missing([keys.t5_text("absent"), keys.t5_text("another")]) == [keys.t5_text("absent")]
+
+
+DAMAGE = [lambda b: b[:-7], lambda b: b[:4], lambda _: b"", lambda _: b"<html>" * 9]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_entries_are_told_and_made_again(fill, loads, full, data, keys, caplog, damage):
     path = full.path(keys.latents(data.samples[0], False))
-    whole = path.read_bytes()
+    whole, mean = path.read_bytes(), Encoded(full, keys).latents(data.samples[0], False)[0]
     path.write_bytes(damage(whole))
+    encoded = fill()
+    assert loads == [], "what is there is not opened before it is read"
     with caplog.at_level(logging.WARNING):
-        assert refill() == ["load_autoencoder"]
-    assert str(path) in caplog.text and "made again" in caplog.text
+        assert torch.equal(encoded.latents(data.samples[0], False)[0], mean)
+    assert loads == ["load_autoencoder"]
+    assert str(path) in caplog.text and "is damaged" in caplog.text and "encoded again" in caplog.text
     assert path.read_bytes() == whole
 
 
-def test_a_single_flipped_bit_is_found(refill, full, data, keys):
+def test_damaged_text_is_made_again(fill, loads, full, keys):
+    texts = [full.path(key("another")) for key in (keys.t5_text, keys.clip_text)]
+    whole = [path.read_bytes() for path in texts]
+    for path in texts:
+        path.write_bytes(path.read_bytes()[:-1])
+    fill().text("another")
+    assert sorted(loads) == ["load_clip", "load_t5"] and [path.read_bytes() for path in texts] == whole
+
+
+def test_a_single_flipped_bit_is_found(fill, loads, full, data, keys):
     path = full.path(keys.latents(data.samples[0], False))
     whole = path.read_bytes()
     path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
-    assert refill() == ["load_autoencoder"]
-    assert path.read_bytes() == whole
+    fill().latents(data.samples[0], False)
+    assert loads == ["load_autoencoder"] and path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("tensors", [{}, {"other": torch.ones(2)}, {"mean": torch.ones(16, 8, 8)}])
-def test_an_entry_that_holds_other_tensors_is_made_again(refill, full, data, keys, tensors):
+def test_an_entry_that_holds_other_tensors_is_made_again(fill, loads, full, data, keys, tensors):
     path = full.path(keys.latents(data.samples[0], False))
     whole = path.read_bytes()
     save_file(tensors, path)
-    assert refill() == ["load_autoencoder"]
+    fill().latents(data.samples[0], False)
+    assert loads == ["load_autoencoder"] and path.read_bytes() == whole
+
+
+def test_an_entry_that_vanishes_in_mid_run_is_made_again(fill, full, keys):
+    encoded, path = fill(), full.path(keys.t5_text("another"))
+    whole = path.read_bytes()
+    path.unlink()
+    encoded.text("another")
     assert path.read_bytes() == whole
 
 
-def test_a_run_that_meets_a_damaged_entry_names_it(full, keys):
+def test_a_damaged_entry_that_cannot_be_made_again_is_named(full, keys):
     path = full.path(keys.t5_text("another"))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Problems, match="start again") as found:
         Encoded(full, keys).text("another")
     assert found.value.problems[0].where == str(path)
-    assert missing_entries(full, [keys.t5_text("another"), keys.t5_text("tjtoy toy")]) == [keys.t5_text("another")]
+
+
+def test_an_image_that_is_replaced_after_the_check_is_not_encoded(workshop, tmp_path, tokenizers, keys):
+    """Its latents would be kept under the digest of the image that was checked."""
+    folder = shutil.copytree(workshop.folder / "toy", tmp_path / "toy")
+    path = tmp_path / "data.toml"
+    path.write_text((workshop.folder / "data.toml").read_text().replace(str(workshop.folder), str(tmp_path)))
+    config = workshop.config("run", dataset_config=path)
+    data = load_dataset(config)[0]
+    draw(folder / "01.png", shade=77)
+    cache = TensorCache(tmp_path / "cache")
+    with pytest.raises(Problems, match="was replaced") as found:
+        fill_cache(config, data, [], tokenizers, keys, cache, Accelerator(cpu=True))
+    assert found.value.problems[0].where == str(folder / "01.png")
+    replaced = next(sample for sample in data.samples if sample.picture.path.name == "01.png")
+    assert not cache.has(keys.latents(replaced, False))
+
+
+def test_each_image_is_read_once_for_both_of_its_views(workshop, data, tokenizers, keys, tmp_path, monkeypatch):
+    mirrored = [replace(s, subset=replace(s.subset, flip_aug=True)) for s in data.samples]
+    decoded = []
+    decode = trainer.data.encoding.decode
+    monkeypatch.setattr(trainer.data.encoding, "decode", lambda *a: decoded.append(a) or decode(*a))
+    cache = TensorCache(tmp_path / "cache")
+    both = replace(data, samples=tuple(mirrored))
+    fill_cache(workshop.config("run"), both, [], tokenizers, keys, cache, Accelerator(cpu=True))
+    assert len(entries(cache)) == 2 * len(mirrored) and len(decoded) == len(mirrored)
 
 
 def test_latents_that_are_not_finite_name_the_picture(config, data, tmp_path):

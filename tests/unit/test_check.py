@@ -12,7 +12,8 @@ import trainer.common.disk
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import Workshop, check_report, has, make_workshop
-from trainer.data.cache import TensorCache, fill_cache
+from trainer.data.cache import TensorCache
+from trainer.data.encoding import fill_cache
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import save_lora
 from trainer.lora.network_args import layer_ranks, parse_network_args

@@ -16,8 +16,9 @@ from tests.unit.test_step import CONFIG, make_batch, make_model, velocity
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig
 from trainer.data.batches import BatchMaker
-from trainer.data.cache import CacheKeys, Encoded, TensorCache, encode_mask, encode_picture, fill_cache
+from trainer.data.cache import CacheKeys, Encoded, TensorCache
 from trainer.data.dataset import Draw, TrainingData, load_dataset
+from trainer.data.encoding import encode_mask, encode_picture, fill_cache
 from trainer.data.images import fit
 from trainer.data.masks import latent_mask
 from trainer.data.samples import Sample

@@ -89,32 +89,36 @@ SIGNATURES = (
     (rb"PK\x03\x04|Rar!|7z\xbc\xaf|\x1f\x8b", "archive"),
     (rb"version https://git-lfs", "Git LFS pointer"),
 )
-HEAD = 512  # bytes that `kind_of` looks at
+HEAD = 512  # bytes that are looked at
 
 
-def kind_of(head: bytes) -> str:
-    """What begins with these bytes: a name such as "JPEG", "HTML" or "text"; "" where it is not known."""
+def kind_of(head: bytes, ending: str = "") -> str:
+    """What begins with these bytes: a name such as "JPEG", "HTML" or "text"; "" where it is not known.
+
+    ending: the file's, as ".dng". It tells camera raw files from TIFF, and TGA, which nothing begins with.
+    """
     if not head:
         return "empty"
-    for signature, kind in SIGNATURES:
-        if re.match(signature, head, re.DOTALL):
-            return kind
-    if head[4:8] == b"ftyp":
-        return _iso_media(head)
-    return _text(head)
+    kind = _by_content(head[:HEAD])
+    if kind in ("TIFF", "") and ending.lower() in RAW_ENDINGS:
+        return "camera raw"
+    return "TGA" if kind == "" and ending.lower() == ".tga" else kind
 
 
 def kind_of_file(path: Path) -> str:
-    """`kind_of` the file; "" where it cannot be read. Camera raw files and TGA show in their ending alone."""
+    """`kind_of` a file; "" where it cannot be read."""
     try:
         with path.open("rb") as file:
-            kind = kind_of(file.read(HEAD))
+            return kind_of(file.read(HEAD), path.suffix)
     except OSError:
         return ""
-    ending = path.suffix.lower()
-    if kind in ("TIFF", "") and ending in RAW_ENDINGS:
-        return "camera raw"
-    return "TGA" if kind == "" and ending == ".tga" else kind
+
+
+def _by_content(head: bytes) -> str:
+    for signature, kind in SIGNATURES:
+        if re.match(signature, head, re.DOTALL):
+            return kind
+    return _iso_media(head) if head[4:8] == b"ftyp" else _text(head)
 
 
 def _iso_media(head: bytes) -> str:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from trainer.data.colors import UnreadableProfile, changes_colors, hdr_curve, lab_to_srgb, source_profile, to_srgb
-from trainer.data.formats import CONVERT, DECODERS, HEAD, WRONG, kind_of, kind_of_file
+from trainer.data.formats import CONVERT, DECODERS, WRONG, kind_of
 from trainer.data.keys import ALIASES
 
 BACKGROUND = "white"  # what shows through where an image is transparent
@@ -103,17 +103,16 @@ def read_picture(source: Path | bytes, flatten: bool = True) -> Image.Image:
 
     Takes a path or the file's content. Raises `NotReadable`, a ValueError, saying what is wrong with it.
     """
-    if isinstance(source, Path):
-        return decode(source.read_bytes(), kind_of_file(source)).to_rgb(flatten)
-    return decode(source).to_rgb(flatten)
+    image = decode(source.read_bytes(), source.suffix) if isinstance(source, Path) else decode(source)
+    return image.to_rgb(flatten)
 
 
-def decode(data: bytes, kind: str | None = None) -> Decoded:
-    """Decode a file's content completely. kind: as `kind_of_file` tells it; None for what the content tells alone.
+def decode(data: bytes, ending: str = "") -> Decoded:
+    """Decode a file's content completely. ending: the file's, for the few formats that `kind_of` needs it for.
 
     Raises `NotReadable` saying what is wrong with it.
     """
-    kind = kind_of(data[:HEAD]) if kind is None else kind
+    kind = kind_of(data, ending)
     if kind in WRONG:
         raise NotReadable(*WRONG[kind])
     if kind in CONVERT:

@@ -52,14 +52,14 @@ _heard = threading.local()  # what Python's warnings said in this thread while a
 def inspect_images(folder: Folder) -> list[Inspected | Problem]:
     """Decode every image of a folder in parallel threads; what is wrong with one stands in its place."""
     with _warnings_by_thread(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: _inspect(path, folder.kinds[path]), folder.images))
+        return list(pool.map(_inspect, folder.images))
 
 
-def _inspect(path: Path, kind: str) -> Inspected | Problem:
+def _inspect(path: Path) -> Inspected | Problem:
     _heard.messages = []
     try:
         data = path.read_bytes()
-        image = decode(data, kind)
+        image = decode(data, path.suffix)
     except NotReadable as error:
         return Problem(str(path), str(error), error.hint)
     except OSError as error:

@@ -18,8 +18,9 @@ from trainer.checkpoint.state import State, restore
 from trainer.common.process import phase
 from trainer.config import TrainConfig
 from trainer.data.batches import BatchMaker
-from trainer.data.cache import Encoded, TensorCache, fill_cache
+from trainer.data.cache import TensorCache
 from trainer.data.dataset import Draw
+from trainer.data.encoding import fill_cache
 from trainer.engine.build import load_adapted_model, parameter_groups
 from trainer.engine.cuda_graphs import GradientGraphs, kinds_of, why_not
 from trainer.engine.eta import pause_steps
@@ -157,7 +158,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, reques
             found = find_state(config, plan)
     tokenizers, cache = plan.tokenizers, TensorCache(plan.cache_dir)
     with phase("latents and text in the cache"):
-        fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
+        encoded = fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
     state, progress = found or (None, Progress.new(config))
     model, optimizer, scheduler, ema = _load(config, accelerator, plan, state)
     pauses = pause_steps(config, plan.schedule)
@@ -165,7 +166,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, reques
         config=config,
         accelerator=accelerator,
         plan=plan,
-        maker=BatchMaker(config, Encoded(cache, plan.keys), tokenizers, pin=accelerator.device.type == "cuda"),
+        maker=BatchMaker(config, encoded, tokenizers, pin=accelerator.device.type == "cuda"),
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,

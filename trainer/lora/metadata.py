@@ -216,8 +216,10 @@ def triggers(data: TrainingData) -> list[str]:
 def _our_settings(config: TrainConfig, data: TrainingData, base: BaseModel) -> dict[str, Any]:
     concepts = [
         {
-            "concept": subset.concept if (taught := data.trains_trigger(subset)) else subset.image_dir.name,
-            "trigger": subset.class_tokens if taught or subset.is_reg else None,
+            "concept": subset.concept
+            if (named := subset.is_reg or data.trains_trigger(subset))
+            else subset.image_dir.name,
+            "trigger": subset.class_tokens if named else None,
             "is_reg": subset.is_reg,
             "pictures": sum(1 for sample in data.samples if sample.subset == subset),
             "num_repeats": subset.num_repeats,
@@ -227,6 +229,10 @@ def _our_settings(config: TrainConfig, data: TrainingData, base: BaseModel) -> d
     names = (field.name for field in fields(config) if field.name not in OF_ONE_START)
     settings = {name: _public(getattr(config, name)) for name in names}
     return {"version": __version__, "base_model": base.name, "concepts": concepts, "config": settings}
+
+
+def _is_named(data: TrainingData, subset: SubsetConfig) -> bool:
+    return subset.is_reg or data.trains_trigger(subset)
 
 
 def _public(value: Any) -> Any:
