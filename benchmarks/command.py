@@ -164,7 +164,7 @@ def _plan(given: argparse.Namespace, model: str, made: Model | None, settings: S
         lines.append(f"{setting.name}: python -m trainer train {' '.join(setting.flags)}")
     times = f", {given.repeat} times each" if given.repeat > 1 else ""
     lines.append(
-        f"{given.pictures} pictures timed after {given.warm_up} steps of warm-up{times}; {given.profile} profiled steps"
+        f"{given.pictures} images timed after {given.warm_up} steps of warm-up{times}; {given.profile} profiled steps"
     )
     return "\n".join(lines)
 

@@ -163,7 +163,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     work = tmp_path / "work"
     assert main(["bench", "--size=tiny", f"--work={work}", "--dry_run", "--network_dim=3"]) == 0
     text = capsys.readouterr().err
-    assert "GB of random weights to write" in text and "--network_dim=3" in text and "40 pictures timed" in text
+    assert "GB of random weights to write" in text and "--network_dim=3" in text and "40 images timed" in text
     assert not work.exists()
     assert main(["bench", "--size=tiny", f"--work={work}", "--network_dmi=3", "--pictures=40"]) == 1
     assert not work.exists(), "problems of flags come before any file"
