@@ -56,6 +56,8 @@ def test_no_file_no_such_file_and_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.models.identify.in_container", lambda: False)
     assert the_problem(None) == "not given"
     assert the_problem(tmp_path / "absent.safetensors") == "no such file"
+    (krea,) = check_model_file(tmp_path / "flux1-krea-dev.safetensors", FLUX1.transformer, "--any")
+    assert "sh download.sh --krea, " in krea.hint and "black-forest-labs/FLUX.1-Krea-dev" in krea.hint
     assert the_problem(tmp_path) == "is a folder, not a single file"
     (tmp_path / "model_index.json").write_text("{}")
     assert the_problem(tmp_path) == "is a diffusers folder, not a single file"

@@ -58,7 +58,7 @@ def test_the_full_size_is_that_of_the_published_files():
 def test_settings_and_nodes_have_the_same_token_limits():
     """The settings come before the models, and the node pack stands alone: both state these numbers themselves."""
     (setting,) = [field for field in fields(TrainConfig) if field.name == "t5xxl_max_token_length"]
-    assert setting.metadata["most"] == FLUX1.t5.tokens == DEV.t5_tokens == sampling.DEV_LENGTH
+    assert setting.metadata["rules"]["le"] == FLUX1.t5.tokens == DEV.t5_tokens == sampling.DEV_LENGTH
     assert all(f"{base.t5_tokens} for" in setting.metadata["help"] for base in (DEV, SCHNELL))
     assert SCHNELL.t5_tokens == sampling.SCHNELL_LENGTH
 
@@ -67,6 +67,10 @@ def test_every_file_has_a_setting():
     assert {file.setting for file in FLUX1.files} < {field.name for field in fields(TrainConfig)}
 
 
-def test_the_description_needs_no_torch():
-    code = "import sys, trainer.models.description; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+@pytest.mark.parametrize("module", ["trainer.models.description", "trainer.cli.download", "trainer.hub.run"])
+def test_neither_the_description_nor_a_download_needs_torch(module):
+    code = (
+        f"import sys, {module}; print(*({{'torch', 'diffusers', 'transformers', 'peft', 'numpy'}} & {{*sys.modules}}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not found.stdout.split()

@@ -20,7 +20,7 @@ from trainer.hub.jobs import COMPLETE, DIFFERENT, MISSING, Job, difference, find
 from trainer.hub.record import Record, load_record, save_record
 from trainer.hub.run import fetch_all
 from trainer.hub.wanted import KEYS, Wanted, base_model, lora
-from trainer.models.description import DEV, KREA, SCHNELL
+from trainer.models.description import FLUX1
 
 STATUSES = "exit statuses: 0 all files are complete, " + ", ".join(
     f"{status.value} {status.name.lower().replace('_', ' ')}" for status in Status
@@ -56,12 +56,11 @@ def run(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser("python -m trainer download", description=__doc__, epilog=STATUSES)
-    parser.set_defaults(base=DEV)
+    parser.set_defaults(base=FLUX1.bases[0])
     bases = parser.add_mutually_exclusive_group()
-    for flag, base in (("--krea", KREA), ("--schnell", SCHNELL)):
-        bases.add_argument(
-            flag, dest="base", action="store_const", const=base, help=f"{base.name} instead of {DEV.name}"
-        )
+    for base in FLUX1.bases[1:]:
+        text = f"{base.name} instead of {FLUX1.bases[0].name}"
+        bases.add_argument(base.flag, dest="base", action="store_const", const=base, help=text)
     parser.add_argument("--fp8", action="store_true", help="the T5 text encoder in fp8, half the size")
     parser.add_argument("--only", nargs="+", choices=KEYS, metavar="FILE", help=f"only some of: {', '.join(KEYS)}")
     parser.add_argument("--lora", action="append", metavar="OWNER/NAME", help="a LoRA into models/loras, nothing else")

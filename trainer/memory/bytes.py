@@ -230,13 +230,13 @@ class _Inputs:
     """How many numbers of the compute dtype are kept per number of an input that an adapter multiplies.
 
     plain: for most inputs. attended: for attention's output, which attention also keeps. activated: for GELU's output,
-    whose input is kept in any case. beside: for values, in addition to queries and keys.
+    whose input is kept in any case. values: for attention's values.
     """
 
     plain: float = 1.0
     attended: float = 0.0
     activated: float = 0.0
-    beside: float = 0.0
+    values: float = 0.0
 
 
 def _inputs_as_kept(work: Work, precision: Precision) -> _Inputs:
@@ -244,7 +244,7 @@ def _inputs_as_kept(work: Work, precision: Precision) -> _Inputs:
         return _Inputs(activated=1.0)
     if precision == "fp8":
         eighth = 1 / work.itemsize
-        return _Inputs(plain=eighth, attended=eighth, activated=eighth, beside=1.0)
+        return _Inputs(plain=eighth, attended=eighth, activated=eighth, values=1.0)
     return _Inputs()
 
 
@@ -263,7 +263,7 @@ def _stream_numbers(
     *qkv, out, up, down = (rank > 0 for rank in ranks)
     modulated, normed = modulation in block.ranks, 0 if work.compiled else 1
     widths = 2 + 2 + 3 + 1  # inputs of both norms; q and k before their norms; q, k, v; attention's output
-    widths += inputs.plain * (any(qkv) + up) + inputs.beside * any(qkv)
+    widths += inputs.plain * (any(qkv) + up) + inputs.values * any(qkv)
     apart = work.batch > 1 and not inputs.attended  # text and image are copied apart unless the batch is one image
     widths += out * (inputs.attended + apart)
     widths += modulated * (2 + 2 * normed)  # both gates; both scales, since a compiled block recomputes the norm

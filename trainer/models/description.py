@@ -101,7 +101,8 @@ class BaseModel:
 
     source: its transformer; the autoencoder and the tokenizers come from the same repository. takes_guidance: whether
     its transformer embeds a guidance value. t5_tokens: the number it was trained with. architecture: its name in the
-    ModelSpec standard. mark: a word in the file's name that tells it from others with the same tensors.
+    ModelSpec standard. mark: a word in the file's name that tells it from others with the same tensors. flag: what
+    `sh download.sh` needs to fetch it.
     """
 
     name: str
@@ -110,6 +111,7 @@ class BaseModel:
     t5_tokens: int
     architecture: str
     mark: str = ""
+    flag: str = ""
 
     @property
     def title_note(self) -> str:
@@ -138,6 +140,10 @@ class ModelFamily:
     def file(self, key: str) -> ModelFile:
         """The file with this key; raises StopIteration for another one."""
         return next(file for file in self.files if file.key == key)
+
+    def published(self, file_name: str) -> BaseModel:
+        """The base model whose transformer is published under this file name; the first one for any other name."""
+        return next((base for base in self.bases if base.source.path == file_name), self.bases[0])
 
     def recognise(self, path: Path, tensors: Iterable[str], metadata: Mapping[str, str]) -> BaseModel:
         """The base model that a transformer file holds, from the names of its tensors, its own name and its metadata.
@@ -196,9 +202,30 @@ FLUX1 = ModelFamily(
     latents=Latents(channels=16, shift=0.1159, scale=0.3611),
     blocks=Blocks(double=19, single=38, width=3072, head_width=128, axes=(16, 56, 56)),
     bases=(
-        BaseModel("FLUX.1-dev", Source(_DEV, "flux1-dev.safetensors"), True, 512, "flux-1-dev"),
-        BaseModel("FLUX.1-Krea-dev", Source(_KREA, "flux1-krea-dev.safetensors"), True, 512, "flux-1-dev", mark="krea"),
-        BaseModel("FLUX.1-schnell", Source(_SCHNELL, "flux1-schnell.safetensors"), False, 256, "flux-1-schnell"),
+        BaseModel(
+            name="FLUX.1-dev",
+            source=Source(_DEV, "flux1-dev.safetensors"),
+            takes_guidance=True,
+            t5_tokens=512,
+            architecture="flux-1-dev",
+        ),
+        BaseModel(
+            name="FLUX.1-Krea-dev",
+            source=Source(_KREA, "flux1-krea-dev.safetensors"),
+            takes_guidance=True,
+            t5_tokens=512,
+            architecture="flux-1-dev",
+            mark="krea",
+            flag="--krea",
+        ),
+        BaseModel(
+            name="FLUX.1-schnell",
+            source=Source(_SCHNELL, "flux1-schnell.safetensors"),
+            takes_guidance=False,
+            t5_tokens=256,
+            architecture="flux-1-schnell",
+            flag="--schnell",
+        ),
     ),
 )
 DEV, KREA, SCHNELL = FLUX1.bases

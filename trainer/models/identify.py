@@ -70,7 +70,10 @@ def check_model_file(path: Path | None, wanted: ModelFile, flag: str) -> list[Pr
 def _how_to_get(path: Path | None, wanted: ModelFile) -> str:
     if path and path.parent == EMBEDDED:
         return "it comes with the repository: git pull"
-    return f"sh download.sh, or give {wanted.title}: {wanted.source}"
+    if wanted is not FLUX1.transformer:
+        return f"sh download.sh, or give {wanted.title}: {wanted.source}"
+    base = FLUX1.published(path.name if path else "")
+    return f"sh download.sh {base.flag}".rstrip() + f", or give {wanted.title}: {base.source}"
 
 
 def _wrong_dtypes(header: Header, wanted: ModelFile, where: str, hint: str) -> list[Problem]:

@@ -221,8 +221,8 @@ class _Piece:
     def raw(self) -> torch.Tensor:
         """Its bytes, [num_bytes] uint8."""
         first = self.tensors[0].detach()
-        whole = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
-        return whole[self.begin : self.begin + self.num_bytes]
+        storage = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
+        return storage[self.begin : self.begin + self.num_bytes]
 
     def move_to(self, memory: torch.Tensor) -> None:
         """Make all of its tensors point into `memory`, [num_bytes] uint8, at their present offsets."""

@@ -52,9 +52,9 @@ def find_tokenizer_dir(config: TrainConfig) -> Path | None:
         return config.tokenizer_dir
     if config.clip_l is None:
         return None
-    beside = config.clip_l.parent
-    candidates = (beside / "tokenizers", beside.parent / "tokenizers", beside)
-    return next((folder for folder in candidates if not _missing_files(folder)), None)
+    folder = config.clip_l.parent
+    candidates = (folder / "tokenizers", folder.parent / "tokenizers", folder)
+    return next((each for each in candidates if not _missing_files(each)), None)
 
 
 def clip_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
