@@ -39,6 +39,21 @@ def test_a_key_falls_back_from_subset_to_dataset_to_general_to_flag(tmp_path: Pa
     assert (section.subsets[0].keep_tokens, section.batch_size, section.resolution) == (1, 5, (512, 768))
 
 
+def test_an_empty_text_takes_back_what_is_set_above(tmp_path: Path) -> None:
+    text = one_subset('caption_prefix = ""', "", 'caption_prefix = "a photo"\ncaption_suffix = "."')
+    (subset,) = load(write_toml(tmp_path, text)).subsets
+    assert (subset.caption_prefix, subset.caption_suffix) == (None, ".")
+
+
+def test_flags_are_read_as_keys_are(tmp_path: Path) -> None:
+    settings = {"caption_extension": "cap", "resize_interpolation": "linear", "resolution": "320,256"}
+    config = load(replace(write_toml(tmp_path, one_subset()), **settings))
+    assert (config.subsets[0].caption_extension, config.subsets[0].resize_interpolation) == (".cap", "bilinear")
+    assert config.sections[0].resolution == (320, 256)
+    keys = 'caption_extension = "cap"\nresize_interpolation = "Linear"'
+    assert load(write_toml(tmp_path, one_subset(keys, "resolution = [320, 256]"))).subsets == config.subsets
+
+
 def test_resolution_is_a_side_or_a_pair(tmp_path: Path) -> None:
     assert load(write_toml(tmp_path, one_subset("", "resolution = 512"))).sections[0].resolution == (512, 512)
     pair = load(write_toml(tmp_path, one_subset("", "resolution = [512, 768]")))

@@ -144,8 +144,8 @@ class Read:
 class Schema:
     """Names and what their values may be.
 
-    noun: what an unknown name is not, as "a setting"; refused, elsewhere: names of other programs → what to do
-    instead; ignored: names that are accepted and change nothing → why; off: refused names → the value that asks for
+    noun: what an unknown name is not, as "a setting"; refused, elsewhere: names of other programs -> what to do
+    instead; ignored: names that are accepted and change nothing -> why; off: refused names -> the value that asks for
     nothing, where that is not false, 0 or empty; listing: where all names are found.
     """
 

@@ -192,12 +192,12 @@ class _Reader:
             flag = FLAGS.get(name, name)
             value = getattr(config, flag, None)
             if value not in (None, ""):
-                flags[name] = parse_size(value) if name == "resolution" else value
+                flags[name] = parse_size(value) if name == "resolution" else _normalized(name, value)
                 self.usage.wrote(FLAG_PLACE, name, flags[name], f"--{flag}", DEFAULTS[name])
         return flags
 
     def _table(self, level: str, *place: str | int) -> None:
-        """Read the keys of one table; an empty text counts as not given."""
+        """Read the keys of one table."""
         written = {name: value for name, value in self.file.table(*place).items() if (level, name) != _SUBSETS_KEY}
         read = SCHEMAS[level].read(
             Given(name, value, self.file.where(*place, name), subject=name) for name, value in written.items()
@@ -208,17 +208,18 @@ class _Reader:
             self.notices[Problem(given.where, what)] = None
         # 1 stays 1 where 1.0 would do: the manifest of a saved state has it as it was written
         values = {name: written[name] if written[name] == value else value for name, value in read.values.items()}
-        values = {name: _normalized(name, value) for name, value in values.items() if value != ""}
-        self.tables[place] = values
-        for name in values.keys() & DEFAULTS.keys() - {"image_dir"}:
-            self.usage.wrote(place, name, values[name], self.file.where(*place, name), DEFAULTS[name])
+        self.tables[place] = {name: _normalized(name, value) for name, value in values.items()}
+        for name, value in self.tables[place].items():
+            if name in DEFAULTS and name != "image_dir":
+                value = DEFAULTS[name] if value == "" else value
+                self.usage.wrote(place, name, value, self.file.where(*place, name), DEFAULTS[name])
 
     def _resolve(self, places: tuple[Place, ...], defaults: dict[str, Any], rules: Any) -> dict[str, Any]:
-        """The values of one dataset or subset, from the tables at `places`, innermost first."""
+        """The values of one dataset or subset, from the tables at `places`, innermost first; "" means the default."""
         keys: dict[str, Any] = {}
         for place in reversed(places):
             keys |= self.tables[place]
-        values = {name: keys.get(name, default) for name, default in defaults.items()}
+        values = {name: default if keys.get(name, "") == "" else keys[name] for name, default in defaults.items()}
         idle = idle_keys(values, rules)
         for name in defaults:
             self.usage.resolved(name, places, idle.get(name))
@@ -272,6 +273,8 @@ class _Reader:
 
 def _normalized(name: str, value: Any) -> Any:
     """The value of a key as `SubsetConfig` and `DatasetSection` hold it."""
+    if value == "":
+        return value
     if name == "resolution":
         return tuple(value) if isinstance(value, list) else (value, value)
     if name == "caption_extension":

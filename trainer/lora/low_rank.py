@@ -49,10 +49,10 @@ def in_precision_of_product(
 
     They are views of the adapters if those were placed together and already have this dtype.
     """
-    whole = as_one_vector([*downs, *ups])
-    if whole is None:
-        whole = torch.cat([each.flatten() for each in (*downs, *ups)])
-    parts = whole.to(dtype).split([sum(down.numel() for down in downs), *(up.numel() for up in ups)])
+    flat = as_one_vector([*downs, *ups])
+    if flat is None:
+        flat = torch.cat([each.flatten() for each in (*downs, *ups)])
+    parts = flat.to(dtype).split([sum(down.numel() for down in downs), *(up.numel() for up in ups)])
     return parts[0].view(-1, downs[0].shape[1]), [part.view(up.shape) for part, up in zip(parts[1:], ups, strict=True)]
 
 
