@@ -32,6 +32,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/shell/test_linters.py
+	$(BIN)/python tools/korean.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -143,6 +143,13 @@ def test_every_path_is_there_or_is_one_that_the_programs_make():
     assert not [path for path in paths() if not (ROOT / path).exists() and not CREATED.fullmatch(path)]
 
 
+@pytest.mark.parametrize("name", sorted(set(PAGES) - {KOREAN, *USER_PAGES}))
+def test_source_files_that_other_pages_name_are_there(name: str):
+    named = {path for code in CODE.findall(prose(text(name))) for path in PATH.findall(code)}
+    ours = [path for path in named if path.startswith(("trainer/", "benchmarks/", "tests/", "tools/", "mini/"))]
+    assert not [path for path in ours if not (ROOT / path).exists()]
+
+
 def commands() -> list[list[str]]:
     """The words of everything that is run: `sh X …`, `python -m MODULE …`, `make …`."""
     words = [shlex.split(line) for line in said() if re.match(r"(sh|\S*python -m|make) ", line)]
