@@ -13,9 +13,17 @@ import torch
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT, Workshop, environment, make_workshop
-from trainer.data.batches import Batch, BatchMaker, num_img_tokens, prefetch, scale_latents, unscale_latents
+from trainer.data.batches import (
+    Batch,
+    BatchMaker,
+    BatchSettings,
+    prefetch,
+    scale_latents,
+    shift_tokens,
+    unscale_latents,
+)
 from trainer.data.dataset import Draw, TrainingData, load_dataset
-from trainer.flow import TimestepSettings, sigma_at_quantile
+from trainer.flow import sigma_at_quantile
 from trainer.models.text import load_tokenizers
 
 TWO_SHAPES = """
@@ -66,7 +74,8 @@ def data(workshop: Workshop) -> TrainingData:
 
 def make_maker(workshop: Workshop, **settings) -> BatchMaker:
     tokenizers = load_tokenizers(workshop.models.tokenizer_dir)
-    return BatchMaker(workshop.config("run", **settings), Encoded(), tokenizers)  # type: ignore[arg-type]
+    chosen = workshop.config("run", **settings).select(BatchSettings)
+    return BatchMaker(chosen, Encoded(), tokenizers)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +194,7 @@ def test_validation_batches_never_change(workshop, maker, data):
     assert same(batch, make_maker(workshop).at_quantiles(draw, quantiles))
     mean = scale_latents(Encoded().latents(draw.sample, draw.flip)[0])
     assert all(torch.equal(row, mean) for row in batch.latents), "the posterior's mean, not a draw from it"
-    timesteps = maker.config.select(TimestepSettings)
-    assert torch.equal(batch.sigmas, sigma_at_quantile(quantiles, timesteps, num_img_tokens(draw.sample)))
+    assert torch.equal(batch.sigmas, sigma_at_quantile(quantiles, maker.settings, shift_tokens(draw.sample)))
     assert len({row.sum().item() for row in batch.noise}) == 3
 
 

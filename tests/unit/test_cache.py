@@ -18,7 +18,7 @@ from tests.dataset_files import draw
 from tests.recipe_files import Workshop, make_workshop
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig
-from trainer.data.batches import BatchMaker
+from trainer.data.batches import BatchMaker, BatchSettings
 from trainer.data.cache import CacheKeys, Encoded, TensorCache
 from trainer.data.dataset import TrainingData, load_dataset
 from trainer.data.encoding import encode_picture, fill_cache
@@ -324,7 +324,7 @@ def test_text_is_that_of_the_encoders(config, tokenizers, full, keys):
 def test_latents_are_drawn_afresh_from_their_posterior(config, data, tokenizers, full, keys):
     """One picture over many epochs has the posterior's own mean and spread, scaled for the transformer."""
     encoded = Encoded(full, keys)
-    maker = BatchMaker(config, encoded, tokenizers)
+    maker = BatchMaker(config.select(BatchSettings), encoded, tokenizers)
     draw = replace(data.batches(0)[0][0], caption="another")
     drawn = torch.stack([maker((replace(draw, epoch=epoch),)).latents[0] for epoch in range(400)])
     assert not torch.equal(drawn[0], drawn[1])

@@ -15,7 +15,7 @@ from tests.recipe_files import Workshop, make_workshop
 from tests.unit.test_step import CONFIG, make_batch, make_model, velocity
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig
-from trainer.data.batches import BatchMaker
+from trainer.data.batches import BatchMaker, BatchSettings
 from trainer.data.cache import CacheKeys, Encoded, TensorCache
 from trainer.data.dataset import Draw, TrainingData, load_dataset
 from trainer.data.encoding import encode_mask, encode_picture, fill_cache
@@ -218,7 +218,7 @@ def make_maker(workshop: Workshop, data: TrainingData) -> BatchMaker:
     tokenizers = load_tokenizers(workshop.models.tokenizer_dir)
     keys, cache = CacheKeys.of(config, tokenizers, 16), TensorCache(workshop.folder / "cache")
     fill_cache(config, data, data.captions_used(1), tokenizers, keys, cache, Accelerator(cpu=True))
-    return BatchMaker(config, Encoded(cache, keys), tokenizers)
+    return BatchMaker(config.select(BatchSettings), Encoded(cache, keys), tokenizers)
 
 
 def all_draws(data: TrainingData) -> tuple[Draw, ...]:

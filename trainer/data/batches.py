@@ -1,15 +1,13 @@
-"""From draws to tensors: what one forward and backward pass needs, prepared ahead on a thread."""
+"""From draws to tensors: what one forward and backward pass needs, prepared ahead by a thread."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from itertools import islice
 
 import torch
 
 from trainer.common.rng import torch_generator
-from trainer.config import TrainConfig
 from trainer.data.cache import Encoded
 from trainer.data.dataset import Draw, Sample
 from trainer.flow import TimestepSettings, sigma_at_quantile
@@ -19,7 +17,7 @@ from trainer.models.text import Tokenizers, clip_ids
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one shape, ready for the device.
+    """Images of one shape, ready for the device.
 
     latents, noise: [B, 16, H/8, W/8]; sigmas, weights: [B]; txt: [B, L, D]; pooled: [B, P];
     txt_mask: [B, L]; clip_ids: [B, 77], only when CLIP is trained. Maps of [B, 1, H/8, W/8], only when a sample
@@ -59,11 +57,20 @@ class Batch:
         return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(TimestepSettings):
+    """The settings that batches depend on, by their own names."""
+
+    seed: int
+    text_encoder_lr: float
+    apply_t5_attn_mask: bool
+
+
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes batches as a pure function of the run's seed and the draws. pin: for a GPU, see `Batch.pinned`."""
+    """Makes batches as a pure function of the settings and the draws. pin: for a GPU, see `Batch.pinned`."""
 
-    config: TrainConfig
+    settings: BatchSettings
     encoded: Encoded
     tokenizers: Tokenizers
     pin: bool = False
@@ -76,32 +83,28 @@ class BatchMaker:
         return batch.pinned() if self.pin else batch
 
     def at_quantiles(self, draw: Draw, quantiles: torch.Tensor) -> Batch:
-        """One picture at fixed quantiles of the timestep distribution, its noise fixed too: for validation."""
-        generator = torch_generator(self.config.seed, "validation", draw.sample.key)
+        """One image at fixed quantiles of the timestep distribution, its noise fixed too: for validation."""
+        generator = torch_generator(self.settings.seed, "validation", draw.sample.key)
         mean, _ = self.encoded.latents(draw.sample, draw.flip)
         count = len(quantiles)
         latents = scale_latents(mean).expand(count, -1, -1, -1)
         noise = torch.randn(latents.shape, generator=generator)
-        sigmas = sigma_at_quantile(quantiles, self._timesteps, num_img_tokens(draw.sample))
+        sigmas = sigma_at_quantile(quantiles, self.settings, shift_tokens(draw.sample))
         return self._batch((draw,) * count, latents, noise, sigmas)
 
-    @cached_property
-    def _timesteps(self) -> TimestepSettings:
-        return self.config.select(TimestepSettings)
-
     def _row(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        generator = torch_generator(self.config.seed, "noise", draw.epoch, draw.repeat, draw.sample.key)
+        generator = torch_generator(self.settings.seed, "noise", draw.epoch, draw.repeat, draw.sample.key)
         mean, std = self.encoded.latents(draw.sample, draw.flip)
         latents = scale_latents(mean + std * torch.randn(mean.shape, generator=generator))
         noise = torch.randn(mean.shape, generator=generator)
         quantile = torch.rand((), generator=generator, dtype=torch.float64)
-        return latents, noise, sigma_at_quantile(quantile, self._timesteps, num_img_tokens(draw.sample))
+        return latents, noise, sigma_at_quantile(quantile, self.settings, shift_tokens(draw.sample))
 
     def _batch(
         self, draws: tuple[Draw, ...], latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor
     ) -> Batch:
         txt, mask, pooled = (torch.stack(t) for t in zip(*(self.encoded.text(d.caption) for d in draws), strict=True))
-        trains_clip = self.config.text_encoder_lr > 0
+        trains_clip = self.settings.text_encoder_lr > 0
         maps = [self._maps(draw, latents.shape[-2:]) for draw in draws]
         return Batch(
             latents=latents,
@@ -110,7 +113,7 @@ class BatchMaker:
             weights=torch.tensor([draw.sample.loss_weight for draw in draws]),
             txt=txt,
             pooled=pooled,
-            txt_mask=mask if self.config.apply_t5_attn_mask else None,
+            txt_mask=mask if self.settings.apply_t5_attn_mask else None,
             clip_ids=clip_ids(self.tokenizers.clip, [d.caption for d in draws]) if trains_clip else None,
             preserve=_stacked([preserve for preserve, _ in maps], neutral=0.0),
             loss_mask=_stacked([weight for _, weight in maps], neutral=1.0),
@@ -147,11 +150,20 @@ def unscale_latents(latents: torch.Tensor) -> torch.Tensor:
     return latents / FLUX1.latents.scale + FLUX1.latents.shift
 
 
-def num_img_tokens(sample: Sample) -> int:
-    """How many tokens a picture of this bucket gives: one for each 16 x 16 pixels."""
+def shift_tokens(sample: Sample) -> int:
+    """The number of image tokens that flux_shift depends on: those of the image that is denoised."""
     side = FLUX1.latents.token_side
     width, height = sample.bucket
     return (width // side) * (height // side)
+
+
+def sequence_tokens(sample: Sample) -> int:
+    """The number of image tokens in the transformer's sequence, on which memory and attention depend.
+
+    The denoised image is the only one in it; a reference image would add its own tokens here, and none to
+    `shift_tokens`.
+    """
+    return shift_tokens(sample)
 
 
 def prefetch(make: BatchMaker, draws: Iterable[tuple[Draw, ...]], ahead: int = 2) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer.config import TrainConfig
-from trainer.data.batches import num_img_tokens
+from trainer.data.batches import sequence_tokens
 from trainer.engine.compilation import compile_blocks, import_compiler, use_cache
 from trainer.engine.step import AdaptedModel
 from trainer.lora.adapter import Dropouts, add_lora
@@ -39,7 +39,7 @@ def load_adapted_model(
     )
     swap_blocks(transformer, memory.choice.swapped, device)
     use_training_blocks(transformer)
-    shapes = Counter((len(draws), num_img_tokens(draws[0].sample)) for draws in plan.data.batches(0))
+    shapes = Counter((len(draws), sequence_tokens(draws[0].sample)) for draws in plan.data.batches(0))
     masked, timed = config.apply_t5_attn_mask, not config.deterministic
     choose_attention(transformer, plan.keys.t5_length, shapes, masked, timed)
     adapt = {

@@ -17,7 +17,7 @@ from trainer.checkpoint.naming import run_dir
 from trainer.checkpoint.state import State, restore
 from trainer.common.process import phase
 from trainer.config import TrainConfig
-from trainer.data.batches import BatchMaker
+from trainer.data.batches import BatchMaker, BatchSettings
 from trainer.data.cache import TensorCache
 from trainer.data.dataset import Draw
 from trainer.data.encoding import fill_cache
@@ -166,7 +166,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, reques
         config=config,
         accelerator=accelerator,
         plan=plan,
-        maker=BatchMaker(config, encoded, tokenizers, pin=accelerator.device.type == "cuda"),
+        maker=BatchMaker(config.select(BatchSettings), encoded, tokenizers, pin=accelerator.device.type == "cuda"),
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data.batches import num_img_tokens
+from trainer.data.batches import sequence_tokens
 from trainer.data.cache import CacheKeys
 from trainer.data.dataset import TrainingData
 from trainer.memory.bytes import Work
@@ -43,7 +43,7 @@ def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys:
     """The largest batch of the first epoch, and what stays on the device beside it."""
     batches = data.batches(0)
     img_tokens, batch = max(
-        ((num_img_tokens(draws[0].sample), len(draws)) for draws in batches),
+        ((sequence_tokens(draws[0].sample), len(draws)) for draws in batches),
         key=lambda shape: shape[1] * (shape[0] + keys.t5_length),
     )
     paged, averages = config.optimizer_type.lower().startswith("paged"), 4 * bool(config.ema_decay)
