@@ -112,6 +112,7 @@ def prepare(setting: Setting, work: Path, length: Length, mixed: bool, num_proce
     where = [
         f"--dataset_config={dataset}", f"--cache_dir={work / 'cache'}", f"--output_dir={folder / 'loras'}",
         f"--run_dir={folder}", "--output_name=run", "--log_with=none",
+        "--overwrite",  # of a measurement that was interrupted
         f"--save_every_n_steps={steps}", f"--max_train_steps={steps + 1}",
     ]  # fmt: skip
     flags = tuple(merge_flags(setting.flags, where))

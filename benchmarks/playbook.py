@@ -81,6 +81,7 @@ def _measure(arguments: argparse.Namespace, files: ModelFiles) -> Iterator[Figur
         f"--pretrained_model_name_or_path={files.transformer}", f"--ae={files.ae}", f"--clip_l={files.clip_l}",
         f"--t5xxl={files.t5xxl}", f"--dataset_config={arguments.dataset_config}",
         f"--output_dir={arguments.work / 'loras'}", f"--run_dir={run_dir}", f"--cache_dir={arguments.work / 'cache'}",
+        "--overwrite",
     ]  # fmt: skip
     if "playbook" not in arguments.skip:
         name = "playbook"

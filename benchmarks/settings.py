@@ -27,7 +27,7 @@ PRESETS: dict[str, tuple[str, Sequence[str]]] = {
 }
 # the bench sets these: the length of a run, what it writes, and where
 DECIDED = frozenset(
-    "max_train_steps max_train_epochs output_dir output_name run_dir cache_dir log_with log_every resume"
+    "max_train_steps max_train_epochs output_dir output_name run_dir cache_dir log_with log_every resume overwrite"
     " save_every_n_epochs save_every_n_steps config_file".split()
 )
 ON_CPU = ["--mixed_precision=no", "--torch_compile=false"]

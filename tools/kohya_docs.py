@@ -61,6 +61,9 @@ answered with the nearest known name. All problems are reported together, each w
   ComfyUI and diffusers load. `python -m trainer convert --format kohya` converts to kohya's names, exactly.
 - **Everything is cached by content**, and captions may still vary between samples.
 - **Resume is exact**, mid-epoch too.
+- **Nothing is replaced** unless you ask for it. If an earlier run with the same `output_name` has left LoRA files,
+  states or samples, a new run is refused, with their names. `--resume` continues that run; `--overwrite` replaces its
+  files. kohya replaces them silently.
 """
 
 

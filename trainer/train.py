@@ -28,6 +28,7 @@ from trainer.engine.tasks import due_tasks, record_step
 from trainer.memory.first_step import out_of_memory, reserve, run_until_it_fits
 from trainer.optim.foreach import gradients, with_gradient
 from trainer.preflight.check import make_plan
+from trainer.preflight.outputs import require_names
 from trainer.preflight.plan import RunPlan
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,12 @@ def train(
 
 @contextmanager
 def own_run_dir(config: TrainConfig) -> Iterator[None]:
-    """Lock the run's folder, clean up after a process that was killed, and write the settings to config.toml."""
+    """Lock the run's folder, clean up after a process that was killed, and write the settings to config.toml.
+
+    Raises `Problems` if another process holds the lock, or if the LoRA files' names cannot be created.
+    """
     with run_lock(run_dir(config)):
+        require_names(config)
         remove_leftovers(config)
         discard_requests(run_dir(config))
         write_text(run_dir(config) / "config.toml", to_toml(config))

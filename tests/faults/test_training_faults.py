@@ -69,7 +69,9 @@ def test_weights_that_are_not_finite_are_never_saved(workshop):
     workshop.train("last", max_train_steps=1)
     before = Finished(workshop.config("last")).lora().read_bytes()
     with pytest.raises(Problems, match="not finite"):
-        workshop.train("last", max_train_steps=1, learning_rate=1e38, network_dim=8, optimizer_args=["eps=1e-30"])
+        workshop.train(
+            "last", overwrite=True, max_train_steps=1, learning_rate=1e38, network_dim=8, optimizer_args=["eps=1e-30"]
+        )
     run = Finished(workshop.config("last"))
     assert run.lora().read_bytes() == before and run.loras() == ["tj.safetensors"]
 
@@ -94,7 +96,7 @@ def test_a_full_disk_is_told_plainly_and_leaves_the_previous_file(workshop, caps
     states = sorted(path.name for path in run.folder.glob("*state*"))
     size = run.lora().stat().st_size
     with disk_of(size - 100 if not settings else 2 * size):  # a state's tensors are in float32
-        assert main(["train", *workshop.argv(place, max_train_steps=2, **settings)]) == 1
+        assert main(["train", *workshop.argv(place, max_train_steps=2, overwrite=True, **settings)]) == 1
     told = capsys.readouterr().err
     assert "File too large" in told and "Traceback" not in told
     assert str(run.config.output_dir if not settings else run.folder) in told
@@ -145,7 +147,7 @@ def test_a_cache_entry_that_is_damaged_between_runs_is_made_again(workshop, capl
     for path in (workshop.folder / ".cache").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-9])
     with caplog.at_level(logging.WARNING):
-        second = workshop.train("cached", max_train_steps=3)
+        second = workshop.train("cached", max_train_steps=3, overwrite=True)
     assert caplog.text.count("is damaged") >= 5 and second.status == 0
     assert all(torch.equal(plain[name], tensor) for name, tensor in second.tensors().items())
 

@@ -49,7 +49,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_playbooks_command_line_runs_unchanged(project, launcher):
-    shutil.rmtree(project / "runs", ignore_errors=True)
+    for written in ("runs", "models/loras"):
+        shutil.rmtree(project / written, ignore_errors=True)
     said = finish([*LAUNCHERS[launcher], *PLAYBOOK, *APPENDED], folder=project)
     for flag in ("sdpa", "persistent_data_loader_workers", "cache_latents_to_disk", "cache_text_encoder_outputs"):
         assert sum(flag in line for line in said.splitlines()) == 1, f"{flag} is told once"

@@ -227,11 +227,11 @@ def test_cache_bytes_are_those_that_encoding_adds(workshop, tmp_path):
 def test_the_plan_in_words(workshop):
     text = make_plan(workshop.config("words", max_train_epochs=4, save_every_n_epochs=2)).summary()
     for words in (
-        "5 pictures x 3, 'tjtoy toy'",
-        "64 x 64: 5 pictures, 15 draws, 8 batches",
-        "8 batches an epoch / 1 a step = 8 steps an epoch, 32 steps in 4 epochs",
+        "5 images x 3, 'tjtoy toy'",
+        "64 x 64: 5 images, 15 samples, 8 batches",
+        "8 batches per epoch / 1 per step = 8 steps per epoch, 32 steps in 4 epochs",
         "LoRA of rank 4 on",
-        "2 checkpoints into",
+        "2 checkpoints in",
         "5 latents and 1 captions to encode",
     ):
         assert words in text

@@ -88,7 +88,7 @@ def test_problems_are_counted_and_end_with_status_1(capsys):
 def test_check_prints_notices_and_the_plan(workshop, capsys):
     assert main(["check", *workshop.argv("check"), "--sdpa"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("sdpa: always on") and "2 pictures" in text and text.rstrip().endswith("No problems found.")
+    assert text.startswith("sdpa: always on") and "2 images" in text and text.rstrip().endswith("No problems found.")
     assert not (workshop.folder / "check").exists(), "nothing is written"
     assert main(["check", *workshop.argv("check")]) == 0
     assert not capsys.readouterr().out.startswith("\n"), "no notices, no line"

@@ -1,6 +1,7 @@
 """What a check says of a LoRA or a state to start from, and of settings without effect."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_wor
 from tests.small_run import Run
 from trainer.checkpoint.naming import position_after
 from trainer.checkpoint.state import save_state
+from trainer.common.files import write_text
 from trainer.config import parse_config
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, load_lora_shapes, save_lora
@@ -131,6 +133,18 @@ def test_a_state_that_fits_is_planned_from(workshop, state):
     assert make_plan(workshop.config("resumed", **every, resume=state(max_train_steps=4))).checkpoints == 2
 
 
+def test_a_resumed_run_may_replace_its_own_files_and_no_other_runs(workshop, state):
+    resume, settings = state(max_train_steps=4), {"max_train_steps": 4, "output_name": "tj"}
+    config = workshop.config("resumed", **settings, resume=resume)
+    for name in ("tj", "other"):
+        write_text(config.output_dir / f"{name}.safetensors", "of an earlier run")
+    assert make_plan(config).replaces == ()
+    (problem,) = check_report(replace(config, output_name="other"))
+    assert problem.startswith("--output_name=other: an earlier run") and "other.safetensors" in problem
+    for name in ("tj", "other"):
+        (config.output_dir / f"{name}.safetensors").unlink()
+
+
 def test_auto_goes_on_in_the_precision_that_the_run_began_with(workshop, state, monkeypatch):
     auto = {"max_train_steps": 4, "base_precision": "auto"}
     assert make_plan(workshop.config("resumed", **auto, resume=state(**auto))).memory.choice.precision == "bf16"
@@ -148,14 +162,14 @@ def test_differences_are_told_with_all_other_problems(workshop, state):
 
 def test_a_finished_run_is_told(workshop, state):
     (problem,) = check_report(workshop.config("resumed", max_train_steps=2, resume=state(max_train_steps=2)))
-    assert "this run is done: step 2 was its last" in problem
+    assert "this run is finished: step 2 was its last" in problem
 
 
 def test_a_damaged_manifest_is_told_before_anything_is_loaded(workshop, state):
     folder = state(max_train_steps=4)
     (folder / "state.json").write_text("{")
     (problem,) = check_report(workshop.config("resumed", max_train_steps=4, resume=folder))
-    assert "damaged" in problem
+    assert "corrupt" in problem
     (folder / "state.json").write_text('{"format": "flux-dreambooth-state-1", "progress": {"dict": []}}')
     assert has(check_report(workshop.config("resumed", max_train_steps=4, resume=folder)), str(folder))
 
@@ -163,10 +177,10 @@ def test_a_damaged_manifest_is_told_before_anything_is_loaded(workshop, state):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("pretrained_model_name_or_path", "the transformer file is another one"),
-        ("ae", "the autoencoder file is another one"),
-        ("clip_l", "the CLIP-L file or its tokenizer is another one"),
-        ("t5xxl", "the T5 file or its tokenizer is another one"),
+        ("pretrained_model_name_or_path", "the transformer file is a different one"),
+        ("ae", "the autoencoder file is a different one"),
+        ("clip_l", "the CLIP-L file or its tokenizer is a different one"),
+        ("t5xxl", "the T5 file or its tokenizer is a different one"),
     ],
 )
 def test_a_swapped_model_is_refused_and_can_be_accepted(workshop, state, tmp_path, flag, words):

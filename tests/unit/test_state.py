@@ -116,8 +116,8 @@ def damage_byte(path) -> None:
         ("adapter-00000.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-5]), "bytes instead of"),
         ("ema-00000.safetensors", lambda path: path.unlink(), "missing from the state"),
         ("state.json", lambda path: path.unlink(), "not a training state"),
-        ("state.json", lambda path: path.write_text(path.read_text()[:-20]), "damaged"),
-        ("state.json", lambda path: path.write_text("{}"), "not a state of the format"),
+        ("state.json", lambda path: path.write_text(path.read_text()[:-20]), "corrupt"),
+        ("state.json", lambda path: path.write_text("{}"), "not a state in the format"),
     ],
 )
 def test_damage_is_named(tmp_path, name, harm, words):
@@ -148,6 +148,21 @@ def test_delete_state_deletes_only_states_of_ours(tmp_path):
         with pytest.raises(ValueError, match=name):
             delete_state(tmp_path / name)
     assert (tmp_path / "state-2" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_other_files_is_kept_where_a_state_goes(tmp_path, caplog):
+    """A folder of that name that is no state, and a state to which the user has added a file."""
+    folder = tmp_path / "state-step00000002"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("notes")
+    Run().train(0, 2).save(folder)
+    (folder / "more.txt").write_text("more notes")
+    Run().train(0, 2).save(folder)
+    assert (tmp_path / "state-step00000002.kept1" / "mine.txt").read_text() == "notes"
+    assert (tmp_path / "state-step00000002.kept2" / "more.txt").read_text() == "more notes"
+    assert load_state(folder).progress["step"] == 2 and caplog.text.count("is now state-step00000002.kept") == 2
+    Run().train(0, 2).save(folder)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_states_are_listed_in_order_and_a_moved_one_is_found_again(tmp_path):

@@ -1,1 +1,1 @@
-"""LoRA and state files of a run: their names, writing in the background, the exact training state."""
+"""Checkpoints of a run: names of LoRA files and states, writing in the background, the exact training state."""

@@ -1,4 +1,4 @@
-"""A file written on a thread while training goes on: at most one at a time, and nothing about it forgotten."""
+"""Writing files on a thread while training continues, one at a time; errors reach the main thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,30 +6,30 @@ from typing import Any
 
 
 class BackgroundWrite:
-    """What it writes must be a copy that nothing changes. What goes wrong there is raised here, in the main thread."""
+    """Runs a write on a thread. The data must be a copy that nothing changes; errors are raised in the main thread."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: tuple[Future[Any], Callable[[Any], None]] | None = None
 
     def start(self, write: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """Begin `write`, after the one before has ended; `then` gets what it returned, in the main thread."""
+        """Wait for the previous write, then start `write`. Its result is passed to `then`, in the main thread."""
         self.finish()
         self._pending = self._pool.submit(write), then
 
     def collect(self) -> None:
-        """Take note of a write that has ended; never waits."""
+        """Finish a write that has ended; does not wait for one that has not."""
         if self._pending and self._pending[0].done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait for what is being written. Raises what it raised."""
+        """Wait for the current write, and raise its error if it failed."""
         if self._pending:
             (future, then), self._pending = self._pending, None
             then(future.result())
 
     def close(self) -> None:
-        """Wait, then let the thread go."""
+        """Finish the current write and end the thread."""
         try:
             self.finish()
         finally:

@@ -1,4 +1,4 @@
-"""When a LoRA and a state are written, what they are called, and which of them are kept."""
+"""When LoRA files and states are written, their names, and which of them are kept."""
 
 import logging
 import re
@@ -11,11 +11,12 @@ from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
 
 log = logging.getLogger(__name__)
+SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands after an optimizer step. step and epoch count from 1; 0 is before the first."""
+    """How far a run is after an optimizer step. step, epoch: counted from 1; 0 is before the first step."""
 
     step: int
     epoch: int
@@ -24,27 +25,27 @@ class Position:
 
 
 def position_after(schedule: Schedule, step: int) -> Position:
-    """Where a run stands after `step` optimizer steps."""
+    """The position after `step` optimizer steps."""
     epoch = -(-step // schedule.steps_per_epoch)
     ends_epoch = step > 0 and step % schedule.steps_per_epoch == 0
     return Position(step, epoch, ends_epoch, step == schedule.total_steps)
 
 
 def is_due(position: Position, every_epochs: int | None, every_steps: int | None) -> bool:
-    """Whether something that happens every so often happens now, at the end of this step."""
+    """Whether something that happens every n epochs or every n steps (None: never) is due at this position."""
     by_epoch = bool(every_epochs) and position.ends_epoch and position.epoch % (every_epochs or 1) == 0
     by_step = bool(every_steps) and position.step > 0 and position.step % (every_steps or 1) == 0
     return by_epoch or by_step
 
 
 def steps_due(schedule: Schedule, every_epochs: int | None, every_steps: int | None, start_step: int = 0) -> list[int]:
-    """The steps after `start_step` at whose end something that happens every so often happens."""
+    """The steps after `start_step` at which `is_due` holds."""
     steps = range(start_step + 1, schedule.total_steps + 1)
     return [step for step in steps if is_due(position_after(schedule, step), every_epochs, every_steps)]
 
 
 def checkpoint_name(config: TrainConfig, position: Position) -> str:
-    """kohya's names without the ending: NAME at the end, NAME-000025 after an epoch, else NAME-step00000100."""
+    """kohya's file name, without extension: NAME at the end, NAME-000025 after an epoch, else NAME-step00000100."""
     if position.ends_run:
         return config.output_name
     due_by_epoch = is_due(position, config.save_every_n_epochs, None)
@@ -53,13 +54,18 @@ def checkpoint_name(config: TrainConfig, position: Position) -> str:
     return f"{config.output_name}-step{position.step:08d}"
 
 
+def checkpoint_name_pattern(config: TrainConfig) -> re.Pattern[str]:
+    """Matches every name that `checkpoint_name` gives for a run with this output_name."""
+    return re.compile(rf"{re.escape(config.output_name)}(-\d{{6}}|-step\d{{8}})?")
+
+
 def lora_path(config: TrainConfig, position: Position) -> Path:
-    """The LoRA file of a position."""
-    return config.output_dir / f"{checkpoint_name(config, position)}.safetensors"
+    """The path of a position's LoRA file."""
+    return config.output_dir / f"{checkpoint_name(config, position)}{SAFETENSORS}"
 
 
 def state_path(config: TrainConfig, step: int) -> Path:
-    """The state folder of a step."""
+    """The path of a step's state, a folder."""
     return run_dir(config) / f"state-step{step:08d}"
 
 
@@ -74,15 +80,15 @@ def sample_path(config: TrainConfig, step: int, index: int) -> Path:
 
 
 def remove_leftovers(config: TrainConfig) -> None:
-    """Remove half-written LoRA files of this run's name, left by a process that was killed while saving."""
-    pattern = rf"\.{re.escape(config.output_name)}(-\d{{6}}|-step\d{{8}})?\.safetensors\.\w+\.tmp"
+    """Remove partly written LoRA files with this run's name, left by a process that was killed while saving."""
+    pattern = rf"\.{checkpoint_name_pattern(config).pattern}{re.escape(SAFETENSORS)}\.\w+\.tmp"
     for path in config.output_dir.glob(".*.tmp"):
         if re.fullmatch(pattern, path.name):
             path.unlink()
 
 
 def latest_state(folder: Path) -> Path | None:
-    """The state that was written last into a run's folder, or the folder itself when it is a state."""
+    """The state in a run's folder that was written last, or the folder itself if it is a state; None without one."""
     recover(folder.parent)
     if (folder / MANIFEST).is_file():
         return folder
@@ -90,7 +96,7 @@ def latest_state(folder: Path) -> Path | None:
 
 
 def remove_outdated(config: TrainConfig, position: Position, steps_per_epoch: int) -> list[Path]:
-    """Remove what `--save_last_n_*` no longer keeps of this run's own numbered files; returns what went."""
+    """Remove this run's numbered files and states that `--save_last_n_*` no longer keeps; returns their paths."""
     loras, states = config.output_dir.glob("*.safetensors"), list_states(run_dir(config))
     return [path for path in outdated(config, position, steps_per_epoch, loras, states) if _remove(path)]
 
@@ -98,9 +104,10 @@ def remove_outdated(config: TrainConfig, position: Position, steps_per_epoch: in
 def outdated(
     config: TrainConfig, position: Position, steps_per_epoch: int, loras: Iterable[Path], states: Iterable[Path]
 ) -> list[Path]:
-    """Which of these files and states `--save_last_n_*` no longer keeps after this position, by their names.
+    """Which of these files and states, by their names, `--save_last_n_*` no longer keeps after this position.
 
-    Epoch files: the last n that were due, the final file not counted. Step files: those of the last n steps.
+    Of epoch files, the last n that were due are kept, not counting the final file; of step files, those of the last n
+    steps.
     """
     epochs, steps = config.save_last_n_epochs, config.save_last_n_steps
     state_epochs = config.save_last_n_epochs_state or epochs
@@ -118,17 +125,17 @@ def _remove(path: Path) -> bool:
         return True
     try:
         delete_state(path)
-    except ValueError as error:  # somebody keeps files of their own in it
+    except ValueError as error:  # the user keeps files of their own in it
         log.warning("%s", error)
         return False
     return True
 
 
 class _Ages:
-    """Age in epochs (of epoch files) and in steps (of step files) of what a run has written, by name.
+    """The age of a run's files, by name: in epochs for epoch files, in steps for step files.
 
-    Ages count from the last epoch and step that were due, so that a save out of turn, as at the end
-    of the run, removes nothing too early.
+    Ages count from the last epoch and step that were due, so that an additional save, such as the one at the end of the
+    run, removes nothing too early.
     """
 
     def __init__(self, config: TrainConfig, position: Position, steps_per_epoch: int):

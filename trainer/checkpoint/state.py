@@ -1,10 +1,9 @@
-"""The exact training state as a folder: safetensors and JSON, no pickle, whole or not there at all.
+"""The exact training state as a folder of safetensors and JSON, without pickle, written completely or not at all.
 
-    state-…/  state.json          the shape of everything, progress, size and SHA-256 of each file
+    state-…/  state.json          the structure of everything, progress, size and SHA-256 of each file
               adapter-00000.safetensors  optimizer-00000.safetensors …  ema-00000.safetensors
 
-Each file holds at most SHARD_BYTES (one larger tensor stands alone), which bounds the host memory
-that a save needs.
+Each file has at most SHARD_BYTES, unless a single tensor is larger; this bounds the host memory that a save needs.
 """
 
 import json
@@ -44,21 +43,21 @@ SHARD_BYTES = 2**31
 
 @dataclass(frozen=True)
 class State:
-    """A state folder that was found whole. progress: as it was given to `save_state`."""
+    """A state whose files were verified. progress: as given to `save_state`; manifest: the content of state.json."""
 
     folder: Path
     progress: dict[str, Any]
     manifest: dict[str, Any]
 
     def tensors(self, part: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The tensors of a part ("adapter", "optimizer" or "ema"); host tensors stay on the host."""
+        """The tensors of a part ("adapter", "optimizer" or "ema"); those saved from the host stay on the host."""
         on_host, found = set(self.manifest["on_host"]), {}
         for path in self._files(part):
             found.update(load_file(path, device=str(device)))
         return {name: tensor.cpu() if name in on_host else tensor for name, tensor in found.items()}
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """The shapes of a part's tensors, from the files' headers."""
+        """The shapes of a part's tensors, read from the files' headers."""
         found = {}
         for path in self._files(part):
             with safe_open(path, "pt") as file:
@@ -66,7 +65,7 @@ class State:
         return found
 
     def value(self, part: str, device: torch.device | str = "cpu") -> Any:
-        """A part as it was saved; None when the run had none."""
+        """A part as it was saved; None if the run had none."""
         return decode(self.manifest[part], self.tensors(part, device))
 
     def _files(self, part: str) -> list[Path]:
@@ -82,10 +81,10 @@ def save_state(
     ema: Ema | None,
     progress: dict[str, Any],
 ) -> None:
-    """Write the state of adapter `tensors`, optimizer, schedule and averages; `progress` is plain JSON.
+    """Write the state of adapter `tensors`, optimizer, schedule and averages. progress: plain JSON.
 
-    Everything is written and flushed under a temporary name beside `folder` and renamed at the end: a
-    kill or a full disk leaves the states that were there. A full disk raises one of FULL_DISK_ERRORS.
+    Everything is written and flushed under a temporary name next to `folder`, then renamed: a kill or a full disk
+    leaves existing states intact. A full disk raises one of FULL_DISK_ERRORS.
     """
     parts = {
         "adapter": dict(tensors),
@@ -103,7 +102,7 @@ def save_state(
 
 
 def load_state(folder: Path) -> State:
-    """Check a state folder against its manifest, every byte. Raises Problems that name what is damaged."""
+    """Verify the checksum of every file of a state. Raises `Problems` that name what is missing or corrupt."""
     recover(folder.parent)
     manifest = _read_manifest(folder)
     raise_if_any(file_problems(folder, manifest["files"]))
@@ -111,7 +110,7 @@ def load_state(folder: Path) -> State:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """The progress that a state was saved with, its tensors unread. Raises Problems when its manifest is damaged."""
+    """The progress that a state was saved with; tensors are not read. Raises `Problems` for a corrupt manifest."""
     return decode(_read_manifest(folder)["progress"], {})
 
 
@@ -125,10 +124,10 @@ def restore(
     ema: Ema | None,
     keep_settings: bool = False,
 ) -> None:
-    """Put a state back, bitwise. Raises Problems when it belongs to another adapter or optimizer.
+    """Restore a state bitwise. Raises `Problems` if it belongs to another adapter or optimizer.
 
-    keep_settings: learning rate, weight decay and the like stay as they are configured now
-    (--resume_anyway) instead of becoming what they were.
+    keep_settings: keep learning rate, weight decay and the like as they are configured now (--resume_anyway), instead
+    of restoring them.
     """
     raise_if_any(_mismatches(state, parameters, optimizer, ema))
     device = next(iter(parameters.values())).device
@@ -152,7 +151,7 @@ def _write(folder: Path, parts: dict[str, Any], optimizer_class: str) -> None:
     writers = {name: TreeWriter() for name in parts}
     for name, value in parts.items():
         manifest[name] = writers[name].encode(value, name)
-        assert name in PARTS or not writers[name].tensors, f"{name} holds tensors"
+        assert name in PARTS or not writers[name].tensors, f"{name} has tensors"
     every = [item for part in PARTS for item in writers[part].tensors.items()]
     manifest["on_host"] = [name for name, tensor in every if tensor.device.type == "cpu"]
     with ThreadPoolExecutor(HASH_THREADS) as pool:
@@ -161,7 +160,7 @@ def _write(folder: Path, parts: dict[str, Any], optimizer_class: str) -> None:
             for index, shard in enumerate(_shards(writers[part].tensors)):
                 path = folder / f"{part}-{index:05d}.safetensors"
                 write_safetensors(path, {name: _alone(tensor) for name, tensor in shard.items()})
-                entries[path.name] = pool.submit(file_entry, path)  # while the next one is written
+                entries[path.name] = pool.submit(file_entry, path)  # while the next file is written
         manifest["files"] = {name: entry.result() for name, entry in entries.items()}
     write_json(folder / MANIFEST, manifest)
 
@@ -179,7 +178,7 @@ def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """A host copy that shares memory with nothing; safetensors refuses tensors that do."""
+    """A copy in host memory of its own; safetensors refuses tensors that share memory."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
@@ -190,9 +189,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Problems([Problem(str(path), f"damaged: {error}", CHOOSE_ANOTHER)]) from error
+        raise Problems([Problem(str(path), f"corrupt: {error}", CHOOSE_ANOTHER)]) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise Problems([Problem(str(path), f"not a state of the format {FORMAT}", CHOOSE_ANOTHER)])
+        raise Problems([Problem(str(path), f"not a state in the format {FORMAT}", CHOOSE_ANOTHER)])
     return manifest
 
 
@@ -208,7 +207,7 @@ def _mismatches(state: State, parameters: Mapping[str, Tensor], optimizer: Optim
         what = f"the state of {state.manifest['optimizer_class']}, not of {_class_name(optimizer)}"
         problems.append(Problem(where, what, "keep optimizer_type as it was"))
     if ema is not None and state.manifest["ema"] is None:
-        problems.append(Problem(where, "was saved without a moving average", "leave --ema_decay out"))
+        problems.append(Problem(where, "was saved without a moving average", "remove --ema_decay"))
     return problems
 
 
@@ -222,18 +221,18 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore_optimizer(state: State, optimizer: Optimizer, device: torch.device) -> None:
-    optimizer.state.clear()  # first, so that the device never holds two
+    optimizer.state.clear()  # first, so that the device never has two of them
     saved = state.value("optimizer", device)
     try:
         optimizer.load_state_dict(saved)
     except ValueError as error:
-        hint = "keep the optimizer and what is trained as they were"
+        hint = "keep the optimizer and the trained layers as they were"
         raise Problems([Problem(str(state.folder), f"the optimizer does not fit: {error}", hint)]) from error
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in saved["state"].items():
         restored = optimizer.state[parameters[index]]
         for name, value in values.items():
-            # torch casts state to the parameter's type, which would round what was kept in fp32
+            # torch casts state to the parameter's dtype, which would round fp32 state
             if isinstance(value, Tensor) and restored[name].dtype != value.dtype:
                 restored[name] = value.to(restored[name].device)
 

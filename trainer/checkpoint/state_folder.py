@@ -1,5 +1,7 @@
-"""A folder of state on disk: put in place whole, checked byte by byte, deleted only when it is ours."""
+"""The folder of a state: put in place as a whole, verified by checksums, deleted only if everything in it is ours."""
 
+import itertools
+import logging
 import os
 import re
 import shutil
@@ -10,17 +12,18 @@ from typing import Any
 from trainer.common.files import sha256_file
 from trainer.common.problems import Problem
 
+log = logging.getLogger(__name__)
 MANIFEST = "state.json"
 HASH_THREADS = 4
 _PREVIOUS = ".previous"
-CHOOSE_ANOTHER = "choose another state with --resume, or start anew without it"
+CHOOSE_ANOTHER = "choose another state with --resume, or start a new run without it"
 _OWN_FILE = re.compile(
     r"\.?(state\.json|(adapter|optimizer|ema)-\d{5}\.safetensors)(\..*)?|\.tmp\w+"
 )  # .tmp…: safetensors' own
 
 
 def begin(folder: Path) -> Path:
-    """An empty temporary folder beside `folder`; what killed saves and deletions left there is removed."""
+    """An empty temporary folder next to `folder`. Leftovers of saves and deletions that were killed are removed."""
     recover(folder.parent)
     _remove_leftovers(folder.parent)
     temporary = folder.with_name(f".{folder.name}.saving")
@@ -29,10 +32,12 @@ def begin(folder: Path) -> Path:
 
 
 def put_in_place(temporary: Path, folder: Path) -> None:
-    """Make the written `temporary` the state at `folder`, in place of the one that may be there."""
+    """Rename the written `temporary` to `folder`. A state that is there is replaced; any other folder is kept aside."""
     previous = folder.with_name(f".{folder.name}{_PREVIOUS}")
+    if folder.exists() and not _is_ours(folder):
+        _keep_aside(folder)
     if folder.exists():
-        folder.rename(previous)  # a kill here is mended by recover
+        folder.rename(previous)  # `recover` undoes this after a kill
     temporary.rename(folder)
     handle = os.open(folder.parent, os.O_RDONLY)
     try:
@@ -43,8 +48,16 @@ def put_in_place(temporary: Path, folder: Path) -> None:
         shutil.rmtree(previous)
 
 
+def _keep_aside(folder: Path) -> None:
+    """Rename a folder that has other files than a state's, so that they are not lost."""
+    names = (folder.with_name(f"{folder.name}.kept{number}") for number in itertools.count(1))
+    kept = next(name for name in names if not name.exists())
+    folder.rename(kept)
+    log.warning("%s has files that are not of a state; it is now %s", folder, kept.name)
+
+
 def recover(parent: Path) -> None:
-    """Bring back what a killed `put_in_place` had moved aside."""
+    """Restore states that `put_in_place` had renamed when it was killed."""
     for previous in parent.glob(f".*{_PREVIOUS}"):
         folder = parent / previous.name[1 : -len(_PREVIOUS)]
         if not folder.exists() and (previous / MANIFEST).is_file():
@@ -52,18 +65,18 @@ def recover(parent: Path) -> None:
 
 
 def list_states(parent: Path) -> list[Path]:
-    """The whole states in a folder, by name; states of one run are named so that this is their order."""
+    """The complete states in a folder, sorted by name; for states of one run that is the order of their steps."""
     recover(parent)
     return sorted(path.parent for path in parent.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
 
 
 def delete_state(folder: Path) -> None:
-    """Delete a state folder of ours, and refuse (ValueError) a folder that holds anything else.
+    """Delete a state's folder. Raises ValueError, and deletes nothing, if it has any other file.
 
-    It is renamed first, so that a half-deleted state never looks like one.
+    It is renamed first, so that a partly deleted state never looks like a state.
     """
     if not (folder / MANIFEST).is_file() or not _is_ours(folder):
-        raise ValueError(f"{folder} is not a state folder, or holds other files; it is left alone")
+        raise ValueError(f"{folder} is not a state's folder, or has other files in it; it is left alone")
     condemned = folder.with_name(f".{folder.name}.deleting")
     folder.rename(condemned)
     shutil.rmtree(condemned)
@@ -75,7 +88,7 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def file_problems(folder: Path, entries: dict[str, dict[str, Any]]) -> list[Problem]:
-    """Every file of the manifest that is missing or not as it was saved."""
+    """A problem for each file of the manifest that is missing or differs from what was saved."""
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         problems = pool.map(lambda name: _file_problem(folder / name, entries[name]), entries)
         return [problem for problem in problems if problem]
@@ -85,15 +98,15 @@ def _file_problem(path: Path, entry: dict[str, Any]) -> Problem | None:
     if not path.is_file():
         return Problem(str(path), "missing from the state", CHOOSE_ANOTHER)
     if path.stat().st_size != entry["bytes"]:
-        what = f"damaged: {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
+        what = f"corrupt: {path.stat().st_size:,} bytes instead of {entry['bytes']:,}"
         return Problem(str(path), what, CHOOSE_ANOTHER)
     if sha256_file(path) != entry["sha256"]:
-        return Problem(str(path), "damaged: its content is not what was saved (SHA-256 differs)", CHOOSE_ANOTHER)
+        return Problem(str(path), "corrupt: its SHA-256 differs from that of the saved file", CHOOSE_ANOTHER)
     return None
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """What killed saves and deletions left beside the states."""
+    """Remove leftovers of saves and deletions that were killed."""
     for suffix in (".saving", ".deleting", _PREVIOUS):
         for folder in parent.glob(f".*{suffix}"):
             if folder.is_dir() and _is_ours(folder):

@@ -1,6 +1,6 @@
-"""Nested state (dicts, lists, tuples, scalars, tensors) as JSON beside named tensors, exactly.
+"""Nested state (dicts, lists, tuples, scalars, tensors) as JSON and a dict of tensors, exactly.
 
-JSON has no tuples, no keys but strings and no infinities; these are written as marked objects.
+JSON has no tuples, infinities or keys other than strings: these are written as tagged objects.
 """
 
 import math
@@ -14,13 +14,13 @@ from torch import Tensor
 
 @dataclass
 class TreeWriter:
-    """Turns values into JSON and collects their tensors under the path at which each first occurs."""
+    """Turns values into JSON and collects their tensors, each under the path at which it first occurs."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)  # by identity: one tensor is written once
 
     def encode(self, value: Any, path: str) -> Any:
-        """`value` as plain JSON. Raises TypeError for what would not come back the same."""
+        """`value` as plain JSON. Raises TypeError for a type that could not be restored exactly."""
         if isinstance(value, Tensor):
             return {"tensor": self._name(value, path)}
         if value is None or type(value) in (bool, int, str):
@@ -44,7 +44,7 @@ class TreeWriter:
 
 
 def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `TreeWriter.encode`; tensors are taken from `tensors` by name."""
+    """The inverse of `TreeWriter.encode`. tensors: by the names that the writer gave them."""
     if isinstance(value, list):
         return [decode(item, tensors) for item in value]
     if not isinstance(value, dict):

@@ -60,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
         log.info("%s", notice)
     if computes_bf16(accelerator.device) and not any(word.startswith("--mixed_precision") for word in rest):
         config = replace(config, mixed_precision="bf16")
+    config = replace(config, overwrite=True)  # `planned_checkpoints` refuses files that are not from a demo
     plan = make_plan(config, accelerator.num_processes, accelerator.device)
     checkpoints = planned_checkpoints(plan)
     raise_if_any([*_prompts_problems(given.prompts), *write_problems([("--output", given.output)])])

@@ -144,6 +144,11 @@ class TrainConfig:
         None, "state folder to resume from", "exact, mid-epoch too; step and epoch numbers continue"
     )
     resume_anyway: bool = _output(False, "resume even if settings or images have changed", OURS)
+    overwrite: bool = _output(
+        False,
+        "replace LoRA files, states and samples that an earlier run with the same output_name has left",
+        OURS,
+    )
     no_metadata: bool = _output(False, "leave training metadata out of the LoRA file")
     training_comment: str | None = _output(None, "comment for the metadata")
     metadata_title: str | None = _output(None, "title in the metadata; if not given, output_name")

@@ -1,1 +1,1 @@
-"""Everything that can be known about a run before a weight is read."""
+"""Everything that can be checked and planned before weights are read."""

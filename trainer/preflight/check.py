@@ -1,4 +1,4 @@
-"""Everything that can be known before a weight is read: all problems at once, or the plan of the run."""
+"""Everything that can be checked before weights are read: all problems together, or the plan of the run."""
 
 import math
 from collections.abc import Callable
@@ -29,8 +29,9 @@ from trainer.optim.build import OptimizerSettings, optimizer_problems, rate_prob
 from trainer.optim.schedule import ScheduleSettings, lr_scheduler_problems
 from trainer.preflight.disk import Growth
 from trainer.preflight.memory import plan_memory, with_measured
+from trainer.preflight.outputs import earlier_files, name_problems, overwrite_problems
 from trainer.preflight.plan import AdapterPlan, RunPlan
-from trainer.preflight.resume import Saved, read_saved, resume_problems
+from trainer.preflight.resume import Saved, continues, read_saved, resume_problems
 from trainer.preflight.warnings import plan_notices
 from trainer.sampling.prompts import SamplePrompt, load_sample_prompts
 
@@ -40,12 +41,12 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Findings:
-    """The problems of all parts of the check, so that one part's do not hide another's."""
+    """Problems collected from all parts of the check, so that those of one part do not hide those of another."""
 
     problems: list[Problem] = field(default_factory=list)
 
     def gather(self, part: Callable[..., T], *arguments: Any) -> T | None:
-        """What a part returns; None, and its problems kept, where it raises them."""
+        """The result of `part(*arguments)`; None if it raises `Problems` or OSError, which are collected."""
         try:
             return part(*arguments)
         except Problems as found:
@@ -56,12 +57,12 @@ class Findings:
 
 
 def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device = CPU) -> RunPlan:
-    """Decode every picture, read every header, add everything up; look at how much room the device has.
+    """Decode every image, read every header, add up bytes and steps, and look at the device's free memory.
 
-    Raises `Problems` with all that is wrong, so that one look at it mends it all.
+    Nothing is written. Raises `Problems` with everything that is wrong.
     """
     found = Findings(_model_problems(config))
-    models_are_whole = not found.problems
+    models_are_valid = not found.problems
     tokenizers = found.gather(_tokenizers, config)
     prompts = found.gather(_sample_prompts, config)
     start = found.gather(_start, config)
@@ -69,11 +70,13 @@ def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device 
     network = found.gather(parse_network_args, config.network_args)
     found.problems += [] if config.base_precision == "auto" else precision_problems(config.base_precision, device)
     found.problems += _optimizer_problems(config, network) + write_problems(_written_folders(config))
+    replaces = [] if continues(saved, config) else earlier_files(config)
+    found.problems += name_problems(config) or overwrite_problems(config, replaces)
     data, warnings = found.gather(load_dataset, config, num_processes) or (None, [])
     if data:
         found.problems += lr_scheduler_problems(config.select(ScheduleSettings), data.schedule.total_steps)
     adapter, keys, models = None, None, None
-    if models_are_whole and network:
+    if models_are_valid and network:
         adapter = found.gather(plan_adapter, config, network, start)
     if adapter and tokenizers:
         keys = CacheKeys.of(config, tokenizers, _t5_length(config, adapter))
@@ -85,11 +88,12 @@ def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device 
     memory = plan_memory(config if saved is None else saved.with_precision(config), data, adapter, keys, device)
     plan = _assemble(config, num_processes, data, adapter, keys, models, tokenizers, prompts, saved, memory)
     raise_if_any(_disk_problems(plan))
-    return with_measured(replace(plan, warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan))))
+    plan = replace(plan, warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan)), replaces=tuple(replaces))
+    return with_measured(plan)
 
 
 def check_models(config: TrainConfig) -> Tokenizers:
-    """Check the four model files alone, and load the tokenizers. Raises `Problems`."""
+    """Check only the four model files and the tokenizers, which it loads. Raises `Problems`."""
     raise_if_any(_model_problems(config))
     return _tokenizers(config)
 
@@ -103,7 +107,7 @@ def _tokenizers(config: TrainConfig) -> Tokenizers:
     folder = find_tokenizer_dir(config)
     if folder is None:
         hint = "sh download.sh, or give a folder with tokenizer/ and tokenizer_2/ as in the FLUX.1-dev repository"
-        raise Problems([Problem("--tokenizer_dir", "not given, and no tokenizers beside --clip_l", hint)])
+        raise Problems([Problem("--tokenizer_dir", "not given, and there are no tokenizers next to --clip_l", hint)])
     return load_tokenizers(folder)
 
 
@@ -135,9 +139,9 @@ def _cache_dir(config: TrainConfig) -> Path | None:
 
 
 def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | None = None) -> AdapterPlan:
-    """Which layers get which rank, and how many numbers are trained.
+    """Which layers are adapted with which rank, and how many parameters are trained.
 
-    start: the file of --network_weights. Raises `Problems` where it does not fit.
+    start: the file of --network_weights. Raises `Problems` if it does not fit the model.
     """
     assert config.pretrained_model_name_or_path and config.clip_l
     transformer = plan_transformer(read_header(config.pretrained_model_name_or_path)).module
@@ -169,8 +173,8 @@ def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | No
 def _overridden_layers(network: NetworkArgs) -> list[Problem]:
     if not (names := network.chosen_ranks):
         return []
-    what = f"{', '.join(names)}: layers and ranks are those of the file with --dim_from_weights"
-    return [Problem("--network_args", what, "leave one of the two out")]
+    what = f"{', '.join(names)}: --dim_from_weights takes layers and ranks from the file"
+    return [Problem("--network_args", what, "remove one of the two")]
 
 
 def _ranks_of(lora: LoraFile, model: Any) -> dict[str, int]:
@@ -180,10 +184,10 @@ def _ranks_of(lora: LoraFile, model: Any) -> dict[str, int]:
 def _nothing_to_train(config: TrainConfig, ranks: dict, clip_ranks: dict, where: str) -> list[Problem]:
     problems = []
     if not ranks:
-        problems.append(Problem(where, "holds no layer of the transformer's blocks", "leave --dim_from_weights out"))
+        problems.append(Problem(where, "has no layer of the transformer's blocks", "remove --dim_from_weights"))
     if config.text_encoder_lr > 0 and not clip_ranks:
-        hint = "--text_encoder_lr 0 trains none of CLIP-L"
-        problems.append(Problem(where, "holds no layer of CLIP-L, from which --dim_from_weights takes the rank", hint))
+        hint = "set --text_encoder_lr 0, which does not train CLIP-L"
+        problems.append(Problem(where, "has no layer of CLIP-L from which --dim_from_weights could take a rank", hint))
     return problems
 
 
@@ -201,7 +205,7 @@ def _t5_length(config: TrainConfig, adapter: AdapterPlan) -> int:
 
 
 def model_fingerprints(config: TrainConfig, keys: CacheKeys) -> dict[str, str]:
-    """What tells each model file from others, by its flag."""
+    """A fingerprint of each model file, by its flag. keys: of the run, which have three of them already."""
     assert config.pretrained_model_name_or_path
     transformer = fingerprint(config.pretrained_model_name_or_path)
     return {
@@ -260,22 +264,22 @@ def _t5_width(config: TrainConfig) -> int:
 
 
 def _disk_problems(plan: RunPlan) -> list[Problem]:
-    """Caches, LoRA files and states against the free space of the disks that they go to, together."""
-    hint = "free some, move --output_dir or --run_dir, or keep fewer with --save_last_n_epochs"
-    return [Problem("disk", line, hint) for line in shortage(_shares(plan, moment) for moment in plan.growth)]
+    """Disks that have too little free space for the cache, LoRA files and states together."""
+    hint = "free some space, move --output_dir or --run_dir, or keep fewer files with --save_last_n_epochs"
+    return [Problem("disk", line, hint) for line in shortage(_shares(plan, at_save) for at_save in plan.growth)]
 
 
 def _stop_notices(plan: RunPlan) -> list[Problem]:
-    """A run that is stopped writes a LoRA and a state out of turn."""
+    """Warnings for disks without room for the extra LoRA file and state that a stopped run writes."""
     last = max(plan.growth, key=sum)
     more = Growth(last.loras + plan.lora_bytes, last.states + plan.state_bytes)
-    hint = "free some, or a run that is stopped near its end cannot be resumed from there"
+    hint = "free some space, or a run that is stopped near its end cannot be resumed from there"
     return [Problem("disk", f"if the run is stopped, {line}", hint) for line in shortage([_shares(plan, more)])]
 
 
-def _shares(plan: RunPlan, moment: Growth) -> list[Share]:
+def _shares(plan: RunPlan, at_save: Growth) -> list[Share]:
     return [
         Share(plan.cache_dir, "cache", plan.missing_cache_bytes),
-        Share(plan.config.output_dir, "LoRA files", moment.loras),
-        Share(run_dir(plan.config), "states", moment.states),
+        Share(plan.config.output_dir, "LoRA files", at_save.loras),
+        Share(run_dir(plan.config), "states", at_save.states),
     ]

@@ -1,4 +1,4 @@
-"""From a checked run to its memory plan."""
+"""The memory plan of a checked run."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from trainer.preflight.plan import AdapterPlan, RunPlan, optimizer_bytes_per_num
 def plan_memory(
     config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys: CacheKeys, device: torch.device
 ) -> MemoryPlan:
-    """What the run will take on a device, and the fastest way to fit it in there."""
+    """The fastest way to fit the run into a device's memory, and the bytes that it will take."""
     work = work_of(config, data, adapter, keys)
     gpu = query_device(device)
     plan = make_memory_plan(work, gpu, allowed_by(config, len(work.blocks), gpu, device), device)
@@ -27,12 +27,12 @@ def plan_memory(
 
 
 def with_measured(plan: RunPlan) -> RunPlan:
-    """The plan with what a run like it took on this machine, if there was one."""
+    """The plan, with the speed and memory of an earlier run of the same kind on this machine if there was one."""
     return replace(plan, memory=replace(plan.memory, measured=find_measured(plan.cache_dir, measured_key(plan))))
 
 
 def measured_key(plan: RunPlan) -> str:
-    """Under which name this run's speed and memory are kept."""
+    """The key under which this run's speed and memory are recorded."""
     memory, config = plan.memory, plan.config
     device = memory.device.name if memory.device else "cpu"
     runs = (config.torch_compile, config.cuda_graphs, config.gradient_accumulation_steps, plan.world_size)
@@ -40,7 +40,7 @@ def measured_key(plan: RunPlan) -> str:
 
 
 def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys: CacheKeys) -> Work:
-    """The largest batch of the first epoch, and what stays on the device beside it."""
+    """The work of a step: the largest batch of the first epoch, and everything that stays on the device."""
     batches = data.batches(0)
     img_tokens, batch = max(
         ((sequence_tokens(draws[0].sample), len(draws)) for draws in batches),

@@ -1,4 +1,4 @@
-"""A checked run in numbers: what will be trained, in how many steps, and what it will write."""
+"""A checked run in numbers: what it will train, in how many steps, and what it will write."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ from trainer.memory.choose import MemoryPlan
 from trainer.models.description import FLUX1, BaseModel
 from trainer.models.text import Tokenizers
 from trainer.preflight.disk import Growth, growth, save_steps
+from trainer.preflight.outputs import in_words
 from trainer.sampling.prompts import SamplePrompt
 
 SAVE_BYTES = {"bf16": 2, "fp16": 2, "float": 4}
-# what an optimizer keeps of each parameter: tensors of the parameter's own precision, and bytes beside them
+# the state of an optimizer per parameter: numbers in the parameter's own precision, and additional bytes
 OPTIMIZER_TENSORS = {
     "adamw": (2, 0),
     "lion": (1, 0),
-    "prodigy": (0.5, 12),  # where a parameter started, for those that did not start at zero
-    "adafactor": (0, 1),  # rows and columns only
+    "prodigy": (0.5, 12),  # 0.5: initial values, of those parameters that do not start at zero
+    "adafactor": (0, 1),  # only rows and columns
     "adamw8bit": (0, 2.1),
     "pagedadamw8bit": (0, 2.1),
     "pagedadamw": (0, 8),
@@ -37,12 +38,12 @@ GB = 1e9
 
 
 def trained_itemsize(config: TrainConfig) -> int:
-    """Bytes of one number of the adapter."""
+    """Bytes of one parameter of the adapter."""
     return 2 if config.full_bf16 else 4
 
 
 def optimizer_bytes_per_number(config: TrainConfig) -> float:
-    """What the optimizer and the average keep of one number of the adapter, beside it."""
+    """Bytes of optimizer state and moving average per parameter of the adapter."""
     tensors, more = OPTIMIZER_TENSORS.get(config.optimizer_type.lower(), UNKNOWN_OPTIMIZER)
     return trained_itemsize(config) * tensors + more + 4 * bool(config.ema_decay)
 
@@ -72,10 +73,12 @@ class AdapterPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do. Made by `trainer.preflight.check.make_plan`, after everything was found in order.
+    """What a run will do, as `trainer.preflight.check.make_plan` returns it if it finds no problem.
 
-    config: the settings, network_dim and network_alpha as --dim_from_weights has found them. models:
-    what tells each model file from others, by its flag. start_step: steps done by the resumed state.
+    config: the settings, with network_dim and network_alpha as --dim_from_weights found them. models: a fingerprint of
+    each model file, by its flag. start_step: optimizer steps that the resumed state has done. captions: all that will
+    be encoded. missing_latents, missing_texts: how many the cache lacks. replaces: files of an earlier run that
+    --overwrite allows this run to replace.
     """
 
     config: TrainConfig
@@ -95,13 +98,14 @@ class RunPlan:
     missing_latents: int
     missing_texts: int
     memory: MemoryPlan
+    replaces: tuple[Path, ...] = ()
     _epochs: dict[int, list[tuple[Draw, ...]]] = field(default_factory=dict)
 
     def group(self, step: int) -> Sequence[tuple[Draw, ...]]:
-        """The batches of one optimizer step (counted from 1), over all processes."""
+        """The batches of an optimizer step (counted from 1), over all processes."""
         epoch, index = divmod(step - 1, self.schedule.steps_per_epoch)
         if epoch not in self._epochs:
-            while len(self._epochs) > 1:  # prefetching looks at most into the next epoch
+            while len(self._epochs) > 1:  # prefetching reads ahead at most into the next epoch
                 self._epochs.pop(min(self._epochs))
             self._epochs[epoch] = self.data.batches(epoch)
         size = self.schedule.batches_per_step
@@ -109,38 +113,38 @@ class RunPlan:
 
     @property
     def lora_bytes(self) -> int:
-        """One LoRA file."""
+        """Bytes of a LoRA file."""
         return self.adapter.num_parameters * SAVE_BYTES[self.config.save_precision]
 
     @property
     def state_bytes(self) -> int:
-        """One state: the adapter in its own precision, its optimizer's tensors, its average in float32."""
+        """Bytes of a state: the adapter in its own precision, the optimizer's tensors, the average in float32."""
         number = trained_itemsize(self.config) + optimizer_bytes_per_number(self.config)
         return int(self.adapter.num_parameters * number)
 
     @property
     def checkpoints(self) -> int:
-        """How many LoRA files the run still writes."""
+        """The number of LoRA files that the run will write."""
         return len(save_steps(self.config, self.schedule, self.start_step))
 
     @cached_property
     def growth(self) -> tuple[Growth, ...]:
-        """What LoRA files and states take at each save, beyond what they took when this was first asked."""
+        """Bytes that LoRA files and states will take at each save, minus those that they took when first asked."""
         return growth(self.config, self.schedule, self.start_step, self.lora_bytes, self.state_bytes)
 
     @property
     def lora_bytes_kept(self) -> int:
-        """The most that LoRA files grow by, the one that is being written included."""
-        return max(moment.loras for moment in self.growth)
+        """The maximum growth of LoRA files in bytes, including the file that is being written."""
+        return max(at_save.loras for at_save in self.growth)
 
     @property
     def state_bytes_kept(self) -> int:
-        """The most that states grow by, the one that is being written included."""
-        return max(moment.states for moment in self.growth)
+        """The maximum growth of states in bytes, including the state that is being written."""
+        return max(at_save.states for at_save in self.growth)
 
     @property
     def missing_cache_bytes(self) -> int:
-        """What encoding will add: mean and deviation of latents in float32, T5's text in 2 or 4 bytes."""
+        """Bytes that encoding will add: mean and deviation of latents in float32, T5's output in 2 or 4 bytes."""
         views = self.data.views()
         pixels = sum(sample.bucket[0] * sample.bucket[1] for sample, _ in views) // max(len(views), 1)
         kind = FLUX1.latents
@@ -148,27 +152,27 @@ class RunPlan:
         return latents + self.missing_texts * self.keys.t5_length * self.t5_width * 4
 
     def summary(self) -> str:
-        """The plan in lines for people."""
+        """The plan as lines of text."""
         return "\n".join(
             [
                 *(f"warning: {warning}" for warning in self.warnings),
                 "",
-                *self._picture_lines(),
+                *self._image_lines(),
                 *self._step_lines(),
                 *self._file_lines(),
                 *self.memory.lines(),
             ]
         )
 
-    def _picture_lines(self) -> list[str]:
-        held_out = f", {len(self.data.validation)} more held out" if self.data.validation else ""
+    def _image_lines(self) -> list[str]:
+        held_out = f", {len(self.data.validation)} more held out for validation" if self.data.validation else ""
         buckets = (
-            f"  {count.bucket[0]} x {count.bucket[1]}: {count.pictures} pictures, {count.draws} draws,"
+            f"  {count.bucket[0]} x {count.bucket[1]}: {count.pictures} images, {count.draws} samples,"
             f" {count.batches} batches"
             for count in self.data.buckets()
         )
         return [
-            f"{len(self.data.samples)} pictures{held_out}",
+            f"{len(self.data.samples)} images{held_out}",
             *_subset_lines(self.data.samples),
             *buckets,
             *self._note_lines(),
@@ -180,8 +184,8 @@ class RunPlan:
     def _step_lines(self) -> list[str]:
         schedule = self.schedule
         return [
-            f"{self.data.num_batches} batches an epoch / {schedule.batches_per_step} a step ="
-            f" {schedule.steps_per_epoch} steps an epoch, {schedule.total_steps} steps in {schedule.num_epochs} epochs"
+            f"{self.data.num_batches} batches per epoch / {schedule.batches_per_step} per step ="
+            f" {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} steps in {schedule.num_epochs} epochs"
         ]
 
     def _file_lines(self) -> list[str]:
@@ -189,11 +193,12 @@ class RunPlan:
         about = "" if self.config.optimizer_type.lower() in OPTIMIZER_TENSORS else "about "
         return [
             f"LoRA of rank {_ranks_in_words(self.adapter)} on {layers} layers of {self.adapter.base.name}:"
-            f" {self.adapter.num_parameters / 1e6:.1f} M parameters, {self.lora_bytes / GB:.3f} GB a file",
-            f"{self.checkpoints} checkpoints into {self.config.output_dir}:"
+            f" {self.adapter.num_parameters / 1e6:.1f} M parameters, {self.lora_bytes / GB:.3f} GB per file",
+            f"{self.checkpoints} checkpoints in {self.config.output_dir}:"
             f" {self.checkpoints * self.lora_bytes / GB:.3f} GB; a state is {about}{self.state_bytes / GB:.3f} GB",
             f"{self.missing_latents} latents and {self.missing_texts} captions to encode:"
-            f" {self.missing_cache_bytes / GB:.3f} GB into {self.cache_dir}",
+            f" {self.missing_cache_bytes / GB:.3f} GB in {self.cache_dir}",
+            *([f"files of an earlier run to replace: {in_words(self.replaces)}"] if self.replaces else []),
         ]
 
 
@@ -205,7 +210,7 @@ def _subset_lines(samples: Sequence[Sample]) -> list[str]:
         kind = ", regularisation" if subset.is_reg else ""
         repeats = sorted({sample.num_repeats for sample in own})
         times = "-".join(map(str, repeats[:: max(len(repeats) - 1, 1)]))
-        lines.append(f"  {subset.image_dir}: {len(own)} pictures x {times}, {subset.concept!r}{kind}")
+        lines.append(f"  {subset.image_dir}: {len(own)} images x {times}, {subset.concept!r}{kind}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Where a run stands, what a state remembers of it, and whether a state still fits."""
+"""The progress of a run, what a state records of it, and whether a run can be resumed from a state."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.checkpoint.naming import latest_state
 from trainer.checkpoint.state import State, load_state, read_progress
+from trainer.checkpoint.state_folder import CHOOSE_ANOTHER
 from trainer.common.clock import now
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.rng import derive_seed
@@ -24,9 +25,10 @@ MODEL_NAMES = {
 
 @dataclass
 class Progress:
-    """What is known of a run beside its tensors; goes into states and metadata.
+    """How far a run is; goes into states and metadata.
 
-    step: optimizer steps done. started_at: Unix time of the first start. seconds: spent in steps.
+    step: optimizer steps done. session_id: a number that identifies the run, as kohya's ss_session_id. started_at: Unix
+    time of the first start. seconds: time spent in steps.
     """
 
     step: int
@@ -40,7 +42,7 @@ class Progress:
         return cls(0, derive_seed(config.seed, "session", config.output_name, started_at) >> 31, started_at)
 
     def record(self, config: TrainConfig, plan: RunPlan) -> dict[str, Any]:
-        """All that a state remembers beside tensors, as plain JSON."""
+        """Everything that a state records except tensors, as plain JSON."""
         return {
             **asdict(self),
             "config": to_dict(config),
@@ -56,7 +58,7 @@ RECORDED = {*(field.name for field in fields(Progress)), "config", "data", "mode
 
 @dataclass(frozen=True)
 class Saved:
-    """A state as its manifest describes it; what it recorded is as `Progress.record` gave it."""
+    """A state as its manifest describes it. record: what `Progress.record` returned when it was saved."""
 
     folder: Path
     record: dict[str, Any]
@@ -67,42 +69,49 @@ class Saved:
         return self.record["step"]
 
     def with_precision(self, config: TrainConfig) -> TrainConfig:
-        """The settings with the base's precision that `auto` chose at the start, whatever the device has room for."""
+        """The settings, with the base model's precision that `auto` chose when the run was started."""
         chosen = self.record.get("base_precision")
         return replace(config, base_precision=chosen) if config.base_precision == "auto" and chosen else config
 
 
 def read_saved(config: TrainConfig) -> Saved | None:
-    """What is known of the state that --resume names, or of the newest in the run's folder that it names.
+    """The state that --resume names, or the newest one if it names a run's folder; None without --resume.
 
-    None without --resume. Raises `Problems` when it is not there or its manifest is damaged; tensors are not read.
+    Tensors are not read. Raises `Problems` if there is no state or its manifest is corrupt.
     """
     if config.resume is None:
         return None
     folder = latest_state(config.resume)
     if folder is None:
-        raise Problems([Problem(f"--resume={config.resume}", "there is no state", "give a folder runs/NAME/state-…")])
+        raise Problems([Problem(f"--resume={config.resume}", "no state there", "give a folder runs/NAME/state-…")])
     record = read_progress(folder)
     if missing := RECORDED - record.keys():
-        what = f"not a state of a training run: it does not say {', '.join(sorted(missing))}"
-        raise Problems([Problem(str(folder), what, "choose another state with --resume, or start anew without it")])
+        what = f"not the state of a training run: it lacks {', '.join(sorted(missing))}"
+        raise Problems([Problem(str(folder), what, CHOOSE_ANOTHER)])
     return Saved(folder, record)
+
+
+def continues(saved: Saved | None, config: TrainConfig) -> bool:
+    """Whether the run continues the one whose state --resume names, and not under another output_name."""
+    if saved is None:
+        return config.resume is not None  # the state could not be read, which is reported
+    return saved.record["config"].get("output_name") == config.output_name
 
 
 def resume_problems(
     saved: Saved, config: TrainConfig, data: TrainingData | None, models: Mapping[str, str] | None, world_size: int
 ) -> list[Problem]:
-    """Why the saved run cannot be gone on with. data and models: None where they could not be read."""
+    """Reasons the saved run cannot be resumed. data, models: None if they could not be read."""
     problems = []
     if not config.resume_anyway:
-        hint = "go back to what it was, or add --resume_anyway to go on with the new"
+        hint = "restore what it was, or add --resume_anyway to continue with the change"
         found = _differences(saved.record, config, data, models, world_size)
         problems += [
             Problem(str(saved.folder), f"saved by a different run: {difference}", hint) for difference in found
         ]
     if data and saved.step >= data.schedule.total_steps:
         hint = "raise --max_train_epochs or --max_train_steps and add --resume_anyway"
-        problems.append(Problem(str(saved.folder), f"this run is done: step {saved.step} was its last", hint))
+        problems.append(Problem(str(saved.folder), f"this run is finished: step {saved.step} was its last", hint))
     return problems
 
 
@@ -118,14 +127,17 @@ def _differences(
         found += config_differences(record["data"], data.manifest())
     for flag, name in MODEL_NAMES.items():
         if models and models[flag] != record["models"].get(flag):
-            found.append(f"{name} is another one")
+            found.append(f"{name} is a different one")
     if record["world_size"] != world_size:
-        found.append(f"it ran in {record['world_size']} processes, now there are {world_size}")
+        found.append(f"it ran with {record['world_size']} processes, now there are {world_size}")
     return found
 
 
 def find_state(config: TrainConfig, plan: RunPlan) -> tuple[State, Progress]:
-    """The state that --resume names, every byte checked. `Problems` as `read_saved` and `resume_problems` do."""
+    """The state that --resume names, with checksums verified, and its progress.
+
+    Raises `Problems` like `read_saved`, and those of `resume_problems`.
+    """
     saved = read_saved(config)
     assert saved
     raise_if_any(resume_problems(saved, config, plan.data, plan.models, plan.world_size))
