@@ -27,7 +27,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = {128 + number for number in STOPS}  # exit statuses of a training that was stopped and has saved
 GRACE = 30
 OPTIONS = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
-HAS_P2P = "import sys; from accelerate.utils import check_cuda_p2p_ib_support as ok; sys.exit(not ok())"
+NO_P2P = 3
+ASK_P2P = f"import sys; from accelerate.utils import check_cuda_p2p_ib_support as ok; sys.exit(0 if ok() else {NO_P2P})"
 
 
 def read_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -62,7 +63,8 @@ def environments(options: dict[str, str]) -> list[dict[str, str]]:
     if local > 1:
         shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # as under torchrun
     # some consumer cards cannot copy to each other, and accelerate refuses to start on them without these
-    if os.environ.get("ACCELERATE_USE_CPU") != "true" and subprocess.run([sys.executable, "-c", HAS_P2P]).returncode:
+    on_gpu = os.environ.get("ACCELERATE_USE_CPU") != "true"
+    if on_gpu and subprocess.run([sys.executable, "-c", ASK_P2P]).returncode == NO_P2P:
         shared |= {name: os.environ.get(name, "1") for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")}
     return [shared | {"RANK": str(first + index), "LOCAL_RANK": str(index)} for index in range(local)]
 

@@ -101,8 +101,8 @@ def test_cards_that_cannot_copy_to_each_other(monkeypatch: pytest.MonkeyPatch):
     """accelerate raises NotImplementedError on them unless both variables are set."""
     init = part("init")
     monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"]})
-    for program, expected in (("raise SystemExit(1)", "1"), ("", None)):
-        init.HAS_P2P = program
+    for program, expected in (("raise SystemExit(3)", "1"), ("", None), ("raise SystemExit(1)", None)):
+        init.ASK_P2P = program
         for found in init.environments({"num_processes": "2"}):
             assert found.get("NCCL_P2P_DISABLE") == found.get("NCCL_IB_DISABLE") == expected
 
