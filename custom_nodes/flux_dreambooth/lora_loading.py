@@ -12,7 +12,7 @@ from typing import Any
 from .lora_file.description import Surveyed, look_into
 from .lora_file.foreign import foreign_kind
 from .lora_file.keys import Module, Survey
-from .lora_file.modules import not_finite, read_tensors, with_numbers
+from .lora_file.modules import read_tensors, with_numbers
 from .lora_file.strength import ADAPTER_CONFIG
 from .lora_matching import BIASES, Match, bias_of, match, part_of, weight_part
 
@@ -66,7 +66,7 @@ def load(path: Path) -> LoadedLora:
     try:
         before = signature(path)
         file = look_into(path)  # refuses other files before their gigabytes are read
-        tensors = read_tensors(file.header)
+        tensors, broken = read_tensors(file.header)
         after = signature(path)
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read: {error.strerror or error}") from error
@@ -74,7 +74,7 @@ def load(path: Path) -> LoadedLora:
         raise ValueError(f"{path.name} cannot be used: {error}") from None
     if after != before:
         raise ValueError(f"{path.name} is being written at this moment; queue the prompt again")
-    if broken := not_finite(tensors):
+    if broken:
         raise ValueError(
             f"{path.name} cannot be used: {len(broken)} of its {len(tensors)} tensors hold numbers that are not finite "
             f"(NaN), as {broken[0]}, and images would turn black; take an earlier checkpoint of the run"

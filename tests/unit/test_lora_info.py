@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.recipe_files import ROOT
 from tests.unit.test_lora_convert import CLIP, change, module, small_lora
 from trainer.common.problems import Problems
 from trainer.lora.convert import write_lora
@@ -122,3 +125,51 @@ def test_concepts_of_an_odd_type_are_shown(tmp_path: Path):
     tensors = {f"{CLIP}.lora_A.weight": one.down, f"{CLIP}.lora_B.weight": one.up}
     save_file(tensors, tmp_path / "a", metadata={"ss_datasets": datasets})
     assert [concept["trigger"] for concept in describe(tmp_path / "a")["concepts"]] == [["a", "b"]]
+
+
+def test_a_header_that_is_nested_too_deeply_is_a_problem(tmp_path: Path):
+    header = b'{"a":' * 100_000
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(Problems, match="nested too deeply"):
+        describe(tmp_path / "a")
+
+
+def test_another_models_lora_is_called_by_its_name(tmp_path: Path):
+    name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    save_file(
+        {f"{name}.lora_down.weight": torch.ones(4, 8), f"{name}.lora_up.weight": torch.ones(8, 4)}, tmp_path / "a"
+    )
+    with pytest.raises(Problems, match=r"it is a LoRA of SDXL or SD 1\.5"):
+        describe(tmp_path / "a")
+
+
+def test_a_lora_of_t5_is_described(tmp_path: Path):
+    name = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    save_file(
+        {f"{name}.lora_down.weight": torch.ones(4, 8), f"{name}.lora_up.weight": torch.ones(8, 4)}, tmp_path / "a"
+    )
+    info = describe(tmp_path / "a")
+    assert info["modules"] == {"T5": 1} and list(info["block_norms"]) == ["text_encoder_2.encoder.block.0"]
+
+
+def test_another_kind_of_adapter_is_described_without_norms(tmp_path: Path):
+    name = "lycoris_transformer_blocks_0_attn_to_q"
+    save_file({f"{name}.lokr_w1": torch.ones(2, 2), f"{name}.lokr_w2": torch.ones(4, 4)}, tmp_path / "a")
+    info = describe(tmp_path / "a")
+    assert info["modules"] == {"double block": 1} and "LoKr" in info["notes"][0]
+    assert "norms of the weight change are shown for LoRA only" in render(info)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "-3", "1.5", "x"])
+def test_steps_that_are_no_number_are_none(tmp_path: Path, text: str):
+    one = module(2, 8, 8)
+    save_file({f"{CLIP}.lora_A.weight": one.down, f"{CLIP}.lora_B.weight": one.up}, tmp_path / "a", {"ss_steps": text})
+    assert describe(tmp_path / "a")["steps"] is None
+
+
+def test_info_needs_no_torch(file: Path):
+    code = "import sys; from trainer.__main__ import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "info", str(file)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "False", done.stderr

@@ -1,7 +1,7 @@
 """LoRA files made from LoRA files: another layout, a smaller rank, several in one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from trainer.lora.file import LoraFile, load_lora, write_tensors
 from trainer.lora_file import algebra
 from trainer.lora_file.metadata import merged_metadata, with_new_ranks, without_outdated
 from trainer.lora_file.modules import LoraModule
-from trainer.lora_file.writing import LAYOUTS, diffusers_tensors, kohya_tensors, lost_by_rounding
+from trainer.lora_file.writing import LAYOUTS, all_finite, diffusers_tensors, kohya_tensors, lost_by_rounding
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,11 @@ def convert(
         lora, kept = resize(lora, rank, energy, device)
         lines.append(f"resized: {describe_ranks(lora)}, {kept:.2%} of the squared norm kept")
     try:
-        write_lora(output, lora, layout, new_type)
+        tensors = all_finite(_as_tensors(lora, layout, new_type), new_type)
+    except ValueError as error:
+        raise Problems([Problem("--save_precision", str(error))]) from error
+    try:
+        write_tensors(output, tensors, without_outdated(lora.metadata))
     except FULL_DISK_ERRORS as error:
         raise Problems([_unwritable(output, error)]) from error
     if lost := lost_by_rounding(lora.modules, new_type):
@@ -99,8 +103,11 @@ def describe_ranks(lora: LoraFile) -> str:
 
 def write_lora(path: Path, lora: LoraFile, layout: str, dtype: torch.dtype) -> tuple[str, ...]:
     """Write in a layout of LAYOUTS; returns the metadata keys that did not fit into the header."""
-    as_tensors = diffusers_tensors if layout == "diffusers" else kohya_tensors
-    return write_tensors(path, dict(as_tensors(lora.modules, dtype)), without_outdated(lora.metadata))
+    return write_tensors(path, dict(_as_tensors(lora, layout, dtype)), without_outdated(lora.metadata))
+
+
+def _as_tensors(lora: LoraFile, layout: str, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    return (diffusers_tensors if layout == "diffusers" else kohya_tensors)(lora.modules, dtype)
 
 
 def resize(

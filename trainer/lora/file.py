@@ -21,7 +21,7 @@ from trainer.lora_file.description import Surveyed, look_into
 from trainer.lora_file.keys import more_than_lora
 from trainer.lora_file.metadata import with_ranks
 from trainer.lora_file.module_names import T5
-from trainer.lora_file.modules import LoraModule, canonical, file_modules, not_finite, read_tensors
+from trainer.lora_file.modules import LoraModule, canonical, file_modules, read_tensors
 from trainer.lora_file.writing import diffusers_tensors, tensors_hash
 
 MAX_HEADER_BYTES = 1 << 20  # ComfyUI does not show the metadata of a larger one
@@ -129,8 +129,8 @@ def load_lora(path: Path, with_t5: bool = False) -> LoraFile:
     """
     file = _plain(path, with_t5)
     try:
-        tensors = read_tensors(file.header)
-        if broken := not_finite(tensors):
+        tensors, broken = read_tensors(file.header)
+        if broken:
             what = f"{len(broken)} of {len(tensors)} tensors hold numbers that are not finite, as {broken[0]}"
             raise Problems([Problem(str(path), what, "the training that wrote it failed; take an earlier checkpoint")])
         return _lora_file(file, tensors)

@@ -8,6 +8,7 @@ from typing import Any
 from trainer.common.problems import Problem, Problems
 from trainer.lora_file import description
 from trainer.lora_file.description import Description
+from trainer.lora_file.foreign import foreign_kind
 from trainer.lora_file.metadata import json_value
 from trainer.lora_file.module_names import Target
 from trainer.lora_file.numbers import block_norms
@@ -30,6 +31,10 @@ def describe(path: Path) -> dict[str, Any]:
         found = description.describe(path)
     except (OSError, ValueError) as error:
         raise Problems([unreadable(path, error)]) from error
+    modules = found.file.survey.modules.values()
+    if not any(module.target for module in modules):
+        what = foreign_kind(found.file.header.tensors) or "a LoRA of a model that is not FLUX.1"
+        raise Problems([Problem(str(path), f"it is {what}", "give a LoRA of FLUX.1, a *.safetensors file")])
     metadata = found.file.header.metadata
     norms = _block_norms(found)
     return {

@@ -9,6 +9,7 @@ diffusers' or Black Forest Labs' (BFL) module names, or write `_` for dots.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .flux_names import DOUBLE_BLOCK, OUTSIDE_BLOCKS, SINGLE_BLOCK
 
@@ -62,6 +63,7 @@ class Target:
     bfl: str | None = None
 
 
+@lru_cache(maxsize=8192)
 def resolve(name: str) -> Target | None:
     """What a file's module name means; None for a name of no layer that FLUX.1 or its text encoders have."""
     flat, parts = name.replace(".", "_").rstrip("_"), frozenset((TRANSFORMER, CLIP, T5))

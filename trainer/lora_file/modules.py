@@ -3,15 +3,22 @@
 import contextlib
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from .flux_names import SWAPPED_HALVES, fused_rows
-from .header import Header, TensorInfo
+from .header import ITEM_BYTES, Header, TensorInfo
 from .keys import Survey
 from .module_names import Target
 from .numbers import FLOATS, INTEGERS, type_problem
+
+CHUNK_BYTES = 1 << 20  # what fits into a processor's caches
+# The bits of the smallest number of each type that is infinite or NaN, without its sign.
+FIRST_NOT_FINITE = {
+    "F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7, "F8_E5M2": 0x1F << 2, "F8_E4M3": 0x7F,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,37 +109,21 @@ def with_numbers(tensor: Any) -> Any:
 
 def not_finite(tensors: Mapping[str, Any]) -> list[str]:
     """The names of tensors that hold NaN or infinity."""
-    import torch
-
-    def is_finite(tensor: Any) -> bool:
-        if not tensor.is_floating_point() or not tensor.numel():
-            return True
-        tensor = with_numbers(tensor)
-        return math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(tensor.isfinite().all())
-
-    return [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    return [name for name, tensor in tensors.items() if not bool(with_numbers(tensor).isfinite().all())]
 
 
-def read_tensors(header: Header) -> dict[str, Any]:
-    """All tensors of a file, read into memory and never mapped, so that a file overwritten in place changes nothing.
+def read_tensors(header: Header) -> tuple[dict[str, Any], list[str]]:
+    """All tensors of a file, and the names of those that hold NaN or infinity.
 
-    Raises OSError, and ValueError for types that are not known and for a file that shrinks meanwhile.
+    The file is read into memory and never mapped, so that overwriting it in place changes nothing. Raises OSError, and
+    ValueError for types that are not known and for a file that shrinks meanwhile.
     """
     import torch
 
     if problem := type_problem(header):
         raise ValueError(problem)
-    size = header.num_bytes - header.data_start
-    memory = _memory(size)
-    view = memoryview(memory)[:size]
-    with header.path.open("rb", buffering=0) as file:
-        file.seek(header.data_start)
-        done = 0
-        while done < size:
-            count = file.readinto(view[done:])
-            if not count:
-                raise ValueError("it became shorter while it was read")
-            done += count
+    memory = _memory(header.num_bytes - header.data_start)
+    finite = _fill(memory, header)
 
     def tensor(info: TensorInfo) -> Any:
         dtype, count = getattr(torch, _torch_name(info.dtype)), math.prod(info.shape)
@@ -142,7 +133,45 @@ def read_tensors(header: Header) -> dict[str, Any]:
             info.shape
         )
 
-    return {name: tensor(info) for name, info in header.tensors.items()}
+    tensors = {name: tensor(info) for name, info in header.tensors.items()}
+    return tensors, [] if finite else not_finite(tensors)
+
+
+def _fill(memory: Any, header: Header) -> bool:
+    """Read a file's data into memory; whether all numbers are finite, looked at while they are in the caches."""
+    finite, view = True, memoryview(memory)
+    with header.path.open("rb", buffering=0) as file:
+        file.seek(header.data_start)
+        for dtype, begin, end in _runs(header):
+            for start in range(begin, end, CHUNK_BYTES):
+                part = view[start : min(start + CHUNK_BYTES, end)]
+                done = 0
+                while done < len(part):
+                    count = file.readinto(part[done:])
+                    if not count:
+                        raise ValueError("it became shorter while it was read")
+                    done += count
+                finite = finite and _is_finite(part, dtype)
+    return finite
+
+
+def _runs(header: Header) -> Iterator[tuple[str, int, int]]:
+    """Neighbouring tensors of one type as one range of bytes from the start of the data."""
+    for dtype, infos in groupby(header.tensors.values(), key=lambda info: info.dtype):
+        run = list(infos)
+        yield dtype, run[0].begin - header.data_start, run[-1].end - header.data_start
+
+
+def _is_finite(part: memoryview, dtype: str) -> bool:
+    """Infinity and NaN have the largest bits of their sign: as integers, they are the largest with and without it."""
+    import numpy
+
+    if dtype not in FIRST_NOT_FINITE:
+        return True
+    first = FIRST_NOT_FINITE[dtype]
+    unsigned = numpy.frombuffer(part, f"u{ITEM_BYTES[dtype]}")
+    sign = 1 << (8 * ITEM_BYTES[dtype] - 1)
+    return int(unsigned.view(f"i{ITEM_BYTES[dtype]}").max()) < first and int(unsigned.max()) < sign + first
 
 
 def _torch_name(dtype: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .foreign import what_it_is
 from .module_names import Target, resolve
@@ -132,6 +133,7 @@ def _module(name: str, roles: Mapping[str, str], kind: str | None, shapes: Mappi
     return Module(name, resolve(name), roles, {role: tuple(shapes[key]) for role, key in roles.items()}, kind or "LoRA")
 
 
+@lru_cache(maxsize=8192)
 def split_key(key: str) -> tuple[str, str | None, str]:
     """A tensor's module, role (down, up, alpha, …) and kind of adapter; role None for a key of no adapter."""
     if match := _PROCESSOR_ROLE.fullmatch(key):

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .header import Header, TensorInfo
 from .keys import Module, Survey
@@ -26,13 +25,12 @@ def type_problem(header: Header) -> str | None:
     return None
 
 
-def read_array(path: Path, info: TensorInfo) -> Any:
+def read_array(file: BinaryIO, info: TensorInfo) -> Any:
     """A tensor as a numpy array of float32 in its shape. Raises OSError, and ValueError for a file that shrank."""
     import numpy
 
-    with path.open("rb") as file:
-        file.seek(info.begin)
-        raw = file.read(info.end - info.begin)
+    file.seek(info.begin)
+    raw = file.read(info.end - info.begin)
     if len(raw) != info.end - info.begin:
         raise ValueError("it became shorter while it was read")
     if info.dtype == "BF16":
@@ -43,7 +41,7 @@ def read_array(path: Path, info: TensorInfo) -> Any:
         values = numpy.asarray(_e4m3(), numpy.float32)[numpy.frombuffer(raw, numpy.uint8)]
     else:
         values = numpy.frombuffer(raw, (FLOATS | INTEGERS)[info.dtype])
-    return values.astype(numpy.float32).reshape(info.shape)
+    return values.astype(numpy.float32, copy=False).reshape(info.shape)
 
 
 @cache
@@ -62,7 +60,8 @@ def _e4m3() -> tuple[float, ...]:
 def read_alphas(header: Header, found: Survey) -> dict[str, list[float]]:
     """The numbers of each alpha tensor by its key, for `strengths`."""
     keys = [module.keys["alpha"] for module in found.modules.values() if "alpha" in module.keys]
-    return {key: read_array(header.path, header.tensors[key]).ravel()[:64].tolist() for key in keys}
+    with header.path.open("rb") as file:
+        return {key: read_array(file, header.tensors[key]).ravel()[:64].tolist() for key in keys}
 
 
 def product_norm(down: Any, up: Any) -> float:
@@ -80,15 +79,15 @@ def change_norms(header: Header, found: Survey, strengths: Strengths) -> tuple[d
     import numpy
 
     norms, broken = {}, []
-    for name, module in found.modules.items():
-        arrays = {role: read_array(header.path, header.tensors[key]) for role, key in module.keys.items()}
-        if not all(numpy.isfinite(array).all() for role, array in arrays.items() if role != "alpha"):
-            broken.append(name)
-        if is_product(module):
-            down, up = (arrays[role].reshape(len(arrays[role]), -1) for role in ("down", "up"))
-            with numpy.errstate(all="ignore"):
-                norm = product_norm(down, up)
-            norms[name] = math.nan if broken[-1:] == [name] else abs(strengths.scales[name]) * norm
+    with header.path.open("rb") as file:
+        for name, module in found.modules.items():
+            arrays = {role: read_array(file, header.tensors[key]) for role, key in module.keys.items()}
+            finite = all(numpy.isfinite(array).all() for array in arrays.values())
+            broken += [] if finite else [name]
+            if is_product(module):
+                down, up = (arrays[role].reshape(len(arrays[role]), -1) for role in ("down", "up"))
+                with numpy.errstate(all="ignore"):
+                    norms[name] = abs(strengths.scales[name]) * product_norm(down, up) if finite else math.nan
     return norms, tuple(broken)
 
 
