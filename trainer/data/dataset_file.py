@@ -10,7 +10,7 @@ from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.config import TrainConfig
 from trainer.config.fields import Given
 from trainer.config.toml_file import TomlFile, read_toml
-from trainer.data.effects import OF_SECTION, OF_SUBSET, Place, Usage, idle_keys
+from trainer.data.effects import OF_SECTION, OF_SUBSET, Place, Rules, Usage, idle_keys
 from trainer.data.keys import ALIASES, DATASETS, FLAGS, GENERAL, KEYS, MEANINGLESS, SCHEMAS, SUBSETS, SUPPORTED
 
 PIXELS_PER_TOKEN = 16  # the autoencoder's factor of 8 times the transformer's 2x2 patches
@@ -214,7 +214,7 @@ class _Reader:
                 value = DEFAULTS[name] if value == "" else value
                 self.usage.wrote(place, name, value, self.file.where(*place, name), DEFAULTS[name])
 
-    def _resolve(self, places: tuple[Place, ...], defaults: dict[str, Any], rules: Any) -> dict[str, Any]:
+    def _resolve(self, places: tuple[Place, ...], defaults: dict[str, Any], rules: Rules) -> dict[str, Any]:
         """The values of one dataset or subset, from the tables at `places`, innermost first; "" means the default."""
         keys: dict[str, Any] = {}
         for place in reversed(places):

@@ -7,6 +7,8 @@ from typing import Any
 from trainer.common.problems import Problem
 
 Place = tuple[str | int, ...]  # of a table in the file; () for the flags
+# key, whether it has an effect given the values of its dataset or subset, and the rest of the message where it has none
+Rules = tuple[tuple[str, Callable[[Mapping[str, Any]], Any], str], ...]
 _ARRANGING = "without shuffle_caption, caption_tag_dropout_rate or token_warmup_step"
 _ALL_DROPPED = "because every caption is dropped"
 
@@ -20,8 +22,7 @@ def _captions_remain(v: Mapping[str, Any]) -> bool:
     return v["caption_dropout_rate"] < 1 and v["caption_dropout_every_n_epochs"] != 1
 
 
-# key, when it has an effect (given the values of its dataset or subset), and the rest of the message where it has none
-OF_SECTION: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
+OF_SECTION: Rules = (
     ("min_bucket_reso", lambda v: v["enable_bucket"], "has no effect without enable_bucket"),
     ("max_bucket_reso", lambda v: v["enable_bucket"], "has no effect without enable_bucket"),
     ("bucket_reso_steps", lambda v: v["enable_bucket"], "has no effect without enable_bucket"),
@@ -30,7 +31,7 @@ OF_SECTION: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
     ("max_bucket_reso", lambda v: not v["bucket_no_upscale"], "has no effect with bucket_no_upscale"),
     ("validation_seed", lambda v: v["validation_split"] > 0, "has no effect without validation_split"),
 )
-OF_SUBSET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
+OF_SUBSET: Rules = (
     ("keep_tokens", _arranges, f"has no effect {_ARRANGING}"),
     ("keep_tokens_separator", _arranges, f"keeps no tags in place {_ARRANGING}"),
     ("secondary_separator", _arranges, f"groups no tags {_ARRANGING}; it is only replaced by caption_separator"),
@@ -61,7 +62,7 @@ OF_SUBSET: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
 )
 
 
-def idle_keys(values: Mapping[str, Any], rules: Any) -> dict[str, str]:
+def idle_keys(values: Mapping[str, Any], rules: Rules) -> dict[str, str]:
     """The keys without effect among these values, each with the rest of the message."""
     return {name: why for name, acts, why in reversed(rules) if not acts(values)}
 
