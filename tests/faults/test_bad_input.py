@@ -180,3 +180,13 @@ def test_pictures_without_captions_are_normal_with_class_tokens(good: Path) -> N
     Image.new("L", (64, 64)).save(good / "cat" / "grey.PNG")
     data, warnings = load_dataset(write_toml(good, DATASET + subset("cat")))
     assert not warnings and len(data.samples) == 4
+
+
+@pytest.mark.parametrize("tokens", ["", "  "])
+def test_empty_class_tokens_are_a_warning(good: Path, tokens: str) -> None:
+    for path in (good / "cat").glob("*.png"):
+        path.with_suffix(".txt").write_text("a cat")
+    (warning,) = warnings_of(
+        write_toml(good, DATASET + subset("cat").replace('class_tokens = "cat"', f'class_tokens = "{tokens}"'))
+    )
+    assert "data.toml:5: class_tokens is empty" in warning and "tjtoy toy" in warning

@@ -2,7 +2,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from trainer.data.captions import caption_variant, caption_varies, plain_caption
+import pytest
+
+from trainer.data.captions import (
+    caption_variant,
+    caption_varies,
+    contains_phrase,
+    plain_caption,
+    possible_captions,
+    split_caption,
+)
 from trainer.data.dataset_file import SubsetConfig
 
 TAGS = "a, b, c, d, e, f"
@@ -84,3 +93,63 @@ def test_a_plain_caption_never_varies() -> None:
     lively = subset(shuffle_caption=True, caption_dropout_rate=1.0, caption_tag_dropout_rate=1.0)
     assert plain_caption(lively, (TAGS,), 3, "key") == TAGS
     assert caption_varies(lively) and not caption_varies(subset(caption_prefix="x", keep_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("separator", "text", "expected"),
+    [
+        (";", "a; b, c;d", {"a; b, c; d", "a; d; b, c"}),
+        (" | ", "a | b | c", {"a | b | c", "a | c | b"}),
+        (",", "a,b,c", {"a, b, c", "a, c, b"}),
+    ],
+)
+def test_tags_are_joined_by_their_own_separator(separator: str, text: str, expected: set[str]) -> None:
+    assert set(variants(20, (text,), shuffle_caption=True, keep_tokens=1, caption_separator=separator)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a, b ||| c, d ||| e", "a, b, c, d, e"),
+        ("tjtoy toy ||| on a desk", "tjtoy toy, on a desk"),
+        ("a ||| b ||| c ||| d", "a, b, c, d"),
+        ("||| a", "a"),
+    ],
+)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_keep_tokens_separator_never_reaches_the_encoders(text: str, expected: str, shuffle: bool) -> None:
+    settings = {"keep_tokens_separator": "|||", "shuffle_caption": shuffle}
+    assert all("|" not in caption for caption in variants(10, (text,), **settings))
+    assert plain_caption(subset(**settings), (text,), 3, "key") == expected
+    assert possible_captions(subset(**settings), (text,)) == (expected,)
+
+
+def test_paragraphs_are_one_caption_and_lines_are_for_wildcards() -> None:
+    text = "tjtoy toy in a studio.\r\n\r\nIt is lit from the left.\rThe floor is grey.\n"
+    whole = "tjtoy toy in a studio. It is lit from the left. The floor is grey."
+    assert split_caption(text, wildcard=False) == (whole,)
+    assert split_caption(text, wildcard=True) == tuple(f"{part}." for part in whole.rstrip(".").split(". "))
+    assert split_caption(" \n\n", wildcard=False) == () == split_caption("", wildcard=True)
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c"])
+def test_only_line_ends_split_lines(character: str) -> None:
+    text = f"tjtoy toy on a desk,{character}beside a red mug"
+    assert split_caption(text, wildcard=False) == split_caption(text, wildcard=True) == (text,)
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrase", "found"),
+    [
+        ("a TJTOY  toy, red", "tjtoy toy", True),
+        ("a tjtoy\u2028toy", "tjtoy toy", True),
+        ("tjtoys toy", "tjtoy", False),
+        ("mytjtoy toy", "tjtoy toy", False),
+        ("tjtoy, toy", "tjtoy toy", False),
+        ("책상 위의 토이가 있다", "토이", True),
+        ("(tjtoy toy:1.2)", "tjtoy toy", True),
+        ("a+b toy", "a+b", True),
+    ],
+)
+def test_a_phrase_is_found_by_its_words(caption: str, phrase: str, found: bool) -> None:
+    assert contains_phrase(caption, phrase) == found

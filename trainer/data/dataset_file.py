@@ -208,6 +208,10 @@ class _Reader:
             self.notices[Problem(given.where, what)] = None
         # 1 stays 1 where 1.0 would do: the manifest of a saved state has it as it was written
         values = {name: written[name] if written[name] == value else value for name, value in read.values.items()}
+        if not str(values.get("class_tokens", "given")).strip():
+            what, hint = "class_tokens is empty: no trigger is named", 'write it with what it is, as in "tjtoy toy"'
+            self.notices[Problem(self.file.where(*place, "class_tokens"), what, hint)] = None
+            values["class_tokens"] = ""
         self.tables[place] = {name: _normalized(name, value) for name, value in values.items()}
         for name, value in self.tables[place].items():
             if name in DEFAULTS and name != "image_dir":

@@ -77,7 +77,7 @@ SUPPORTED = {
     "caption_suffix": _setting("caption_suffix", TABLES, "different: as caption_prefix"),
     "shuffle_caption": _setting("shuffle_caption", TABLES, _CACHED),
     "keep_tokens": _setting("keep_tokens", TABLES, "same"),
-    "keep_tokens_separator": _setting("keep_tokens_separator", TABLES, "same"),
+    "keep_tokens_separator": _setting("keep_tokens_separator", TABLES, "different: it never reaches the text encoders"),
     "secondary_separator": _setting("secondary_separator", TABLES, "same"),
     "enable_wildcard": _setting("enable_wildcard", TABLES, _CACHED),
     "caption_dropout_rate": _setting("caption_dropout_rate", TABLES, f"{_CACHED}; a dropped caption is empty text"),
