@@ -1,1 +1,1 @@
-"""From folders of pictures to an exact order of batches."""
+"""From folders of images and captions to an exact order of batches."""

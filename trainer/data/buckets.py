@@ -1,4 +1,4 @@
-"""Which shape a picture is trained in, and which part of it: kohya's arithmetic, number for number."""
+"""The shape that an image is trained in, and the part of it that is used: exactly kohya's arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from trainer.data.images import Size
 
 
 class Placement(NamedTuple):
-    """The picture is resized to `resized`; `bucket` is cut out of that at `crop` (left, top)."""
+    """The image is resized to `resized`, then cropped to `bucket` at `crop` (left, top). Width first, in pixels."""
 
     bucket: Size
     resized: Size
@@ -17,9 +17,9 @@ class Placement(NamedTuple):
 
 
 def place(size: Size, section: DatasetSection, buckets: Sequence[Size]) -> Placement:
-    """Where a picture of `size` goes; `buckets` as `section_buckets` gives them.
+    """The placement of an image of `size`. buckets: those of `section_buckets`.
 
-    Raises ValueError when the picture is too small or too narrow for any bucket.
+    Raises ValueError if the image is too small or too narrow for any bucket.
     """
     if section.enable_bucket and section.bucket_no_upscale:
         bucket, resized = select_bucket_no_upscale(size, section.resolution, section.bucket_reso_steps)
@@ -29,7 +29,7 @@ def place(size: Size, section: DatasetSection, buckets: Sequence[Size]) -> Place
 
 
 def section_buckets(section: DatasetSection) -> list[Size]:
-    """A dataset's shapes: its resolution alone without bucketing; none in advance without upscaling."""
+    """A dataset's shapes: only its resolution without enable_bucket, none with bucket_no_upscale."""
     if not section.enable_bucket:
         return [section.resolution]
     if section.bucket_no_upscale:
@@ -40,7 +40,7 @@ def section_buckets(section: DatasetSection) -> list[Size]:
 
 
 def make_bucket_resolutions(resolution: Size, min_size: int, max_size: int, steps: int) -> list[Size]:
-    """Each width in steps with the tallest height that keeps the area, their transposes, and the square."""
+    """Every width in steps with the largest height within the area, the same transposed, and the square."""
     area = resolution[0] * resolution[1]
     square = int(math.sqrt(area) // steps) * steps
     shapes = {(square, square)}
@@ -52,7 +52,7 @@ def make_bucket_resolutions(resolution: Size, min_size: int, max_size: int, step
 
 
 def select_bucket(size: Size, buckets: Sequence[Size]) -> tuple[Size, Size]:
-    """(bucket, resized): the bucket of exactly this size, else of the nearest aspect ratio, covered whole."""
+    """(bucket, resized): the bucket of exactly this size, else of the nearest aspect ratio, which `resized` covers."""
     width, height = size
     aspect = width / height
     bucket = size if size in buckets else min(buckets, key=lambda shape: abs(shape[0] / shape[1] - aspect))
@@ -62,7 +62,7 @@ def select_bucket(size: Size, buckets: Sequence[Size]) -> tuple[Size, Size]:
 
 
 def select_bucket_no_upscale(size: Size, resolution: Size, steps: int) -> tuple[Size, Size]:
-    """(bucket, resized): shrunk only when the area exceeds the resolution's, then floored to steps."""
+    """(bucket, resized): shrunk only if the area exceeds the resolution's, then rounded down to steps."""
     area = resolution[0] * resolution[1]
     resized = size if size[0] * size[1] <= area else _shrink(size[0] / size[1], area, steps)
     bucket = (resized[0] - resized[0] % steps, resized[1] - resized[1] % steps)
@@ -72,7 +72,7 @@ def select_bucket_no_upscale(size: Size, resolution: Size, steps: int) -> tuple[
 
 
 def _shrink(aspect: float, area: int, steps: int) -> Size:
-    """Round the width or the height to steps, whichever bends the aspect ratio less."""
+    """Round the width or the height to steps, whichever changes the aspect ratio less."""
 
     def to_steps(length: float) -> int:
         return int(length + 0.5) // steps * steps

@@ -1,4 +1,4 @@
-"""What is trained in which order: every epoch an exact pass, every draw a pure function of the seed."""
+"""What is trained in which order: every epoch is one exact pass, every sample a pure function of the seed."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Draw:
-    """One look at a sample: the repeat-th of an epoch (both from 0), with its caption, mirrored or not."""
+    """One use of a sample: its `repeat`-th in an epoch (both from 0), with its caption, mirrored or not."""
 
     sample: Sample
     epoch: int
@@ -43,7 +43,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run in optimizer steps. batches_per_step: of one full accumulation group over all processes."""
+    """A run in optimizer steps. batches_per_step: gradient_accumulation_steps times the number of processes."""
 
     batches_per_step: int
     steps_per_epoch: int
@@ -53,7 +53,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class BucketCount:
-    """One shape of one dataset: its pictures, and its draws and batches in each epoch."""
+    """One shape of one dataset: its images, and its samples (repeats counted) and batches in each epoch."""
 
     dataset_index: int
     bucket: Size
@@ -64,7 +64,9 @@ class BucketCount:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The samples of a run. Everything about an epoch is a pure function of the seed and its number."""
+    """The samples of a run. Each epoch is a pure function of the seed and its number.
+
+    notes: what was found in the folders and left out, for the plan."""
 
     config: DatasetConfig
     samples: tuple[Sample, ...]
@@ -76,8 +78,8 @@ class TrainingData:
     def batches(self, epoch: int) -> list[tuple[Draw, ...]]:
         """All batches of an epoch (counted from 0), in order, each of one dataset and one shape.
 
-        Each training picture is in them exactly num_repeats times. The list is as long in every
-        epoch; several processes share it by taking turns.
+        Each training image is in them exactly num_repeats times. The list has the same length in every
+        epoch. Several processes share it by taking turns.
         """
         batches = [batch for group in self._groups for batch in self._group_batches(group, epoch)]
         python_random(self.seed, "batch order", epoch).shuffle(batches)
@@ -93,7 +95,7 @@ class TrainingData:
         return sum(group.num_batches for group in self._groups)
 
     def buckets(self) -> list[BucketCount]:
-        """What each shape holds, for the plan and the metadata."""
+        """The contents of each shape, for the plan and the metadata."""
         return [
             BucketCount(
                 group.dataset_index,
@@ -106,7 +108,7 @@ class TrainingData:
         ]
 
     def validation_draws(self) -> tuple[Draw, ...]:
-        """The held-out pictures; the training pictures where none are held out. Never mirrored or varied."""
+        """The held-out images, or the training images if none are held out. Never mirrored or varied."""
         samples = self.validation or tuple(sample for sample in self.samples if not sample.is_reg)
         return tuple(
             Draw(sample, 0, 0, plain_caption(sample.subset, sample.lines, self.seed, sample.key), False)
@@ -114,12 +116,12 @@ class TrainingData:
         )
 
     def views(self) -> list[tuple[Sample, bool]]:
-        """Every (sample, flip) of which latents are needed."""
+        """Every (sample, flip) whose latents are needed."""
         mirrored = [(sample, True) for sample in self.samples if sample.subset.flip_aug]
         return [(sample, False) for sample in (*self.samples, *self.validation)] + mirrored
 
     def captions_used(self, epochs: int) -> list[str]:
-        """Every caption that a run of so many epochs and its validation see, each once, in a fixed order."""
+        """Every caption that this many epochs and validation use, each once, in a fixed order."""
         captions = dict.fromkeys(draw.caption for draw in self.validation_draws())
         for sample in self.samples:
             if not caption_varies(sample.subset):
@@ -147,7 +149,7 @@ class TrainingData:
         )
 
     def manifest(self) -> dict[str, str]:
-        """All that decides the order and content of batches, by name: equal manifests train alike."""
+        """Everything that determines the order and content of batches, by name: equal manifests train alike."""
         sections = {f"dataset {index}": _settings(section) for index, section in enumerate(self.config.sections)}
         subsets = {
             f"dataset {index} subset {number}": _settings(subset)
@@ -189,12 +191,12 @@ class TrainingData:
 
 
 def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingData, list[Problem]]:
-    """Read the dataset file, decode every picture, read every caption; returns the data and warnings.
+    """Read the dataset file, decode every image, read every caption; returns the data and warnings.
 
-    Raises `Problems` with everything that is wrong, in the file and in the folders, at once.
+    Raises `Problems` with every problem of the file and the folders; the warnings are then logged.
     """
     if config.dataset_config is None:
-        raise Problems([Problem("--dataset_config", "is missing", "name the TOML file that lists your pictures")])
+        raise Problems([Problem("--dataset_config", "is missing", "name the TOML file that lists your images")])
     dataset_config, problems = read_dataset_config(config.dataset_config, config)
     scan = scan_dataset(dataset_config, config)
     if problems or scan.problems:

@@ -1,4 +1,4 @@
-"""Which samples an epoch consists of: who is held out, who shares a shape, whose turn it is."""
+"""Which samples each epoch consists of, grouped by shape, and which are held out for validation."""
 
 import math
 from collections import defaultdict
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Group:
     """The samples of one dataset that share a shape, batch_size of them to a batch.
 
-    num_reg: how many draws of regularisation samples each epoch has, the same in every epoch.
+    num_reg: the number of regularisation samples in each epoch, the same in every epoch.
     """
 
     dataset_index: int
@@ -33,22 +33,24 @@ class Group:
 
     @property
     def num_draws(self) -> int:
+        """Samples in each epoch, repeats counted."""
         return sum(sample.num_repeats for sample in self.train) + self.num_reg
 
     @property
     def num_batches(self) -> int:
+        """Batches in each epoch, the last one possibly smaller."""
         return math.ceil(self.num_draws / self.batch_size)
 
     def epoch(self, epoch: int) -> list[Sample]:
-        """Each training sample num_repeats times; of the regularisation samples, those whose turn it is."""
+        """Each training sample num_repeats times; regularisation samples take turns."""
         return expand(self.train) + take_turns(expand(self.reg), self.num_reg, epoch)
 
 
 def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> list[Group]:
     """Samples by dataset and shape.
 
-    A dataset's regularisation draws are as many as its training draws, as in kohya's trainer; they
-    are shared out among the shapes by their number of regularisation pictures.
+    Each epoch of a dataset has as many regularisation samples as training samples, as in kohya's trainer. They are
+    divided among the shapes in proportion to their numbers of regularisation images.
     """
     groups: list[Group] = []
     for index, section in enumerate(dataset_config.sections):
@@ -68,13 +70,13 @@ def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> lis
 
 
 def expand(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample num_repeats times, all of them once before any comes again."""
-    most = max((sample.num_repeats for sample in samples), default=0)
-    return [sample for repeat in range(most) for sample in samples if repeat < sample.num_repeats]
+    """Each sample num_repeats times, all of them once before any is repeated."""
+    rounds = max((sample.num_repeats for sample in samples), default=0)
+    return [sample for repeat in range(rounds) for sample in samples if repeat < sample.num_repeats]
 
 
 def take_turns(queue: Sequence[T], count: int, epoch: int) -> list[T]:
-    """The next `count` of an endless queue, each epoch going on where the former one ended."""
+    """The next `count` items of an endless cycle; each epoch continues where the previous one ended."""
     if not queue:
         return []
     start = epoch * count
@@ -82,13 +84,13 @@ def take_turns(queue: Sequence[T], count: int, epoch: int) -> list[T]:
 
 
 def share_out(total: int, weights: dict[Size, int]) -> dict[Size, int]:
-    """`total` in whole parts by weight, the largest remainders rounded up; no part 0 if that can be."""
+    """Divide `total` into integers by weight (largest remainders), none of them 0 if `total` allows it."""
     if not weights:
         return {}
-    least = 1 if total >= len(weights) else 0
-    rest, weight = total - least * len(weights), sum(weights.values())
+    minimum = 1 if total >= len(weights) else 0
+    rest, weight = total - minimum * len(weights), sum(weights.values())
     exact = {shape: rest * part / weight for shape, part in weights.items()}
-    shares = {shape: least + math.floor(part) for shape, part in exact.items()}
+    shares = {shape: minimum + math.floor(part) for shape, part in exact.items()}
     by_remainder = sorted(exact, key=lambda shape: (math.floor(exact[shape]) - exact[shape], shape))
     for shape in islice(by_remainder, total - sum(shares.values())):
         shares[shape] += 1
@@ -100,8 +102,8 @@ def hold_out(
 ) -> tuple[list[Sample], list[Sample], list[Problem]]:
     """(train, validation, warnings) by each dataset's validation_split.
 
-    Whole pictures are held out: whatever has the content of a held-out picture, in any dataset, is
-    never trained. Raises `Problems` where nothing would be left to train on.
+    Images are held out, not samples: a file with the content of a held-out image is not trained in any dataset.
+    Raises `Problems` if a subset would have nothing left to train on.
     """
     by_subset: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -116,20 +118,20 @@ def hold_out(
         chosen = _choose(members, section.validation_split, section.validation_seed, seed)
         held |= {sample.picture.sha256 for sample in chosen}
         if not chosen:
-            what = f"validation_split {section.validation_split} holds out none of {len(members)} pictures"
-            warnings.append(Problem(members[0].subset.where, what, "raise it, or add pictures"))
+            what = f"validation_split {section.validation_split} holds out none of {len(members)} images"
+            warnings.append(Problem(members[0].subset.where, what, "raise it, or add images"))
     train = [sample for sample in samples if sample.picture.sha256 not in held]
     validation = [sample for sample in samples if sample.picture.sha256 in held and not sample.is_reg]
     trained = {sample.subset.where for sample in train}
     raise_if_any(
-        Problem(where, "validation leaves none of its pictures to train on", "lower validation_split")
+        Problem(where, "validation leaves none of its images to train on", "lower validation_split")
         for where in by_subset.keys() - trained
     )
     return train, validation, warnings
 
 
 def _choose(members: Sequence[Sample], split: float, validation_seed: int | None, seed: int) -> list[Sample]:
-    """kohya's shuffle and cut: with the same validation_seed the same pictures are trained."""
+    """kohya's shuffle and cut: the same validation_seed holds out the same images."""
     order = list(members)
     Random(derive_seed(seed, "validation split") if validation_seed is None else validation_seed).shuffle(order)
     return order[math.ceil(len(order) * (1 - split)) :]
