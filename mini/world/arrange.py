@@ -50,7 +50,7 @@ def holding(toy: Item, held: Item, yaw: float) -> list[Part]:
     return moved(together, 1, turn_y(yaw), (0, 0, 0))
 
 
-def beside(first: Item, second: Item, poses: tuple[str, str], yaws: tuple[float, float], gap: float) -> list[Part]:
+def next_to(first: Item, second: Item, poses: tuple[str, str], yaws: tuple[float, float], gap: float) -> list[Part]:
     """Two items, the first on the left, their nearest sides `gap` apart."""
     left, right = alone(first, poses[0], yaws[0]), alone(second, poses[1], yaws[1])
     return _shifted(left, -gap / 2 - bounds(left)[1][0]) + _shifted(right, gap / 2 - bounds(right)[0][0])

@@ -101,7 +101,7 @@ def _shown(concept: Item, photo: Photo) -> tuple[list[Item], str, list[Part]]:
     elif photo.relation == "on top of":
         parts = arrange.on_top(first, second, POSE, (yaw, yaw))
     else:
-        parts = arrange.beside(first, second, (POSE, POSE), (yaw, yaw), GAP)
+        parts = arrange.next_to(first, second, (POSE, POSE), (yaw, yaw), GAP)
     return [first, second], f" {photo.relation} ".join(phrases), parts
 
 

@@ -58,9 +58,9 @@ def judge_scene(seed: int, index: int, place: str) -> Scene:
 
 def random_batch(kind: str, seed: int, index: int, size: int) -> SceneBatch:
     """Batch number `index` of "base" or "judge" scenes; its place is PLACES[index % len(PLACES)]."""
-    draw = {"base": random_scene, "judge": judge_scene}[kind]
+    make = {"base": random_scene, "judge": judge_scene}[kind]
     place = PLACES[index % len(PLACES)]
-    return stack_scenes([draw(seed, size * index + offset, place) for offset in range(size)])
+    return stack_scenes([make(seed, size * index + offset, place) for offset in range(size)])
 
 
 def concept_item(name: str) -> Item:
@@ -85,8 +85,8 @@ def random_items(rng: random.Random) -> tuple[list[Item], str]:
 
 
 def _random_item(rng: random.Random) -> Item:
-    (draw,) = rng.choices((_toy, _gadget, _thing), KIND_CHANCES)
-    return draw(rng)
+    (make,) = rng.choices((_toy, _gadget, _thing), KIND_CHANCES)
+    return make(rng)
 
 
 def _gadget_or_thing(rng: random.Random, named: float = 0.3) -> Item:
@@ -183,7 +183,7 @@ def _arranged(items: list[Item], relation: str, pose: str, rng: random.Random) -
     if relation == "in front of":
         return arrange.in_front(items[0], items[1], poses, yaws, rng.choice((-1, 1)))
     left, right = items if rng.random() < 0.5 else reversed(items)
-    return arrange.beside(left, right, poses, yaws, rng.uniform(0.03, 0.15))
+    return arrange.next_to(left, right, poses, yaws, rng.uniform(0.03, 0.15))
 
 
 def held_out_prompts(count: int = 200, seed: int = 0) -> list[Prompt]:

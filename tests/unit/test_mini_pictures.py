@@ -85,7 +85,7 @@ def test_processes_draw_different_batches_that_together_are_all(
     for rank in range(2):
         group = Distributed(rank, 2)
         wanted = stage.picture_sets(RECIPE)[0]
-        assert stage._draw_set(wanted, RECIPE, tmp_path, Budget(), group, None)
+        assert stage._render_set(wanted, RECIPE, tmp_path, Budget(), group, None)
         drawn.append(stage.read_pictures(tmp_path, "base", ALONE).captions)
     monkeypatch.setattr(Distributed, "barrier", lambda _: None)
     stage.run_pictures(RECIPE, tmp_path / "alone", Budget())

@@ -15,11 +15,11 @@ from mini.training.autoencoder.latents import read_latents
 from mini.training.autoencoder.model import build_autoencoder, load_autoencoder
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import TINY
-from mini.training.transformer.corpus import draw_batch, draw_sigmas, fixed_batches, make_corpus
+from mini.training.transformer.corpus import draw_batch, fixed_batches, make_corpus, sample_sigmas
 from mini.training.transformer.guidance import guided_velocity, run_guidance
 from mini.training.transformer.models import GUIDED, TEXT, TOKENIZERS, TRANSFORMER, Models, build_models, load_models
 from mini.training.transformer.progress import cosine_rate, linear_rate
-from mini.training.transformer.sampling import SHEET_PROMPTS, draw
+from mini.training.transformer.sampling import SHEET_PROMPTS, generate
 from mini.training.transformer.text import TextEncoders
 from mini.training.transformer.train import begin, ready_tokenizers, run_transformer
 from trainer.common.files import write_json, write_safetensors
@@ -205,10 +205,10 @@ def test_a_batch_has_each_pictures_own_caption_or_none(models: Models, trained: 
 
 def test_sigmas_are_logit_normal_with_a_share_of_uniform_ones():
     generator = torch.Generator().manual_seed(0)
-    sigmas = draw_sigmas(20_000, replace(RECIPE, uniform_sigmas=0.0), generator)
+    sigmas = sample_sigmas(20_000, replace(RECIPE, uniform_sigmas=0.0), generator)
     logits = torch.logit(sigmas.double())
     assert abs(logits.mean() - 0.5) < 0.03 and abs(logits.std() - 1) < 0.03
-    uniform = draw_sigmas(20_000, replace(RECIPE, uniform_sigmas=1.0), generator)
+    uniform = sample_sigmas(20_000, replace(RECIPE, uniform_sigmas=1.0), generator)
     assert abs((uniform < 0.1).float().mean() - 0.1) < 0.01
 
 
@@ -278,9 +278,9 @@ def test_draw_starts_from_the_noise_of_trainer_sample(trained: Path):
     models = load_models(RECIPE, trained, CPU)
     options = {"guidance": 3.5, "cfg": 2.0, "steps": 2, "seed": 7, "size": RECIPE.size}
     autoencoder = load_autoencoder(RECIPE, trained, CPU)
-    pictures = draw(models.transformer, models.text, autoencoder, CAPTIONS[:3], **options)
+    pictures = generate(models.transformer, models.text, autoencoder, CAPTIONS[:3], **options)
     assert pictures.shape == (3, 3, RECIPE.size, RECIPE.size) and pictures.dtype == torch.uint8
-    alone = draw(models.transformer, models.text, autoencoder, CAPTIONS[2:3], **{**options, "seed": 9})
+    alone = generate(models.transformer, models.text, autoencoder, CAPTIONS[2:3], **{**options, "seed": 9})
     assert (pictures[2].int() - alone[0].int()).abs().max() <= 1
     prompt = SamplePrompt(CAPTIONS[2], width=RECIPE.size, height=RECIPE.size, steps=2, cfg=2.0)
     positive, negative = models.text.encode([CAPTIONS[2]]), models.text.encode([""])

@@ -238,10 +238,10 @@ def test_judge_scenes_say_exactly_which_concepts_are_there(judged):
     for scene in judged:
         for concept in CONCEPTS:
             assert (concept in scene.caption) == (concept in scene.labels.concepts)
-            assert concept not in scene.labels.concepts or _drawn(concept, scene)
+            assert concept not in scene.labels.concepts or _rendered(concept, scene)
 
 
-def _drawn(concept: str, scene: scenes.Scene) -> bool:
+def _rendered(concept: str, scene: scenes.Scene) -> bool:
     """Whether the concept's colours are among the scene's parts, in their order."""
     wanted = built(DESIGNS[concept])[:, 22:25]
     wanted = wanted[: np.flatnonzero(wanted.any(axis=1))[-1] + 1]

@@ -51,7 +51,7 @@ def measure(recipe: Recipe, folder: Path, distributed: Distributed) -> dict[str,
     pictures = draw_column(evaluation, Adapter(BASE))
     seconds = time.monotonic() - start
     prompts = [scene.prompt for scene in evaluation.prompts.base]
-    sheet = draw_sheet(prompts[: recipe.card_sheet], pictures[BASE])
+    sheet = arrange_sheet(prompts[: recipe.card_sheet], pictures[BASE])
     atomic_write(export / SHEET, lambda target: sheet.save(target, format="JPEG", quality=SHEET_QUALITY))
     return {
         "recipe": asdict(recipe),
@@ -87,7 +87,7 @@ def reconstruction_figures(folder: Path, file: Path, device: torch.device) -> di
     return {"pictures": len(psnr), "psnr": psnr.mean().item(), "psnr_lowest_tenth": psnr.quantile(0.1).item()}
 
 
-def draw_sheet(prompts: Sequence[str], pictures: torch.Tensor) -> Image.Image:
+def arrange_sheet(prompts: Sequence[str], pictures: torch.Tensor) -> Image.Image:
     """Arrange images with their prompts above them, `SHEET_COLUMNS` in a row; the last row may be partly empty."""
     rows = []
     for start in range(0, len(prompts), SHEET_COLUMNS):

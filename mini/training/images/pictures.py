@@ -64,7 +64,7 @@ def run_pictures(recipe: Recipe, folder: Path, budget: Budget) -> None:
     distributed = Distributed.from_environment()
     try:
         for wanted in picture_sets(recipe):
-            if wanted.count and not _draw_set(wanted, recipe, folder, budget, distributed, pool):
+            if wanted.count and not _render_set(wanted, recipe, folder, budget, distributed, pool):
                 break
     finally:
         if pool:
@@ -118,7 +118,7 @@ def labels_from_json(value: dict) -> Labels:
     return Labels(value["place"], objects, tuple(value["concepts"]))
 
 
-def _draw_set(
+def _render_set(
     wanted: PictureSet,
     recipe: Recipe,
     folder: Path,
@@ -139,8 +139,8 @@ def _draw_set(
     scenes = _scene_batches(
         wanted, range(distributed.rank * batches + done, (distributed.rank + 1) * batches), recipe, pool
     )
-    for batch, drawn in _drawn(scenes, recipe, distributed.device):
-        pixels[done * recipe.scene_batch : (done + 1) * recipe.scene_batch] = drawn.numpy()
+    for batch, rendered in _rendered(scenes, recipe, distributed.device):
+        pixels[done * recipe.scene_batch : (done + 1) * recipe.scene_batch] = rendered.numpy()
         texts["captions"] += batch.captions
         texts["labels"] += [labels_to_json(labels) for labels in batch.labels]
         done += 1
@@ -186,7 +186,9 @@ def _scene_batches(
         yield coming.popleft().result()
 
 
-def _drawn(scenes: Iterator[SceneBatch], recipe: Recipe, device: torch.device) -> Iterator[tuple[SceneBatch, Tensor]]:
+def _rendered(
+    scenes: Iterator[SceneBatch], recipe: Recipe, device: torch.device
+) -> Iterator[tuple[SceneBatch, Tensor]]:
     """Yield each batch and its images in host memory; the GPU renders the next batch while the last is written."""
     waiting = None
     for batch in scenes:

@@ -49,7 +49,7 @@ def targets_of(labels: Sequence[Labels], device: torch.device) -> Targets:
     return Targets(colours.amax(2).to(device), colours.to(device), places.to(device), concepts.to(device))
 
 
-def redraw(autoencoder: AutoencoderKL, pixels: Tensor, max_noise: float, seed: int) -> Tensor:
+def reconstruct(autoencoder: AutoencoderKL, pixels: Tensor, max_noise: float, seed: int) -> Tensor:
     """Reconstruct uint8 images with the autoencoder, with noise on their scaled latents.
 
     The noise has a random standard deviation of up to `max_noise` per image, which imitates generated latents that are

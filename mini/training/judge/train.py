@@ -17,7 +17,7 @@ from mini.training.autoencoder.model import load_autoencoder
 from mini.training.distributed import Budget, Distributed
 from mini.training.images.pictures import Pictures, read_pictures
 from mini.training.journal import Journal
-from mini.training.judge.data import CLASSES, Targets, augment, redraw, targets_of
+from mini.training.judge.data import CLASSES, Targets, augment, reconstruct, targets_of
 from mini.training.judge.report import accuracies
 from mini.training.modules import moved
 from mini.training.recipe import Recipe
@@ -88,7 +88,7 @@ def read_material(recipe: Recipe, folder: Path, distributed: Distributed) -> Mat
     count = max(1, round(recipe.judge_redrawn_share * len(pictures.pixels)))
     autoencoder = load_autoencoder(recipe, folder, distributed.device)
     seed = derive_seed(recipe.seed, "judge", "redrawn", distributed.rank)
-    redrawn = redraw(autoencoder, pictures.pixels[:count], recipe.judge_latent_noise, seed)
+    redrawn = reconstruct(autoencoder, pictures.pixels[:count], recipe.judge_latent_noise, seed)
     distributed.say(f"judge: {len(pictures.pixels)} pictures a process, {count} redrawn")
     return Material(pictures.pixels, redrawn, targets_of(pictures.labels, distributed.device))
 
@@ -100,8 +100,8 @@ def read_held_out(recipe: Recipe, folder: Path, distributed: Distributed) -> dic
     seed = derive_seed(recipe.seed, "judge", "redrawn", "held out")
     views = {
         "renders": pictures.pixels,
-        "autoencoded": redraw(autoencoder, pictures.pixels, 0.0, seed),
-        "noisy_latents": redraw(autoencoder, pictures.pixels, recipe.judge_latent_noise, seed),
+        "autoencoded": reconstruct(autoencoder, pictures.pixels, 0.0, seed),
+        "noisy_latents": reconstruct(autoencoder, pictures.pixels, recipe.judge_latent_noise, seed),
     }
     return {name: replace(pictures, pixels=pixels) for name, pixels in views.items()}
 

@@ -83,7 +83,7 @@ def draw_batch(corpus: Corpus, recipe: Recipe, size: int, stage: str, step: int,
     rows = torch.randint(len(corpus.latents), (size,), device=device, generator=generator)
     latents = corpus.latents[rows].float()
     noise = torch.randn(latents.shape, device=device, generator=generator)
-    sigmas = draw_sigmas(size, recipe, generator)
+    sigmas = sample_sigmas(size, recipe, generator)
     low, high = recipe.guidance_range
     guidance = low + (high - low) * torch.rand(size, device=device, generator=generator)
     kept = torch.rand(size, 1, device=device, generator=generator) >= recipe.caption_dropout
@@ -93,7 +93,7 @@ def draw_batch(corpus: Corpus, recipe: Recipe, size: int, stage: str, step: int,
     return Batch(latents, noise, sigmas, guidance, t5_ids, clip_ids)
 
 
-def draw_sigmas(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def sample_sigmas(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Sigmas [count]: logit-normal with the median moved towards noise, and a share of uniform ones."""
     device = generator.device
     normal = torch.randn(count, device=device, generator=generator)

@@ -30,7 +30,7 @@ from mini.training.transformer.models import (
     save_models,
 )
 from mini.training.transformer.progress import Course, Progress, linear_rate, load_progress, new_progress, run_steps
-from mini.training.transformer.sampling import SHEET_PROMPTS, draw, save_sheet
+from mini.training.transformer.sampling import SHEET_PROMPTS, generate, save_sheet
 from trainer.models.transformer import Conditioning
 
 GUIDANCE = 3.5  # for generation
@@ -113,10 +113,10 @@ def report(
     batches = fixed_batches(held_out, recipe, GUIDANCE)
     targets = [guided_velocity(copy, batch, held_out.empty)[1] for batch in batches]
     teacher_loss = _mean_error(copy, batches, targets)
-    rows = [draw(copy.transformer, copy.text, autoencoder, SHEET_PROMPTS, guidance=1.0, cfg=GUIDANCE, **options)]
+    rows = [generate(copy.transformer, copy.text, autoencoder, SHEET_PROMPTS, guidance=1.0, cfg=GUIDANCE, **options)]
     copy.take_over(averages)
     for guidance in (1.0, GUIDANCE):
-        rows.append(draw(copy.transformer, copy.text, autoencoder, SHEET_PROMPTS, guidance=guidance, **options))
+        rows.append(generate(copy.transformer, copy.text, autoencoder, SHEET_PROMPTS, guidance=guidance, **options))
     save_sheet(folder / "guidance.png", rows)
     return {"held_out_loss": _mean_error(copy, batches, targets), "teacher_loss": teacher_loss}
 

@@ -32,7 +32,7 @@ SHEET_PROMPTS = (
 
 
 @torch.no_grad()
-def draw(
+def generate(
     transformer: FluxTransformer2DModel,
     texts: TextEncoders,
     autoencoder: AutoencoderKL,

@@ -21,7 +21,7 @@ from mini.training.recipe import Recipe
 from mini.training.transformer.corpus import Batch, Corpus, draw_batch, fixed_batches, make_corpus, read_held_out
 from mini.training.transformer.models import TOKENIZERS, Models, build_models, save_models
 from mini.training.transformer.progress import Course, Progress, cosine_rate, load_progress, new_progress, run_steps
-from mini.training.transformer.sampling import SHEET_PROMPTS, draw, save_sheet
+from mini.training.transformer.sampling import SHEET_PROMPTS, generate, save_sheet
 from mini.training.transformer.tokenizers import write_tokenizers
 from trainer.models.description import FLUX1
 from trainer.models.text import Tokenizers, load_tokenizers
@@ -111,6 +111,7 @@ def report(
     loss = validation_loss(copy, fixed_batches(held_out, recipe, guidance=1.0))
     autoencoder = load_autoencoder(recipe, folder, held_out.latents.device)
     options = {"guidance": 1.0, "steps": recipe.sampling_steps, "size": recipe.size}
-    rows = [draw(copy.transformer, copy.text, autoencoder, SHEET_PROMPTS, cfg=cfg, **options) for cfg in SHEET_GUIDANCE]
+    models = (copy.transformer, copy.text, autoencoder)
+    rows = [generate(*models, SHEET_PROMPTS, cfg=cfg, **options) for cfg in SHEET_GUIDANCE]
     save_sheet(folder / f"transformer-{progress.step:06d}.png", rows)
     return {"held_out_loss": loss}
