@@ -8,6 +8,7 @@ import torch
 
 from tests.dataset_files import draw
 from tests.recipe_files import ONE_FOLDER, Finished, Workshop, touching
+from tests.unit.test_compositions import draw_subject
 from trainer.common.problems import Problems
 from trainer.preflight.check import make_plan
 from trainer.preflight.resume import find_state
@@ -128,3 +129,49 @@ def test_resume_anyway_goes_on_with_the_new(workshop, stopped):
     assert run.status == 0
     assert [(line["step"], line["learning_rate"]) for line in run.log("step")[2:]] == [(3, 2e-3), (4, 2e-3), (5, 2e-3)]
     assert not torch.equal(*(run.tensors(name)[UP] for name in ("tj", "tj-step00000002")))
+
+
+WITH_COMPOSITES = """
+[[datasets]]
+resolution = 128
+batch_size = 2
+
+[[datasets.subsets]]
+image_dir = "{folder}/red"
+class_tokens = "tjtoy toy"
+flip_aug = true
+masked_loss = true
+mask_background = "preserve"
+
+[[datasets.subsets]]
+image_dir = "{folder}/blue"
+class_tokens = "sparkgpu gpu"
+masked_loss = true
+mask_background = 0.2
+
+[[datasets.compositions]]
+num_images = 7
+"""
+
+
+def test_composites_and_masks_resume_bit_for_bit(workshop):
+    for name, box in (("red", (30, 20, 100, 130)), ("blue", (20, 40, 140, 110))):
+        for number in range(2):
+            draw_subject(workshop.folder / name, f"{number}", (200, 0, 0), box)
+    settings = {
+        "dataset_config": workshop.dataset(WITH_COMPOSITES, "composites.toml"),
+        "max_train_steps": 6,
+        "save_every_n_steps": 3,
+        "save_state": True,
+    }
+    straight = workshop.train("composites straight", **settings)
+    losses = [line["loss"] for line in straight.log("step")]
+    assert len(losses) == 6 and all(loss > 0 for loss in losses)
+    resumed = workshop.train("composites resumed", **settings, resume=straight.state(3))
+    assert [line["loss"] for line in resumed.log("step")] == losses[3:]
+    assert_same_state(straight.state(6), resumed.state(6))
+    (workshop.folder / "composites.toml").write_text(
+        (workshop.folder / "composites.toml").read_text().replace("num_images = 7", "num_images = 8")
+    )
+    with pytest.raises(Problems, match="dataset 0 composition 0"):
+        workshop.train("composites changed", **settings, resume=straight.state(3))

@@ -280,7 +280,7 @@ def test_a_mask_is_part_of_the_cache_key_and_of_the_manifest(folder):
 def test_a_mask_that_changes_after_the_check_stops_the_run(folder):
     sample = load(folder).samples[0]
     draw_mask(folder / "toy" / "00.mask.png", SIZES[0], (0, 0, 9, 9))
-    with pytest.raises(Problems, match="changed since it was checked"):
+    with pytest.raises(Problems, match="replaced since it was checked"):
         encode_mask(sample, False)
 
 

@@ -1,4 +1,4 @@
-"""`python -m trainer check`: takes the flags of train; nothing is written and no weights are read."""
+"""`python -m trainer check`: takes the flags of train; reads no weights, writes only a sheet of composites."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,13 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     from trainer.preflight.check import make_plan
+    from trainer.preflight.composites import write_composite_sheet
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    summary = make_plan(config, device=device).summary()
+    plan = make_plan(config, device=device)
+    summary = plan.summary()
     print(summary if notices else summary.lstrip("\n"))
+    if sheet := write_composite_sheet(plan.config, plan.data):
+        print(f"look at the composites: {sheet}")
     print("\nNo problems found.")
     return 0

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from trainer.common.problems import Problem, Problems
+from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.rng import python_random
 from trainer.config import TrainConfig
 from trainer.data.captions import caption_variant, caption_varies, contains_phrase, plain_caption, possible_captions
+from trainer.data.compose import Composite
+from trainer.data.composition_file import composition_settings
+from trainer.data.compositions import compose_samples
 from trainer.data.dataset_file import MASK_SETTINGS, DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
-from trainer.data.epochs import Group, hold_out, make_groups
+from trainer.data.epochs import Group, Rotation, hold_out, make_groups
 from trainer.data.images import Size
 from trainer.data.samples import Picture, Sample, scan_dataset
 
@@ -100,16 +103,20 @@ class TrainingData:
             BucketCount(
                 group.dataset_index,
                 group.bucket,
-                len(group.train) + len(group.reg),
+                len(group.samples),
                 group.num_draws,
                 group.num_batches,
             )
             for group in self._groups
         ]
 
+    def rotations(self) -> list[Rotation]:
+        """Samples of which each epoch draws only some: regularisation images, and the composites of a composition."""
+        return [rotation for group in self._groups for rotation in group.rotations]
+
     def validation_draws(self) -> tuple[Draw, ...]:
         """The held-out images, or the training images if none are held out. Never mirrored or varied."""
-        samples = self.validation or tuple(sample for sample in self.samples if not sample.is_reg)
+        samples = self.validation or [s for s in self.samples if not s.is_reg and s.composition is None]
         return tuple(
             Draw(sample, 0, 0, plain_caption(sample.subset, sample.lines, self.seed, sample.key), False)
             for sample in samples
@@ -156,6 +163,11 @@ class TrainingData:
             for index, section in enumerate(self.config.sections)
             for number, subset in enumerate(section.subsets)
         }
+        compositions = {
+            f"dataset {index} composition {number}": composition_settings(composition)
+            for index, section in enumerate(self.config.sections)
+            for number, composition in enumerate(section.compositions)
+        }
         parts = (("train", self.samples), ("validation", self.validation))
         pictures = {
             f"picture {sample.key}": f"{_content(sample.picture)} {part} {' | '.join(sample.lines)}"
@@ -168,7 +180,7 @@ class TrainingData:
             for sample in samples
             if sample.mask and sample.masks_loss
         }
-        return {**sections, **subsets, **pictures, **masks}
+        return {**sections, **subsets, **compositions, **pictures, **masks}
 
     @cached_property
     def _groups(self) -> list[Group]:
@@ -204,6 +216,10 @@ def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingD
             log.warning("%s", warning)  # with problems, nobody is left to whom they could be returned
         raise Problems([*problems, *scan.problems])
     samples, validation, warnings = hold_out(scan.samples, dataset_config, config.seed)
+    composed = compose_samples(dataset_config, samples, config.seed)
+    raise_if_any(composed.problems)
+    samples += composed.samples
+    warnings += composed.warnings
     num_batches = sum(group.num_batches for group in make_groups(samples, dataset_config))
     schedule = plan_schedule(config, num_batches, num_processes)
     data = TrainingData(dataset_config, tuple(samples), tuple(validation), config.seed, schedule, tuple(scan.notes))
@@ -225,11 +241,11 @@ def plan_schedule(config: TrainConfig, num_batches: int, num_processes: int = 1)
 
 def _settings(table: DatasetSection | SubsetConfig) -> str:
     """A table as one line, without where it stands, where its images are and how they are masked."""
-    skipped = ("where", "subsets", "image_dir", "conditioning_data_dir", *MASK_SETTINGS)
+    skipped = ("where", "subsets", "compositions", "image_dir", "conditioning_data_dir", *MASK_SETTINGS)
     return " ".join(f"{name}={value!r}" for name, value in asdict(table).items() if name not in skipped)
 
 
-def _content(picture: Picture) -> str:
+def _content(picture: Picture | Composite) -> str:
     return f"{picture.sha256} in sRGB" if picture.converted else picture.sha256
 
 

@@ -10,6 +10,7 @@ from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.config import TrainConfig
 from trainer.config.fields import Given
 from trainer.config.toml_file import TomlFile, read_toml
+from trainer.data.composition_file import COMPOSITIONS, PLAIN, CompositionConfig, read_composition
 from trainer.data.effects import OF_SECTION, OF_SUBSET, Place, Rules, Usage, idle_keys
 from trainer.data.keys import ALIASES, DATASETS, FLAGS, GENERAL, KEYS, MEANINGLESS, SCHEMAS, SUBSETS, SUPPORTED
 
@@ -84,6 +85,7 @@ class DatasetSection:
     """One [[datasets]]: images that are trained at one resolution. Sizes are in pixels, width first."""
 
     subsets: tuple[SubsetConfig, ...]
+    compositions: tuple[CompositionConfig, ...] = ()
     where: str = ""
     resolution: Size = USUAL_SIZE
     batch_size: int = TrainConfig.train_batch_size
@@ -148,6 +150,9 @@ def _structure_problems(file: TomlFile) -> Iterator[Problem]:
         yield Problem(str(file.path), "has no [[datasets]]", f"add one, with {SUBSETS} for each folder")
     for index, dataset in enumerate(datasets):
         subsets = dataset.get("subsets", [])
+        if not _are_tables(dataset.get("compositions", [])):
+            what = "compositions is not a list of tables"
+            yield Problem(file.where("datasets", index), what, f"write {COMPOSITIONS}")
         if not _are_tables(subsets):
             yield Problem(file.where("datasets", index), "subsets is not a list of tables", f"write {SUBSETS}")
         elif not subsets:
@@ -163,7 +168,7 @@ SECTION_DEFAULTS = {each.name: each.default for each in fields(DatasetSection)}
 DEFAULTS = {**SUBSET_DEFAULTS, **SECTION_DEFAULTS}
 FOLDERS = ("image_dir", "conditioning_data_dir")
 MASK_SETTINGS = ("masked_loss", "alpha_mask", "mask_background", "mask_dilation")
-_SUBSETS_KEY = (DATASETS, "subsets")
+_TABLES_BELOW = ("subsets", "compositions")  # of [[datasets]]
 FLAG_PLACE: Place = ()
 GENERAL_PLACE: Place = ("general",)
 
@@ -198,7 +203,8 @@ class _Reader:
 
     def _table(self, level: str, *place: str | int) -> None:
         """Read the keys of one table."""
-        written = {name: value for name, value in self.file.table(*place).items() if (level, name) != _SUBSETS_KEY}
+        below = _TABLES_BELOW if level == DATASETS else ()
+        written = {name: value for name, value in self.file.table(*place).items() if name not in below}
         read = SCHEMAS[level].read(
             Given(name, value, self.file.where(*place, name), subject=name) for name, value in written.items()
         )
@@ -239,7 +245,8 @@ class _Reader:
         subsets = tuple(subset for subset in found if subset is not None)
         self.problems += _repeated_folders(subsets)
         values = self._resolve(above, SECTION_DEFAULTS, OF_SECTION)
-        section = DatasetSection(**{**values, "where": self.file.where(*place), "subsets": subsets})
+        tables = {"subsets": subsets, "compositions": tuple(self._compositions(place))}
+        section = DatasetSection(**{**values, "where": self.file.where(*place), **tables})
         if section.enable_bucket and not section.bucket_no_upscale:
             section = self._round_outward(section)
         self.problems += _bucket_problems(section)
@@ -255,6 +262,16 @@ class _Reader:
             return None
         folders = {name: self._folder(values[name]) for name in FOLDERS if values[name]}
         return SubsetConfig(**{**values, **folders, "where": where})
+
+    def _compositions(self, section: Place) -> Iterator[CompositionConfig]:
+        for number in range(len(self.file.table(*section).get("compositions", []))):
+            place = (*section, "compositions", number)
+            written = self.file.table(*place).items()
+            given = [Given(name, value, self.file.where(*place, name), subject=name) for name, value in written]
+            composition, problems = read_composition(given, self.file.where(*place))
+            self.problems += problems
+            folders = (name if name == PLAIN else str(self._folder(Path(name))) for name in composition.backgrounds)
+            yield replace(composition, backgrounds=tuple(folders))
 
     def _folder(self, folder: Path) -> Path:
         """The folder, from the current folder or else from that of the dataset file."""

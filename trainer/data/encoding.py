@@ -1,10 +1,8 @@
 """Images and captions to cache entries, each encoder loaded only when something is missing."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +16,10 @@ from trainer.common.problems import Problem, Problems
 from trainer.common.process import progress
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys, Encoded, TensorCache, Tensors
+from trainer.data.compose import Composite
 from trainer.data.dataset import Sample, TrainingData
-from trainer.data.images import NotReadable, decode, fit, to_tensor
+from trainer.data.images import fit, to_tensor
+from trainer.data.inspection import Picture
 from trainer.data.masks import latent_mask
 from trainer.models.load import load_autoencoder, load_clip, load_t5
 from trainer.models.text import Tokenizers, encode_clip, encode_t5
@@ -127,29 +127,19 @@ def encode_picture(vae: AutoencoderKL, sample: Sample, flip: bool) -> Tensors:
 def encode_mask(sample: Sample, flip: bool) -> Tensors:
     """The mask of one fitted sample on the latents' grid. Raises `Problems` where its file has changed."""
     assert sample.mask
-    try:
-        mask = sample.mask.read()
-    except (ValueError, OSError) as error:
-        raise Problems([Problem(str(sample.mask.path), str(error), "start again")]) from None
-    mask = fit(mask, sample.resized, sample.crop, sample.bucket, sample.interpolation)
+    mask = fit(sample.mask.read(), sample.resized, sample.crop, sample.bucket, sample.interpolation)
     return {"mask": latent_mask(mask, flip, sample.subset.mask_dilation)}
 
 
 def _fitted(sample: Sample) -> Image.Image:
     fitting = (sample.resized, sample.crop, sample.bucket, sample.interpolation)
-    return _fitted_once(sample.picture.path, sample.picture.sha256, not sample.subset.alpha_mask, *fitting)
+    return _fitted_once(sample.picture, not sample.subset.alpha_mask, *fitting)
 
 
 @lru_cache(maxsize=1)
-def _fitted_once(path: Path, sha256: str, flatten: bool, *fitting: Any) -> Image.Image:
-    """The image of these very bytes: what is encoded is what was checked and what the key says."""
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise Problems([Problem(str(path), "was replaced since it was checked", "start again")])
-        return fit(decode(data, path.suffix).to_rgb(flatten), *fitting)
-    except (NotReadable, OSError) as error:
-        raise Problems([Problem(str(path), f"cannot be read any more: {error}", "start again")]) from error
+def _fitted_once(picture: Picture | Composite, flatten: bool, *fitting: Any) -> Image.Image:
+    pixels = picture.recipe.image() if isinstance(picture, Composite) else picture.read(flatten)
+    return fit(pixels, *fitting)
 
 
 def _fill(cache: TensorCache, accelerator: Accelerator, job: Job) -> None:

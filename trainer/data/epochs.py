@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.rng import derive_seed
-from trainer.data.dataset_file import DatasetConfig
+from trainer.data.dataset_file import DatasetConfig, DatasetSection
 from trainer.data.images import Size
 from trainer.data.samples import Sample
 
@@ -21,20 +21,24 @@ T = TypeVar("T")
 class Group:
     """The samples of one dataset that share a shape, batch_size of them to a batch.
 
-    num_reg: the number of regularisation samples in each epoch, the same in every epoch.
+    train: each is drawn num_repeats times in every epoch; rotations: of these, so many are drawn in every epoch.
     """
 
     dataset_index: int
     bucket: Size
     batch_size: int
     train: tuple[Sample, ...]
-    reg: tuple[Sample, ...]
-    num_reg: int
+    rotations: tuple["Rotation", ...]
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All of them, each once."""
+        return self.train + tuple(sample for rotation in self.rotations for sample in rotation.samples)
 
     @property
     def num_draws(self) -> int:
         """Samples in each epoch, repeats counted."""
-        return sum(sample.num_repeats for sample in self.train) + self.num_reg
+        return len(expand(self.train)) + sum(rotation.count for rotation in self.rotations)
 
     @property
     def num_batches(self) -> int:
@@ -42,15 +46,25 @@ class Group:
         return math.ceil(self.num_draws / self.batch_size)
 
     def epoch(self, epoch: int) -> list[Sample]:
-        """Each training sample num_repeats times; regularisation samples take turns."""
-        return expand(self.train) + take_turns(expand(self.reg), self.num_reg, epoch)
+        """Each training sample num_repeats times; of the others, those whose turn it is."""
+        turns = [take_turns(expand(each.samples), each.count, epoch) for each in self.rotations]
+        return expand(self.train) + [sample for turn in turns for sample in turn]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Samples of which `count` are drawn in every epoch, each epoch going on where the former one ended."""
+
+    samples: tuple[Sample, ...]
+    count: int
 
 
 def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> list[Group]:
     """Samples by dataset and shape.
 
-    Each epoch of a dataset has as many regularisation samples as training samples, as in kohya's trainer. They are
-    divided among the shapes in proportion to their numbers of regularisation images.
+    A dataset's regularisation draws are as many as its training draws, as in kohya's trainer; they
+    are shared out among the shapes by their number of regularisation pictures. Composites have a rotation for each
+    [[datasets.compositions]].
     """
     groups: list[Group] = []
     for index, section in enumerate(dataset_config.sections):
@@ -58,15 +72,34 @@ def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> lis
         for sample in samples:
             if sample.dataset_index == index:
                 shapes[sample.bucket].append(sample)
-        train = {shape: tuple(s for s in found if not s.is_reg) for shape, found in shapes.items()}
+        train = {
+            shape: tuple(s for s in found if not s.is_reg and s.composition is None) for shape, found in shapes.items()
+        }
         reg = {shape: tuple(s for s in found if s.is_reg) for shape, found in shapes.items()}
         num_train = sum(len(expand(found)) for found in train.values())
         shares = share_out(num_train, {shape: len(expand(found)) for shape, found in reg.items() if found})
-        groups += [
-            Group(index, shape, section.batch_size, train[shape], reg[shape], shares.get(shape, 0))
-            for shape in sorted(shapes)
-        ]
+        for shape in sorted(shapes):
+            rotations = [Rotation(reg[shape], shares[shape])] if reg[shape] else []
+            rotations += _composites(section, shapes[shape], train)
+            groups.append(Group(index, shape, section.batch_size, train[shape], tuple(rotations)))
     return groups
+
+
+def _composites(
+    section: DatasetSection, samples: Sequence[Sample], train: Mapping[Size, Sequence[Sample]]
+) -> Iterator[Rotation]:
+    """A rotation for the composites of each composition, as many of them as of the images of its concepts."""
+    for number, composition in enumerate(section.compositions):
+        own = tuple(sample for sample in samples if sample.composition == number)
+        if own:
+            named = [
+                sample
+                for found in train.values()
+                for sample in found
+                if sample.subset.class_tokens in composition.concepts or not composition.concepts
+                if not sample.preserves_output
+            ]
+            yield Rotation(own, composition.images_per_epoch or len(expand(named)))
 
 
 def expand(samples: Sequence[Sample]) -> list[Sample]:

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.common.problems import Problem
+from PIL import Image
+
+from trainer.common.problems import Problem, Problems
 from trainer.data.folder import Folder
 from trainer.data.images import NotReadable, Size, decode
 
@@ -34,6 +36,16 @@ class Picture:
     def size(self) -> Size:
         """Width and height in pixels."""
         return self.width, self.height
+
+    def read(self, flatten: bool = True) -> Image.Image:
+        """Its pixels, as `Decoded.to_rgb` gives them, from the very bytes that were checked. Raises `Problems`."""
+        try:
+            data = self.path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != self.sha256:
+                raise Problems([Problem(str(self.path), "was replaced since it was checked", "start again")])
+            return decode(data, self.path.suffix).to_rgb(flatten)
+        except (NotReadable, OSError) as error:
+            raise Problems([Problem(str(self.path), f"cannot be read any more: {error}", "start again")]) from error
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ class Mask:
     from_alpha: bool = False
 
     def read(self) -> Image.Image:
-        """The mask, mode L, in the upright size of its image. Raises ValueError if the file has changed."""
+        """The mask, mode L, in the upright size of its image. Raises `Problems` if the file was replaced."""
         data = self.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ValueError("has changed since it was checked")
+            raise Problems([Problem(str(self.path), "was replaced since it was checked", "start again")])
         mask = _decode(data, self.from_alpha)
         assert mask is not None
         return mask

@@ -10,6 +10,7 @@ from trainer.common.problems import Problem
 from trainer.config import TrainConfig
 from trainer.data.buckets import place, section_buckets
 from trainer.data.captions import read_caption, split_caption
+from trainer.data.compose import Composite, CompositeMask
 from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig
 from trainer.data.folder import Folder, count_images, read_folder, some
 from trainer.data.formats import IMAGE_ENDINGS
@@ -28,11 +29,12 @@ class Sample:
     key: its name in every random draw and message, "dataset.subset/file"; lines: the lines of its caption
     from which a wildcard chooses, else the one caption; bucket, resized (width, height) and crop (left,
     top) in pixels; loss_weight: prior_loss_weight for regularisation images, else 1; preserves_output: the
-    target is the base model's own prediction; mask: where its concept is, if that is known.
+    target is the base model's own prediction; mask: where its concept is, if that is known;
+    composition: for a composite, which of its dataset's compositions it is of.
     """
 
     key: str
-    picture: Picture
+    picture: Picture | Composite
     subset: SubsetConfig
     dataset_index: int
     lines: tuple[str, ...]
@@ -44,7 +46,8 @@ class Sample:
     is_reg: bool
     loss_weight: float
     preserves_output: bool
-    mask: Mask | None = None
+    mask: Mask | CompositeMask | None = None
+    composition: int | None = None
 
     @property
     def masks_loss(self) -> bool:
@@ -109,7 +112,8 @@ def _scan_subset(
         else:
             inspected.append(found)
     scan.warnings += remarks(subset.where, inspected)
-    masks = scan_masks(subset, folder, {found.picture.path: found.picture.size for found in inspected})
+    sizes = {found.picture.path: found.picture.size for found in inspected}
+    masks = scan_masks(subset, folder, sizes, cuts_out=bool(section.compositions) and not subset.is_reg)
     scan.problems += masks.problems
     scan.warnings += masks.warnings
     if not _is_placeable(section):

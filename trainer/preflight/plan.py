@@ -173,7 +173,8 @@ class RunPlan:
         )
         return [
             f"{len(self.data.samples)} images{held_out}",
-            *_subset_lines(self.data.samples),
+            *_subset_lines([sample for sample in self.data.samples if sample.composition is None]),
+            *_composition_lines(self.data),
             *buckets,
             *self._note_lines(),
         ]
@@ -212,6 +213,14 @@ def _subset_lines(samples: Sequence[Sample]) -> list[str]:
         times = "-".join(map(str, repeats[:: max(len(repeats) - 1, 1)]))
         lines.append(f"  {subset.image_dir}: {len(own)} images x {times}, {subset.concept!r}{kind}")
     return lines
+
+
+def _composition_lines(data: TrainingData) -> list[str]:
+    return [
+        f"  {len(rotation.samples)} composites, {rotation.count} an epoch, such as {rotation.samples[0].lines[0]!r}"
+        for rotation in data.rotations()
+        if rotation.samples[0].composition is not None
+    ]
 
 
 def _ranks_in_words(adapter: AdapterPlan) -> str:

@@ -1,0 +1,187 @@
+"""Composites: images made from cut-outs of photographs, each a pure function of its recipe.
+
+Before composition, subjects are known from photographs that show each alone (MuDI, 2404.04243; SVDiff's
+Cut-Mix-Unmix, 2303.11305). A recipe names every file by its digest and every length in pixels, so that its own digest
+tells everything that the pixels depend on.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from trainer.data.images import Size
+from trainer.data.inspection import Picture
+from trainer.data.masks import Mask
+
+VERSION = "1"  # part of every digest: raise it when the same recipe would give other pixels
+SOLID = 128  # a mask pixel this bright is inside the subject's box
+FEATHER = 24  # how sharp a plain backdrop's horizon is
+KEPT_CUTOUTS = 32
+
+Rgb = tuple[int, int, int]
+Corners = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A backdrop of two colours with a soft horizon between them, at a share of the height."""
+
+    above: Rgb
+    below: Rgb
+    horizon: float
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A backdrop from an image file, resized to cover and cropped in the middle."""
+
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Source:
+    """A subject in one photograph: corners of its mask's solid part, in the photograph's pixels.
+
+    keeps_colors: transparent pixels keep their stored colours, since the alpha channel is the mask.
+    """
+
+    picture: Picture
+    mask: Mask
+    corners: Corners
+    keeps_colors: bool
+
+    @property
+    def size(self) -> Size:
+        """Width and height of the cut-out in pixels."""
+        left, top, right, bottom = self.corners
+        return right - left, bottom - top
+
+    def identity(self) -> tuple[object, ...]:
+        """Everything that its pixels depend on."""
+        picture = (self.picture.sha256, self.picture.converted, self.keeps_colors)
+        return (*picture, self.mask.sha256, self.mask.from_alpha, self.corners)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A cut-out at its place: left and top in the composite, and its size there, in pixels."""
+
+    source: Source
+    left: int
+    top: int
+    size: Size
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A composite in numbers. pieces: in the order in which they are pasted, the last on top."""
+
+    size: Size
+    backdrop: Plain | Photograph
+    pieces: tuple[Piece, ...]
+
+    @property
+    def sha256(self) -> str:
+        """A digest of everything that the pixels depend on."""
+        backdrop = self.backdrop
+        behind = backdrop if isinstance(backdrop, Plain) else (backdrop.picture.sha256, backdrop.picture.converted)
+        pieces = [(piece.source.identity(), piece.left, piece.top, piece.size, piece.flip) for piece in self.pieces]
+        return hashlib.sha256(repr((VERSION, self.size, behind, pieces)).encode()).hexdigest()
+
+    def image(self) -> Image.Image:
+        """The composite, RGB."""
+        image = _backdrop(self.backdrop, self.size)
+        for piece in self.pieces:
+            pixels, mask = _resized(piece)
+            image.paste(pixels, (piece.left, piece.top), mask)
+        return image
+
+    def mask(self) -> Image.Image:
+        """Where the subjects are, mode L."""
+        union = Image.new("L", self.size, 0)
+        for piece in self.pieces:
+            _, mask = _resized(piece)
+            union.paste(255, (piece.left, piece.top), mask)
+        return union
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A composite in place of an image file: what a sample has as its picture. path: its name, for messages."""
+
+    path: Path
+    recipe: Recipe
+    sha256: str
+    converted: bool = False
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return self.recipe.size
+
+    @property
+    def width(self) -> int:
+        return self.recipe.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.recipe.size[1]
+
+
+@dataclass(frozen=True)
+class CompositeMask:
+    """The mask of a composite, in place of a mask file."""
+
+    path: Path
+    recipe: Recipe
+    sha256: str
+    from_alpha: bool = False
+
+    def read(self) -> Image.Image:
+        """The mask, mode L."""
+        return self.recipe.mask()
+
+
+def solid_corners(mask: Image.Image) -> Corners | None:
+    """The box around all that is solid in a mask; None where nothing is."""
+    return mask.point(_solid).getbbox()
+
+
+def touches(mask: Image.Image, share: float = 0.02) -> list[str]:
+    """The edges of the photograph at which a subject is cut off: solid along at least this share of the edge."""
+    solid = np.asarray(mask) >= SOLID
+    edges = {"left": solid[:, 0], "right": solid[:, -1], "top": solid[0], "bottom": solid[-1]}
+    return [name for name, pixels in edges.items() if pixels.mean() >= share]
+
+
+def _solid(value: int) -> int:
+    return 255 if value >= SOLID else 0
+
+
+def _resized(piece: Piece) -> tuple[Image.Image, Image.Image]:
+    pixels, mask = _cut_out(piece.source)
+    resized = [each.resize(piece.size, Image.Resampling.LANCZOS) for each in (pixels, mask)]
+    turn: Callable[[Image.Image], Image.Image] = ImageOps.mirror if piece.flip else lambda image: image
+    return turn(resized[0]), turn(resized[1])
+
+
+@lru_cache(KEPT_CUTOUTS)
+def _cut_out(source: Source) -> tuple[Image.Image, Image.Image]:
+    image, mask = source.picture.read(flatten=not source.keeps_colors), source.mask.read()
+    return image.crop(source.corners), mask.crop(source.corners)
+
+
+def _backdrop(backdrop: Plain | Photograph, size: Size) -> Image.Image:
+    if isinstance(backdrop, Photograph):
+        return ImageOps.fit(backdrop.picture.read(), size, Image.Resampling.LANCZOS)
+    width, height = size
+    rows = np.linspace(0, 1, height)
+    share_below = 1 / (1 + np.exp(-(rows - backdrop.horizon) * FEATHER))
+    colors = np.outer(1 - share_below, backdrop.above) + np.outer(share_below, backdrop.below)
+    return Image.fromarray(np.repeat(np.rint(colors).astype(np.uint8)[:, None], width, axis=1))

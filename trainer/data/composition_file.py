@@ -1,0 +1,99 @@
+"""[[datasets.compositions]] of the dataset file: what composites a dataset has, typed and validated."""
+
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from trainer.common.problems import Problem
+from trainer.config.fields import Given, Invalid, Schema, Spec, shown
+from trainer.config.kohya import DOCS
+from trainer.config.values import SPECS
+from trainer.data.relations import USUAL, Relation, parse_relations
+
+COMPOSITIONS = "[[datasets.compositions]]"
+PLAIN = "plain"
+PARTS = ("subjects", "first", "second", "relation", "place")
+USUAL_CAPTION = "{subjects} {place}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionConfig:
+    """One [[datasets.compositions]]: composites of subjects that are cut out of the dataset's images.
+
+    concepts: class_tokens, the first of a relation first; empty for all that have masks. together: how many are in one
+    image, each count in turn. num_images: how many different composites there are; images_per_epoch: how many of them
+    an epoch trains, in turns; None for as many as it trains images of these concepts. backgrounds: "plain", or
+    folders. mask_background, mask_dilation: as of a subset. where: its place in the file, for messages.
+    """
+
+    where: str = ""
+    concepts: tuple[str, ...] = ()
+    together: tuple[int, ...] = (2,)
+    num_images: int = 160
+    images_per_epoch: int | None = None
+    relations: tuple[Relation, ...] = USUAL
+    captions: tuple[str, ...] = (USUAL_CAPTION,)
+    backgrounds: tuple[str, ...] = (PLAIN,)
+    mask_background: str = "preserve"
+    mask_dilation: int = 0
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise Invalid(f"is {shown(value)}", "it must be a text, or a list of texts")
+    return tuple(texts)
+
+
+def _templates(value: Any) -> tuple[str, ...]:
+    for text in (templates := _texts(value)):
+        try:
+            names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        except ValueError as error:
+            raise Invalid(f"has {shown(text)}: {error}", "write { as {{ where it is meant") from None
+        if unknown := [name for name in names if name not in PARTS]:
+            hint = f"known are {', '.join(f'{{{part}}}' for part in PARTS)}"
+            raise Invalid(f"has {{{unknown[0]}}}, which is not known", hint)
+        if "subjects" not in names and not {"first", "second"} <= set(names):
+            raise Invalid(
+                f"has {shown(text)}, which does not name the concepts", "use {subjects}, or {first} and {second}"
+            )
+    return templates
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    counts = value if isinstance(value, list) else [value]
+    if not counts or not all(isinstance(n, int) and not isinstance(n, bool) and 2 <= n <= 6 for n in counts):
+        raise Invalid(f"is {shown(value)}", "it must be a number from 2 to 6, or a list of such numbers")
+    return tuple(dict.fromkeys(counts))
+
+
+SCHEMA = Schema(
+    specs={
+        "concepts": Spec(parse=_texts),
+        "together": Spec(parse=_counts),
+        "num_images": Spec(type=int, ge=1, le=100_000),
+        "images_per_epoch": Spec(type=int, ge=1),
+        "relations": Spec(parse=parse_relations),
+        "captions": Spec(parse=_templates),
+        "backgrounds": Spec(parse=_texts),
+        "mask_background": SPECS["mask_background"],
+        "mask_dilation": Spec(type=int, ge=0, le=256),
+    },
+    noun=f"a key of {COMPOSITIONS}",
+    elsewhere={"count": "use num_images", "num_repeats": "use images_per_epoch", "background": "use backgrounds"},
+    listing=f"{DOCS} lists the keys",
+)
+
+
+def read_composition(written: Iterable[Given], where: str) -> tuple[CompositionConfig, list[Problem]]:
+    """One table, faulty keys left out and reported."""
+    read = SCHEMA.read(written)
+    return CompositionConfig(where=where, **read.values), read.problems
+
+
+def composition_settings(composition: CompositionConfig) -> str:
+    """The table as one line, without where it is, for a run's manifest."""
+    values = {field.name: getattr(composition, field.name) for field in fields(composition)}
+    return " ".join(f"{name}={value!r}" for name, value in values.items() if name != "where")
