@@ -74,7 +74,7 @@ def test_a_bench_takes_its_training_with_it(tmp_path):
         (worker,) = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 143 and "the training that was measured too" in output, output
+        assert process.returncode == 143 and "together with the training that was being measured" in output, output
         assert not worker.is_running()
 
 

@@ -275,6 +275,6 @@ def test_without_judge_or_prompts_it_says_whose_world_the_judge_knows(models, tm
 
 def test_problems_of_arguments_come_all_at_once(models, tmp_path):
     told = problems_of("--prompts=0", "--seed=-1", "--lora=a", "--lora=a:1", f"--json={tmp_path}")
-    for words in ("0 prompts make no table", "-1 is not from 0", "--lora=a: is given more than once", "is a folder"):
+    for words in ("0 prompts give no table", "-1 is not from 0", "--lora=a: is given more than once", "is a folder"):
         assert words in told
     assert "missing.safetensors" in problems_of(f"--models={models}", f"--lora={tmp_path / 'missing.safetensors'}")

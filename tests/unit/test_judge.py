@@ -114,7 +114,7 @@ def test_files_that_are_no_judge_are_problems(tmp_path):
     write_safetensors(damaged, {"weight": torch.zeros(2)}, {"judge": "{}"})
     save_judge(short, Judge(CLASSES, SMALL))
     short.write_bytes(short.read_bytes()[:-8])
-    told = {other: "is not a judge", damaged: "is damaged", short: "truncated", tmp_path / "none": "cannot be read"}
+    told = {other: "is not a judge", damaged: "is corrupt", short: "truncated", tmp_path / "none": "cannot be read"}
     for path, words in told.items():
         with pytest.raises(Problems, match=words):
             load_judge(path)

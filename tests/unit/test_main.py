@@ -158,6 +158,39 @@ def test_the_package_is_typed():
     assert (ROOT / "trainer" / "py.typed").is_file()
 
 
+HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "tensorboard")
+IMPORTED = """
+import sys
+from trainer.__main__ import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as finished:
+    status = finished.code
+print([status, *(name for name in {heavy} if name in sys.modules)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["check", "--help"], 0),
+        (["info", "--help"], 0),
+        (["info", "{lora}"], 0),
+        (["info", "--json", "{lora}"], 0),
+        (["train", "--network_dmi=4"], 1),
+        (["check", "--network_dmi=4"], 1),
+    ],
+    ids=str,
+)
+def test_what_needs_no_heavy_package_imports_none(lora, argv, status):
+    argv = [word.replace("{lora}", str(lora)) for word in argv]
+    command = [sys.executable, "-c", IMPORTED.replace("{heavy}", repr(HEAVY)), *argv]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == repr([status])
+
+
 def test_what_is_not_foreseen_is_not_hidden(monkeypatch):
     """A problem of ours shows its trace; it is not dressed up as one of the user's."""
     monkeypatch.setattr("trainer.cli.info.run", lambda _: 1 / 0)

@@ -65,7 +65,7 @@ def test_a_name_with_broken_unicode_is_refused(config):
 
 def test_what_only_the_file_system_knows_is_tried_before_training(config, monkeypatch):
     require_names(config)
-    assert list(config.output_dir.iterdir()) == []
+    assert list(config.output_dir.parent.iterdir()) == []
     monkeypatch.setattr(outputs, "_name_limit", lambda _folder: 10_000)
     long = with_bytes(config, 250)
     assert not name_problems(long)

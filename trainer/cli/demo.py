@@ -1,7 +1,8 @@
-"""`python -m trainer demo`: teach both concepts to the embedded base model, draw before and after, and score it.
+"""`python -m trainer demo`: train both concepts on the embedded base model; generate and score images before and after.
 
-The training is that of `python -m trainer train --config_file flux_data/demo.toml`; flags of train may be given
-too and win over the file. It computes in bf16 on a GPU, and on a CPU with instructions for it.
+The training is that of `python -m trainer train --config_file flux_data/demo.toml`; flags of train override the file.
+It computes in bf16 on a GPU, and on a CPU with instructions for it. The demo can be repeated: it replaces the files of
+an earlier demo.
 """
 
 import argparse
@@ -43,14 +44,14 @@ SHEET_QUALITY = 90
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A LoRA file that the demo's run writes, and what its column is called."""
+    """A LoRA file that the demo writes, and the name of its column."""
 
     name: str
     path: Path
 
 
 def run(argv: Sequence[str]) -> int:
-    """Check, train, draw, score; prints the scores, all paths and the time. Raises `Problems`."""
+    """Check, train, generate, score; print the scores, all paths and the time. Raises `Problems`."""
     start = time.perf_counter()
     given, rest = _parser().parse_known_args(argv)
     config, notices = parse_config([f"--config_file={given.config_file}", *rest])
@@ -83,20 +84,22 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trainer demo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config_file", type=Path, default=CONFIG, help="settings of the training (%(default)s)")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of pictures and scores (%(default)s)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for images and scores (%(default)s)")
     parser.add_argument(
-        "--prompts", type=int, default=8, metavar="N", help="prompts to score a concept by (%(default)s)"
+        "--prompts", type=int, default=8, metavar="N", help="number of prompts per concept to score (%(default)s)"
     )
     return parser
 
 
 def _prompts_problems(count: int) -> list[Problem]:
-    return [] if count > 0 else [Problem("--prompts", f"{count} prompts make no score", "1 or more")]
+    return [] if count > 0 else [Problem("--prompts", f"{count} prompts give no score", "give 1 or more")]
 
 
 def planned_checkpoints(plan: RunPlan) -> list[Checkpoint]:
-    """The LoRA files that the run will write, the final one last. Raises `Problems` where a file of such a name is
-    there that no run of this name wrote."""
+    """The LoRA files that the run will write, the final one last.
+
+    Raises `Problems` if there is a file with one of these names that no run of this name has written.
+    """
     config, schedule = plan.config, plan.schedule
     positions = [position_after(schedule, step) for step in save_steps(config, schedule, start_step=0)]
     checkpoints = [
@@ -105,7 +108,7 @@ def planned_checkpoints(plan: RunPlan) -> list[Checkpoint]:
     ]
     hint = "move it away, or choose another --output_name"
     raise_if_any(
-        Problem(str(checkpoint.path), "is in the way, and not from an earlier demo", hint)
+        Problem(str(checkpoint.path), "is in the way, and is not from an earlier demo", hint)
         for checkpoint in checkpoints
         if checkpoint.path.exists() and not _is_of_run(checkpoint.path, config.output_name)
     )
@@ -120,21 +123,21 @@ def _is_of_run(path: Path, output_name: str) -> bool:
 
 
 def announce_replaced(checkpoints: Sequence[Checkpoint]) -> None:
-    """Say which files of an earlier demo the run will write anew."""
+    """Log which files of an earlier demo the run will replace."""
     earlier = [checkpoint.path for checkpoint in checkpoints if checkpoint.path.exists()]
     if earlier:
         names = ", ".join(path.name for path in earlier)
-        log.info("An earlier demo left %s in %s; they are written anew.", names, earlier[0].parent)
+        log.info("replacing %s in %s, from an earlier demo", names, earlier[0].parent)
 
 
 def evaluation_of(config: TrainConfig, prompts: int, device: torch.device) -> Evaluation:
-    """What scores the concepts: the judge and the prompts that stand beside the base model. Raises `Problems`."""
+    """The judge and the prompts, which are next to the base model. Raises `Problems`."""
     assert config.pretrained_model_name_or_path
     return load_evaluation(config.pretrained_model_name_or_path.parent, config.seed, prompts, "concepts", device)
 
 
 def draw(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> dict[str, Pictures]:
-    """PROMPTS by the base model and with every LoRA, from the same noise; what is scored by the first and the last."""
+    """Images of PROMPTS without and with each LoRA, from the same noise; those to score without and with the last."""
     shown = PromptSets(base=(), concepts={SHOWN: PROMPTS}, both=())
     scored = replace(evaluation.prompts, concepts={**shown.concepts, **evaluation.prompts.concepts})
     adapters = [Adapter(BASE), *map(_adapter, checkpoints)]
@@ -145,7 +148,7 @@ def draw(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> dict[str,
 
 
 def save_shown(columns: Mapping[str, Pictures], output: Path, seed: int) -> list[Path]:
-    """The pictures of PROMPTS, one by one and on one sheet."""
+    """Write the images of PROMPTS, separately and on one sheet; returns their paths."""
     shown = {name: pictures[SHOWN] for name, pictures in columns.items()}
     sheet = output / "contact_sheet.jpg"
     _save_sheet(sheet, shown)
@@ -153,7 +156,7 @@ def save_shown(columns: Mapping[str, Pictures], output: Path, seed: int) -> list
 
 
 def score(evaluation: Evaluation, columns: Mapping[str, Pictures]) -> Table:
-    """The concepts' scores of the base model and of the final LoRA."""
+    """The concepts' scores with the base model and with the final LoRA."""
     sets = evaluation.prompts.texts()
     return make_table(evaluation, {name: {each: columns[name][each] for each in sets} for name in SCORED})
 
@@ -168,7 +171,7 @@ def _save_sheet(path: Path, columns: Mapping[str, torch.Tensor]) -> None:
         for index, prompt in enumerate(PROMPTS)
     ]
     note = f"{USUAL.steps} steps, guidance {USUAL.guidance:g}, the same noise across a row"
-    sheet = contact_sheet(rows, list(columns), "Before, on the way, after", note)
+    sheet = contact_sheet(rows, list(columns), "Before, during and after training", note)
     atomic_write(path, lambda target: sheet.save(target, format="JPEG", quality=SHEET_QUALITY))
 
 
@@ -184,4 +187,4 @@ def _save_pictures(output: Path, columns: Mapping[str, torch.Tensor], seed: int)
 
 
 def _times(seconds: Mapping[str, float]) -> str:
-    return f"trained after {seconds['training']:.0f} s, all done after {seconds['all']:.0f} s"
+    return f"training took {seconds['training']:.0f} s, everything {seconds['all']:.0f} s"

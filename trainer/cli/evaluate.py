@@ -1,8 +1,8 @@
-"""`python -m trainer evaluate [--lora FILE[:WEIGHT]] …`: how well the embedded model draws its prompts, without and
-with LoRA files, in one table.
+"""`python -m trainer evaluate [--lora FILE[:WEIGHT]] …`: how well the embedded model follows its prompts, with and
+without LoRA files, in one table.
 
-A small judge looks at the pictures. It knows the embedded model's world alone, so no other model can be
-evaluated. Every column starts from the same noise.
+A small classifier judges the images. It knows only the embedded model's world, so no other model can be evaluated.
+Every column starts from the same noise.
 """
 
 import argparse
@@ -59,7 +59,7 @@ Pictures = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every column shares: the models and the judge's files, the prompts, the first seed, the device."""
+    """What all columns share: models, judge, prompts, first seed and device."""
 
     config: TrainConfig
     tokenizers: Tokenizers
@@ -76,14 +76,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA and the name of its column; the base model has none."""
+    """A LoRA (None: the base model alone) and the name of its column."""
 
     name: str
     lora: LoraFile | None = field(default=None, repr=False)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Draw, judge and print the table; write what --json and --sheet ask for. Raises `Problems`."""
+    """Generate, judge and print the table; write the files of --json and --sheet. Raises `Problems`."""
     given = _parser().parse_args(argv)
     raise_if_any(_argument_problems(given))
     set_up_logging()
@@ -106,19 +106,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trainer evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="one more column each")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the embedded model (%(default)s)")
-    parser.add_argument("--prompts", type=int, metavar="N", help="only the first N of each list")
-    parser.add_argument("--only", choices=("concepts", "base", "all"), default="all", help="lists (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table here too")
-    parser.add_argument("--sheet", type=Path, metavar="OUT.png", help="write some of the pictures here, labelled")
-    parser.add_argument("--seed", type=int, default=0, help="of each list's first picture (%(default)s)")
+    parser.add_argument("--prompts", type=int, metavar="N", help="use only the first N of each list")
+    parser.add_argument(
+        "--only", choices=("concepts", "base", "all"), default="all", help="lists of prompts (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the table here")
+    parser.add_argument("--sheet", type=Path, metavar="OUT.png", help="write some of the images here, labelled")
+    parser.add_argument("--seed", type=int, default=0, help="seed of each list's first image (%(default)s)")
     return parser
 
 
 def _argument_problems(given: argparse.Namespace) -> list[Problem]:
     problems = []
     if given.prompts is not None and given.prompts < 1:
-        problems.append(Problem("--prompts", f"{given.prompts} prompts make no table", "1 or more"))
-    most = MAX_SEED - 10**6  # every picture has the next seed
+        problems.append(Problem("--prompts", f"{given.prompts} prompts give no table", "give 1 or more"))
+    most = MAX_SEED - 10**6  # each image has the next seed
     if not 0 <= given.seed <= most:
         problems.append(Problem("--seed", f"{given.seed} is not from 0 to {most}"))
     sources = [parse_source(text) for text in given.lora]
@@ -130,7 +132,7 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
 
 
 def load_adapters(sources: Sequence[Source]) -> list[Adapter]:
-    """Read LoRA files for columns that have their names, with the weight unless it is 1. Raises `Problems`."""
+    """Read LoRA files; columns have their names, with the weight unless it is 1. Raises `Problems`."""
     adapters = []
     for source in sources:
         namesakes = {other.path for other in sources if other.path.stem == source.path.stem}
@@ -144,9 +146,9 @@ def load_adapters(sources: Sequence[Source]) -> list[Adapter]:
 def load_evaluation(
     models: Path = MODELS, seed: int = 0, most: int | None = None, only: str = "all", device: torch.device | None = None
 ) -> Evaluation:
-    """Check the folder's files and read the small ones. Raises `Problems`.
+    """Check the folder's files and read judge and prompts. Raises `Problems`.
 
-    most: prompts of each list; only: "concepts", "base" or "all".
+    most: number of prompts of each list (None: all); only: "concepts", "base" or "all".
     """
     raise_if_any(_missing(models))
     paths = {flag: models / name for flag, name in FILES.items()}
@@ -174,11 +176,11 @@ def _t5_length(path: Path) -> int:
     try:
         return int(read_header(path).metadata.get(LENGTH_KEY, USUAL_LENGTH))
     except ValueError as error:
-        raise Problems([Problem(str(path), f"its header cannot be used: {error}")]) from error
+        raise Problems([Problem(str(path), f"its header is invalid: {error}")]) from error
 
 
 def draw_column(evaluation: Evaluation, adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The pictures of every set of prompts, uint8 [n, 3, 256, 256] on the host. Raises `Problems`."""
+    """The images of every set of prompts, uint8 [n, 3, 256, 256] on the host. Raises `Problems`."""
     config, device, dtype = evaluation.config, evaluation.device, evaluation.dtype
     assert config.pretrained_model_name_or_path and config.ae
     texts = evaluation.prompts.texts()
@@ -204,13 +206,13 @@ def _encodings(encoded: Mapping[str, Conditioning], texts: Sequence[str]) -> lis
 
 
 def make_table(evaluation: Evaluation, drawn: Mapping[str, Pictures]) -> Table:
-    """Judge the pictures of each column, by the columns' names; the first is what the others are compared with."""
+    """Judge the images of each column, by the columns' names. The others are compared with the first."""
     scores = {name: score_pictures(evaluation.judge, evaluation.prompts, each) for name, each in drawn.items()}
     return Table(tuple(Column(name, each) for name, each in scores.items()), count_prompts(evaluation.prompts))
 
 
 def make_sheet(prompts: PromptSets, drawn: Mapping[str, Pictures], rows_of_each: int = SHEET_ROWS) -> Image.Image:
-    """The first pictures of each set of prompts, a column for each model."""
+    """A contact sheet of the first images of each set of prompts, with a column for each model."""
     rows = []
     for name, texts in prompts.texts().items():
         for index, text in enumerate(texts[:rows_of_each]):

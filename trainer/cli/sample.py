@@ -1,7 +1,7 @@
-"""`python -m trainer sample --prompt "…" [--lora FILE[:WEIGHT]] …`: pictures outside training.
+"""`python -m trainer sample --prompt "…" [--lora FILE[:WEIGHT]] …`: generate images without training.
 
-The flags that name model files are those of train. A config_file of a training may be given too: what
-it says of other things is left alone, while a flag that does nothing here is refused.
+The flags for model files are those of train. The config_file of a training may be given too: its other settings are
+ignored, but a flag that has no effect here is refused.
 """
 
 import argparse
@@ -51,8 +51,8 @@ OF_TRAIN = (
 
 
 @dataclass(frozen=True)
-class Request:
-    """Which pictures to draw, with which LoRA, and the folder that they go to."""
+class SampleJob:
+    """What to generate: prompts, each with its seed, the LoRA (merged if several), and the output folder."""
 
     prompts: tuple[SamplePrompt, ...]
     lora: LoraFile | None
@@ -61,75 +61,81 @@ class Request:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Draw each prompt and print its file. Raises `Problems`."""
-    request, config, notices = parse(argv)
+    """Generate an image for each prompt and print its path. Raises `Problems`."""
+    job, config, notices = parse(argv)
     set_up_logging()
     for notice in notices:
         log.info("%s", notice)
     tokenizers = check_models(config)
     device = Accelerator(mixed_precision="no").device
     dtype = torch.float32 if device.type == "cpu" or config.mixed_precision == "no" else torch.bfloat16
-    wanted = list(dict.fromkeys(text for prompt in request.prompts for text in prompt.texts()))
-    texts = encode_texts(config, request.lora, wanted, tokenizers, device, dtype)
-    latents = _draw(config, request, texts, device, dtype)
+    wanted = list(dict.fromkeys(text for prompt in job.prompts for text in prompt.texts()))
+    texts = encode_texts(config, job.lora, wanted, tokenizers, device, dtype)
+    latents = _draw(config, job, texts, device, dtype)
     assert config.ae
     vae = load_autoencoder(config.ae, device, dtype)
-    for index, (prompt, drawn) in enumerate(zip(request.prompts, latents, strict=True)):
-        path = request.output / f"{index:03d}-seed{prompt.seed}.png"
+    for index, (prompt, drawn) in enumerate(zip(job.prompts, latents, strict=True)):
+        path = job.output / f"{index:03d}-seed{prompt.seed}.png"
         facts = {name: getattr(prompt, name) for name in ("prompt", "negative", "seed", "steps", "guidance", "cfg")}
-        save_picture(path, decode_picture(vae, drawn), facts | {"lora": request.lora_names})
+        save_picture(path, decode_picture(vae, drawn), facts | {"lora": job.lora_names})
         print(path)
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[Request, TrainConfig, tuple[str, ...]]:
-    """The request, where models are, and what to tell once. Raises `Problems`."""
+def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]:
+    """The job, the settings of the models, and notices. Raises `Problems`."""
     given, rest = _parser().parse_known_args(argv)
     written = read_flags(rest)
     problems = _foreign_flags(written.settings)
     refused = {problem.where for problem in problems}
     config, listed = TrainConfig(), []
     try:
-        config, _ = parse_config(rest)  # its notices are of training
+        config, _ = parse_config(rest)  # its notices are about training
         listed = load_sample_prompts(config.sample_prompts) if config.sample_prompts else []
     except Problems as found:
         problems += [problem for problem in found.problems if problem.where not in refused]
     prompts = _seeded([*_own_prompts(given, problems), *listed], given.seed, problems)
     if not prompts and not problems:
-        problems.append(Problem("--prompt", "not given", 'say what to draw, --prompt "tjtoy toy on a desk"'))
+        problems.append(Problem("--prompt", "not given", 'for example --prompt "tjtoy toy on a desk"'))
     raise_if_any(problems)
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
-    request = Request(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output)
-    return request, config, (*written.notices, *map(str, idle_negatives(prompts)))
+    job = SampleJob(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output)
+    return job, config, (*written.notices, *map(str, idle_negatives(prompts)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    epilog = f"Flags of train that act here: {', '.join(f'--{name}' for name in OF_TRAIN)}."
+    epilog = f"Flags of train that have an effect here: {', '.join(f'--{name}' for name in OF_TRAIN)}."
     parser = argparse.ArgumentParser("python -m trainer sample", description=__doc__, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="several add up")
-    parser.add_argument("--output", type=Path, default=Path("output"), help="folder (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="several add up",
+    )
+    parser.add_argument("--output", type=Path, default=Path("output"), help="output folder (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next seed")
     for name in OF_PROMPT:
-        about = getattr(DEFAULTS, name) or "negative prompt; acts with --cfg above 1"
+        about = getattr(DEFAULTS, name) or "negative prompt; needs --cfg above 1"
         parser.add_argument(f"--{name}", help=str(about))
     return parser
 
 
 def _foreign_flags(names: Iterable[str]) -> list[Problem]:
-    """Flags that are read by train alone, or by nobody."""
+    """Problems for flags that only train reads, or that do not exist."""
     known = [*OF_TRAIN, "prompt", "lora", "output", "seed", *OF_PROMPT]
     problems = []
     for name in sorted({*names} - {*OF_TRAIN}):
         near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
-        hint = f"did you mean --{near[0]}?" if near else "leave it out; sample --help lists what acts"
+        hint = f"did you mean --{near[0]}?" if near else "remove it; sample --help lists the flags"
         problems.append(Problem(f"--{name}", "is not read by sample", hint))
     return problems
 
 
 def _own_prompts(given: argparse.Namespace, problems: list[Problem]) -> list[SamplePrompt]:
-    """Those of --prompt, under the rules of a prompt file."""
+    """The prompts of --prompt, read by the rules of a prompt file."""
     options = {name: value for name in OF_PROMPT if (value := getattr(given, name)) is not None}
     usual = {name: getattr(DEFAULTS, name) for name in OF_PROMPT}
     if options and not given.prompt:
@@ -142,7 +148,7 @@ def _own_prompts(given: argparse.Namespace, problems: list[Problem]) -> list[Sam
 
 
 def _seeded(prompts: Sequence[SamplePrompt], seed: int, problems: list[Problem]) -> list[SamplePrompt]:
-    """Give those without a seed the first seed plus their place."""
+    """Give each prompt without a seed the first seed plus its index."""
     most = MAX_SEED - len(prompts)
     if not 0 <= seed <= most:
         problems.append(Problem("--seed", f"{seed} is not from 0 to {most}"))
@@ -150,7 +156,7 @@ def _seeded(prompts: Sequence[SamplePrompt], seed: int, problems: list[Problem])
 
 
 def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str) -> None:
-    """Add the part of a LoRA whose modules start with `prefix`; strict. Raises `Problems`."""
+    """Add the modules of a LoRA that start with `prefix` to a model. Raises `Problems` if they do not fit."""
     part = {name: module for name, module in lora.modules.items() if name.startswith(prefix)} if lora else {}
     if not part:
         return
@@ -168,7 +174,7 @@ def encode_texts(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Conditioning]:
-    """What each text gives the transformer, from the encoders with the LoRA's part of CLIP. Raises `Problems`."""
+    """The conditioning of each text, with the LoRA applied to CLIP if it has such layers. Raises `Problems`."""
     assert config.pretrained_model_name_or_path and config.clip_l and config.t5xxl
     clip = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
     apply_lora(lora, clip, "text_encoder.")
@@ -187,16 +193,16 @@ def encode_texts(
 
 def _draw(
     config: TrainConfig,
-    request: Request,
+    job: SampleJob,
     texts: dict[str, Conditioning],
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[torch.Tensor]:
     assert config.pretrained_model_name_or_path
     transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
-    apply_lora(request.lora, transformer, "transformer.")
+    apply_lora(job.lora, transformer, "transformer.")
     latents = []
-    for prompt in request.prompts:
+    for prompt in job.prompts:
         positive, *negative = (texts[text] for text in prompt.texts())
         assert prompt.seed is not None
         latents.append(sample_latents(transformer, prompt, prompt.seed, positive, negative[0] if negative else None))

@@ -100,17 +100,16 @@ def in_words(paths: Sequence[Path]) -> str:
 
 
 def require_names(config: TrainConfig) -> None:
-    """Create the longest of the run's file names in the output folder, and remove it again.
+    """Create a file with the longest of the run's names on the disk of the output folder, and remove it again.
 
     Only the file system knows which characters it refuses. Raises `Problems` if the name cannot be created.
     """
-    longest = config.output_dir / f".{_longest_lora_name(config)}.{'0' * 8}.tmp"
+    longest = nearest_existing(config.output_dir) / f".{_longest_lora_name(config)}.{'0' * 8}.tmp"
     try:
-        config.output_dir.mkdir(parents=True, exist_ok=True)
         longest.touch()
         longest.unlink()
     except OSError as error:
-        what = f"{longest.name} cannot be created in {config.output_dir}: {error.strerror}"
+        what = f"{longest.name} cannot be created in {longest.parent}: {error.strerror}"
         raise Problems([Problem("--output_name", what, "choose another name or --output_dir")]) from error
 
 

@@ -1,4 +1,4 @@
-"""Pictures side by side on one labelled sheet: a row for each prompt, a column for each model."""
+"""Images side by side on a labelled sheet: a row for each prompt, a column for each model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, QUIET, LINE = (255, 255, 255), (24, 24, 27), (113, 113, 122), (228, 228, 231)
-SCALE = 256  # the picture side for which the numbers below are meant, in pixels
+SCALE = 256  # the side of an image in pixels to which the lengths below refer
 MARGIN, GUTTER, LABEL = 28, 14, 190
 TITLE_SIZE, HEAD_SIZE, LABEL_SIZE = 30, 20, 17
 LINE_HEIGHT = 1.35
@@ -14,7 +14,7 @@ LINE_HEIGHT = 1.35
 
 @dataclass(frozen=True)
 class Row:
-    """What stands at the left of a row, and its pictures; None leaves a place empty."""
+    """A row. label: the text to its left; pictures: its images, None for an empty cell."""
 
     label: str
     pictures: Sequence[Image.Image | None]
@@ -23,9 +23,9 @@ class Row:
 def contact_sheet(
     rows: Sequence[Row], columns: Sequence[str] = (), title: str = "", note: str = "", size: int = 256
 ) -> Image.Image:
-    """One RGB sheet, each picture `size` pixels square; pictures of another size are scaled to fit.
+    """One RGB sheet of square images, `size` pixels each; images of another size are scaled.
 
-    columns: what stands above each column; title and note: above all of it, large and small.
+    columns: headings of the columns; title, note: text above everything, in large and small letters.
     """
     count = max(len(row.pictures) for row in rows)
     assert all(len(row.pictures) == count for row in rows) and len(columns) in (0, count), "columns of unequal length"
@@ -50,7 +50,7 @@ def contact_sheet(
 
 
 class _Page:
-    """Lengths in pixels for one size of picture, and text at them."""
+    """Lengths in pixels for one size of image, and text of that scale."""
 
     def __init__(self, size: int, labelled: bool):
         self.size = size
@@ -79,7 +79,7 @@ class _Page:
         return len(lines) * self.line(size)
 
     def write(self, draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], size: int, ink: tuple) -> int:
-        """Lines from (x, y) down; returns where the next would stand."""
+        """Write lines from (x, y) downwards; returns the y of the next line."""
         for line in lines:
             draw.text((x, y), line, ink, self.font(size))
             y += self.line(size)
@@ -101,7 +101,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, page: _Page, row: R
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Lines of whole words, as full as the width allows; a word that is wider is cut into pieces."""
+    """Break text into lines of at most this width, between words; a wider word is broken within."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,4 +1,4 @@
-"""How well a model draws what prompts say: pictures of fixed prompts and seeds, a judge's verdicts, a table."""
+"""How well a model follows prompts: images of fixed prompts and seeds, scored by a judge, in a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from trainer.sampling.sampler import decode_pixels, denoise, start_noise
 USUAL = SamplePrompt("", width=256, height=256, steps=20, guidance=3.5)
 BASE, BOTH = "base", "both"
 OBJECTS, COLOURS, PLACES = "objects", "colours", "places"
-PRIOR = (OBJECTS, COLOURS, PLACES)  # what a LoRA must not spoil; measured on the base prompts
-TITLES = {OBJECTS: "right object", COLOURS: "right colour", PLACES: "right place", BOTH: "both in one picture"}
+PRIOR = (OBJECTS, COLOURS, PLACES)  # what a LoRA must not damage; measured on the base prompts
+TITLES = {OBJECTS: "right object", COLOURS: "right colour", PLACES: "right place", BOTH: "both in one image"}
 
 
 @dataclass(frozen=True)
 class ScenePrompt:
-    """A prompt and what a picture of it must show: (kind, colour) of each object, and the place."""
+    """A prompt and what its image must show: the kind and colour of each object, and the place."""
 
     prompt: str
     objects: tuple[tuple[str, str], ...]
@@ -34,22 +34,22 @@ class ScenePrompt:
 
 @dataclass(frozen=True)
 class PromptSets:
-    """The prompts of an evaluation: of the base model's own world, of each concept, of all concepts in one picture."""
+    """The prompts of an evaluation: of the base model's world, of each concept, of all concepts in one image."""
 
     base: tuple[ScenePrompt, ...]
     concepts: Mapping[str, tuple[str, ...]]
     both: tuple[str, ...]
 
     def texts(self) -> dict[str, tuple[str, ...]]:
-        """The prompts of every set that has some, by the set's name."""
+        """The prompts of every set that is not empty, by its name."""
         every = {BASE: tuple(scene.prompt for scene in self.base), **self.concepts, BOTH: self.both}
         return {name: texts for name, texts in every.items() if texts}
 
-    def some(self, most: int | None = None, base: bool = True, concepts: bool = True) -> "PromptSets":
-        """The first `most` of each set; without the base prompts or without those of concepts where told."""
-        of_concepts = most if concepts else 0
+    def some(self, limit: int | None = None, base: bool = True, concepts: bool = True) -> "PromptSets":
+        """The first `limit` prompts of each set (None: all). base, concepts: whether to keep these sets."""
+        of_concepts = limit if concepts else 0
         return PromptSets(
-            base=self.base[: most if base else 0],
+            base=self.base[: limit if base else 0],
             concepts={name: texts[:of_concepts] for name, texts in self.concepts.items()},
             both=self.both[:of_concepts],
         )
@@ -59,7 +59,7 @@ def load_prompts(path: Path, classes: Classes) -> PromptSets:
     """Read the prompts file: {"base": [{"prompt", "objects": [[kind, colour], …], "place"}, …], CONCEPT: [text, …] for
     each of the judge's concepts, "both": [text, …]}.
 
-    Raises `Problems` where it cannot be read or names what the judge does not know.
+    Raises `Problems` if it cannot be read or names something that the judge does not know.
     """
     try:
         sets = json.loads(path.read_text(encoding="utf-8"))
@@ -99,9 +99,9 @@ def draw_prompts(
     batch: int = 8,
     what: str = "draw",
 ) -> torch.Tensor:
-    """One picture for each encoded text ([1, L, D] each), uint8 [n, 3, H, W] on the host, with a bar.
+    """Generate an image for each encoded text ([1, L, D] each): uint8 [n, 3, H, W] on the host. Shows progress.
 
-    Picture i has seed first_seed + i, so that two models start from the same noise, whatever the batch.
+    Image i has seed first_seed + i, so that two models start from the same noise, whatever the batch size.
     """
     pictures = []
     for start in progress(range(0, len(texts), batch), what):
@@ -122,7 +122,7 @@ def _joined(texts: Sequence[Conditioning]) -> Conditioning:
 
 @dataclass(frozen=True)
 class BaseScore:
-    """Percentages over prompts of the base model's world: of all objects named, and of all places."""
+    """Percentages over the base prompts: objects and colours of all objects named, places of all prompts."""
 
     objects: float
     colours: float
@@ -130,10 +130,10 @@ class BaseScore:
 
 
 def score_base(verdicts: Verdicts, prompts: Sequence[ScenePrompt], classes: Classes) -> BaseScore:
-    """How much of what the prompts name is there.
+    """The share of what the prompts name that the judge has found.
 
-    An object is there where its kind's probability is above a half. Its colour is right where it is there, and
-    that colour is the likeliest of the kind's colours or likelier than not (two of a kind may differ).
+    An object is found if the probability of its kind is above 0.5. Its colour is right if the object is found and that
+    colour is the most probable one of its kind, or has a probability above 0.5 (two objects of a kind may differ).
     """
     found, coloured, total = 0, 0, 0
     for index, scene in enumerate(prompts):
@@ -150,17 +150,17 @@ def score_base(verdicts: Verdicts, prompts: Sequence[ScenePrompt], classes: Clas
 
 
 def score_concept(verdicts: Verdicts, concept: str, classes: Classes) -> float:
-    """The mean probability that the concept is in the picture, in percent."""
+    """The mean probability that the concept is in the image, in percent."""
     return 100 * verdicts.concepts[:, classes.concepts.index(concept)].double().mean().item()
 
 
 def score_both(verdicts: Verdicts) -> float:
-    """The share of pictures in which every concept is likelier than not, in percent."""
+    """The percentage of images in which every concept has a probability above 0.5."""
     return 100 * (verdicts.concepts > 0.5).all(1).double().mean().item()
 
 
 def score_pictures(judge: Judge, prompts: PromptSets, pictures: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Every percentage that the pictures allow, by name: PRIOR, the concepts' names, BOTH.
+    """Every percentage for which there are images, by name: PRIOR, the concepts' names, BOTH.
 
     pictures: for each set of `prompts.texts()`, uint8 [n, 3, H, W] in the prompts' order.
     """
@@ -185,17 +185,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Models side by side, the base model first; counts: prompts behind each percentage, by its name."""
+    """Models side by side, the base model first. counts: the number of prompts of each percentage, by its name."""
 
     columns: tuple[Column, ...]
     counts: Mapping[str, int]
 
     def change(self, column: Column, name: str) -> float:
-        """Points that a percentage lies above the base model's."""
+        """Percentage points above the base model."""
         return column.scores[name] - self.columns[0].scores[name]
 
     def text(self) -> str:
-        """Lines to print: a row for each percentage, from the second column on with the change in points."""
+        """The table as text: a row per percentage; later columns also show the difference to the first, in points."""
         first, *others = self.columns
         rows = [["", first.name, *(column.name for column in others)]]
         for name in first.scores:
@@ -204,7 +204,7 @@ class Table:
             rows.append([f"{title} ({self.counts[name]} prompts)", f"{first.scores[name]:.1f}", *cells])
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         lines = ("  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in rows)
-        note = "percent" + ("; in brackets points above (+) or below (-) the first column" if others else "")
+        note = "percent" + ("; in brackets the difference to the first column, in points" if others else "")
         return "\n".join([*lines, note])
 
     def as_json(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Table:
 
 
 def count_prompts(prompts: PromptSets) -> dict[str, int]:
-    """How many prompts are behind each percentage of `score_pictures`."""
+    """The number of prompts of each percentage of `score_pictures`."""
     counts = {name: len(texts) for name, texts in prompts.texts().items()}
     of_base = counts.pop(BASE, 0)
     return (dict.fromkeys(PRIOR, of_base) if of_base else {}) | counts

@@ -1,6 +1,6 @@
-"""A small classifier that says what is in a picture of the embedded model's world; it takes no part in training.
+"""A small classifier of images of the embedded model's world; it takes no part in training.
 
-It was trained on labelled renders (mini/training/judge/). The names of what it knows stand in its file.
+It was trained on labelled renders (mini/training/judge/). Its file lists the classes that it knows.
 """
 
 import json
@@ -24,7 +24,7 @@ HINT = "give the judge of the embedded model, models/mini/judge.safetensors"
 
 @dataclass(frozen=True)
 class Classes:
-    """What a judge can name."""
+    """The classes that a judge knows."""
 
     kinds: tuple[str, ...]
     colours: tuple[str, ...]
@@ -34,7 +34,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Shape:
-    """The network's numbers: channels at 1/2, 1/4, 1/8 and 1/16 of the picture's side, and residual blocks there."""
+    """The network's size. widths, depths: channels and residual blocks at 1/2, 1/4, 1/8, 1/16 of the image's side."""
 
     widths: tuple[int, int, int, int] = (24, 48, 96, 160)
     depths: tuple[int, int, int, int] = (0, 1, 2, 1)
@@ -45,10 +45,10 @@ DEFAULT_SHAPE = Shape()
 
 
 class Verdicts(NamedTuple):
-    """For n pictures: kinds [n, K], colours of each kind [n, K, C], places [n, P], concepts [n, N].
+    """For n images: kinds [n, K], colours of each kind [n, K, C], places [n, P], concepts [n, N].
 
-    Logits from the network, probabilities from `judge_pictures`. The colours of a kind mean something only
-    where the kind is there.
+    Logits from the network, probabilities from `judge_pictures`. The colours of a kind are meaningful only if an object
+    of that kind is in the image.
     """
 
     kinds: torch.Tensor
@@ -58,8 +58,8 @@ class Verdicts(NamedTuple):
 
 
 class Judge(nn.Module):
-    """Residual convolutions, then two views of their features: pooled over the picture for what is there,
-    and pooled where a kind is seen for that kind's colour."""
+    """Residual convolutions with two heads: features pooled over the image for kinds, places and concepts, and
+    features pooled by attention to a kind for that kind's colour."""
 
     def __init__(self, classes: Classes, shape: Shape = DEFAULT_SHAPE):
         super().__init__()
@@ -76,7 +76,7 @@ class Judge(nn.Module):
         self.colour_of_kind = nn.Linear(shape.hidden, len(classes.colours))
 
     def forward(self, pixels: torch.Tensor) -> Verdicts:
-        """Logits for pictures [n, 3, H, W] in [-1, 1]."""
+        """Logits for images [n, 3, H, W] in [-1, 1]."""
         features = self.trunk(pixels)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
         sizes = [len(self.classes.kinds), len(self.classes.places), len(self.classes.concepts)]
@@ -101,13 +101,13 @@ def _convolution(into: int, out: int, stride: int = 1) -> nn.Sequential:
 
 
 def to_unit_range(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures uint8 to the float32 in [-1, 1] that a judge takes."""
+    """Images from uint8 to float32 in [-1, 1], a judge's input."""
     return pictures.float() / 127.5 - 1
 
 
 @torch.inference_mode()
 def judge_pictures(judge: Judge, pictures: torch.Tensor, batch: int = 32) -> Verdicts:
-    """Probabilities in float32 on the host for pictures uint8 [n, 3, 256, 256] anywhere."""
+    """Probabilities, float32 on the host, for images uint8 [n, 3, 256, 256] on any device."""
     device = next(judge.parameters()).device
     judge.eval()
     parts = [judge(to_unit_range(part.to(device))) for part in pictures.split(batch)]
@@ -118,14 +118,14 @@ def judge_pictures(judge: Judge, pictures: torch.Tensor, batch: int = 32) -> Ver
 
 
 def save_judge(path: Path, judge: Judge) -> None:
-    """Write matrices in float16, all else as it is; names and sizes go into the metadata."""
+    """Write a judge: matrices in float16, other tensors as they are, classes and sizes in the metadata."""
     tensors = {name: each.half() if each.ndim > 1 else each for name, each in judge.state_dict().items()}
     facts = {"classes": asdict(judge.classes), "shape": asdict(judge.shape)}
     write_safetensors(path, tensors, {METADATA_KEY: json.dumps(facts), "format": "pt"})
 
 
 def load_judge(path: Path, device: torch.device | str = "cpu") -> Judge:
-    """A judge in float32, frozen. Raises `Problems` where the file is none."""
+    """A judge in float32, frozen. Raises `Problems` if the file is not a judge's."""
     try:
         header = read_header(path)
     except (ValueError, OSError) as error:
@@ -137,7 +137,7 @@ def load_judge(path: Path, device: torch.device | str = "cpu") -> Judge:
         judge = _build(json.loads(facts))
         judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise Problems([Problem(str(path), f"is damaged: {error}", HINT)]) from error
+        raise Problems([Problem(str(path), f"is corrupt: {error}", HINT)]) from error
     return judge.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
 

@@ -1,4 +1,4 @@
-"""Pictures from the model in hand: kohya's prompt files, an Euler sampler, PNG files that say how they were made."""
+"""Generating images: an Euler sampler, decoding, and PNG files that record how they were made."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,12 +24,12 @@ def sample_latents(
     positive: Conditioning,
     negative: Conditioning | None,
 ) -> torch.Tensor:
-    """Euler steps from noise to a picture's latents, [1, C, H/8, W/8], float32."""
+    """Euler steps from noise to the latents of one image, [1, C, H/8, W/8] in float32."""
     return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative)
 
 
 def start_noise(transformer: FluxTransformer2DModel, prompt: SamplePrompt, seeds: Sequence[int]) -> torch.Tensor:
-    """One picture's noise for each seed, [B, C, H/8, W/8], drawn as ComfyUI draws it: the same there."""
+    """The initial noise for each seed, [B, C, H/8, W/8], the same as ComfyUI's for that seed."""
     shape = (1, transformer.x_embedder.in_features // 4, prompt.height // 8, prompt.width // 8)
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -42,10 +42,10 @@ def denoise(
     positive: Conditioning,
     negative: Conditioning | None,
 ) -> torch.Tensor:
-    """Euler steps from noise [B, C, H/8, W/8] to the latents of B pictures, float32.
+    """Euler steps from noise [B, C, H/8, W/8] to the latents of B images, float32.
 
-    prompt: says steps, guidance and cfg for all of them; conditionings are of B captions. schnell is
-    sampled without the shift it was not trained with.
+    prompt: steps, guidance and cfg for all images; positive, negative: for B captions. FLUX.1-schnell is sampled
+    without a timestep shift, as it was trained.
     """
     device, dtype = transformer.device, transformer.x_embedder.weight.dtype
     height, width = noise.shape[-2:]
@@ -68,23 +68,23 @@ def denoise(
 
 @torch.inference_mode()
 def decode_pixels(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Latents [B, C, H/8, W/8] of the transformer to pictures uint8 [B, 3, H, W] on the autoencoder's device."""
+    """Decode the transformer's latents [B, C, H/8, W/8] to images uint8 [B, 3, H, W] on the autoencoder's device."""
     pixels = vae.decode(unscale_latents(latents).to(vae.device, vae.dtype)).sample  # type: ignore[union-attr]
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def decode_picture(vae: AutoencoderKL, latents: torch.Tensor) -> Image.Image:
-    """Latents [1, C, H/8, W/8] of the transformer to an RGB picture."""
+    """Decode the transformer's latents [1, C, H/8, W/8] to an RGB image."""
     return as_image(decode_pixels(vae, latents)[0])
 
 
 def as_image(picture: torch.Tensor) -> Image.Image:
-    """A picture uint8 [3, H, W] on any device as an RGB image."""
+    """An image uint8 [3, H, W] on any device as a Pillow image."""
     return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
 
 
 def save_picture(path: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
-    """Write a PNG whose text chunks say how it was made (prompt, seed, step …)."""
+    """Write a PNG whose text chunks record how it was made (prompt, seed, step …)."""
     info = PngInfo()
     for key, value in facts.items():
         info.add_text(key, str(value))
