@@ -91,7 +91,7 @@ def test_the_card_tells_what_the_stages_wrote_down(work):
     assert figures["stages"]["transformer"]["steps"] == TINY.transformer_steps
     assert figures["stages"]["guidance"]["steps"] == 3, "what was run, not what the recipe says"
     assert f"{figures['autoencoder']['psnr']:.1f} dB" in card and figures["recipe_sha256"] in card
-    assert f"| right places | {figures['scores']['columns'][0]['scores']['places']:.1f} |" in card
+    assert f"| places | {figures['scores']['columns'][0]['scores']['places']:.1f} |" in card
     assert f"`{JUDGE}`" in card and figures["files"][JUDGE]["bytes"] == (work / "export" / JUDGE).stat().st_size
     assert (work / "export" / "contact_sheet.jpg").read_bytes().startswith(b"\xff\xd8")
 
