@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.unit.test_lora import predict, tiny_clip, tiny_transformer
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
-from trainer.lora.convert import merge, resize, write_lora
+from trainer.lora.convert import Source, convert, merge, resize, write_lora
 from trainer.lora.file import load_lora, save_lora
 from trainer.lora_file.flux_names import bfl_module
 
@@ -194,6 +194,25 @@ def test_a_file_that_diffusers_saved_is_read_with_its_alpha(tmp_path):
     assert json.loads(lora.metadata["lora_adapter_metadata"])["transformer.lora_alpha"] == 5.0
     assert {module.alpha for module in lora.modules.values()} == {5.0}
     assert lora.modules.keys() == trained.alphas.keys()
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_file_that_diffusers_saved_loads_there_after_a_conversion(tmp_path, caplog, use_rslora):
+    """Its metadata on alpha would contradict the alphas that the new file has: diffusers refuses both together."""
+    trained = Trained(alpha=5.0, with_clip=False)
+    config = trained.transformer.peft_config["default"].to_dict()  # type: ignore
+    tensors = {key.removeprefix("transformer."): value.detach().clone() for key, value in trained.parameters.items()}
+    if use_rslora:  # whose scale is alpha / sqrt(rank): the same product from a smaller up
+        for key, up in tensors.items():
+            up /= up.shape[1] ** 0.5 if key.endswith("lora_B.weight") else 1.0
+    diffusers.FluxPipeline.save_lora_weights(
+        str(tmp_path),
+        transformer_lora_layers=tensors,
+        weight_name="theirs.safetensors",
+        transformer_lora_adapter_metadata={**config, "target_modules": None, "use_rslora": use_rslora},
+    )
+    convert([Source(tmp_path / "theirs.safetensors")], tmp_path / "new.safetensors")
+    assert_same_output(trained, trained.pipeline(tmp_path / "new.safetensors", caplog))
 
 
 def test_a_wrong_name_would_be_noticed(tmp_path, caplog):
