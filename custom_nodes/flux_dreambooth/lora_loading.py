@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .lora_file.description import Surveyed, look_into
+from .lora_file.description import Surveyed, survey_file, with_strengths
 from .lora_file.foreign import foreign_kind
 from .lora_file.keys import Module, Survey
 from .lora_file.modules import read_tensors, with_numbers
+from .lora_file.numbers import alpha_keys
 from .lora_file.strength import ADAPTER_CONFIG
 from .lora_matching import BIASES, Match, bias_of, match, part_of, weight_part
 
@@ -23,6 +24,7 @@ SUFFIXES = {
     "dora_scale": ".dora_scale", "diff": ".diff", "set": ".set_weight",
 }  # fmt: skip
 OWN_ROLES = ("alpha", "magnitude", *BIASES)  # what becomes something else here
+_finite: dict[Path, str] = {}  # files without NaN, by the signature that they had
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ def load(path: Path) -> LoadedLora:
     """Read a LoRA file of any layout. Raises ValueError, saying what it is, for anything else and for NaN in it."""
     try:
         before = signature(path)
-        file = look_into(path)  # refuses other files before their gigabytes are read
-        tensors, broken = read_tensors(file.header)
+        header, found = survey_file(path)  # refuses other files before their gigabytes are read
+        tensors, broken = read_tensors(header, known_finite=_finite.get(path) == before)
+        alphas = {key: with_numbers(tensors[key]).flatten()[:64].tolist() for key in alpha_keys(found)}
+        file = with_strengths(header, found, alphas)
         after = signature(path)
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read: {error.strerror or error}") from error
@@ -79,6 +83,7 @@ def load(path: Path) -> LoadedLora:
             f"{path.name} cannot be used: {len(broken)} of its {len(tensors)} tensors hold numbers that are not finite "
             f"(NaN), as {broken[0]}, and images would turn black; take an earlier checkpoint of the run"
         )
+    _finite[path] = before
     return LoadedLora(path, before, tensors, file)
 
 

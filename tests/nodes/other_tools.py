@@ -89,7 +89,12 @@ def strengths_of_tools() -> dict[str, OtherFile]:
         @ layer.down.to(torch.float8_e4m3fn).float()
         for layer in BLOCKS
     }
-    shapes = {"vector": torch.tensor([2.0]), "matrix": torch.tensor([[2.0]]), "integer": torch.tensor(2)}
+    shapes = {
+        "vector": torch.tensor([2.0]),
+        "matrix": torch.tensor([[2.0]]),
+        "integer": torch.tensor(2),
+        "fp8": torch.tensor(2.0).to(torch.float8_e4m3fn),
+    }
     return {
         "header": OtherFile(plain, header(lora_alpha=2, r=RANK), _changes(BLOCKS, 0.5)),
         "rslora": OtherFile(plain, header(lora_alpha=2, use_rslora=True), _changes(BLOCKS, 1.0)),

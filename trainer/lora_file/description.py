@@ -1,5 +1,6 @@
 """All that can be said of a LoRA file without its base model, from its header and its numbers. Without torch."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +45,22 @@ def look_into(path: Path) -> Surveyed:
 
     Raises OSError, and ValueError saying what the file is instead of a LoRA or what is wrong with it.
     """
+    header, found = survey_file(path)
+    return with_strengths(header, found, read_alphas(header, found))
+
+
+def survey_file(path: Path) -> tuple[Header, Survey]:
+    """The part of `look_into` that reads the header alone. Raises as `look_into`."""
     header = read_header(file_in(path))
     found = survey(header.shapes, header.metadata)
     if problem := type_problem(header):
         raise ValueError(problem)
-    return Surveyed(
-        header, found, strengths(found, read_alphas(header, found), header.metadata, adapter_config(header.path))
-    )
+    return header, found
+
+
+def with_strengths(header: Header, found: Survey, alphas: Mapping[str, Sequence[float]]) -> Surveyed:
+    """The other part: the numbers of each alpha tensor, by its key, are given. Raises as `look_into`."""
+    return Surveyed(header, found, strengths(found, alphas, header.metadata, adapter_config(header.path)))
 
 
 def describe(path: Path) -> Description:

@@ -59,9 +59,13 @@ def _e4m3() -> tuple[float, ...]:
 
 def read_alphas(header: Header, found: Survey) -> dict[str, list[float]]:
     """The numbers of each alpha tensor by its key, for `strengths`."""
-    keys = [module.keys["alpha"] for module in found.modules.values() if "alpha" in module.keys]
     with header.path.open("rb") as file:
-        return {key: read_array(file, header.tensors[key]).ravel()[:64].tolist() for key in keys}
+        return {key: read_array(file, header.tensors[key]).ravel()[:64].tolist() for key in alpha_keys(found)}
+
+
+def alpha_keys(found: Survey) -> list[str]:
+    """The keys of a file's alpha tensors."""
+    return [module.keys["alpha"] for module in found.modules.values() if "alpha" in module.keys]
 
 
 def product_norm(down: Any, up: Any) -> float:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import mmap
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -14,7 +15,7 @@ from .keys import Survey
 from .module_names import Target
 from .numbers import FLOATS, INTEGERS, type_problem
 
-CHUNK_BYTES = 1 << 20  # what fits into a processor's caches
+CHUNK_BYTES = 1 << 20  # read at once, and looked through while the next ones are read
 # The bits of the smallest number of each type that is infinite or NaN, without its sign.
 FIRST_NOT_FINITE = {
     "F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7, "F8_E5M2": 0x1F << 2, "F8_E4M3": 0x7F,
@@ -112,8 +113,8 @@ def not_finite(tensors: Mapping[str, Any]) -> list[str]:
     return [name for name, tensor in tensors.items() if not bool(with_numbers(tensor).isfinite().all())]
 
 
-def read_tensors(header: Header) -> tuple[dict[str, Any], list[str]]:
-    """All tensors of a file, and the names of those that hold NaN or infinity.
+def read_tensors(header: Header, known_finite: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """All tensors of a file, and the names of those that hold NaN or infinity, unless it is known to have none.
 
     The file is read into memory and never mapped, so that overwriting it in place changes nothing. Raises OSError, and
     ValueError for types that are not known and for a file that shrinks meanwhile.
@@ -123,7 +124,7 @@ def read_tensors(header: Header) -> tuple[dict[str, Any], list[str]]:
     if problem := type_problem(header):
         raise ValueError(problem)
     memory = _memory(header.num_bytes - header.data_start)
-    finite = _fill(memory, header)
+    finite = _fill(memory, header, known_finite)
 
     def tensor(info: TensorInfo) -> Any:
         dtype, count = getattr(torch, _torch_name(info.dtype)), math.prod(info.shape)
@@ -137,10 +138,10 @@ def read_tensors(header: Header) -> tuple[dict[str, Any], list[str]]:
     return tensors, [] if finite else not_finite(tensors)
 
 
-def _fill(memory: Any, header: Header) -> bool:
-    """Read a file's data into memory; whether all numbers are finite, looked at while they are in the caches."""
-    finite, view = True, memoryview(memory)
-    with header.path.open("rb", buffering=0) as file:
+def _fill(memory: Any, header: Header, known_finite: bool = False) -> bool:
+    """Read a file's data into memory; whether all numbers are finite. A thread looks while the next ones are read."""
+    view, looks = memoryview(memory), []
+    with header.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         file.seek(header.data_start)
         for dtype, begin, end in _runs(header):
             for start in range(begin, end, CHUNK_BYTES):
@@ -151,8 +152,8 @@ def _fill(memory: Any, header: Header) -> bool:
                     if not count:
                         raise ValueError("it became shorter while it was read")
                     done += count
-                finite = finite and _is_finite(part, dtype)
-    return finite
+                looks += [] if known_finite else [pool.submit(_is_finite, part, dtype)]
+        return all(look.result() for look in looks)
 
 
 def _runs(header: Header) -> Iterator[tuple[str, int, int]]:
