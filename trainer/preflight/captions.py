@@ -13,7 +13,7 @@ from trainer.data.captions import contains_phrase, possible_captions
 from trainer.data.dataset import Sample, TrainingData
 from trainer.data.dataset_file import SubsetConfig
 from trainer.data.folder import some
-from trainer.models.text import CLIP_LENGTH, Tokenizers
+from trainer.models.text import CLIP_LENGTH, Tokenizers, truncated_captions
 
 SHARED = 0.8  # a phrase in this share of a concept's captions is learned with its trigger
 FEWEST = 3  # captions from which a shared phrase can be told from chance
@@ -74,11 +74,9 @@ def long_caption_warnings(
         ("T5", tokenizers.t5, t5_length, "shorten them, or raise --t5xxl_max_token_length"),
         ("CLIP", tokenizers.clip, CLIP_LENGTH, "put what matters most first; T5 reads on"),
     ):
-        counts = dict(zip(captions, _token_counts(tokenizer, captions), strict=True))
         cut = [
-            f"{files.get(text) or repr(text[:60] + '…')} ({count} tokens)"
-            for text, count in counts.items()
-            if count > length
+            f"{files.get(text) or repr(text[:60] + '…')} ({len(_tokens(tokenizer, text, special=True))} tokens)"
+            for text in truncated_captions(tokenizer, captions, length)
         ]
         if cut:
             names = ", ".join(cut[:20]) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
@@ -244,12 +242,8 @@ def _unknown(text: str, t5: Any) -> list[str]:
     return [character for character in characters if t5.unk_token_id in _tokens(t5, character)]
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-
-
-def _token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    return [len(ids) for ids in tokenizer(list(texts), verbose=False).input_ids] if texts else []
+def _tokens(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+    return tokenizer(text, add_special_tokens=special, verbose=False).input_ids
 
 
 def _captions(count: int) -> str:
