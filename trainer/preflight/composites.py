@@ -23,7 +23,7 @@ def write_composite_sheet(config: TrainConfig, data: TrainingData) -> Path | Non
 
     Each composite stands next to its copy in which everything outside of its mask is dark.
     """
-    rows = [row for own in _by_composition(data) for row in _rows(own[:: max(1, len(own) // SHOWN)][:SHOWN])]
+    rows = [row for own in _by_composition(data) for row in _rows(own[:SHOWN])]
     if not rows:
         return None
     path = run_dir(config) / "composites.jpg"
