@@ -1,12 +1,15 @@
 """What is made of files by several tools: concepts, metadata, fp8, T5, and what a type cannot hold."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.recipe_files import ROOT
 from tests.unit.test_lora_convert import CLIP, assert_same_change, change, module, small_lora
 from trainer.common.problems import Problems
 from trainer.lora.convert import Source, convert, merge, write_lora
@@ -122,3 +125,10 @@ def test_loras_of_two_widths_are_not_merged():
     other = LoraFile({CLIP: module(2, 8, 16)}, {})
     with pytest.raises(Problems, match="different base models"):
         merge([("one", one, 1.0), ("other", other, 1.0)])
+
+
+def test_the_help_of_convert_needs_no_torch():
+    code = "import sys; from trainer.cli.convert import run; sys.argv = ['x']\ntry: run(['--help'])\n"
+    code += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr

@@ -3,12 +3,14 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from trainer.lora_file.writing import LAYOUTS
 
-from trainer.lora.convert import LAYOUTS, Source, convert
+if TYPE_CHECKING:
+    from trainer.lora.convert import Source
 
-DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -20,19 +22,24 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--rank", type=int, help="resize to this rank by SVD")
     parser.add_argument("--energy", type=float, help="resize, keeping this fraction of each layer's squared norm")
     parser.add_argument("--save_precision", choices=DTYPES, help="if not given, that of the first file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device for the SVDs")
+    parser.add_argument("--device", help="device for the SVDs (a GPU if there is one)")
     arguments = parser.parse_args(argv)
-    dtype = DTYPES[arguments.save_precision] if arguments.save_precision else None
+    import torch
+
+    from trainer.lora.convert import convert
+
+    dtype = getattr(torch, DTYPES[arguments.save_precision]) if arguments.save_precision else None
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     sources = [parse_source(text) for text in arguments.sources]
-    for line in convert(
-        sources, arguments.output, arguments.format, arguments.rank, arguments.energy, dtype, arguments.device
-    ):
+    for line in convert(sources, arguments.output, arguments.format, arguments.rank, arguments.energy, dtype, device):
         print(line)
     return 0
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> "Source":
     """FILE or FILE:WEIGHT; the file name may contain colons."""
+    from trainer.lora.convert import Source
+
     path, colon, weight = text.rpartition(":")
     try:
         return Source(Path(path), float(weight)) if colon else Source(Path(text))
