@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Cut(NamedTuple):
 
     after: int
     reset: bool = True
-    silence: float = 0.1  # seconds; a reset would take back what has not been read yet
+    silence: float | threading.Event = 0.1  # seconds, or until then; a reset takes back what has not been read yet
 
 
 @dataclass
@@ -54,6 +55,7 @@ class FakeHub:
     wrong: dict[str, int] = field(default_factory=dict)  # how often to send other bytes
     ranges: bool = True
     seconds_per_chunk: float = 0.0
+    fast_bytes: int = 0  # at the beginning of a body, before its chunks take seconds_per_chunk
     requests: list[Request] = field(default_factory=list)
     url: str = ""
     cdn: str = ""
@@ -217,14 +219,18 @@ class _Handler(BaseHTTPRequestHandler):
         if count:
             self.note(len(part))
         for begin in range(0, len(part), 1 << 16):
-            threading.Event().wait(self.fake.seconds_per_chunk) if self.fake.seconds_per_chunk else None
+            if begin >= self.fake.fast_bytes:
+                time.sleep(self.fake.seconds_per_chunk)
             self.wfile.write(part[begin : begin + (1 << 16)])
         self.wfile.flush()
         if cut is not None:
             self.end_connection(cut)
 
     def end_connection(self, cut: Cut) -> None:
-        threading.Event().wait(cut.silence)
+        if isinstance(cut.silence, threading.Event):
+            cut.silence.wait()
+        else:
+            time.sleep(cut.silence)
         if cut.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True

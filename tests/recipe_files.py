@@ -28,7 +28,7 @@ from trainer.preflight.check import make_plan
 from trainer.train import train
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 90  # seconds
+PATIENCE = 600  # seconds after which a process counts as hung, even on a busy machine
 ONE_FOLDER = """
 [[datasets]]
 resolution = 64
@@ -218,7 +218,17 @@ def wait_for(seen: Callable[[], bool], process: subprocess.Popen, seconds: float
         time.sleep(0.01)
 
 
-def finish(command: list[str], folder: Path | None = None, seconds: float = 120) -> str:
+def read_until(words: str, process: subprocess.Popen[str]) -> str:
+    """Read what the process says up to the line with these words; fail if it ends without saying them."""
+    assert process.stdout
+    said = []
+    while not said or words not in said[-1]:
+        said.append(process.stdout.readline())
+        assert said[-1], "".join(said)
+    return "".join(said)
+
+
+def finish(command: list[str], folder: Path | None = None, seconds: float = PATIENCE) -> str:
     """Run a command to its good end; returns what it said."""
     with started(command, folder) as process:
         output, _ = process.communicate(timeout=seconds)

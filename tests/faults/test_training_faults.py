@@ -3,7 +3,6 @@
 import logging
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,10 @@ from safetensors.torch import load_file, save_file
 import trainer.engine.run
 from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
-from tests.recipe_files import Finished, Workshop, environment, make_workshop, read_log
+from tests.recipe_files import Finished, Workshop, make_workshop, read_log, started, wait_for
 from trainer.__main__ import main
 from trainer.common.problems import Problems
 from trainer.data.cache import Encoded
-
-PATIENCE = 60
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +109,13 @@ def test_kill_9_while_a_lora_is_saved_leaves_the_previous_one(workshop, seed):
     place = f"killed {seed}"
     settings = {"max_train_steps": 500, "save_every_n_steps": 1, "network_dim": 64, "save_state": True}
     command = workshop.command(place, **settings)
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run = Finished(workshop.config(place, **settings))
-    log, deadline = run.folder / "log.jsonl", time.monotonic() + PATIENCE
-    while not log.exists() or len(read_whole_lines(log)) < 6:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    time.sleep(0.017 * seed)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    log = run.folder / "log.jsonl"
+    with started(command) as process:
+        wait_for(lambda: log.exists() and len(read_whole_lines(log)) >= 6, process)
+        time.sleep(0.017 * seed)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     names = [name for name in run.loras() if not name.startswith(".")]
     assert len(names) >= 2
     for name in names:

@@ -29,6 +29,7 @@ from PIL import Image
 from benchmarks.random_flux import write_model_files
 from tests.nodes.model_files import write_mini
 from tests.nodes.websocket import WebSocket
+from tests.recipe_files import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 RUN = Path(__file__).with_name("run_comfyui.py")
@@ -100,7 +101,7 @@ class ComfyServer:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def start(self, timeout: float = 180.0) -> "ComfyServer":
+    def start(self, timeout: float = PATIENCE) -> "ComfyServer":
         """Starts and waits until it answers. Raises AssertionError with the log's end when it does not."""
         assert COMFYUI, NO_COMFYUI
         python = os.environ.get("COMFYUI_PYTHON", sys.executable)
@@ -146,7 +147,7 @@ class ComfyServer:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
@@ -173,7 +174,7 @@ class ComfyServer:
         body: dict[str, Any] = {"prompt": prompt} | ({"client_id": client_id} if client_id else {})
         return self.post("/prompt", body)["prompt_id"]
 
-    def wait(self, prompt_id: str, timeout: float = 120.0) -> Result:
+    def wait(self, prompt_id: str, timeout: float = PATIENCE) -> Result:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             assert self.process is not None and self.process.poll() is None, self.log[-4000:]
@@ -183,10 +184,10 @@ class ComfyServer:
             time.sleep(0.05)
         raise AssertionError(f"prompt {prompt_id} did not end in {timeout} s\n{self.log[-3000:]}")
 
-    def run(self, prompt: Prompt, timeout: float = 120.0) -> Result:
+    def run(self, prompt: Prompt, timeout: float = PATIENCE) -> Result:
         return self.wait(self.queue(prompt), timeout)
 
-    def run_listening(self, prompt: Prompt, timeout: float = 120.0) -> tuple[Result, list[Any]]:
+    def run_listening(self, prompt: Prompt, timeout: float = PATIENCE) -> tuple[Result, list[Any]]:
         """The result, and all that came over the websocket until the prompt ended (dicts, and bytes of previews)."""
         client = uuid.uuid4().hex
         with self.listen(client, timeout) as messages:
@@ -198,7 +199,7 @@ class ComfyServer:
                 if ended and message["data"].get("prompt_id") == prompt_id:
                     return self.wait(prompt_id, timeout), heard
 
-    def listen(self, client_id: str, timeout: float = 60.0) -> WebSocket:
+    def listen(self, client_id: str, timeout: float = PATIENCE) -> WebSocket:
         return WebSocket(self.port, f"/ws?clientId={client_id}", timeout)
 
     def interrupt(self) -> None:

@@ -27,7 +27,7 @@ pytestmark = [
 
 def seen(comfyui: ComfyServer, graph: dict[str, Any]) -> float:
     """How surely the judge sees the concept in a graph's pictures, in percent."""
-    result = comfyui.run(graph, timeout=280)
+    result = comfyui.run(graph)
     assert not result.error
     pictures = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in result.pictures(comfyui)]
     assert len(pictures) == PICTURES

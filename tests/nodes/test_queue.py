@@ -71,7 +71,7 @@ def test_fifty_prompts_with_interrupts(start_comfyui: Callable[..., ComfyServer]
     server = start_comfyui()
     for index in range(2):
         write_lora(server.loras / f"queue-{index}.safetensors", server.folder / "models/mini", seed=index)
-    with server.listen("queue", timeout=60) as socket:
+    with server.listen("queue") as socket:
         ids = [server.queue(draw(index), "queue") for index in range(PROMPTS)]
         ends = list(endings(server, iter(socket.receive, None), ids))
     assert [index for index, (kind, _) in enumerate(ends) if kind == "execution_interrupted"] == [*INTERRUPTED]

@@ -13,6 +13,7 @@ from tests.nodes.run_writer import CONCEPTS, RunWriter, write_lora
 from tests.nodes.server import COMFYUI, NO_COMFYUI, PACK, ComfyServer, Refused
 from tests.nodes.test_help import keys_of, texts
 from tests.nodes.workflows import NAMES
+from tests.recipe_files import PATIENCE
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI)]
 ROUTES = "/flux_dreambooth"
@@ -36,7 +37,7 @@ def run(comfyui: ComfyServer) -> RunWriter:
 
 def send(server: ComfyServer, method: str, target: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
     """Status and body; the target goes out as it is, which urllib would tidy up."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, target, body, {"Content-Type": "application/json"} | named)
     answer = connection.getresponse()

@@ -16,7 +16,7 @@ PROMPTS = 6
 MINI = ROOT / "models" / "mini"
 OTHERS = ("a red ball", "a blue box", "a green duck", "a white cup", "a yellow car", "a black robot", "a pink house")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]
 
 
 def score(lora: Path | None = None) -> float:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.recipe_files import Finished, largest_difference, started, wait_for
+from tests.recipe_files import PATIENCE, Finished, largest_difference, started, wait_for
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer")
 REPEATED = """
@@ -31,7 +31,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(workshop, repeats, 
     with started(workshop.command(place, *TWO, **settings, gradient_accumulation_steps=2)) as process:
         wait_for((two.folder / "config.toml").exists, process)  # before the models are loaded
         (two.folder / "save").touch()  # seen by the first process, agreed on by both
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
 
     assert two.loras() == ["tj-step00000001.safetensors", "tj.safetensors"]

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.recipe_files import ROOT
+from tests.recipe_files import PATIENCE, ROOT
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 TOOLS = (
@@ -98,7 +98,7 @@ class Place:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         text = self.record.read_text() if self.record.exists() else ""
         calls = [block.split("\n") for block in text.removesuffix("\n\n").split("\n\n") if block]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.recipe_files import ROOT
+from tests.recipe_files import PATIENCE, ROOT
 from tests.shell.parts import CONTAINERS, part
 
 FULL = ("checkpoints/flux1-dev", "vae/ae", "text_encoders/clip_l", "text_encoders/t5xxl_fp16")
@@ -95,7 +95,7 @@ def test_comfyui_starts_only_with_its_models(models: Path, tmp_path: Path):
 
     def start(**variables: str) -> tuple[int, str]:
         environment = {**os.environ, "PATH": path, **variables}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         return done.returncode, done.stdout + done.stderr
 
     status, said = start(FLUX_FIRST_WORKFLOW="base_flux")

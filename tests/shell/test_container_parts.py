@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipe_files import ROOT
+from tests.recipe_files import PATIENCE, ROOT
 from tests.shell.parts import CONTAINERS, part
 
 
@@ -108,7 +108,7 @@ def git(folder: Path, *words: str) -> str:
 def fetch(folder: Path, repository: Path | str, commit: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "COMFYUI_REPOSITORY": str(repository), "COMFYUI_COMMIT": commit}
     command = ["sh", CONTAINERS / "fetch_comfyui.sh", folder]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_comfyui_is_the_pinned_commit_or_nothing(tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fake_hub import serving
 from tests.hub_files import DEV, flux_hub
-from tests.recipe_files import ROOT, environment
+from tests.recipe_files import PATIENCE, ROOT, environment
 
 TOKEN = flux_hub().token
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
@@ -52,7 +52,7 @@ def run(checkout: Path, *argv: str, shell: str = "sh", **more: str) -> subproces
     path = f"{checkout.parent / 'bin'}:{os.environ['PATH']}"
     inside = {"PATH": path, "HOME": str(checkout.parent), "RECORD": str(checkout.parent / "record")}
     command = [shell, str(checkout / "download.sh"), *argv]
-    return subprocess.run(command, env=kept | inside | more, cwd="/", capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=kept | inside | more, cwd="/", capture_output=True, text=True, timeout=PATIENCE)
 
 
 def recorded(checkout: Path) -> list[str]:

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
+from tests.recipe_files import PATIENCE
 from tests.shell.parts import CONTAINERS, part
 
 INIT = [sys.executable, str(CONTAINERS / "init.py")]
@@ -37,24 +37,24 @@ def ready(command: list[str], **kinds) -> subprocess.Popen:
 
 @pytest.mark.parametrize(("options", "heard"), [([], "SIGTERM"), (["--as", "SIGINT"], "SIGINT")], ids=["same", "as"])
 def test_a_stop_is_handed_on_and_the_status_comes_back(options: list[str], heard: str):
-    running = ready([*INIT, *options, sys.executable, "-c", COUNTS_SIGNALS, "20", "3"])
+    running = ready([*INIT, *options, sys.executable, "-c", COUNTS_SIGNALS, "1000", "3"])
     running.send_signal(signal.SIGTERM)
-    out, _ = running.communicate(timeout=20)
+    out, _ = running.communicate(timeout=PATIENCE)
     assert (out.strip(), running.returncode) == (heard, 3)
 
 
 def test_ctrl_c_in_a_terminal_is_heard_once():
     """It goes to everyone in the terminal's group; twice would mean "at once"."""
-    running = ready([*INIT, sys.executable, "-c", COUNTS_SIGNALS, "20", "3"], start_new_session=True)
+    running = ready([*INIT, sys.executable, "-c", COUNTS_SIGNALS, "1000", "3"], start_new_session=True)
     os.killpg(running.pid, signal.SIGINT)
-    assert running.communicate(timeout=20)[0].strip() == "SIGINT"
+    assert running.communicate(timeout=PATIENCE)[0].strip() == "SIGINT"
 
 
 def test_a_stop_reaches_each_of_several_processes_once():
-    running = ready([*INIT, "--num_processes=2", sys.executable, "-c", COUNTS_SIGNALS, "20", "130"])
+    running = ready([*INIT, "--num_processes=2", sys.executable, "-c", COUNTS_SIGNALS, "1000", "130"])
     assert running.stdout and running.stdout.readline() == "ready\n"
     running.send_signal(signal.SIGINT)
-    out, _ = running.communicate(timeout=20)
+    out, _ = running.communicate(timeout=PATIENCE)
     assert out.split() == ["SIGINT", "SIGINT"] and running.returncode == 130
 
 
@@ -66,12 +66,10 @@ import sys
 sys.path.insert(0, {str(CONTAINERS)!r})
 import init
 init.GRACE = 1
-sys.exit(init.main(["--num_processes=2", sys.executable, "-c", {program + "time.sleep(60)"!r}]))
+sys.exit(init.main(["--num_processes=2", sys.executable, "-c", {program + "time.sleep(1000)"!r}]))
 """
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", start], stderr=subprocess.PIPE, text=True, timeout=50, env=CPU)
+    done = subprocess.run([sys.executable, "-c", start], stderr=subprocess.PIPE, text=True, timeout=PATIENCE, env=CPU)
     assert done.returncode == 7 and done.stderr.startswith("Training process 1 exited with status 7.")
-    assert time.monotonic() - started < 40
 
 
 def test_each_process_learns_its_place_among_machines(monkeypatch: pytest.MonkeyPatch):
@@ -118,12 +116,12 @@ def test_as_the_first_process_it_ends_on_a_signal_and_leaves_no_zombies():
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("needs `unshare --pid` for this user: run as root, or allow user namespaces")
-    orphan = "(sleep 0.2 &) ; sleep 0.6; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null; echo ready; exec sleep 20"
+    orphan = (
+        "(sleep 0.2 &) ; sleep 0.6; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null; echo ready; exec sleep 999"
+    )
     running = subprocess.Popen([*unshare, *INIT, "sh", "-c", orphan], stdout=subprocess.PIPE, text=True)
     assert running.stdout and running.stdout.readline() == "ready\n"
     (first,) = psutil.Process(running.pid).children()
     first.send_signal(signal.SIGTERM)
-    started = time.monotonic()
-    running.wait(timeout=20)
-    assert time.monotonic() - started < 5 and running.returncode == 143
+    assert running.wait(timeout=PATIENCE) == 143
     running.stdout.close()

@@ -40,7 +40,7 @@ def test_a_stop_is_not_a_failure(tmp_path: Path):
     ids=["status", "signal"],
 )
 def test_a_failure_is_one_line_beside_its_reason(tmp_path: Path, end: str, status: int, line: str):
-    found, output = pretended(tmp_path, f"{end} if rank else time.sleep(60)")
+    found, output = pretended(tmp_path, f"{end} if rank else time.sleep(1000)")
     assert found == status and output.splitlines()[-1].startswith(line)
 
 

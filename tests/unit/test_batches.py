@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
-from tests.recipe_files import ROOT, Workshop, environment, make_workshop
+from tests.recipe_files import PATIENCE, ROOT, Workshop, environment, make_workshop
 from trainer.data.batches import (
     Batch,
     BatchMaker,
@@ -229,7 +229,7 @@ def test_prefetch_works_while_the_consumer_does():
 
     batches = prefetch(make, range(5))  # type: ignore[arg-type, type-var]
     assert next(batches) == 0
-    assert ready.wait(timeout=5)
+    assert ready.wait(PATIENCE)
 
 
 def batch_threads() -> list[str]:

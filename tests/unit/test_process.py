@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
-from tests.recipe_files import ROOT, environment
+from tests.recipe_files import PATIENCE, ROOT, environment
 from trainer.common.devices import computes_bf16
 from trainer.common.problems import Problem, Problems
 from trainer.common.process import StopRequest, run_lock, set_up_determinism, set_up_logging
@@ -37,7 +37,7 @@ from pathlib import Path
 from trainer.common.process import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(1000)  # until it is killed
 """
 
 
@@ -90,7 +90,7 @@ with StopRequest().listening() as stop:
     while not stop:
         time.sleep(0.01)
     print("finishing", flush=True)
-    time.sleep(60)
+    time.sleep(1000)  # until it is killed
 """
 
 
@@ -101,7 +101,7 @@ def test_the_second_signal_ends_at_once(number):
     process.send_signal(number)
     assert first_line(process) == "finishing"
     process.send_signal(number)
-    assert process.wait(timeout=10) == -number
+    assert process.wait(timeout=PATIENCE) == -number
 
 
 def test_tokens_never_reach_the_log(capsys):
