@@ -1,5 +1,6 @@
 """Every setting of a training run: name, type, default, what it does, and how it differs from kohya's.
 
+What a run reads and writes is in `input_settings` and `output_settings`; everything else is here.
 Names are kohya's (flux_train_network.py) wherever kohya has the setting. `trainer.config.parse` fills `TrainConfig`
 from defaults, a TOML file and flags; the rest of the program only reads it.
 """
@@ -10,152 +11,22 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from trainer.config.groups import OURS
-from trainer.config.groups import captions as _captions
-from trainer.config.groups import data as _data
 from trainer.config.groups import loss as _loss
 from trainer.config.groups import memory as _memory
-from trainer.config.groups import models as _models
 from trainer.config.groups import network as _network
 from trainer.config.groups import optimizer as _optimizer
-from trainer.config.groups import output as _output
 from trainer.config.groups import training as _training
 from trainer.config.groups import watching as _watching
+from trainer.config.input_settings import InputSettings
+from trainer.config.output_settings import OutputSettings
 
 MAX_SEED = 2**63 - 1
 T = TypeVar("T")
-Interpolation = Literal["lanczos", "lanczos4", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(OutputSettings, InputSettings):  # fields are in this order: InputSettings, OutputSettings, own
     """The resolved settings of one run. Paths are as given; relative ones start at the current folder."""
-
-    pretrained_model_name_or_path: Path | None = _models(
-        None,
-        "the FLUX.1 transformer: one .safetensors file",
-        "a single file in the original (BFL) or ComfyUI layout; a diffusers folder is refused",
-    )
-    clip_l: Path | None = _models(None, "the CLIP-L text encoder (.safetensors)")
-    t5xxl: Path | None = _models(None, "the T5-XXL text encoder (.safetensors)")
-    ae: Path | None = _models(None, "the FLUX autoencoder (.safetensors)")
-    tokenizer_dir: Path | None = _models(
-        None, "folder with tokenizer/ and tokenizer_2/; if not given, the trainer looks next to clip_l", OURS
-    )
-    model_type: Literal["flux"] = _models("flux", "model family", "flux only; dev or schnell is detected from the file")
-    t5xxl_max_token_length: int | None = _models(
-        None, "T5 tokens per caption; if not given, 512 for dev and 256 for schnell", ge=1, le=512
-    )
-    apply_t5_attn_mask: bool = _models(False, "mask T5's padding tokens, in T5 and in the transformer")
-
-    dataset_config: Path | None = _data(None, "TOML file that lists the image folders")
-    cache_dir: Path | None = _data(
-        None, "folder of the latent and text cache; if not given, .cache next to dataset_config", OURS
-    )
-    prior_loss_weight: float = _data(1.0, "loss weight of regularization images (is_reg)", ge=0)
-    diff_output_preservation: bool = _data(
-        False,
-        "prior preservation: is_reg images are trained towards the base model's own prediction",
-        "a subset's custom_attributes in kohya; this flag sets it for all is_reg subsets",
-    )
-    masked_loss: bool = _data(False, "train only what the images' masks show", "a mask can be NAME.mask.png too")
-    alpha_mask: bool = _data(False, "use the images' alpha channels as masks", "the mask file of an image wins")
-    mask_background: str = _data("ignore", 'outside the masks: "ignore", a weight from 0 to 1, or "preserve"', OURS)
-    resolution: str = _data("1024", 'training resolution in pixels, "side" or "width,height"', "default 1024")
-    train_batch_size: int = _data(1, "images per batch, unless the dataset sets batch_size", ge=1)
-    enable_bucket: bool = _data(False, "sort images into buckets by aspect ratio instead of cropping all to one shape")
-    min_bucket_reso: int = _data(256, "shortest bucket side in pixels", ge=16)
-    max_bucket_reso: int = _data(1024, "longest bucket side in pixels", ge=16)
-    bucket_reso_steps: int = _data(64, "bucket sides are multiples of this many pixels", "any multiple of 16", ge=16)
-    bucket_no_upscale: bool = _data(False, "never upscale an image to fit its bucket")
-    resize_interpolation: Interpolation | None = _data(
-        None, "resize filter; if not given, area to shrink and lanczos to enlarge"
-    )
-    flip_aug: bool = _data(
-        False, "flip each sample horizontally with p = 0.5", "each sample is flipped independently with p = 0.5"
-    )
-    validation_split: float = _data(0.0, "fraction of the images held out for validation", ge=0, le=0.9)
-    validation_seed: int | None = _data(
-        None, "seed that selects the held-out images; if not given, seed", "no image is ever in both sets"
-    )
-
-    caption_extension: str | None = _captions(
-        None,
-        "extension of caption files; if not given, .txt or .caption, whichever exists",
-        "kohya's default is .caption",
-    )
-    caption_separator: str = _captions(",", "separator between the tags of a caption", may_be_empty=False)
-    shuffle_caption: bool = _captions(
-        False, "shuffle the tags of a caption for every sample", "works with cached text; each variant is encoded once"
-    )
-    keep_tokens: int = _captions(0, "number of leading tags that are never shuffled or dropped", ge=0)
-    keep_tokens_separator: str = _captions("", "marker between fixed and shuffled tags, used instead of keep_tokens")
-    secondary_separator: str | None = _captions(
-        None, "separator inside a group of tags that stay together; replaced by caption_separator"
-    )
-    caption_prefix: str | None = _captions(None, "text added before every caption")
-    caption_suffix: str | None = _captions(None, "text added after every caption")
-    enable_wildcard: bool = _captions(
-        False, "choose one option of {a|b}, and one line of a caption with several lines", "works with cached text"
-    )
-    caption_dropout_rate: float = _captions(
-        0.0, "probability that a sample's caption is dropped (empty text)", "works with cached text", ge=0, le=1
-    )
-    caption_dropout_every_n_epochs: int = _captions(
-        0, "drop all captions in every n-th epoch", "works with cached text", ge=0
-    )
-    caption_tag_dropout_rate: float = _captions(
-        0.0, "probability that a tag is dropped", "works with cached text", ge=0, le=1
-    )
-    token_warmup_min: int = _captions(1, "number of tags used at the start of token warm-up", ge=1)
-    token_warmup_step: float = _captions(
-        0.0,
-        "length of token warm-up: steps, or below 1 a fraction of the run, until all tags are used",
-        "works with cached text",
-        ge=0,
-    )
-
-    output_dir: Path = _output(
-        Path("models/loras"), "folder for LoRA files; nothing else is written there", "default models/loras"
-    )
-    output_name: str = _output("flux_dreambooth", "name of the LoRA file and of the run", "default flux_dreambooth")
-    run_dir: Path = _output(Path("runs"), "the run's log, samples, states and settings go to RUN_DIR/OUTPUT_NAME", OURS)
-    save_model_as: Literal["safetensors"] = _output("safetensors", "file format of the LoRA", "safetensors only")
-    save_precision: Literal["float", "fp16", "bf16"] = _output("bf16", "precision of the saved LoRA", "default bf16")
-    save_every_n_epochs: int | None = _output(None, "save a LoRA file every n epochs", ge=1)
-    save_every_n_steps: int | None = _output(
-        None,
-        "save a LoRA file every n steps",
-        "where an epoch's save falls on the same step, one file is written, named after the epoch",
-        ge=1,
-    )
-    save_last_n_epochs: int | None = _output(None, "keep only the last n files of those saved by epoch", ge=1)
-    save_last_n_steps: int | None = _output(
-        None, "of the files saved by step, keep only those of the last n steps", ge=1
-    )
-    save_last_n_epochs_state: int | None = _output(None, "as save_last_n_epochs, for states", ge=1)
-    save_last_n_steps_state: int | None = _output(None, "as save_last_n_steps, for states", ge=1)
-    save_state: bool = _output(
-        False,
-        "with each LoRA file, save a state from which the run can be resumed",
-        "safetensors and JSON in RUN_DIR/OUTPUT_NAME, no pickle; a resumed run is bitwise identical",
-    )
-    save_state_on_train_end: bool = _output(False, "save a state at the end of the run")
-    resume: Path | None = _output(
-        None, "state folder to resume from", "exact, mid-epoch too; step and epoch numbers continue"
-    )
-    resume_anyway: bool = _output(False, "resume even if settings or images have changed", OURS)
-    overwrite: bool = _output(
-        False,
-        "replace LoRA files, states and samples that an earlier run with the same output_name has left",
-        OURS,
-    )
-    no_metadata: bool = _output(False, "leave training metadata out of the LoRA file")
-    training_comment: str | None = _output(None, "comment for the metadata")
-    metadata_title: str | None = _output(None, "title in the metadata; if not given, output_name")
-    metadata_author: str | None = _output(None, "author in the metadata")
-    metadata_description: str | None = _output(None, "description in the metadata")
-    metadata_license: str | None = _output(None, "license in the metadata")
-    metadata_tags: str | None = _output(None, "comma-separated tags in the metadata")
 
     network_module: Literal["networks.lora_flux"] = _network(
         "networks.lora_flux", "adapter type: LoRA", "networks.lora_flux only, which is the default"

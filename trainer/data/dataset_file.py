@@ -9,10 +9,11 @@ from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.config import TrainConfig
 from trainer.config.fields import Given
+from trainer.config.input_settings import ALIASES
 from trainer.config.toml_file import TomlFile, read_toml
 from trainer.data.composition_file import COMPOSITIONS, PLAIN, CompositionConfig, read_composition
 from trainer.data.effects import OF_SECTION, OF_SUBSET, Place, Rules, Usage, idle_keys
-from trainer.data.keys import ALIASES, DATASETS, FLAGS, GENERAL, KEYS, MEANINGLESS, SCHEMAS, SUBSETS, SUPPORTED
+from trainer.data.keys import DATASETS, FLAGS, GENERAL, KEYS, MEANINGLESS, SCHEMAS, SUBSETS, SUPPORTED
 
 PIXELS_PER_TOKEN = 16  # the autoencoder's factor of 8 times the transformer's 2x2 patches
 Size = tuple[int, int]  # width, height in pixels

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trainer.config.input_settings import ALIASES
 from trainer.data.colors import UnreadableProfile, changes_colors, hdr_curve, lab_to_srgb, source_profile, to_srgb
 from trainer.data.formats import CONVERT, DECODERS, WRONG, kind_of
-from trainer.data.keys import ALIASES
 
 BACKGROUND = "white"  # what shows through where an image is transparent
 FILTERS = {

@@ -12,7 +12,6 @@ GENERAL, DATASETS, SUBSETS = "[general]", "[[datasets]]", "[[datasets.subsets]]"
 TABLES = (GENERAL, DATASETS, SUBSETS)
 OF_DATASET = (GENERAL, DATASETS)
 ONLY_SUBSET = (SUBSETS,)
-ALIASES = {"lanczos4": "lanczos", "linear": "bilinear", "cubic": "bicubic"}  # other names of resize filters
 FLAGS = {"batch_size": "train_batch_size"}  # keys whose flag has another name
 
 
