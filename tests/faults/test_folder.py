@@ -13,6 +13,7 @@ from tests.dataset_files import draw, write_toml
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset
+from trainer.data.images import decode
 
 SUBSET = '[[datasets.subsets]]\nimage_dir = "{folder}/cat"\nclass_tokens = "tjtoy toy"\n'
 TOML = "[[datasets]]\nresolution = 64\n{keys}" + SUBSET
@@ -81,6 +82,8 @@ def test_a_phones_heic_is_read(cat: Path) -> None:
     (cat / "IMG_0002.jpg").write_bytes(content("HEIF", shade=70))
     data, told = load(cat)
     assert trained(data) == {"a.png", "IMG_0001.HEIC", "IMG_0002.jpg"}
+    decoder = type(decode((cat / "IMG_0001.HEIC").read_bytes()).raw).__module__
+    assert decoder.startswith("pi_heif"), "pillow-heif's wheel bundles libx265, which is GPL"
     assert "not what the ending says: IMG_0002.jpg (HEIC)" in told and "IMG_0001" not in told
 
 

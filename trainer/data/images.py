@@ -170,10 +170,10 @@ def _open(data: bytes, kind: str) -> Image.Image:
 
 def _register_heif() -> None:
     try:
-        from pillow_heif import register_heif_opener
+        from pi_heif import register_heif_opener
     except ImportError:
-        hint = "pip install pillow-heif, or convert it to JPEG: heif-convert FILE.heic FILE.jpg"
-        raise NotReadable("is a HEIC image, which needs the package pillow-heif", hint) from None
+        hint = "pip install pi-heif, or convert it to JPEG: heif-convert FILE.heic FILE.jpg"
+        raise NotReadable("is a HEIC image, which needs the package pi-heif", hint) from None
     register_heif_opener()
 
 
