@@ -80,7 +80,7 @@ def scan_masks(subset: SubsetConfig, folder: Folder, sizes: Mapping[Path, Size],
         hint = "set masked_loss = true to train what they show; rename them if they are images to train"
         return MaskScan({}, (), _one(subset, idle, "files not trained, being named as masks of images", hint))
     try:
-        files, warnings = _mask_files(subset, folder, sizes)
+        files, warnings = find_mask_files(subset, folder, sizes)
     except Problems as found:
         return MaskScan({}, found.problems)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -144,7 +144,7 @@ def _decode(data: bytes, from_alpha: bool) -> Image.Image | None:
     return image.to_alpha() if from_alpha else image.to_mask()
 
 
-def _mask_files(
+def find_mask_files(
     subset: SubsetConfig, folder: Folder, images: Collection[Path]
 ) -> tuple[dict[Path, tuple[Path, ...]], list[Problem]]:
     """The mask files of each image, and warnings. Raises `Problems` where conditioning_data_dir cannot be read."""
