@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.fake_hub import FakeHub
+from tests.fake_hub import Cut, FakeHub
 from tests.hub_files import (
     DEV,
     KREA,
+    MIB,
     SCHNELL,
     TEXT_ENCODERS,
     download,
@@ -23,6 +24,7 @@ from tests.hub_files import (
 from trainer.common.problems import Problems
 from trainer.hub.errors import Status
 from trainer.hub.wanted import KEYS, base_model, lora
+from trainer.masking.description import MASK_MODELS
 
 LAYOUT = {
     "checkpoints/flux1-dev.safetensors": (DEV, "flux1-dev.safetensors"),
@@ -100,6 +102,35 @@ def test_krea_comes_from_its_own_repository(hub: FakeHub):
     targets = {target.replace("flux1-dev", "flux1-krea-dev") for target in LAYOUT}
     assert models_here().keys() == targets
     assert not any(repository in request.path for request in hub.requests for repository in (DEV, SCHNELL))
+
+
+def add_mask_models(hub: FakeHub) -> dict[str, bytes]:
+    """The repositories of the mask models, with what nobody wants of them; returns the files that are wanted."""
+    expected = {}
+    for seed, model in enumerate(MASK_MODELS, 11):
+        files = {name: name.encode() for name in model.files} | {"model.safetensors": made_up_file(MIB, seed)}
+        expected |= {f"{model.folder}/{name}": content for name, content in files.items()}
+        hub.files[model.repository] = {**files, "README.md": b"# a card", "pytorch_model.bin": b"not wanted"}
+    return expected
+
+
+def test_masks_brings_its_two_models_and_nothing_else(hub: FakeHub, capfd):
+    expected = add_mask_models(hub)
+    assert download("--masks", "--dry-run") == 0 and not Path("models").exists()
+    assert download("--masks") == 0
+    assert models_here() == expected
+    assert {"masks/grounding-dino-base/tokenizer.json", "masks/sam2.1-hiera-large/config.json"} <= expected.keys()
+    hub.requests.clear()
+    assert download("--masks", "--verify") == 0
+    assert not hub.sent("model.safetensors") and capfd.readouterr().out.count("sha256") == 2
+
+
+def test_an_interrupted_mask_model_continues(hub: FakeHub):
+    expected = add_mask_models(hub)
+    hub.cuts["model.safetensors"] = [Cut(300_000), Cut(200_000)]
+    assert download("--masks") == 0
+    assert models_here() == expected
+    assert any(request.range for request in hub.sent("model.safetensors"))
 
 
 def test_krea_has_a_licence_of_its_own(hub: FakeHub, capfd):

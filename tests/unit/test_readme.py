@@ -32,8 +32,8 @@ LAUNCHERS = {"launch_train.sh", "launch_comfyui.sh", "download.sh"}
 COMFYUI_FLAGS = {"--lowvram", "--fp8_e4m3fn-unet"}
 # what the programs write, and what a download brings
 CREATED = re.compile(
-    r"\.venv/.*|runs/.*|output/(demo/contact_sheet\.jpg)?|flux_data/\.cache|SD_SCRIPTS/.*"
-    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers)/.*"
+    r"\.venv/.*|runs/.*|output/((demo/contact_sheet|masks/FOLDER)\.jpg)?|flux_data/\.cache|SD_SCRIPTS/.*"
+    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks)(/.*)?"
 )
 NOT_OURS = {DEV, TEXT_ENCODERS, "OWNER/NAME", "/proc/sys/vm/drop_caches", "models/*.safetensors", "flux_data/*.toml"}
 

@@ -19,7 +19,7 @@ from trainer.hub.errors import DownloadFailed, DownloadProblem, Status
 from trainer.hub.jobs import COMPLETE, DIFFERENT, MISSING, Job, difference, find_jobs, obstacles, with_state
 from trainer.hub.record import Record, load_record, save_record
 from trainer.hub.run import fetch_all
-from trainer.hub.wanted import KEYS, Wanted, base_model, lora
+from trainer.hub.wanted import KEYS, Wanted, base_model, lora, mask_models
 from trainer.models.description import FLUX1
 
 STATUSES = "exit statuses: 0 all files are complete, " + ", ".join(
@@ -64,6 +64,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fp8", action="store_true", help="the T5 text encoder in fp8, half the size")
     parser.add_argument("--only", nargs="+", choices=KEYS, metavar="FILE", help=f"only some of: {', '.join(KEYS)}")
     parser.add_argument("--lora", action="append", metavar="OWNER/NAME", help="a LoRA into models/loras, nothing else")
+    parser.add_argument("--masks", action="store_true", help="the models of `trainer mask` (1.8 GB), nothing else")
     parser.add_argument("--dry-run", action="store_true", help="list what would be downloaded, and every problem")
     parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of existing files with the Hub's")
     parser.add_argument("--replace", action="store_true", help="replace files that differ from the Hub's")
@@ -72,8 +73,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _wanted(arguments: argparse.Namespace) -> tuple[Wanted, ...]:
-    if arguments.lora:
-        return tuple(lora(name) for name in arguments.lora)
+    if arguments.lora or arguments.masks:
+        return (*map(lora, arguments.lora or ()), *(mask_models() if arguments.masks else ()))
     return base_model(arguments.base, arguments.fp8, arguments.only or ())
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from trainer.common.problems import Problem, Problems
+from trainer.masking.description import MASK_MODELS
 from trainer.models.description import DEV, FLUX1, BaseModel, ModelFile, Source
 
 LORA = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(/(?P<source>[^/].*\.safetensors))?")
@@ -37,6 +38,15 @@ def base_model(base: BaseModel = DEV, fp8: bool = False, only: Collection[str] =
         folder = f"{encoder.tokenizer}/"
         files.append(Wanted(TOKENIZERS, base.source.repository, folder, f"{TOKENIZERS}/{folder}"))
     return tuple(file for file in files if not only or file.key in only)
+
+
+def mask_models() -> tuple[Wanted, ...]:
+    """The files that `python -m trainer mask` needs, a folder for each model."""
+    return tuple(
+        Wanted("masks", model.repository, name, f"{model.folder}/{name}")
+        for model in MASK_MODELS
+        for name in model.files
+    )
 
 
 def _wanted(file: ModelFile, source: Source) -> Wanted:
