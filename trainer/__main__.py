@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "compare LoRA files on the embedded model; a small classifier judges the images",
     "demo": "train both concepts on the embedded model; generate and score images before and after",
     "bench": "measure what training costs on this machine: time, memory, where the time goes",
+    "mask": "create masks for a concept's images from its class word",
     "download": "fetch the model files and LoRA files from the Hugging Face Hub",
     "info": "describe a LoRA file",
     "convert": "convert a LoRA to kohya's layout and back, resize it, merge several",

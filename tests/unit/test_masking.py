@@ -1,0 +1,339 @@
+"""Which images get a mask, what is never overwritten, which masks are named as doubtful, and what models must hold."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
+
+from tests.mask_models import write_detector, write_segmenter
+from trainer.common.problems import Problems
+from trainer.data.dataset_file import SubsetConfig
+from trainer.masking.create import Box, Detection, Models, create_mask, distinct, shape_doubts
+from trainer.masking.files import read_mark, write_mask
+from trainer.masking.load import GroundingDino, Sam2, model_problems
+from trainer.masking.plan import Concept, ConceptPlan, class_word_of, concepts_of, make_plan
+
+CPU = torch.device("cpu")
+SIZE = (80, 60)
+MIDDLE = (20.0, 10.0, 60.0, 50.0)
+
+
+def save_image(path: Path, alpha: int | None = None) -> Path:
+    """A grey image; alpha: of its left half, the right half is opaque."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", SIZE, "gray")
+    if alpha is not None:
+        image.putalpha(Image.fromarray(np.tile(np.array([alpha] * 40 + [255] * 40, np.uint8), (60, 1))))
+    image.save(path)
+    return path
+
+
+def filled(box: Sequence[float]) -> Image.Image:
+    mask = Image.new("L", SIZE)
+    mask.paste(255, tuple(map(round, box)))
+    return mask
+
+
+def models(*found: Detection, all_objects: bool = False) -> Models:
+    """A detector that finds these, and a segmenter that fills the boxes."""
+
+    def segment(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+        masks = np.maximum.reduce([np.asarray(filled(box)) for box in boxes])
+        assert image.size == SIZE and image.mode == "RGB"
+        return Image.fromarray(masks)
+
+    return Models(lambda _image, _phrase: found, segment, threshold=0.3, all_objects=all_objects)
+
+
+def plan_of(folder: Path, word: str = "toy", redo: bool = False, **keys) -> ConceptPlan:
+    subset = SubsetConfig(image_dir=folder, **keys)
+    return make_plan([Concept(subset, word)], folder.parent / "out", redo)[0]
+
+
+def problems_of(concepts: Sequence[Concept], output: Path) -> str:
+    with pytest.raises(Problems) as found:
+        make_plan(concepts, output)
+    return str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "word"),
+    [("tjtoy toy", "toy"), ("sks, plush toy.", "plush toy"), ("tjtoy", ""), (" ", ""), (None, "")],
+)
+def test_the_class_word_follows_the_trigger(tokens, word):
+    assert class_word_of(tokens) == word
+
+
+def test_every_image_without_a_mask_is_due(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        save_image(tmp_path / "toy" / name)
+    plan = plan_of(tmp_path / "toy")
+    assert [(each.image.name, each.target.name) for each in plan.due] == [
+        ("a.png", "a.mask.png"),
+        ("b.jpg", "b.mask.png"),
+    ]
+    assert not plan.kept and plan.name == "toy"
+
+
+def test_masks_of_every_source_are_left_alone(tmp_path):
+    folder, elsewhere = tmp_path / "toy", tmp_path / "masks"
+    for name in ("file.png", "kohya.png", "opaque.png", "none.png"):
+        save_image(folder / name)
+    save_image(folder / "edited.png", alpha=0)
+    save_image(folder / "opaque.png", alpha=255)
+    save_image(folder / "file_mask.jpg")
+    save_image(elsewhere / "kohya.webp")
+    plan = plan_of(folder, conditioning_data_dir=elsewhere)
+    kept = {each.image.name: each.mask.name if each.mask else "alpha" for each in plan.kept}
+    assert kept == {"file.png": "file_mask.jpg", "kohya.png": "kohya.webp", "edited.png": "alpha"}
+    assert [each.target for each in plan.due] == [elsewhere / "none.png", elsewhere / "opaque.png"]
+
+
+def test_redo_takes_only_unchanged_masks_of_its_own(tmp_path):
+    folder = tmp_path / "toy"
+    for name in "abcd":
+        save_image(folder / f"{name}.png")
+        write_mask(folder / f"{name}.mask.png", filled(MIDDLE), "toy", ["is odd"])
+    filled((0, 0, 5, 5)).save(folder / "b.mask.png")
+    with Image.open(folder / "c.mask.png") as edited:  # an editor that keeps the text chunk
+        edited.load()
+        edited.putpixel((0, 0), 255)
+        info = PngInfo()
+        for key, value in edited.text.items():
+            info.add_itxt(key, value)
+        edited.save(folder / "c.mask.png", pnginfo=info)
+    save_image(folder / "d_mask.png")  # a second mask: which one is meant is not known
+    assert [each.image.name for each in plan_of(folder, redo=True).due] == ["a.png"]
+    assert not plan_of(folder).due
+    sources = [each.source for each in plan_of(folder).kept]
+    assert sources[:3] == ["created for 'toy'", "made or edited by hand", "made or edited by hand"]
+
+
+def test_the_mark_survives_and_belongs_to_the_pixels(tmp_path):
+    path = tmp_path / "a.mask.png"
+    write_mask(path, filled(MIDDLE), "plüsch toy", ["is tiny"])
+    mark = read_mark(path)
+    assert mark and mark.class_word == "plüsch toy" and mark.doubts == ("is tiny",)
+    with Image.open(path) as image:
+        assert image.mode == "L" and np.array_equal(np.asarray(image), np.asarray(filled(MIDDLE)))
+        Image.merge("RGB", [image] * 3).save(tmp_path / "rgb.png")
+    assert read_mark(tmp_path / "rgb.png") is None
+    (tmp_path / "torn.png").write_bytes(path.read_bytes()[:60])
+    assert read_mark(tmp_path / "torn.png") is None and read_mark(tmp_path / "absent.png") is None
+
+
+def test_problems_are_found_together(tmp_path):
+    folder = tmp_path / "toy"
+    save_image(folder / "a.png")
+    save_image(folder / "a.jpg")
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    (folder / "c.png").write_text("<html>")
+    save_image(tmp_path / "gpu" / "d.png")
+    (tmp_path / "gpu" / "d.mask.png").mkdir()
+    (tmp_path / "empty").mkdir()
+    blocked = tmp_path / "file"
+    blocked.touch()
+    given = [
+        Concept(SubsetConfig(image_dir=folder, class_tokens="tjtoy", where="data.toml:3"), ""),
+        Concept(SubsetConfig(image_dir=tmp_path / "gpu"), "gpu"),
+        Concept(SubsetConfig(image_dir=tmp_path / "empty"), "gpu"),
+        Concept(SubsetConfig(image_dir=tmp_path / "absent"), "gpu"),
+    ]
+    text = problems_of(given, blocked)
+    for part in (
+        "data.toml:3: class_tokens 'tjtoy' has no class word",
+        "b.png: cannot be decoded",
+        "c.png: is an HTML page",
+        "a.jpg and a.png would share the mask a.mask.png",
+        "d.mask.png: is in the way of the mask of d.png",
+        "empty has no images",
+        "absent cannot be opened: No such file",
+        f"--output={blocked}",
+    ):
+        assert part in text, part
+
+
+def test_a_dataset_file_gives_its_concepts_once_and_names_the_rest(tmp_path):
+    subsets = [
+        SubsetConfig(image_dir=tmp_path / "toy", class_tokens="tjtoy toy"),
+        SubsetConfig(image_dir=tmp_path / "toy", class_tokens="tjtoy toy"),
+        SubsetConfig(image_dir=tmp_path / "reg", class_tokens="toy", is_reg=True),
+        SubsetConfig(image_dir=tmp_path / "base", diff_output_preservation=True),
+    ]
+    concepts, notes = concepts_of(subsets)
+    assert [concept.class_word for concept in concepts] == ["toy"]
+    assert len(notes) == 2 and "reg: left out" in notes[0] and "base: left out" in notes[1]
+
+
+def test_folders_of_one_name_have_their_own_sheets(tmp_path):
+    concepts = []
+    for parent in "abc":
+        save_image(tmp_path / parent / "toy" / "1.png")
+        concepts.append(Concept(SubsetConfig(image_dir=tmp_path / parent / "toy"), "toy"))
+    assert [plan.name for plan in make_plan(concepts, tmp_path)] == ["toy", "toy-2", "toy-3"]
+
+
+def doubts_of(tmp_path: Path, *found: Detection, **keys) -> tuple[str, ...]:
+    save_image(tmp_path / "toy" / "a.png")
+    (tmp_path / "toy" / "a.mask.png").unlink(missing_ok=True)
+    return create_mask(models(*found, **keys), plan_of(tmp_path / "toy").due[0], "toy").doubts
+
+
+def test_what_looks_wrong_is_said(tmp_path):
+    assert doubts_of(tmp_path, Detection(MIDDLE, 0.8)) == ()
+    assert doubts_of(tmp_path) == ("nothing found that looks like 'toy'",)
+    assert doubts_of(tmp_path, Detection(MIDDLE, 0.2)) == ("nothing found that looks like 'toy'",)
+    assert not (tmp_path / "toy" / "a.mask.png").exists()
+    assert doubts_of(tmp_path, Detection((0, 0, 80, 56), 0.8)) == ("covers almost all of the image (93%)",)
+    assert doubts_of(tmp_path, Detection((1, 1, 5, 5), 0.8)) == ("is tiny (0.33% of the image)",)
+    everywhere = doubts_of(tmp_path, Detection((0, 0, 80, 60), 0.8))
+    assert everywhere == ("covers almost all of the image (100%)", "touches all four borders")
+    assert doubts_of(tmp_path, Detection((3, 3, 3, 3), 0.8)) == (
+        "something looks like 'toy', but no outline was found",
+    )
+
+
+def test_a_cross_touches_all_borders_without_filling_the_image():
+    mask = filled((38, 0, 42, 60))
+    mask.paste(255, (0, 28, 80, 32))
+    assert shape_doubts(mask) == ["touches all four borders"]
+
+
+def test_several_objects_are_said_and_the_surest_is_masked(tmp_path):
+    left, right, faint = (
+        Detection((0, 0, 20, 20), 0.5),
+        Detection((50, 10, 70, 50), 0.9),
+        Detection((30, 0, 40, 9), 0.31),
+    )
+    found = doubts_of(tmp_path, left, right, faint)
+    assert found == ("2 objects look like 'toy' (scores 0.90, 0.50): the surest is masked",)
+    with Image.open(tmp_path / "toy" / "a.mask.png") as mask:
+        assert mask.getbbox() == (50, 10, 70, 50)
+    assert "all are masked" in doubts_of(tmp_path, left, right, all_objects=True)[0]
+    with Image.open(tmp_path / "toy" / "a.mask.png") as mask:
+        assert mask.getbbox() == (0, 0, 70, 50)
+
+
+def test_boxes_of_one_object_and_of_its_parts_count_once():
+    whole, shifted, part = (10, 10, 50, 50), (12, 10, 52, 50), (15, 12, 25, 20)
+    objects = distinct([Detection(shifted, 0.6), Detection(whole, 0.7), Detection(part, 0.5)])
+    assert objects == [Detection(whole, 0.7)]
+    assert len(distinct([Detection(whole, 0.7), Detection((45, 10, 85, 50), 0.6)])) == 2
+    assert distinct([]) == []
+
+
+def test_a_mask_that_appears_meanwhile_is_not_replaced(tmp_path):
+    image = save_image(tmp_path / "toy" / "a.png")
+    due = plan_of(tmp_path / "toy").due[0]
+    filled((0, 0, 9, 9)).save(due.target)
+    before = due.target.read_bytes()
+    outcome = create_mask(models(Detection(MIDDLE, 0.8)), due, "toy")
+    assert "left as it is" in outcome.doubts[0] and not outcome.is_written and due.target.read_bytes() == before
+    due.target.unlink()
+    due.target.symlink_to(tmp_path / "nowhere")
+    assert not create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").is_written and due.target.is_symlink()
+    due.target.unlink()
+    image.write_bytes(b"gone")
+    assert "the image is" in create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").doubts[0]
+
+
+def test_a_mask_edited_between_plan_and_redo_is_not_replaced(tmp_path):
+    save_image(tmp_path / "toy" / "a.png")
+    target = tmp_path / "toy" / "a.mask.png"
+    write_mask(target, filled(MIDDLE), "toy", [])
+    due = plan_of(tmp_path / "toy", redo=True).due[0]
+    assert create_mask(models(Detection((0, 0, 30, 30), 0.8)), due, "toy").is_written
+    due = plan_of(tmp_path / "toy", redo=True).due[0]
+    filled((0, 0, 9, 9)).save(target)
+    before = target.read_bytes()
+    assert not create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").is_written and target.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    place = tmp_path_factory.mktemp("mask_models")
+    return write_detector(place / "detector"), write_segmenter(place / "segmenter")
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_the_detector_finds_what_transformers_own_processor_finds(folders):
+    """The same model with the library's preparation and boxes; the image is enlarged, so that its bilinear is ours."""
+    from transformers import BertTokenizerFast, GroundingDinoForObjectDetection
+
+    pil = pytest.importorskip("transformers.models.grounding_dino.image_processing_pil_grounding_dino")
+    image = noise((90, 60))
+    processor = pil.GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 192})
+    model = GroundingDinoForObjectDetection.from_pretrained(str(folders[0]), local_files_only=True).eval()
+    tokenizer = BertTokenizerFast(tokenizer_file=str(folders[0] / "tokenizer.json"))
+    inputs = processor(images=image, return_tensors="pt") | tokenizer(["plush toy."], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    result = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(60, 90)])[0]
+    found = GroundingDino(folders[0], CPU)(image, "Plush toy.")
+    scores = torch.tensor([each.score for each in found])
+    assert len(found) == 12 and scores.max() > 0
+    torch.testing.assert_close(scores, result["scores"], atol=1e-5, rtol=1e-4)
+    clamped = result["boxes"].clamp(torch.zeros(4), torch.tensor([90.0, 60.0, 90.0, 60.0]))
+    torch.testing.assert_close(torch.tensor([each.box for each in found]), clamped, atol=1e-3, rtol=1e-4)
+
+
+def test_the_segmenter_takes_the_image_part_of_the_published_video_model(folders):
+    model = Sam2(folders[1], CPU)
+    held = load_file(folders[1] / "model.safetensors")
+    for name, weight in model.model.state_dict().items():
+        if name in held:
+            assert torch.equal(weight, held[name]), name
+    assert sum(name in held for name in model.model.state_dict()) > 100
+    image = noise((100, 70))
+    mask = model(image, [(10, 10, 60, 60)])
+    assert mask.size == (100, 70) and mask.mode == "L" and set(np.unique(mask)) <= {0, 255}
+    other = model(image, [(70, 5, 95, 30)])
+    both = np.maximum(np.asarray(mask), np.asarray(other))
+    union = np.asarray(model(image, [(10, 10, 60, 60), (70, 5, 95, 30)]))
+    assert (union == both).mean() > 0.999 and (np.asarray(mask) != np.asarray(other)).any()
+
+
+def test_what_a_folder_lacks_is_said_before_it_is_loaded(folders, tmp_path):
+    assert model_problems(*folders) == []
+    empty, swapped = tmp_path / "empty", folders[0]
+    empty.mkdir()
+    first, second = model_problems(empty, swapped)
+    assert "the detector (GroundingDINO) lacks config.json, model.safetensors" in first.what
+    assert "sh download.sh --masks" in first.hint
+    assert "'grounding-dino', not SAM 2" in second.what
+
+
+def test_a_torn_file_and_a_missing_tensor_are_refused(folders, tmp_path):
+    torn, poor = tmp_path / "torn", tmp_path / "poor"
+    for place in (torn, poor):
+        place.mkdir()
+        (place / "config.json").write_bytes((folders[1] / "config.json").read_bytes())
+    data = (folders[1] / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(data[:-100])
+    assert "truncated" in model_problems(folders[0], torn)[0].what
+    tensors = load_file(folders[1] / "model.safetensors")
+    del tensors["no_memory_embedding"]
+    save_file(tensors, poor / "model.safetensors", {"format": "pt"})
+    assert model_problems(folders[0], poor) == []
+    with pytest.raises(Problems, match="lacks 1 of the model's tensors, no_memory_embedding"):
+        Sam2(poor, CPU)
+
+
+def test_a_configuration_never_brings_code(folders, tmp_path):
+    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folders[0] / name).read_bytes())
+    config = json.loads((folders[0] / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForZeroShotObjectDetection": "evil.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    assert GroundingDino(tmp_path, CPU)(noise((60, 60)), "toy")
