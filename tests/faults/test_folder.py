@@ -13,7 +13,7 @@ from tests.dataset_files import draw, write_toml
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData, load_dataset
-from trainer.data.images import decode
+from trainer.images.decode import decode
 
 SUBSET = '[[datasets.subsets]]\nimage_dir = "{folder}/cat"\nclass_tokens = "tjtoy toy"\n'
 TOML = "[[datasets]]\nresolution = 64\n{keys}" + SUBSET

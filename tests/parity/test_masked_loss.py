@@ -7,9 +7,10 @@ from PIL import Image
 
 from tests.kohya_source import kohya_functions
 from trainer.config import TrainConfig
-from trainer.data.images import decode, fit
 from trainer.data.masks import latent_mask
 from trainer.flow import LossSettings, sample_losses
+from trainer.images.decode import decode
+from trainer.images.resize import fit
 
 
 def masks(count: int, width: int, height: int) -> list[Image.Image]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 import trainer.data.encoding
-import trainer.data.inspection
+import trainer.images.inspection
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw
 from tests.recipe_files import Workshop, make_workshop
@@ -277,8 +277,8 @@ def test_an_image_that_is_replaced_after_the_check_is_not_encoded(workshop, tmp_
 def test_each_image_is_read_once_for_both_of_its_views(workshop, data, tokenizers, keys, tmp_path, monkeypatch):
     mirrored = [replace(s, subset=replace(s.subset, flip_aug=True)) for s in data.samples]
     decoded = []
-    decode = trainer.data.inspection.decode
-    monkeypatch.setattr(trainer.data.inspection, "decode", lambda *a: decoded.append(a) or decode(*a))
+    decode = trainer.images.inspection.decode
+    monkeypatch.setattr(trainer.images.inspection, "decode", lambda *a: decoded.append(a) or decode(*a))
     cache = TensorCache(tmp_path / "cache")
     both = replace(data, samples=tuple(mirrored))
     fill_cache(workshop.config("run"), both, [], tokenizers, keys, cache, Accelerator(cpu=True))

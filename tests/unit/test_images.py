@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data.images import default_interpolation, fit, read_picture, to_tensor
+from trainer.images.decode import read_picture
+from trainer.images.resize import default_interpolation, fit, to_tensor
 
 
 def save(picture: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from trainer.data.colors import ADOBE_GAMMA, ADOBE_RGB, BT709, DISPLAY_P3, WHITE_D65, matrix_profile
-from trainer.data.images import decode, read_picture
+from trainer.images.colors import ADOBE_GAMMA, ADOBE_RGB, BT709, DISPLAY_P3, WHITE_D65, matrix_profile
+from trainer.images.decode import decode, read_picture
 
 COLOURS = ((200, 30, 40), (224, 172, 140), (80, 150, 60), (90, 140, 220), (250, 250, 250), (12, 10, 8))
 PROFILES = {

@@ -19,10 +19,10 @@ from trainer.data.batches import BatchMaker, BatchSettings
 from trainer.data.cache import CacheKeys, Encoded, TensorCache
 from trainer.data.dataset import Draw, TrainingData, load_dataset
 from trainer.data.encoding import encode_mask, encode_picture, fill_cache
-from trainer.data.images import fit
 from trainer.data.masks import latent_mask
 from trainer.data.samples import Sample
 from trainer.engine.cuda_graphs import kind_of, kinds_of
+from trainer.images.resize import fit
 from trainer.models.load import load_autoencoder
 from trainer.models.text import load_tokenizers
 

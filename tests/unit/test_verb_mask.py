@@ -105,8 +105,8 @@ def test_the_complete_command_with_random_models(model_flags, capsys):
 
 def test_masks_that_it_creates_are_read_by_training(model_flags, monkeypatch):
     from trainer.data.dataset_file import SubsetConfig
-    from trainer.data.folder import read_folder
     from trainer.data.masks import scan_masks
+    from trainer.images.folder import read_folder
 
     put_in(Known(*[GOOD] * 3), monkeypatch)
     assert main(["mask", "toy", "--class_word", "toy", *model_flags]) == 0

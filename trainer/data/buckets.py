@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from trainer.data.dataset_file import DatasetSection
-from trainer.data.images import Size
+from trainer.images.decode import Size
 
 
 class Placement(NamedTuple):

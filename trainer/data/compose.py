@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from trainer.data.images import Size
-from trainer.data.inspection import Picture
 from trainer.data.masks import Mask
+from trainer.images.decode import Size
+from trainer.images.inspection import Picture
 
 VERSION = "1"  # part of every digest: raise it when the same recipe would give other pixels
 SOLID = 128  # a mask pixel this bright is inside the subject's box

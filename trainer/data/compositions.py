@@ -25,11 +25,11 @@ from trainer.data.compose import (
 )
 from trainer.data.composition_file import PLAIN, CompositionConfig
 from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig
-from trainer.data.folder import read_folder
-from trainer.data.inspection import Picture, inspect_images
 from trainer.data.layout import arrange
 from trainer.data.relations import Relation
 from trainer.data.samples import Sample
+from trainer.images.folder import read_folder
+from trainer.images.inspection import Picture, inspect_images
 
 SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photograph of a subject
 MOST_ENLARGED = 2.0  # times that a cut-out may be enlarged

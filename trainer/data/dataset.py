@@ -16,8 +16,8 @@ from trainer.data.composition_file import composition_settings
 from trainer.data.compositions import compose_samples
 from trainer.data.dataset_file import MASK_SETTINGS, DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
 from trainer.data.epochs import Group, Rotation, hold_out, make_groups
-from trainer.data.images import Size
 from trainer.data.samples import Picture, Sample, scan_dataset
+from trainer.images.decode import Size
 
 log = logging.getLogger(__name__)
 

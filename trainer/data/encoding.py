@@ -18,9 +18,9 @@ from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys, Encoded, TensorCache, Tensors
 from trainer.data.compose import Composite
 from trainer.data.dataset import Sample, TrainingData
-from trainer.data.images import fit, to_tensor
-from trainer.data.inspection import Picture
 from trainer.data.masks import latent_mask
+from trainer.images.inspection import Picture
+from trainer.images.resize import fit, to_tensor
 from trainer.models.load import load_autoencoder, load_clip, load_t5
 from trainer.models.text import Tokenizers, encode_clip, encode_t5
 

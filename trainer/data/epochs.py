@@ -11,8 +11,8 @@ from typing import TypeVar
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.rng import derive_seed
 from trainer.data.dataset_file import DatasetConfig, DatasetSection
-from trainer.data.images import Size
 from trainer.data.samples import Sample
+from trainer.images.decode import Size
 
 T = TypeVar("T")
 

@@ -18,9 +18,9 @@ from PIL import Image
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, Problems
 from trainer.data.dataset_file import SubsetConfig
-from trainer.data.folder import Folder, some
-from trainer.data.formats import IMAGE_ENDINGS
-from trainer.data.images import Size, decode
+from trainer.images.decode import Size, decode
+from trainer.images.folder import Folder, some
+from trainer.images.formats import IMAGE_ENDINGS
 
 FAINT = 128  # a mask whose brightest pixel is darker than this gives no place even half its weight
 LATENT = 8  # pixels along one side of a latent

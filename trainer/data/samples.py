@@ -12,11 +12,12 @@ from trainer.data.buckets import place, section_buckets
 from trainer.data.captions import read_caption, split_caption
 from trainer.data.compose import Composite, CompositeMask
 from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig
-from trainer.data.folder import Folder, count_images, read_folder, some
-from trainer.data.formats import IMAGE_ENDINGS
-from trainer.data.images import Size, default_interpolation
-from trainer.data.inspection import Picture, inspect_images, remarks
 from trainer.data.masks import Mask, scan_masks
+from trainer.images.decode import Size
+from trainer.images.folder import Folder, count_images, read_folder, some
+from trainer.images.formats import IMAGE_ENDINGS
+from trainer.images.inspection import Picture, inspect_images, remarks
+from trainer.images.resize import default_interpolation
 
 FAR_SMALLER = 1.5  # an image enlarged more than this loses visibly
 CROPPED = 0.1  # an image that loses more than this share of its area is named

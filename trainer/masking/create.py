@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from trainer.data.images import NotReadable, read_picture
+from trainer.images.decode import NotReadable, read_picture
 from trainer.masking.files import read_mark, write_mask
 from trainer.masking.plan import Due
 

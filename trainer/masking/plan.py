@@ -10,9 +10,9 @@ from pathlib import Path
 from trainer.common.disk import write_problems
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.data.dataset_file import SubsetConfig
-from trainer.data.folder import OWN_MASK, Folder, read_folder
-from trainer.data.images import NotReadable, decode
 from trainer.data.masks import find_mask_files
+from trainer.images.decode import NotReadable, decode
+from trainer.images.folder import OWN_MASK, Folder, read_folder
 from trainer.masking.files import Mark, read_mark
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from trainer.data.images import decode, read_picture
+from trainer.images.decode import decode, read_picture
 from trainer.sampling.contact_sheet import Row, contact_sheet
 
 SIDE = 256  # pixels of one place on the sheet

@@ -12,7 +12,7 @@ from trainer.common.problems import Problem
 from trainer.data.captions import contains_phrase, possible_captions
 from trainer.data.dataset import Sample, TrainingData
 from trainer.data.dataset_file import SubsetConfig
-from trainer.data.folder import some
+from trainer.images.folder import some
 from trainer.models.text import CLIP_LENGTH, Tokenizers, truncated_captions
 
 SHARED = 0.8  # a phrase in this share of a concept's captions is learned with its trigger

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem
-from trainer.data.formats import CONVERT, DECODERS, ENDINGS_OF, IMAGE_ENDINGS, kind_of_file
+from trainer.images.formats import CONVERT, DECODERS, ENDINGS_OF, IMAGE_ENDINGS, kind_of_file
 
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir"))

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from trainer.common.problems import Problem, Problems
-from trainer.data.folder import Folder
-from trainer.data.images import NotReadable, Size, decode
+from trainer.images.decode import NotReadable, Size, decode
+from trainer.images.folder import Folder
 
 ONE_OF_MANY = {"TIFF": "first of {} pages", "JPEG": "first of {} images", "HEIC": "primary one of {} images"}
 

@@ -1,0 +1,1 @@
+"""Image files: a folder's entries, their formats, decoding, colours and resizing."""
