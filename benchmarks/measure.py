@@ -21,7 +21,7 @@ from benchmarks.workspace import write_dataset
 from trainer.common.problems import redact
 from trainer.config import TrainConfig, parse_config
 from trainer.data.cache import TensorCache
-from trainer.models.load import plan_transformer
+from trainer.models.module_plan import plan_transformer
 from trainer.models.weights import read_header
 from trainer.preflight.check import make_plan
 from trainer.preflight.plan import RunPlan

@@ -9,15 +9,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from trainer.common.rng import torch_generator
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
@@ -102,6 +104,8 @@ def add_lora(
     ranks = {name: rank for name, rank in ranks.items() if rank > 0}
     assert ranks, "nothing to adapt"
     model.requires_grad_(False)
+    from peft import inject_adapter_in_model  # imported late: a check needs the names of layers alone
+
     inject_adapter_in_model(_peft_config(ranks, alpha), model, ADAPTER, low_cpu_mem_usage=True)
     layers = dict(_adapted_layers(model))
     assert layers.keys() == ranks.keys(), layers.keys() ^ ranks.keys()
@@ -109,7 +113,9 @@ def add_lora(
         _fill_layer(layer, seed, file_module(model, name), dtype, dropouts)
 
 
-def _peft_config(ranks: Mapping[str, int], alpha: float | None) -> LoraConfig:
+def _peft_config(ranks: Mapping[str, int], alpha: float | None) -> "LoraConfig":
+    from peft import LoraConfig
+
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {_escaped(name): rank for name, rank in ranks.items() if rank != usual}  # regular expressions
     return LoraConfig(
@@ -125,7 +131,7 @@ def _escaped(name: str) -> str:
     return name.replace(".", r"\.")
 
 
-def _fill_layer(layer: LoraLayer, seed: int, name: str, dtype: torch.dtype, dropouts: Dropouts) -> None:
+def _fill_layer(layer: "LoraLayer", seed: int, name: str, dtype: torch.dtype, dropouts: Dropouts) -> None:
     base = cast(nn.Linear, layer.get_base_layer())
     rank, device = layer.r[ADAPTER], base.weight.device
     down = DownLinear(base.in_features, rank, dropouts, device="meta")
@@ -139,7 +145,9 @@ def _fill_layer(layer: LoraLayer, seed: int, name: str, dtype: torch.dtype, drop
     layer.cast_input_dtype_enabled = False  # our linear layers cast the weight instead
 
 
-def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
+    from peft.tuners.lora import LoraLayer
+
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
@@ -167,7 +175,7 @@ def adapter_alphas(transformer: nn.Module, text_encoder: nn.Module | None = None
     return {name: layer.scaling[ADAPTER] * layer.r[ADAPTER] for name, layer in _named_layers(transformer, text_encoder)}
 
 
-def _named_layers(transformer: nn.Module, text_encoder: nn.Module | None) -> Iterator[tuple[str, LoraLayer]]:
+def _named_layers(transformer: nn.Module, text_encoder: nn.Module | None) -> Iterator[tuple[str, "LoraLayer"]]:
     for model in (transformer, text_encoder):
         if model is not None:
             yield from ((file_module(model, name), layer) for name, layer in _adapted_layers(model))

@@ -146,7 +146,7 @@ def _block(module: nn.Module, is_double: bool, ranks: Mapping[str, int]) -> Bloc
     return Block(
         is_double=is_double,
         hidden=linear["attn.to_q"].in_features,
-        heads=module.get_submodule("attn").heads,  # type: ignore[arg-type]
+        heads=linear["attn.to_q"].out_features // module.get_parameter("attn.norm_q.weight").numel(),
         mlp=linear["ff.net.0.proj" if is_double else "proj_mlp"].out_features,
         matrices=matrices,
         other=sum(parameter.numel() for parameter in module.parameters()) - matrices,

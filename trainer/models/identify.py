@@ -6,8 +6,8 @@ from pathlib import Path
 from trainer.common.files import in_container, out_of_reach
 from trainer.common.problems import Problem, Problems
 from trainer.models.description import FLUX1, ModelFile
-from trainer.models.load import (
-    Plan,
+from trainer.models.module_plan import (
+    ModulePlan,
     missing_or_unexpected,
     plan_autoencoder,
     plan_clip,
@@ -18,7 +18,7 @@ from trainer.models.load import (
 from trainer.models.names import strip_prefix
 from trainer.models.weights import Header, read_header, weight_names
 
-PLANS: Mapping[str, Callable[[Header], Plan]] = {
+PLANS: Mapping[str, Callable[[Header], ModulePlan]] = {
     "flux": plan_transformer,
     "ae": plan_autoencoder,
     "clip_l": lambda header: plan_clip(header, eos_token_id=0),

@@ -4,20 +4,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    CLIPTextModel,
-    CLIPTokenizer,
-    T5EncoderModel,
-    T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
-)
 
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig
 from trainer.models.description import FLUX1
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, T5EncoderModel
 
 CLIP_LENGTH = FLUX1.clip.tokens
 ENCODERS = (FLUX1.clip, FLUX1.t5)
@@ -39,6 +36,11 @@ def load_tokenizers(folder: Path) -> Tokenizers:
     """
     if problems := _missing_files(folder):
         raise Problems(problems)
+    from transformers import (  # imported late: it takes a second
+        CLIPTokenizer,
+        T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
     return Tokenizers(
         clip=_load(CLIPTokenizer, folder / FLUX1.clip.tokenizer),
         t5=_load(T5TokenizerFast, folder / FLUX1.t5.tokenizer),
@@ -73,14 +75,14 @@ def truncated_captions(tokenizer: Any, captions: Sequence[str], max_length: int)
 
 
 @torch.no_grad()
-def encode_clip(model: CLIPTextModel, tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
+def encode_clip(model: "CLIPTextModel", tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
     """CLIP's pooled output [n, width] in float32, as diffusers' FluxPipeline computes it."""
     return model(clip_ids(tokenizer, captions).to(model.device)).pooler_output.float()
 
 
 @torch.no_grad()
 def encode_t5(
-    model: T5EncoderModel, tokenizer: Any, captions: Sequence[str], max_length: int, masked: bool
+    model: "T5EncoderModel", tokenizer: Any, captions: Sequence[str], max_length: int, masked: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """T5's hidden states [n, max_length, width] in the model's dtype, and the mask of real tokens.
 

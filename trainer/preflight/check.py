@@ -21,8 +21,10 @@ from trainer.memory.bytes import blocks_of
 from trainer.memory.choose import MemoryPlan
 from trainer.models.description import FLUX1
 from trainer.models.identify import check_model_file
-from trainer.models.load import base_model_of, plan_clip, plan_transformer
+from trainer.models.load import base_model_of
+from trainer.models.module_plan import plan_clip, plan_transformer
 from trainer.models.quantized import precision_problems
+from trainer.models.shapes import skeleton
 from trainer.models.text import Tokenizers, find_tokenizer_dir, load_tokenizers
 from trainer.models.weights import fingerprint, read_header
 from trainer.optim.build import OptimizerSettings, optimizer_problems, rate_problems
@@ -144,8 +146,9 @@ def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | No
     start: the file of --network_weights. Raises `Problems` if it does not fit the model.
     """
     assert config.pretrained_model_name_or_path and config.clip_l
-    transformer = plan_transformer(read_header(config.pretrained_model_name_or_path)).module
-    clip = plan_clip(read_header(config.clip_l), eos_token_id=0).module if config.text_encoder_lr > 0 else None
+    transformer = skeleton(plan_transformer(read_header(config.pretrained_model_name_or_path)).tensors)
+    trains_clip = config.text_encoder_lr > 0
+    clip = skeleton(plan_clip(read_header(config.clip_l), eos_token_id=0).tensors) if trains_clip else None
     from_file = start if config.dim_from_weights else None
     if from_file:
         raise_if_any(_overridden_layers(network))
