@@ -93,7 +93,9 @@ def test_nothing_in_the_table_serves_two_concepts(folder):
     pair = ("tjtoy toy", "sparkgpu gpu")
     assert captions.keys() == {f"{a} {r} {b}" for a, b in (pair, pair[::-1]) for r in ("next to", "in front of")}
     assert sum(count for text, count in captions.items() if "next to" in text) == 120  # by weight, 3 to 1
-    assert all(sample.masks_loss and sample.preserves_some for sample in found)
+    assert all(sample.weighs_places and sample.subset.background_weight == 0.3 for sample in found)
+    kept = composites(load(folder, 'mask_background = "preserve"\nnum_images = 2'))
+    assert all(sample.preserves_some and not sample.weighs_places for sample in kept)
 
 
 def test_a_composite_shows_both_subjects_and_its_mask_shows_nothing_else(folder):

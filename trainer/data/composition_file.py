@@ -35,7 +35,7 @@ class CompositionConfig:
     relations: tuple[Relation, ...] = USUAL
     captions: tuple[str, ...] = (USUAL_CAPTION,)
     backgrounds: tuple[str, ...] = (PLAIN,)
-    mask_background: str = "preserve"
+    mask_background: str = "0.3"
     mask_dilation: int = 0
 
 
