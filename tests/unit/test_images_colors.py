@@ -81,7 +81,7 @@ def test_an_embedded_profile_is_converted_to_srgb(space: str, format: str) -> No
     assert np.abs(seen(data) - COLOURS).max() <= max(tolerance, in_gamut)
 
 
-@pytest.mark.parametrize("profile", [SRGB, matrix_profile(BT709)])
+@pytest.mark.parametrize("profile", [SRGB, matrix_profile(BT709)], ids=["lcms", "BT.709"])
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_an_srgb_profile_changes_no_number(profile: bytes, format: str) -> None:
     """So that what was encoded before stays valid."""
