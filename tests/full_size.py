@@ -8,7 +8,7 @@ from diffusers import FluxTransformer2DModel
 
 from trainer.lora.adapter import linear_modules
 from trainer.memory.bytes import GIB, Work, blocks_of
-from trainer.memory.choose import Device
+from trainer.memory.device import Device
 
 GPU = Device("a GPU", free=80 * GIB, host_free=64 * GIB, flops=450e12, link=20e9, is_measured=True)
 

@@ -17,7 +17,7 @@ from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradie
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
 from trainer.memory.bytes import Choice, Work, blocks_of, step_bytes
-from trainer.memory.choose import query_device
+from trainer.memory.device import query_device
 from trainer.models.offload import block_swap, swap_blocks
 from trainer.optim.foreach import gradients_or_zeros
 

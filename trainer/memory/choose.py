@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
-import psutil
 import torch
 
 from trainer.common.text import in_seconds
@@ -22,10 +21,10 @@ from trainer.memory.bytes import (
     step_bytes,
     step_flops,
 )
+from trainer.memory.device import Device
 from trainer.memory.record import Measured
 from trainer.models.offload import swappable_order
 from trainer.models.quantized import Precision, WeightFormat, precision_problems
-from trainer.models.weights import shares_host_memory
 
 MARGIN = 0.03  # of the peak: fragmentation in torch's allocator
 RESERVE = 0.6 * GIB  # for kernels and libraries that are loaded later, and their workspaces
@@ -33,66 +32,8 @@ HOST_SHARE = 0.7  # of free host memory may be used for swapped blocks
 LESS = 0.08  # of the peak: how much less the next attempt uses after one did not fit
 CLEARLY = 0.95  # another choice is mentioned if it is expected to take less than this share of the time
 COPY_COST = 0.1  # of a copy's time is lost even if it overlaps with computation
-STEP_SHARE = 0.6  # of a large product's speed is reached by a step's arithmetic
-LINK_SHARE = 0.63  # of the speed of copies alone is reached by overlapped copies
 LAUNCHING = 0.008  # seconds for a host to launch a block's kernels, forward and backward; recomputing adds a third
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-
-
-@dataclass(frozen=True)
-class Device:
-    """What planning needs to know of a GPU.
-
-    free, host_free: bytes. unified: whether it shares the host's memory. flops, link: operations and copied bytes per
-    second in a step; assumed until they matter, then measured.
-    """
-
-    name: str
-    free: int
-    host_free: int
-    unified: bool = False
-    flops: float = 100e12
-    link: float = 10e9
-    is_measured: bool = False
-
-    def measured_on(self, device: torch.device) -> "Device":
-        """The device with measured speeds of a large product and of copies from the host; takes a tenth of a second."""
-        flops, link = STEP_SHARE * _product_flops(device), LINK_SHARE * _link_bytes(device)
-        return replace(self, flops=flops, link=link, is_measured=True)
-
-
-def query_device(device: torch.device) -> Device | None:
-    """What is free on a GPU now; None for the CPU, which needs no plan."""
-    if device.type != "cuda":
-        return None
-    host = psutil.virtual_memory().available
-    unified = shares_host_memory(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    # with shared memory, the page cache counts as used but is released on demand
-    return Device(torch.cuda.get_device_name(device), max(free, host) if unified else free + reusable, host, unified)
-
-
-def _product_flops(device: torch.device, side: int = 4096, times: int = 10) -> float:
-    matrix = torch.randn(side, side, dtype=torch.bfloat16, device=device)  # a matrix of equal numbers would be faster
-    return times * 2 * side**3 / _seconds(lambda: torch.mm(matrix, matrix), times)
-
-
-def _link_bytes(device: torch.device, size: int = 64 << 20, times: int = 4) -> float:
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    target = torch.empty(size, dtype=torch.uint8, device=device)
-    return times * size / _seconds(lambda: target.copy_(host, non_blocking=True), times)
-
-
-def _seconds(work, times: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    work()
-    begin.record()
-    for _ in range(times):
-        work()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1000
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from trainer.data.batches import sequence_tokens
 from trainer.data.cache import CacheKeys
 from trainer.data.dataset import TrainingData
 from trainer.memory.bytes import Work
-from trainer.memory.choose import MemoryPlan, allowed_by, make_memory_plan, query_device, with_faster
+from trainer.memory.choose import MemoryPlan, allowed_by, make_memory_plan, with_faster
+from trainer.memory.device import query_device
 from trainer.memory.record import find_measured, record_key
 from trainer.preflight.plan import AdapterPlan, RunPlan, optimizer_bytes_per_number, trained_itemsize
 
