@@ -11,6 +11,8 @@ from trainer.common.devices import computes_bf16
 
 PATIENCE = 1500  # seconds for a training; a quiet machine needs a small part of it
 CONCEPT = "tjtoy"
+EPOCHS = 2
+REGULARISATION = 30  # of the hundred images: three of each place
 DATASET = """
 [general]
 caption_extension = ".txt"
@@ -26,7 +28,7 @@ flip_aug = true
 """
 OTHERS = """
 [[datasets.subsets]]
-image_dir = "flux_data/regularisation"
+image_dir = "{folder}/regularisation"
 is_reg = true
 custom_attributes = { diff_output_preservation = true }
 """
@@ -38,6 +40,10 @@ def taught(folder: Path, instead: tuple[str, ...] = ()) -> Path:
     shutil.copytree(ROOT / "flux_data" / CONCEPT, folder / CONCEPT)
     for file, words in zip(sorted((folder / CONCEPT).glob("*.txt")), instead, strict=bool(instead)):
         file.write_text(file.read_text().replace("tjtoy toy", words))
+    if instead:
+        (folder / "regularisation").mkdir()
+        for file in sorted((ROOT / "flux_data" / "regularisation").iterdir())[: 2 * REGULARISATION]:  # with captions
+            shutil.copy(file, folder / "regularisation")
     data = DATASET + (OTHERS if instead else "")
     (folder / "data.toml").write_text(data.replace("{folder}", folder.as_posix()))
     lora = folder / "loras" / "learned.safetensors"
@@ -47,7 +53,7 @@ def taught(folder: Path, instead: tuple[str, ...] = ()) -> Path:
         "output_dir": lora.parent,
         "output_name": lora.stem,
         "run_dir": folder / "runs",
-        "max_train_epochs": 4,
+        "max_train_epochs": EPOCHS,
         "mixed_precision": "bf16" if computes_bf16(torch.device("cpu")) else "no",
     }
     command = [sys.executable, "-m", "trainer", "train", *(f"--{name}={value}" for name, value in settings.items())]

@@ -8,15 +8,22 @@ import torch
 
 from tests.learned import CONCEPT, taught
 from tests.recipe_files import ROOT
+from trainer.cli import evaluate
 from trainer.cli.evaluate import Adapter, draw_column, load_evaluation
 from trainer.lora.file import load_lora
 from trainer.sampling.evaluation import PromptSets, score_pictures
 
-PROMPTS = 6
+PROMPTS, SAMPLING_STEPS = 6, 10
 MINI = ROOT / "models" / "mini"
 OTHERS = ("a red ball", "a blue box", "a green duck", "a white cup", "a yellow car", "a black robot", "a pink house")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the sampling steps of an evaluation: the judge is as sure of what it sees."""
+    monkeypatch.setattr(evaluate, "USUAL", replace(evaluate.USUAL, steps=SAMPLING_STEPS))
 
 
 def score(lora: Path | None = None) -> float:
