@@ -1,7 +1,8 @@
 """A training run from top to bottom: plan, prepare, step after step, finish.
 
-Start reading at `train`, then `loop`. What a step computes is in `trainer.engine.step` and `trainer.flow`; what happens
-between two steps (numbers, checkpoints, validation, samples) is in `trainer.engine.tasks`.
+Start reading at `train`, then `loop`. The loss and gradient of a step are computed in `trainer.engine.step`, with the
+maths of `trainer.flow`. `trainer.engine.tasks` decides what happens between two steps: logged numbers, checkpoints
+(written by `trainer.engine.saving`), validation and samples.
 """
 
 import logging

@@ -56,7 +56,7 @@ def draw_subject(folder: Path, name: str, color: tuple[int, int, int], box: tupl
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two photographs of a tall red subject and two of a wide blue one."""
+    """Two photographs of a tall red concept and two of a wide blue one."""
     for number in range(2):
         draw_subject(tmp_path / "toy", f"{number:02}", RED, (40, 20, 110, 150 - number))
         draw_subject(tmp_path / "gpu", f"{number:02}", BLUE, (20, 50, 140 - number, 110))
@@ -98,7 +98,7 @@ def test_nothing_in_the_table_serves_two_concepts(folder):
     assert all(sample.preserves_some and not sample.weighs_places for sample in kept)
 
 
-def test_a_composite_shows_both_subjects_and_its_mask_shows_nothing_else(folder):
+def test_a_composite_shows_both_concepts_and_its_mask_shows_nothing_else(folder):
     for sample in composites(load(folder, "num_images = 12")):
         image, mask = (np.asarray(each).astype(int) for each in (recipe(sample).image(), recipe(sample).mask()))
         red = (image[..., 0] > 180) & (image[..., 2] < 60)
@@ -146,7 +146,7 @@ def test_the_concepts_that_are_named_stand_in_that_order(folder):
     }
 
 
-def test_only_subjects_that_may_be_mirrored_are(folder):
+def test_only_concepts_that_may_be_mirrored_are(folder):
     pieces = [piece for sample in composites(load(folder)) for piece in recipe(sample).pieces]
     flips = Counter((piece.source.picture.path.parent.name, piece.flip) for piece in pieces)
     assert flips["toy", True] > 40 and flips["toy", False] > 40 and flips["gpu", True] == 0
@@ -169,7 +169,7 @@ def test_templates_and_backgrounds_of_the_users_own(folder):
     draw_folder(folder / "rooms", [(200, 100), (100, 200)], shade=9)
     (folder / "rooms" / "00.txt").write_text("in a hall")
     more = (
-        'captions = ["a photo of {subjects} {place}", "{first} beside {second}, {relation}"]\n'
+        'captions = ["a photo of {concepts} {place}", "{first} beside {second}, {relation}"]\n'
         'backgrounds = ["rooms", "plain"]\nnum_images = 40'
     )
     found = composites(load(folder, more))
@@ -255,7 +255,7 @@ def test_the_manifest_has_the_composition_and_each_composite(folder):
         ('relations = [{ name = "hugging", at = [0.5] }]', "[x, y]"),
         ('relations = [{ name = "hugging", at = [0.5, 0.5], sise = 1 }]', "did you mean size?"),
         ('relations = ["holding", "holding"]', "twice"),
-        ('captions = "a photo of {subject}"', "{subjects}"),
+        ('captions = "a photo of {concept}"', "{concepts}"),
         ('captions = "a photo"', "does not name the concepts"),
         ('captions = "{"', "{ as {{"),
         ('backgrounds = "nowhere"', "cannot be read"),
@@ -284,7 +284,7 @@ def test_cut_outs_that_are_not_worth_training_are_left_out_and_named(folder):
     data, warnings = load_dataset(config(folder))
     told = "\n".join(map(str, warnings))
     assert "small.mask.png: its cut-out is only 40x40 pixels" in told
-    assert "cut.mask.png: its subject is cut off by the image's edge (right)" in told
+    assert "cut.mask.png: the concept is cut off by the image's edge (right)" in told
     used = {piece.source.picture.path.name for sample in composites(data) for piece in recipe(sample).pieces}
     assert used == {"00.png", "01.png"}
 
@@ -324,8 +324,8 @@ def test_side_by_side_nobody_covers_anybody() -> None:
 
 def test_templates_leave_no_gaps() -> None:
     names = ["a cat", "my toy", "a gpu"]
-    assert fill_template("{subjects} {place}", names[:2], "holding", "") == "a cat holding my toy"
-    assert fill_template("a photo of {subjects}, {place}", names, "next to", "at sea") == (
+    assert fill_template("{concepts} {place}", names[:2], "holding", "") == "a cat holding my toy"
+    assert fill_template("a photo of {concepts}, {place}", names, "next to", "at sea") == (
         "a photo of a cat, my toy and a gpu, at sea"
     )
 

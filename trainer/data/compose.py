@@ -1,6 +1,6 @@
 """Composites: images made from cut-outs of photographs, each a pure function of its recipe.
 
-Before composition, subjects are known from photographs that show each alone (MuDI, 2404.04243; SVDiff's
+Before composition, concepts are known from photographs that show each alone (MuDI, 2404.04243; SVDiff's
 Cut-Mix-Unmix, 2303.11305). A recipe names every file by its digest and every length in pixels, so that its own digest
 tells everything that the pixels depend on.
 """
@@ -19,7 +19,7 @@ from trainer.images.decode import Size
 from trainer.images.inspection import Picture
 
 VERSION = "1"  # part of every digest: raise it when the same recipe would give other pixels
-SOLID = 128  # a mask pixel this bright is inside the subject's box
+SOLID = 128  # a mask pixel this bright is inside the concept's box
 FEATHER = 24  # how sharp a plain backdrop's horizon is
 KEPT_CUTOUTS = 32
 
@@ -45,7 +45,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Source:
-    """A subject in one photograph: corners of its mask's solid part, in the photograph's pixels.
+    """A concept in one photograph: corners of its mask's solid part, in the photograph's pixels.
 
     keeps_colors: transparent pixels keep their stored colours, since the alpha channel is the mask.
     """
@@ -103,7 +103,7 @@ class Recipe:
         return image
 
     def mask(self) -> Image.Image:
-        """Where the subjects are, mode L."""
+        """Where the concepts are, mode L."""
         union = Image.new("L", self.size, 0)
         for piece in self.pieces:
             _, mask = _resized(piece)
@@ -154,7 +154,7 @@ def solid_corners(mask: Image.Image) -> Corners | None:
 
 
 def touches(mask: Image.Image, share: float = 0.02) -> list[str]:
-    """The edges of the photograph at which a subject is cut off: solid along at least this share of the edge."""
+    """The edges of the photograph at which a concept is cut off: solid along at least this share of the edge."""
     solid = np.asarray(mask) >= SOLID
     edges = {"left": solid[:, 0], "right": solid[:, -1], "top": solid[0], "bottom": solid[-1]}
     return [name for name, pixels in edges.items() if pixels.mean() >= share]

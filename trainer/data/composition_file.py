@@ -13,13 +13,13 @@ from trainer.data.relations import USUAL, Relation, parse_relations
 
 COMPOSITIONS = "[[datasets.compositions]]"
 PLAIN = "plain"
-PARTS = ("subjects", "first", "second", "relation", "place")
-USUAL_CAPTION = "{subjects} {place}"
+PARTS = ("concepts", "first", "second", "relation", "place")
+USUAL_CAPTION = "{concepts} {place}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompositionConfig:
-    """One [[datasets.compositions]]: composites of subjects that are cut out of the dataset's images.
+    """One [[datasets.compositions]]: composites of concepts that are cut out of the dataset's images.
 
     concepts: class_tokens, the first of a relation first; empty for all that have masks. together: how many are in one
     image, each count in turn. num_images: how many different composites there are; images_per_epoch: how many of them
@@ -55,9 +55,9 @@ def _templates(value: Any) -> tuple[str, ...]:
         if unknown := [name for name in names if name not in PARTS]:
             hint = f"known are {', '.join(f'{{{part}}}' for part in PARTS)}"
             raise Invalid(f"has {{{unknown[0]}}}, which is not known", hint)
-        if "subjects" not in names and not {"first", "second"} <= set(names):
+        if "concepts" not in names and not {"first", "second"} <= set(names):
             raise Invalid(
-                f"has {shown(text)}, which does not name the concepts", "use {subjects}, or {first} and {second}"
+                f"has {shown(text)}, which does not name the concepts", "use {concepts}, or {first} and {second}"
             )
     return templates
 

@@ -1,4 +1,4 @@
-"""Composites that [[datasets.compositions]] asks for, as samples: which subjects, how they stand, what they are called.
+"""Composites that [[datasets.compositions]] asks for, as samples: which concepts, how they stand, what they are called.
 
 They are virtual samples: no file holds them, their pixels are made when they are encoded, and the cache finds them by
 the digest of their recipes.
@@ -31,15 +31,15 @@ from trainer.data.samples import Sample
 from trainer.images.folder import read_folder
 from trainer.images.inspection import Picture, inspect_images
 
-SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photograph of a subject
+SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photograph of a concept
 MOST_ENLARGED = 2.0  # times that a cut-out may be enlarged
-NARROWEST = 16  # pixels of a subject's shorter side in the composite: one token of the transformer
+NARROWEST = 16  # pixels of a concept's shorter side in the composite: one token of the transformer
 PLAIN_PLACE = "on a plain background"
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A subject that can be cut out. name: its class_tokens; sources: its usable photographs."""
+    """A concept that can be cut out. name: its class_tokens; sources: its usable photographs."""
 
     name: str
     sources: tuple[Source, ...]
@@ -92,7 +92,7 @@ class _Composer:
         return Composed(() if self.problems else samples, tuple(self.problems), tuple(self.warnings))
 
     def _concepts(self) -> list[Concept]:
-        """The subjects that are asked for, else all that have masks."""
+        """The concepts that are asked for, else all that have masks."""
         where, asked = self.composition.where, self.composition.concepts
         by_name: dict[str, list[Sample]] = {}
         for sample in self.samples:
@@ -128,14 +128,14 @@ class _Composer:
         if corners is None:
             return None
         width, height = corners[2] - corners[0], corners[3] - corners[1]
-        largest = 0.5 * max(self.size)  # what an arrangement makes of a subject, about
+        largest = 0.5 * max(self.size)  # what an arrangement makes of a concept, about
         where, out = str(sample.mask.path), "composites leave it out"
         if max(width, height) < max(SMALLEST, largest / MOST_ENLARGED):
             self.warnings.append(Problem(where, f"its cut-out is only {width}x{height} pixels", out))
             return None
         if edges := touches(mask):
             self.warnings.append(
-                Problem(where, f"its subject is cut off by the image's edge ({', '.join(edges)})", out)
+                Problem(where, f"the concept is cut off by the image's edge ({', '.join(edges)})", out)
             )
             return None
         assert not isinstance(sample.mask, CompositeMask)
@@ -210,7 +210,7 @@ class _Composer:
             size = max(1, round(box.width * height)), max(1, round(box.height * height))
             if min(size) < NARROWEST:
                 what = f"{group[index].name!r} would be {size[0]}x{size[1]} pixels in {relation.name!r}"
-                hint = f"a subject needs {NARROWEST} pixels on each side: raise resolution, or the relation's size"
+                hint = f"a concept needs {NARROWEST} pixels on each side: raise resolution, or the relation's size"
                 self.problems.append(Problem(self.composition.where, what, hint))
                 return None
             flip = group[index].flips and rng.random() < 0.5
@@ -271,8 +271,8 @@ def _in_turn(relations: Sequence[Relation], count: int) -> list[Relation]:
 
 
 def fill_template(template: str, names: Sequence[str], relation: str, place: str) -> str:
-    """A caption. {subjects} is "A holding B", or "A, B and C"; its parts are {first}, {second}, {relation}, {place}."""
+    """A caption. {concepts} is "A holding B", or "A, B and C"; its parts are {first}, {second}, {relation}, {place}."""
     pair = f"{names[0]} {relation} {names[1]}"
-    subjects = pair if len(names) == 2 else f"{', '.join(names[:-1])} and {names[-1]}"
-    text = template.format(subjects=subjects, first=names[0], second=names[1], relation=relation, place=place)
+    concepts = pair if len(names) == 2 else f"{', '.join(names[:-1])} and {names[-1]}"
+    text = template.format(concepts=concepts, first=names[0], second=names[1], relation=relation, place=place)
     return " ".join(text.split())

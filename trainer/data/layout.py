@@ -1,6 +1,6 @@
-"""Where the subjects of a composite go. All lengths are shares of the image's height; y grows downwards.
+"""Where the concepts of a composite go. All lengths are shares of the image's height; y grows downwards.
 
-Every function takes the subjects' aspect ratios (width / height) in the order of the caption and returns a box for
+Every function takes the concepts' aspect ratios (width / height) in the order of the caption and returns a box for
 each. Sizes and places vary with the random number generator; every box is inside the image.
 """
 
@@ -10,7 +10,7 @@ from random import Random
 
 from trainer.data.relations import Relation
 
-FLOOR = (0.76, 0.92)  # where subjects stand
+FLOOR = (0.76, 0.92)  # where concepts stand
 JITTER = 0.02  # by which one stands higher or lower than another
 MARGIN = 0.02
 
@@ -35,7 +35,7 @@ class Box:
 
 
 def arrange(rng: Random, relation: Relation, aspects: Sequence[float], image_aspect: float) -> list[Box]:
-    """Boxes of the subjects in "A relation B", or in a row of more than two."""
+    """Boxes of the concepts in "A relation B", or in a row of more than two."""
     if len(aspects) > 2 or relation.layout == "row":
         return _row(rng, aspects, image_aspect)
     if relation.layout == "front":
@@ -77,16 +77,16 @@ def _standing(centre: float, floor: float, height: float, aspect: float, image_a
 
 
 def _attached(rng: Random, relation: Relation, aspects: Sequence[float], image_aspect: float) -> list[Box]:
-    """One subject put on the other at a place of the other's box."""
+    """One concept put on the other at a place of the other's box."""
     moved = 0 if relation.attached == "first" else 1
     anchor = Box(0, 0, aspects[1 - moved], 1, layer=0)
     height = relation.size * rng.uniform(0.88, 1.12)
     height *= min(1, max(0.95, relation.size) * anchor.width / (height * aspects[moved]))  # no wider than the anchor
     width = height * aspects[moved]
     x = relation.at[0] * anchor.width - width / 2
-    subject = Box(x, relation.at[1] - height, width, height, layer=1 if relation.over else -1)
-    left, top = min(anchor.left, subject.left), min(anchor.top, subject.top)
-    whole = Box(left, top, max(anchor.right, subject.right) - left, max(anchor.bottom, subject.bottom) - top)
+    concept = Box(x, relation.at[1] - height, width, height, layer=1 if relation.over else -1)
+    left, top = min(anchor.left, concept.left), min(anchor.top, concept.top)
+    whole = Box(left, top, max(anchor.right, concept.right) - left, max(anchor.bottom, concept.bottom) - top)
     scale = min(0.78 / whole.height, 0.8 * image_aspect / whole.width) * rng.uniform(0.75, 1)
     shift_x = (image_aspect - whole.width * scale) * rng.uniform(0.3, 0.7) - whole.left * scale
     shift_y = max(MARGIN + whole.height * scale, rng.uniform(*FLOOR)) - whole.bottom * scale
@@ -98,6 +98,6 @@ def _attached(rng: Random, relation: Relation, aspects: Sequence[float], image_a
             width=box.width * scale,
             height=box.height * scale,
         )
-        for box in (anchor, subject)
+        for box in (anchor, concept)
     ]
     return boxes[::-1] if moved == 0 else boxes

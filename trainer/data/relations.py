@@ -1,4 +1,4 @@
-"""How two subjects stand to each other in a composite: named relations, and relations that a user describes."""
+"""How two concepts stand to each other in a composite: named relations, and relations that a user describes."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,12 +11,12 @@ KEYS = {"name", "weight", "both_ways", "attached", "at", "size", "over"}
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation "A name B" and where its two subjects go.
+    """A relation "A name B" and where its two concepts go.
 
-    layout: "row", side by side; "front", A overlaps B from the front; "attached", one subject is put on the other, its
+    layout: "row", side by side; "front", A overlaps B from the front; "attached", one concept is put on the other, its
     anchor. weight: how often it comes, among the relations of a composition. both_ways: "B name A" comes as often.
 
-    Of an attached subject: attached, whether it is the "first" (A) or the "second" (B); at, where the middle of its
+    Of an attached concept: attached, whether it is the "first" (A) or the "second" (B); at, where the middle of its
     lower edge is, as shares of the anchor's box from the left and from the top; size, its height as a share of the
     anchor's; over, whether it covers the anchor, or the anchor covers it.
     """
