@@ -75,5 +75,7 @@ def write_segmenter(folder: Path, seed: int = 0) -> Path:
         "memory_fuser_embed_dim": 16, "memory_fuser_intermediate_dim": 16, "image_size": SAM_SIDE,
     }  # fmt: skip
     config = Sam2VideoConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder, **memory)
-    Sam2VideoModel(config).save_pretrained(folder)
+    model = Sam2VideoModel(config)
+    model.prompt_encoder.shared_embedding.positional_embedding.copy_(model.shared_image_embedding.positional_embedding)
+    model.save_pretrained(folder)
     return folder

@@ -1,25 +1,19 @@
-"""Which images get a mask, what is never overwritten, which masks are named as doubtful, and what models must hold."""
+"""Which images get a mask, what is never overwritten, and which masks are named as doubtful."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import load_file, save_file
 
-from tests.mask_models import write_detector, write_segmenter
 from trainer.common.problems import Problems
 from trainer.data.dataset_file import SubsetConfig
 from trainer.masking.create import Box, Detection, Models, create_mask, distinct, shape_doubts
 from trainer.masking.files import read_mark, write_mask
-from trainer.masking.load import GroundingDino, Sam2, model_problems
 from trainer.masking.plan import Concept, ConceptPlan, class_word_of, concepts_of, make_plan
 
-CPU = torch.device("cpu")
 SIZE = (80, 60)
 MIDDLE = (20.0, 10.0, 60.0, 50.0)
 
@@ -93,6 +87,10 @@ def test_masks_of_every_source_are_left_alone(tmp_path):
     kept = {each.image.name: each.mask.name if each.mask else "alpha" for each in plan.kept}
     assert kept == {"file.png": "file_mask.jpg", "kohya.png": "kohya.webp", "edited.png": "alpha"}
     assert [each.target for each in plan.due] == [elsewhere / "none.png", elsewhere / "opaque.png"]
+    hints = {each.image.name: each.hint for each in plan.kept}
+    assert "masks only: move it there" in hints["file.png"] and not hints["kohya.png"]
+    assert "leave out conditioning_data_dir" in hints["edited.png"]
+    assert [each.hint for each in plan_of(folder, alpha_mask=True).kept] == ["", ""]
 
 
 def test_redo_takes_only_unchanged_masks_of_its_own(tmp_path):
@@ -166,8 +164,10 @@ def test_a_dataset_file_gives_its_concepts_once_and_names_the_rest(tmp_path):
         SubsetConfig(image_dir=tmp_path / "reg", class_tokens="toy", is_reg=True),
         SubsetConfig(image_dir=tmp_path / "base", diff_output_preservation=True),
     ]
+    subsets.append(SubsetConfig(image_dir=tmp_path / "toy", class_tokens="tjtoy robot", where="data.toml:9"))
     concepts, notes = concepts_of(subsets)
     assert [concept.class_word for concept in concepts] == ["toy"]
+    assert "data.toml:9: not looked for: 'robot', but 'toy'" in notes.pop()
     assert len(notes) == 2 and "reg: left out" in notes[0] and "base: left out" in notes[1]
 
 
@@ -234,10 +234,10 @@ def test_a_mask_that_appears_meanwhile_is_not_replaced(tmp_path):
     filled((0, 0, 9, 9)).save(due.target)
     before = due.target.read_bytes()
     outcome = create_mask(models(Detection(MIDDLE, 0.8)), due, "toy")
-    assert "left as it is" in outcome.doubts[0] and not outcome.is_written and due.target.read_bytes() == before
+    assert "left as it is" in outcome.doubts[0] and outcome.share is None and due.target.read_bytes() == before
     due.target.unlink()
     due.target.symlink_to(tmp_path / "nowhere")
-    assert not create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").is_written and due.target.is_symlink()
+    assert create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").share is None and due.target.is_symlink()
     due.target.unlink()
     image.write_bytes(b"gone")
     assert "the image is" in create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").doubts[0]
@@ -248,92 +248,8 @@ def test_a_mask_edited_between_plan_and_redo_is_not_replaced(tmp_path):
     target = tmp_path / "toy" / "a.mask.png"
     write_mask(target, filled(MIDDLE), "toy", [])
     due = plan_of(tmp_path / "toy", redo=True).due[0]
-    assert create_mask(models(Detection((0, 0, 30, 30), 0.8)), due, "toy").is_written
+    assert create_mask(models(Detection((0, 0, 30, 30), 0.8)), due, "toy").share == 900 / 4800
     due = plan_of(tmp_path / "toy", redo=True).due[0]
     filled((0, 0, 9, 9)).save(target)
     before = target.read_bytes()
-    assert not create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").is_written and target.read_bytes() == before
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> tuple[Path, Path]:
-    place = tmp_path_factory.mktemp("mask_models")
-    return write_detector(place / "detector"), write_segmenter(place / "segmenter")
-
-
-def noise(size: tuple[int, int]) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def test_the_detector_finds_what_transformers_own_processor_finds(folders):
-    """The same model with the library's preparation and boxes; the image is enlarged, so that its bilinear is ours."""
-    from transformers import BertTokenizerFast, GroundingDinoForObjectDetection
-
-    pil = pytest.importorskip("transformers.models.grounding_dino.image_processing_pil_grounding_dino")
-    image = noise((90, 60))
-    processor = pil.GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 192})
-    model = GroundingDinoForObjectDetection.from_pretrained(str(folders[0]), local_files_only=True).eval()
-    tokenizer = BertTokenizerFast(tokenizer_file=str(folders[0] / "tokenizer.json"))
-    inputs = processor(images=image, return_tensors="pt") | tokenizer(["plush toy."], return_tensors="pt")
-    with torch.no_grad():
-        outputs = model(**inputs)
-    result = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(60, 90)])[0]
-    found = GroundingDino(folders[0], CPU)(image, "Plush toy.")
-    scores = torch.tensor([each.score for each in found])
-    assert len(found) == 12 and scores.max() > 0
-    torch.testing.assert_close(scores, result["scores"], atol=1e-5, rtol=1e-4)
-    clamped = result["boxes"].clamp(torch.zeros(4), torch.tensor([90.0, 60.0, 90.0, 60.0]))
-    torch.testing.assert_close(torch.tensor([each.box for each in found]), clamped, atol=1e-3, rtol=1e-4)
-
-
-def test_the_segmenter_takes_the_image_part_of_the_published_video_model(folders):
-    model = Sam2(folders[1], CPU)
-    held = load_file(folders[1] / "model.safetensors")
-    for name, weight in model.model.state_dict().items():
-        if name in held:
-            assert torch.equal(weight, held[name]), name
-    assert sum(name in held for name in model.model.state_dict()) > 100
-    image = noise((100, 70))
-    mask = model(image, [(10, 10, 60, 60)])
-    assert mask.size == (100, 70) and mask.mode == "L" and set(np.unique(mask)) <= {0, 255}
-    other = model(image, [(70, 5, 95, 30)])
-    both = np.maximum(np.asarray(mask), np.asarray(other))
-    union = np.asarray(model(image, [(10, 10, 60, 60), (70, 5, 95, 30)]))
-    assert (union == both).mean() > 0.999 and (np.asarray(mask) != np.asarray(other)).any()
-
-
-def test_what_a_folder_lacks_is_said_before_it_is_loaded(folders, tmp_path):
-    assert model_problems(*folders) == []
-    empty, swapped = tmp_path / "empty", folders[0]
-    empty.mkdir()
-    first, second = model_problems(empty, swapped)
-    assert "the detector (GroundingDINO) lacks config.json, model.safetensors" in first.what
-    assert "sh download.sh --masks" in first.hint
-    assert "'grounding-dino', not SAM 2" in second.what
-
-
-def test_a_torn_file_and_a_missing_tensor_are_refused(folders, tmp_path):
-    torn, poor = tmp_path / "torn", tmp_path / "poor"
-    for place in (torn, poor):
-        place.mkdir()
-        (place / "config.json").write_bytes((folders[1] / "config.json").read_bytes())
-    data = (folders[1] / "model.safetensors").read_bytes()
-    (torn / "model.safetensors").write_bytes(data[:-100])
-    assert "truncated" in model_problems(folders[0], torn)[0].what
-    tensors = load_file(folders[1] / "model.safetensors")
-    del tensors["no_memory_embedding"]
-    save_file(tensors, poor / "model.safetensors", {"format": "pt"})
-    assert model_problems(folders[0], poor) == []
-    with pytest.raises(Problems, match="lacks 1 of the model's tensors, no_memory_embedding"):
-        Sam2(poor, CPU)
-
-
-def test_a_configuration_never_brings_code(folders, tmp_path):
-    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
-        (tmp_path / name).write_bytes((folders[0] / name).read_bytes())
-    config = json.loads((folders[0] / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForZeroShotObjectDetection": "evil.Model"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
-    assert GroundingDino(tmp_path, CPU)(noise((60, 60)), "toy")
+    assert create_mask(models(Detection(MIDDLE, 0.8)), due, "toy").share is None and target.read_bytes() == before

@@ -199,11 +199,12 @@ def test_the_sheet_shows_the_mask(model_flags, monkeypatch):
 
 def test_all_problems_are_said_before_a_model_is_loaded(monkeypatch, capsys):
     monkeypatch.setattr("trainer.masking.load.GroundingDino", lambda *_: pytest.fail("it was loaded"))
-    Path("data.toml").write_text(DATASET.replace('"sparkgpu gpu"', '"sparkgpu"'))
+    Path("data.toml").write_text(DATASET.replace('"sparkgpu gpu"', '"sparkgpu"').replace("64", '"x"'))
     Path("toy/b.png").write_bytes(b"")
     assert main(["mask", "--dataset_config", "data.toml"]) == 1
     text = capsys.readouterr().err
     for part in (
+        "data.toml:3: resolution",
         "class_tokens 'sparkgpu' has no class word",
         "toy/b.png: is empty",
         "models/masks/grounding-dino-base: the detector (GroundingDINO) lacks config.json",

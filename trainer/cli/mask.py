@@ -42,7 +42,7 @@ def _run(given: argparse.Namespace) -> int:
     problems: list[Problem] = []
     plans, notes = [], []
     try:
-        concepts, notes = _concepts(given)
+        concepts, notes = _concepts(given, problems)
         plans = make_plan(concepts, given.output, given.redo)
     except Problems as found:
         problems += found.problems
@@ -98,14 +98,20 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
     return problems
 
 
-def _concepts(given: argparse.Namespace) -> "tuple[list[Concept], list[str]]":
-    """The folders and their class words, and notes on what is left out of a dataset file. Raises `Problems`."""
-    from trainer.data.dataset_file import SubsetConfig, load_dataset_config
+def _concepts(given: argparse.Namespace, problems: list[Problem]) -> "tuple[list[Concept], list[str]]":
+    """The folders and their class words, and notes on what is left out of a dataset file.
+
+    Problems of the file's keys are added to `problems`. Raises `Problems` if the file cannot be read at all.
+    """
+    from trainer.data.dataset_file import SubsetConfig, read_dataset_config
     from trainer.masking.plan import Concept, concepts_of
 
     if given.dataset_config:
-        return concepts_of(load_dataset_config(given.dataset_config, TrainConfig()).subsets)
-    return [Concept(SubsetConfig(image_dir=folder), given.class_word.strip(" .,")) for folder in given.folders], []
+        dataset, found = read_dataset_config(given.dataset_config, TrainConfig())
+        problems += found
+        return concepts_of(dataset.subsets)
+    folders = {folder.resolve(): folder for folder in given.folders}.values()
+    return [Concept(SubsetConfig(image_dir=folder), given.class_word.strip(" .,")) for folder in folders], []
 
 
 def _load(given: argparse.Namespace) -> "Models":
@@ -124,8 +130,8 @@ def _print_kept(plan: "ConceptPlan") -> None:
     for each in plan.kept:
         where = f"{each.mask.name}, {each.source}" if each.mask else f"its {each.source}"
         print(f"{each.image}: left alone, it has a mask ({where})")
-        if each.mask is None:
-            print("    training reads it with alpha_mask = true")
+        if each.hint:
+            print(f"    {each.hint}")
         for doubt in each.mark.doubts if each.mark else ():
             print(f"    look at it: {doubt}")
 
@@ -151,13 +157,13 @@ def _mask_concept(plan: "ConceptPlan", models: "Models | None", sheet: Path, pro
 
 def _entry(plan: "ConceptPlan", image: Path, outcome: "Outcome | None") -> "Entry":
     """An image's place on the contact sheet: its mask as the file has it now."""
-    from trainer.data.images import NotReadable
+    from trainer.images.decode import NotReadable
     from trainer.masking.sheet import Entry, masked_thumbnail, read_masked
 
     if outcome:
         target = next(each.target for each in plan.due if each.image == image)
         source = target if target.is_file() else None
-        note, doubts = "created now" if outcome.is_written else "not created", outcome.doubts
+        note, doubts = "not created" if outcome.share is None else "created now", outcome.doubts
     else:
         kept = next(each for each in plan.kept if each.image == image)
         source, note, doubts = kept.mask or image, kept.source, kept.mark.doubts if kept.mark else ()
@@ -177,12 +183,10 @@ class _Progress:
 
     def report(self, due: "Due", outcome: "Outcome") -> None:
         """Count one image and print what became of it."""
-        from trainer.masking.create import share_of
-
         now = time.monotonic()
-        self.done, self.written = self.done + 1, self.written + outcome.is_written
+        self.done, self.written = self.done + 1, self.written + (outcome.share is not None)
         left = (now - self.began) / self.done * (self.total - self.done)
-        what = f"{share_of(outcome.mask):.0%} of the image" if outcome.mask else "no mask"
+        what = "no mask" if outcome.share is None else f"{outcome.share:.0%} of the image"
         until = f", about {duration(left)} left" if self.done < self.total else ""
         print(f"{due.image}: {what}, {in_seconds(now - self.last)} s ({self.done} of {self.total}{until})", flush=True)
         for doubt in outcome.doubts:

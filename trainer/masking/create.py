@@ -53,11 +53,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image. mask: None where none was created; doubts: why to look at it."""
+    """What became of one image. share: of its pixels inside the mask, None if none was written; doubts: why to look."""
 
-    mask: Image.Image | None
+    share: float | None
     doubts: tuple[str, ...]
-    is_written: bool = False
 
 
 def create_mask(models: Models, due: Due, class_word: str) -> Outcome:
@@ -81,7 +80,7 @@ def create_mask(models: Models, due: Due, class_word: str) -> Outcome:
     if os.path.lexists(due.target) and (due.former is None or read_mark(due.target) != due.former):
         return Outcome(None, (f"{due.target.name} was created or changed meanwhile, and is left as it is",))
     write_mask(due.target, mask, class_word, doubts)
-    return Outcome(mask, doubts, is_written=True)
+    return Outcome(share_of(mask), doubts)
 
 
 def distinct(found: Sequence[Detection]) -> list[Detection]:

@@ -22,6 +22,11 @@ from trainer.masking.description import DETECTOR, SEGMENTER, MaskModel
 DOWNLOAD = "run `sh download.sh --masks`"
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which both models were trained with
 WEIGHTS = "model.safetensors"
+POSITIONS = (  # one tensor of SAM 2 under two names; a file written by some versions of transformers has only one
+    "shared_image_embedding.positional_embedding",
+    "prompt_encoder.shared_embedding.positional_embedding",
+)
+COMPUTED = ".relative_position_index"  # buffers of Swin that follow from its window size; not in every file
 
 
 class GroundingDino:
@@ -168,6 +173,8 @@ def _load(kind: Any, folder: Path, config: Any, device: torch.device) -> Any:
     """The model in float32, every one of its weights taken from the file."""
     from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would warn of is checked below
     logging.disable_progress_bar()
     try:
         model, info = kind.from_pretrained(
@@ -176,11 +183,23 @@ def _load(kind: Any, folder: Path, config: Any, device: torch.device) -> Any:
     except Exception as error:  # the library raises many types for a damaged file
         problem = Problem(str(folder), f"cannot be loaded: {error}", f"delete it, then {DOWNLOAD}")
         raise Problems([problem]) from error
-    wrong = sorted({*map(str, info["missing_keys"]), *(str(key) for key in info["mismatched_keys"])})
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = {key for key in info["missing_keys"] if not key.endswith(COMPUTED)}
+    if len(lacking := missing & {*POSITIONS}) == 1:
+        missing -= lacking
+        _copy_positions(model, *lacking)
+    wrong = sorted({*missing, *(str(key) for key in info["mismatched_keys"])})
     if wrong:
         what = f"lacks {len(wrong)} of the model's tensors, {wrong[0]} first"
         raise Problems([Problem(str(folder / WEIGHTS), what, f"delete it, then {DOWNLOAD}")])
     return model.to(device, torch.float32).eval()
+
+
+def _copy_positions(model: torch.nn.Module, lacking: str) -> None:
+    (held,) = {*POSITIONS} - {lacking}
+    tensors = model.state_dict()
+    tensors[lacking].copy_(tensors[held])
 
 
 def _normalized(image: Image.Image, device: torch.device) -> torch.Tensor:

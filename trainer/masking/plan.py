@@ -46,11 +46,16 @@ class Due:
 
 @dataclass(frozen=True)
 class Kept:
-    """An image that has a mask already. mask: the file, None for its alpha channel; mark: if `write_mask` wrote it."""
+    """An image that has a mask already.
+
+    mask: the file, None for its alpha channel; mark: of a file that `write_mask` wrote and nobody has changed; hint:
+    how training would read it, if it does not.
+    """
 
     image: Path
     mask: Path | None
     mark: Mark | None = None
+    hint: str = ""
 
     @property
     def source(self) -> str:
@@ -82,14 +87,19 @@ def class_word_of(class_tokens: str | None) -> str:
 
 
 def concepts_of(subsets: Sequence[SubsetConfig]) -> tuple[list[Concept], list[str]]:
-    """The concepts that a dataset file teaches, each folder once, and notes on the folders that are left out."""
+    """The concepts that a dataset file teaches, each folder once, and notes on what is left out."""
     concepts: dict[Path, Concept] = {}
     notes = []
     for subset in subsets:
         if subset.is_reg or subset.diff_output_preservation:
             notes.append(f"{subset.image_dir}: left out, since it preserves the model and teaches no concept")
-        else:
-            concepts.setdefault(subset.image_dir.resolve(), Concept(subset, class_word_of(subset.class_tokens)))
+            continue
+        concept = Concept(subset, class_word_of(subset.class_tokens))
+        first = concepts.setdefault(subset.image_dir.resolve(), concept)
+        if first.class_word != concept.class_word:
+            notes.append(
+                f"{concept.where}: not looked for: {concept.class_word!r}, but {first.class_word!r} ({first.where})"
+            )
     return list(concepts.values()), notes
 
 
@@ -143,19 +153,30 @@ def _plan_folder(concept: Concept, name: str, redo: bool) -> ConceptPlan:
         looked = dict(zip(folder.images, pool.map(_is_cut_out, folder.images), strict=True))
     due, kept = [], []
     for image in folder.images:
-        found = _decide(image, concept.target(image), files[image], looked[image] is True, redo)
+        found = _decide(concept, image, files[image], looked[image] is True, redo)
         (due if isinstance(found, Due) else kept).append(found)
     unreadable = [found for found in looked.values() if isinstance(found, Problem)]
     raise_if_any([*unreadable, *_target_problems(due)])
     return ConceptPlan(name, concept.class_word, tuple(due), tuple(kept))
 
 
-def _decide(image: Path, target: Path, held: Sequence[Path], is_cut_out: bool, redo: bool) -> Due | Kept:
+def _decide(concept: Concept, image: Path, held: Sequence[Path], is_cut_out: bool, redo: bool) -> Due | Kept:
     """Whether an image gets a mask. held: the mask files that it has."""
+    target, subset = concept.target(image), concept.subset
     if held:
         mark = read_mark(held[0])
-        return Due(image, target, mark) if redo and mark and list(held) == [target] else Kept(image, held[0], mark)
-    return Kept(image, None) if is_cut_out else Due(image, target)
+        if redo and mark and list(held) == [target]:
+            return Due(image, target, mark)
+        is_read = subset.conditioning_data_dir in (None, held[0].parent)
+        hint = "" if is_read else f"training reads the masks in {subset.conditioning_data_dir} only: move it there"
+        return Kept(image, held[0], mark, hint)
+    if not is_cut_out:
+        return Due(image, target)
+    if subset.conditioning_data_dir:
+        hint = f"training reads the masks in {subset.conditioning_data_dir} only: leave out conditioning_data_dir"
+    else:
+        hint = "" if subset.alpha_mask else "training reads it with alpha_mask = true"
+    return Kept(image, None, hint=hint)
 
 
 def _existing(subset: SubsetConfig, folder: Folder) -> dict[Path, list[Path]]:
