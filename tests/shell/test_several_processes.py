@@ -61,7 +61,7 @@ def test_a_stopped_training_has_the_last_word(tmp_path: Path, tiny_flux, number:
     assert process.returncode == status, output
     assert "Traceback" not in output, output
     last = run.log("step")[-1]["step"]
-    assert output.splitlines()[-1] == f"To go on, repeat the command with --resume={run.state(last)}"
+    assert output.splitlines()[-1] == f"To continue, repeat the command with --resume={run.state(last)}"
     assert run.loras() == [f"tj-step{last:08d}.safetensors"] and run.state(last).is_dir()
 
 
