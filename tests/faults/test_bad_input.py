@@ -84,7 +84,7 @@ def test_a_file_in_place_of_a_folder(good: Path) -> None:
 def test_empty_concept_says_where_pictures_lie(good: Path) -> None:
     draw_folder(good / "outer" / "inner", [(64, 64)] * 2, shade=60)
     problem = only_problem(write_toml(good, DATASET + subset("cat") + subset("outer")))
-    assert "holds no images" in problem.what and problem.hint.startswith("2 lie in folders below")
+    assert "holds no images" in problem.what and problem.hint.startswith("2 images are in folders below")
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.dataset_files import draw, write_toml
 from trainer.common.problems import Problems
@@ -256,3 +256,74 @@ def test_broken_exif_refuses_an_image_in_no_format(cat: Path, format: str) -> No
     options = {} if format == "TIFF" else {"exif": exif}
     (cat / f"b.{format.lower()}").write_bytes(content(format, **options))
     assert trained(load(cat)[0]) == {"a.png", f"b.{format.lower()}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "words"),
+    [
+        ("a.kra", b"PK\x03\x04\x0a\0", "1 layered drawing file is not trained: a.kra"),
+        ("b.xcf", b"gimp xcf v011\0", "export it as PNG from the program that made it"),
+        ("c.gpr", b"II*\0" + bytes(60), "1 camera raw file is not trained: c.gpr"),
+        ("d.jxr", b"II\xbc\x01" + bytes(60), "1 JPEG XR file is not trained: d.jxr"),
+        ("e.icns", b"icns\0\0\1\0", "convert it to PNG: magick"),
+        ("f.tar", bytes(257) + b"ustar", "1 archive file is not trained: f.tar"),
+        ("g.xbm", b"#define a_width 16\n#define a_height 16\n", "1 XBM file"),
+    ],
+)
+def test_rarer_formats_are_named_with_how_to_convert_them(cat: Path, name: str, begin: bytes, words: str) -> None:
+    (cat / name).write_bytes(begin)
+    data, told = load(cat)
+    assert trained(data) == {"a.png"} and words in told
+
+
+@pytest.mark.parametrize(
+    ("begin", "words"),
+    [
+        (b"<!-- saved from url -->\n<html>", "is an HTML page"),
+        (bytes(3000), "contains nothing but zero bytes"),
+        (b"../.git/annex/objects/SHA256E-s12--0a.jpg\n", "git annex get"),
+    ],
+)
+def test_what_lies_in_place_of_an_image_has_its_own_message(cat: Path, begin: bytes, words: str) -> None:
+    (cat / "b.jpg").write_bytes(begin)
+    assert words in problems(cat)
+
+
+def test_a_tga_is_not_recognised_by_its_ending_alone(cat: Path) -> None:
+    (cat / "b.tga").write_bytes(b"\xfe" * 60)
+    assert "b.tga: is not an image in any known format" in problems(cat)
+
+
+def test_names_that_are_not_utf8_are_a_problem_that_can_be_printed(cat: Path) -> None:
+    (cat / "a.png").rename(cat / os.fsdecode(b"b\xff.png"))
+    problems(cat).encode()
+    assert r"b\udcff.png: its name is not valid UTF-8" in problems(cat)
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(cat: Path) -> None:
+    for name in ("b\x1b[31m.dat", "c\n.dat", os.fsdecode(b"d\xfe.dat")):
+        (cat / name).write_bytes(b"\x01\x02")
+    _, told = load(cat)
+    assert "\x1b" not in told and r"b\x1b[31m.dat" in told and r"d\udcfe.dat" in told
+
+
+def test_text_that_unpacks_to_gigabytes_is_refused_in_plain_words(cat: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("note", "a" * 70_000_000, zip=True)
+    Image.new("RGB", (64, 64)).save(cat / "b.png", pnginfo=text)
+    assert "megabytes of compressed text" in problems(cat) and "Pillow" not in problems(cat)
+    assert "MAX_TEXT" not in problems(cat)
+
+
+def test_damaged_exif_is_one_plain_remark(cat: Path) -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01\0\x06"
+    Image.new("RGB", (64, 64), 7).save(cat / "b.jpg", exif=exif)
+    _, told = load(cat)
+    assert "b.jpg: its Exif data is damaged" in told and "Corrupt" not in told
+
+
+def test_many_cropped_images_are_counted(cat: Path) -> None:
+    for number in range(24):
+        draw(cat / f"wide{number:02}.png", (128, 64), shade=number)
+    _, told = load(cat)
+    assert "wide19.png: 50 % cut off and 4 more" in told and "wide20.png: " not in told

@@ -5,11 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")  # a Hugging Face token
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # of names that a user did not choose
 
 
 def redact(text: str) -> str:
     """The text without access tokens; applied to everything that is printed or logged."""
     return SECRET.sub("[secret]", text)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal cannot show or would obey: control characters, invalid UTF-8."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}"
-        return redact(f"{text}\n    -> {self.hint}" if self.hint else text)
+        return redact(printable(f"{text}\n    -> {self.hint}" if self.hint else text))
 
 
 class Problems(ValueError):

@@ -14,7 +14,7 @@ from trainer.data.compose import Composite, CompositeMask
 from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig
 from trainer.data.masks import Mask, scan_masks
 from trainer.images.decode import Size
-from trainer.images.folder import Folder, count_images, read_folder, some
+from trainer.images.folder import NAMES_SHOWN, Folder, count_images, read_folder, some
 from trainer.images.formats import IMAGE_ENDINGS
 from trainer.images.inspection import Picture, inspect_images, remarks
 from trainer.images.resize import default_interpolation
@@ -175,8 +175,10 @@ def _crops(section: DatasetSection, subset: SubsetConfig, samples: Sequence[Samp
     if not cropped:
         return
     shares = ", ".join(
-        f"{sample.picture.path.name}: {sample.cut_off:.0%} cut off".replace("%", " %") for sample in cropped
+        f"{sample.picture.path.name}: {sample.cut_off:.0%} cut off".replace("%", " %")
+        for sample in cropped[:NAMES_SHOWN]
     )
+    shares += f" and {len(cropped) - NAMES_SHOWN} more" if len(cropped) > NAMES_SHOWN else ""
     what = f"{len(cropped)} of {len(samples)} images lose more than a tenth of their area to the crop: {shares}"
     bucketed = "crop it yourself, or raise max_bucket_reso and lower min_bucket_reso"
     hint = bucketed if section.enable_bucket else "enable_bucket = true trains each in a shape near its own"
@@ -200,9 +202,14 @@ def _open_folder(subset: SubsetConfig) -> Folder | Problem:
     if found.images:
         return found
     what = f"image_dir {folder} holds no images that can be trained (concept {subset.concept})"
-    hints = [f"{below} lie in folders below, which are not read"] if below else []
+    images = "1 image is" if below == 1 else f"{below} images are"
+    hints = [f"{images} in folders below, which are not read: set image_dir to one of these"] if below else []
     hints += [f"{problem.what}: {problem.hint}" for problem in found.warnings]
-    return Problem(subset.where, what, "; ".join(hints) or f"known are {' '.join(sorted(IMAGE_ENDINGS))}")
+    return Problem(
+        subset.where,
+        what,
+        "; ".join(hints) or f"put images into it; their usual endings are {' '.join(sorted(IMAGE_ENDINGS))}",
+    )
 
 
 def _is_placeable(section: DatasetSection) -> bool:

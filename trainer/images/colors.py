@@ -203,7 +203,7 @@ def _transform(profile: bytes) -> ImageCms.ImageCmsTransform:
             raise UnreadableProfile(f"its colour space is {space}")
         return ImageCms.ImageCmsTransform(source, _SRGB, mode, "RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
-        raise UnreadableProfile(str(error)) from error
+        raise UnreadableProfile("it is damaged, or for another colour space than it says") from error
 
 
 @lru_cache(maxsize=64)

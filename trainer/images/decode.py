@@ -115,10 +115,15 @@ def decode(data: bytes, ending: str = "") -> Decoded:
     except NotReadable:
         raise
     except Image.UnidentifiedImageError:
+        if kind == "TGA":  # which is only judged by its ending
+            raise NotReadable("is not an image in any known format") from None
         raise NotReadable(f"cannot be decoded: it begins like {_article(kind)} and is damaged") from None
     except MemoryError:
         raise NotReadable("needs more memory than there is", "scale it down") from None
     except DECODE_ERRORS as error:
+        if "MAX_TEXT_" in str(error):  # Pillow's limit for the text of a PNG, against decompression bombs
+            what = "holds many megabytes of compressed text, which only an attack or a faulty program writes"
+            raise NotReadable(what, "save it anew without its metadata") from None
         raise NotReadable(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 

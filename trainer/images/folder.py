@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.common.files import out_of_reach
-from trainer.common.problems import Problem
+from trainer.common.problems import Problem, printable
 from trainer.images.formats import CONVERT, DECODERS, ENDINGS_OF, IMAGE_ENDINGS, kind_of_file
 
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
@@ -163,7 +163,7 @@ class _Sorter:
             yield f"{_count(self.other, 'file')} neither image nor caption: {some(self.other)}"
         misnamed = [path for path in images if path.suffix.lower() not in ENDINGS_OF.get(self.kinds[path], "").split()]
         if misnamed := [path for path in misnamed if self.kinds[path] in DECODERS]:
-            names = ", ".join(f"{path.name} ({self.kinds[path]})" for path in misnamed[:NAMES_SHOWN])
+            names = ", ".join(f"{printable(path.name)} ({self.kinds[path]})" for path in misnamed[:NAMES_SHOWN])
             yield f"{_count(misnamed, 'image')} read by content, which is not what the ending says: {names}"
         long = [text for image, texts in captions.items() for text in texts if _same(text.stem) == _same(image.name)]
         if long:
@@ -181,7 +181,7 @@ def count_images(folder: Path) -> int:
 
 def some(paths: Sequence[Path], shown: int = NAMES_SHOWN) -> str:
     """Their names, as many as a person reads."""
-    names = ", ".join(path.name for path in paths[:shown])
+    names = ", ".join(printable(path.name) for path in paths[:shown])
     return f"{names} and {len(paths) - shown} more" if len(paths) > shown else names
 
 

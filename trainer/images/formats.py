@@ -21,7 +21,13 @@ DECODERS = {  # Pillow's name of what decodes each format; none of them runs ano
     "SGI": "SGI",
     "TGA": "TGA",
 }
-RAW_ENDINGS = frozenset(".dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr .iiq".split())
+RAW_ENDINGS = frozenset(
+    ".dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr .iiq"
+    " .gpr .raw .rwl .mrw .erf .mef .mos .dcr .kdc .srf .fff .ari .cap .nksc".split()
+)
+DRAWING_ENDINGS = frozenset(  # of programs that draw in layers; several of these are ZIP files inside
+    ".kra .ora .procreate .xcf .clip .afphoto .afdesign .sai .sai2 .mdp .pdn .psp .pspimage .sketch .blend .cdr".split()
+)
 ENDINGS_OF = {  # what each format's files may be called without surprising anyone
     "PNG": ".png .apng",
     "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
@@ -45,9 +51,14 @@ CONVERT = {  # formats that hold images and are not read
     "JPEG XL": "convert it to PNG: djxl FILE.jxl FILE.png",
     "camera raw": "export it as TIFF, PNG or JPEG from the camera's program or darktable",
     "Photoshop": "export it as PNG",
+    "layered drawing": "export it as PNG from the program that made it",
     "SVG": "export it as PNG at the size that you train at, or larger",
     "PDF": "convert its pages to PNG: pdftoppm -png FILE.pdf PAGE",
     "PostScript": "convert it to PNG: gs -sDEVICE=png16m -r300 -o FILE.png FILE.eps",
+    **dict.fromkeys(
+        ("JPEG XR", "BPG", "FLIF", "ICNS", "FITS", "DICOM", "WMF", "EMF", "XBM", "XPM"),
+        "convert it to PNG: magick FILE FILE.png",
+    ),
     "OpenEXR": "convert it to an 8-bit PNG in sRGB",
     "Radiance HDR": "convert it to an 8-bit PNG in sRGB",
     "video": "take single frames from it: ffmpeg -i FILE -vf fps=1 FRAME%04d.png",
@@ -58,6 +69,8 @@ WRONG = {  # what lies in place of an image, and what to do
     "HTML": ("is an HTML page, not an image", "download the image itself: a web page was saved in its place"),
     "XML": ("is an XML document, not an image", "download it again: servers answer so when access is denied"),
     "JSON": ("is a JSON document, not an image", "download it again: servers answer so to report an error"),
+    "zeros": ("contains nothing but zero bytes", "copy it again: an interrupted copy or download looks like this"),
+    "git-annex pointer": ("is a git-annex pointer, not the image itself", "run `git annex get` in its repository"),
     "Git LFS pointer": ("is a Git LFS pointer, not the image itself", "run `git lfs pull` in its repository"),
     "text": ("is a text file, not an image", "replace it or take it out of the folder"),
 }
@@ -88,6 +101,20 @@ SIGNATURES = (
     (rb"\x1aE\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01", "video"),
     (rb"PK\x03\x04|Rar!|7z\xbc\xaf|\x1f\x8b", "archive"),
     (rb"version https://git-lfs", "Git LFS pointer"),
+    (rb"(\.\./)*(\.git)?/annex/objects/", "git-annex pointer"),
+    (rb"gimp xcf|CSFCHUNK|\x00\xffKA|BLENDER|PDN3|Paint Shop Pro", "layered drawing"),
+    (rb"II\xbc[\0\x01]", "JPEG XR"),
+    (rb"BPG\xfb", "BPG"),
+    (rb"FLIF", "FLIF"),
+    (rb"icns\0", "ICNS"),
+    (rb"SIMPLE  = +T", "FITS"),
+    (rb".{128}DICM", "DICOM"),
+    (rb"\xd7\xcd\xc6\x9a", "WMF"),
+    (rb"\x01\0\0\0.{36} EMF", "EMF"),
+    (rb"(/\*.*?\*/\s*)?#define \w+_width \d", "XBM"),
+    (rb"/\* XPM \*/", "XPM"),
+    (rb"BZh[1-9]1AY&SY|\x28\xb5\x2f\xfd|\xfd7zXZ\0|.{257}ustar", "archive"),
+    (rb"\0{32}\0*$", "zeros"),
 )
 HEAD = 512  # bytes that are looked at
 
@@ -95,13 +122,16 @@ HEAD = 512  # bytes that are looked at
 def kind_of(head: bytes, ending: str = "") -> str:
     """What begins with these bytes: a name such as "JPEG", "HTML" or "text"; "" where it is not known.
 
-    ending: the file's, as ".dng". It tells camera raw files from TIFF, and TGA, which nothing begins with.
+    ending: the file's, as ".dng". It tells camera raw files from TIFF and drawings from ZIP, and finds TGA, which
+    has no signature.
     """
     if not head:
         return "empty"
     kind = _by_content(head[:HEAD])
     if kind in ("TIFF", "") and ending.lower() in RAW_ENDINGS:
         return "camera raw"
+    if kind in ("archive", "") and ending.lower() in DRAWING_ENDINGS:
+        return "layered drawing"
     return "TGA" if kind == "" and ending.lower() == ".tga" else kind
 
 
@@ -142,7 +172,7 @@ def _text(head: bytes) -> str:
         text = head[: error.start].decode("utf-8-sig")
     if "\0" in text:
         return ""
-    beginning = text.lstrip().lower()
+    beginning = re.sub(r"^(\s*<!--.*?-->)+", "", text, flags=re.DOTALL).lstrip().lower()
     if beginning.startswith(("<!doctype html", "<html", "<head", "<body", "<script")):
         return "HTML"
     if beginning.startswith("<svg") or ("<svg" in beginning and beginning.startswith(("<?xml", "<!doctype svg"))):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,8 @@ def inspect_images(folder: Folder) -> list[Inspected | Problem]:
 
 def _inspect(path: Path) -> Inspected | Problem:
     _heard.messages = []
+    if os.fsencode(path).decode("utf-8", "ignore") != str(path):
+        return Problem(str(path), "its name is not valid UTF-8", "rename it")
     try:
         data = path.read_bytes()
         image = decode(data, path.suffix)
@@ -85,8 +88,15 @@ def _warnings_by_thread() -> Iterator[None]:
     """Collect Python's warnings with the image that caused them, so that they can name it."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_, **__: getattr(_heard, "messages", []).append(str(message))
+        warnings.showwarning = lambda message, *_, **__: getattr(_heard, "messages", []).append(_remark(str(message)))
         yield
+
+
+def _remark(message: str) -> str:
+    """A Python warning of a decoder, in words for the user."""
+    if re.search("exif", message, re.IGNORECASE):
+        return "its Exif data is damaged; what can be read of it is used"
+    return f"its decoder warns: {' '.join(message.split())}"
 
 
 def remarks(where: str, inspected: Sequence[Inspected]) -> Iterator[Problem]:
