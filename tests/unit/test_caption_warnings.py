@@ -157,3 +157,44 @@ def test_captions_that_t5_cannot_read_are_named(tmp_path: Path, tokenizers: Toke
         pytest.skip("this tokenizer reads every byte")
     write(tmp_path / "toy", ["tjtoy toy 토", *VARIED[1:]])
     assert "T5 does not know characters of 1 caption: 00.png (토)" in told(tmp_path, subset("toy"), tokenizers)
+
+
+def test_an_ordinary_word_with_an_article_gets_a_sensible_example(tmp_path: Path, tokenizers: Tokenizers) -> None:
+    write(tmp_path / "toy", ["a toy in snow"])
+    assert 'such as "tjtoy toy"' in told(tmp_path, subset("toy", "a toy"), tokenizers)
+
+
+def test_an_ordinary_trigger_within_another_concepts(tmp_path: Path, tokenizers: Tokenizers) -> None:
+    write(tmp_path / "men", ["man on a chair"])
+    write(tmp_path / "one", ["tjx man in snow"], shade=90)
+    said = told(tmp_path, subset("men", "man") + subset("one", "tjx man"), tokenizers)
+    assert "'tjx man' contains the trigger of 'man'" in said
+    write(tmp_path / "human", ["tjx human in rain"], shade=120)
+    said = told(tmp_path, subset("men", "man") + subset("human", "tjx human"), tokenizers)
+    assert "contains" not in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ('keep_tokens_separator = "###"\nshuffle_caption = true', "keep_tokens_separator '###' is in none of the 2"),
+        ('secondary_separator = ";;;"\nshuffle_caption = true', "secondary_separator ';;;' is in none of the 2"),
+        ('caption_separator = ";"\nshuffle_caption = true', "no caption has two tags to shuffle, separated by ';'"),
+        ("keep_tokens = 3\nshuffle_caption = true", "shuffle_caption has no effect"),
+        ("enable_wildcard = true", "enable_wildcard has no effect: no caption has several lines"),
+    ],
+)
+def test_settings_that_no_caption_gives_anything_to_do(
+    tmp_path: Path, tokenizers: Tokenizers, keys: str, words: str
+) -> None:
+    write(tmp_path / "toy", ["tjtoy toy, red, in snow", "tjtoy toy, asleep"])
+    write(tmp_path / "used", ["tjtoy toy ### red; blue;;; big; far, {old|new}, cold"] * 2, shade=90)
+    assert words in told(tmp_path, subset("toy", keys=keys), tokenizers)
+    keys = keys.replace("keep_tokens = 3", "")
+    assert "no effect" not in told(tmp_path, subset("used", keys=keys), tokenizers)
+
+
+def test_separators_in_a_caption_prefix_count(tmp_path: Path, tokenizers: Tokenizers) -> None:
+    write(tmp_path / "toy", ["red, in snow", "asleep, big"])
+    keys = 'caption_prefix = "tjtoy toy ||| "\nkeep_tokens_separator = "|||"\nshuffle_caption = true'
+    assert "no effect" not in told(tmp_path, subset("toy", keys=keys), tokenizers)

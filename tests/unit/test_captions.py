@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
+from trainer.common.problems import Problem
 from trainer.data.captions import (
     caption_variant,
     caption_varies,
     contains_phrase,
     plain_caption,
     possible_captions,
+    read_caption,
     split_caption,
 )
 from trainer.data.dataset_file import SubsetConfig
@@ -153,3 +155,18 @@ def test_only_line_ends_split_lines(character: str) -> None:
 )
 def test_a_phrase_is_found_by_its_words(caption: str, phrase: str, found: bool) -> None:
     assert contains_phrase(caption, phrase) == found
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("tjtoy toy".encode("utf-16"), "the caption is not UTF-8 but UTF-16"),
+        ("tjtoy toy".encode("utf-16-le"), "contains zero bytes"),
+        (b"tjtoy\0toy", "contains zero bytes"),
+    ],
+)
+def test_a_caption_in_another_encoding_is_not_trained(tmp_path: Path, data: bytes, words: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(data)
+    found = read_caption([file], wildcard=False)
+    assert isinstance(found, Problem) and words in str(found) and found.hint == "save it as UTF-8"

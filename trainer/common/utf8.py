@@ -21,6 +21,10 @@ def read_utf8(path: Path) -> str:
         raise Problems(
             [Problem(str(path), "is UTF-16, not UTF-8", 'save it as UTF-8 (in Notepad: "Save as", Encoding)')]
         )
+    if b"\0" in data:
+        line = 1 + len(LINE_END.findall(data[: data.index(b"\0")].decode("utf-8", "replace")))
+        hint = "save it as UTF-8; UTF-16 without a byte-order mark looks like this"
+        raise Problems([Problem(f"{path}:{line}", "contains zero bytes, so it is no UTF-8 text", hint)])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -232,7 +232,9 @@ def number(value: Any, wanted: Any = float) -> int | float:
         raise Invalid(f"is {shown(value)}, not {expected}")
     found = _parse_number(value) if isinstance(value, str) else value
     if found is None or (wanted is int and isinstance(found, float)):
-        comma = isinstance(value, str) and _parse_number(value.replace(",", ".")) is not None
+        if value == "":
+            raise Invalid("has no value", f"give it {expected}")
+        comma = isinstance(value, str) and "," in value and _parse_number(value.replace(",", ".")) is not None
         raise Invalid(f"is {shown(value)}, not {expected}", "write a decimal point, not a comma" if comma else "")
     if not math.isfinite(found):
         raise Invalid(f"is {value}, not a finite number")

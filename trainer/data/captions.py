@@ -1,5 +1,6 @@
 """The text of one draw: a pure function of the seed, the epoch and the picture."""
 
+import codecs
 import math
 import random
 import re
@@ -21,7 +22,10 @@ def read_caption(files: Sequence[Path], wildcard: bool) -> tuple[str, ...] | Pro
     texts = []
     for file in files:
         try:
-            lines = split_caption(file.read_bytes().decode("utf-8-sig"), wildcard)
+            data = file.read_bytes()
+            if why := _not_text(data):
+                return Problem(str(file), f"the caption {why}", "save it as UTF-8")
+            lines = split_caption(data.decode("utf-8-sig"), wildcard)
         except UnicodeDecodeError as error:
             return Problem(str(file), f"the caption is not UTF-8 (byte {error.start})", "save it as UTF-8")
         except OSError as error:
@@ -33,6 +37,13 @@ def read_caption(files: Sequence[Path], wildcard: bool) -> tuple[str, ...] | Pro
         hint = "delete one of the two, or set caption_extension"
         return Problem(str(files[0]), f"{files[1].name} next to it says something else", hint)
     return texts[0]
+
+
+def _not_text(data: bytes) -> str:
+    """Why bytes that may be valid UTF-8 are no text; empty if they are."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "is not UTF-8 but UTF-16"
+    return "contains zero bytes, as UTF-16 without a byte-order mark does" if b"\0" in data else ""
 
 
 def split_caption(text: str, wildcard: bool) -> tuple[str, ...]:
@@ -71,8 +82,13 @@ def caption_variant(
 
 def possible_captions(subset: SubsetConfig, lines: Sequence[str]) -> tuple[str, ...]:
     """Each caption that the lines can become, before wildcards are expanded and tags shuffled or dropped."""
+    return tuple(dict.fromkeys(_finish(subset, caption) for caption in raw_captions(subset, lines)))
+
+
+def raw_captions(subset: SubsetConfig, lines: Sequence[str]) -> tuple[str, ...]:
+    """Each line that is used, with prefix and suffix, before anything else is done to it."""
     used = lines if subset.enable_wildcard else lines[:1]
-    return tuple(dict.fromkeys(_finish(subset, _with_affixes(subset, line)) for line in used))
+    return tuple(_with_affixes(subset, line) for line in used)
 
 
 def contains_phrase(caption: str, phrase: str) -> bool:
@@ -80,6 +96,11 @@ def contains_phrase(caption: str, phrase: str) -> bool:
     pattern = r"\s+".join(map(re.escape, phrase.split()))
     # where words are written apart; a Korean particle may follow its noun at once
     return bool(re.search(rf"(?<![A-Za-z0-9_]){pattern}(?![A-Za-z0-9_])", caption, re.IGNORECASE))
+
+
+def num_movable_tags(subset: SubsetConfig, caption: str) -> int:
+    """How many tags of one of `raw_captions` may be shuffled or dropped."""
+    return len(_split_tags(subset, caption)[1])
 
 
 def plain_caption(subset: SubsetConfig, lines: Sequence[str], seed: int, key: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.common.problems import Problem
-from trainer.data.captions import contains_phrase, possible_captions
+from trainer.data.captions import WILDCARD, contains_phrase, num_movable_tags, possible_captions, raw_captions
 from trainer.data.dataset import Sample, TrainingData
 from trainer.data.dataset_file import SubsetConfig
 from trainer.images.folder import some
@@ -61,6 +61,7 @@ def caption_warnings(data: TrainingData, tokenizers: Tokenizers) -> list[Problem
         *(warning for concept in concepts for warning in _of_concept(concept, tokenizers.clip)),
         *_overlapping(concepts, tokenizers.clip),
         *_lost_triggers(data),
+        *_idle_for_captions(data),
         *_unknown_characters(data, tokenizers.t5),
     ]
 
@@ -166,9 +167,9 @@ def _trigger_words(concept: Concept, clip: Any) -> Iterator[Problem]:
     if not identifier:
         one = len(trigger.split()) == 1
         what = f"class_tokens {trigger!r} {'is an ordinary word' if one else 'are ordinary words'}"
-        hint = (
-            f'its usual meaning changes too; put a made-up word in front, such as "tj{trigger.split()[-1]} {trigger}"'
-        )
+        words = [word for word in trigger.split() if word.lower() not in ("a", "an", "the")] or trigger.split()
+        better = f"tj{words[-1]} {' '.join(words)}"
+        hint = f'its usual meaning changes too; put a made-up word in front, such as "{better}"'
         yield Problem(where, what, hint)
         return
     if identifier == trigger and len(trigger.split()) == 1:
@@ -182,7 +183,9 @@ def _trigger_words(concept: Concept, clip: Any) -> Iterator[Problem]:
 def _overlapping(concepts: Sequence[Concept], clip: Any) -> Iterator[Problem]:
     for first, second in combinations(concepts, 2):
         short, long = sorted((first, second), key=lambda concept: len(_core(concept, clip)))
-        if _core(short, clip) in _core(long, clip):
+        if _core(short, clip) not in _core(long, clip) and contains_phrase(short.trigger, long.trigger):
+            short, long = long, short  # "man" has no made-up word, and "tjx man" contains it
+        if _core(short, clip) in _core(long, clip) or contains_phrase(long.trigger, short.trigger):
             what = (
                 f"{long.trigger!r} contains the trigger of {short.trigger!r} ({short.where}): each will call the other"
             )
@@ -215,6 +218,27 @@ def _lost_triggers(data: TrainingData) -> Iterator[Problem]:
         if _may_drop_first_tag(subset):
             what = "caption_tag_dropout_rate drops the trigger too, as it drops any tag"
             yield Problem(where, what, "set keep_tokens = 1, with the trigger in front of each caption")
+
+
+def _idle_for_captions(data: TrainingData) -> Iterator[Problem]:
+    """Settings of captions that no caption of their subset gives anything to do."""
+    lines: dict[SubsetConfig, list[str]] = defaultdict(list)
+    for sample in data.samples:
+        lines[sample.subset] += raw_captions(sample.subset, sample.lines)
+    for subset, texts in lines.items():
+        captions = f"the {_captions(len(texts))}" if len(texts) > 1 else "the caption"
+        mark, second, tags = subset.keep_tokens_separator, subset.secondary_separator, subset.caption_separator
+        if mark and not any(mark in text for text in texts):
+            yield Problem(subset.where, f"keep_tokens_separator {mark!r} is in none of {captions}: it has no effect")
+        if second and not any(second in text for text in texts):
+            yield Problem(subset.where, f"secondary_separator {second!r} is in none of {captions}: it has no effect")
+        if subset.shuffle_caption and all(num_movable_tags(subset, text) < 2 for text in texts):
+            what = f"shuffle_caption has no effect: no caption has two tags to shuffle, separated by {tags!r}"
+            yield Problem(subset.where, what, "check caption_separator and keep_tokens, or leave shuffle_caption out")
+        several = any(len(sample.lines) > 1 for sample in data.samples if sample.subset == subset)
+        if subset.enable_wildcard and not several and not any(WILDCARD.search(text) for text in texts):
+            what = "enable_wildcard has no effect: no caption has several lines or a choice such as {red|blue}"
+            yield Problem(subset.where, what)
 
 
 def _may_drop_first_tag(subset: SubsetConfig) -> bool:

@@ -27,6 +27,7 @@ OTHER_NAMES = {  # kohya's in JSON and TOML, and those of its other options in a
 OPTION = re.compile(r"(?<!\S)--([A-Za-z][A-Za-z_]*)(?:\s*=\s*|\s+|(?=-?[\d.])|$)")
 # an option after one hyphen, after two and a space, or after the dash that a word processor makes of two
 MISTYPED = re.compile(r"(?<!\S)(?:-|--\s+|[–—−]-?)([whdsgl])(?=\s*=?\s*\d)|(?<!\S)[–—−]-?(n)(?=[\s=])", re.IGNORECASE)
+UNSPACED = re.compile(r"(?<=\S)--([whdsgl])(?=\s*=?\s*\d)", re.IGNORECASE)  # "a toy--w 256"
 EMPTY = ('""', "''")
 PROMPT = Schema(
     specs={
@@ -102,8 +103,9 @@ def load_sample_prompts(path: Path) -> list[SamplePrompt]:
         problems += [*entry.problems, *found]
         prompts += [prompt] if prompt else []
     if not entries:
-        problems.append(Problem(str(path), "has no prompt", "write one prompt per line"))
-    raise_if_any(problems)
+        hint = "write one prompt per line" if path.suffix.lower() in ("", ".txt") else ""
+        problems.append(Problem(f"{path}:1", "has no prompt", hint))
+    raise_if_any(dict.fromkeys(problems))
     return prompts
 
 
@@ -113,6 +115,7 @@ def read_prompt(where: str, written: Iterable[Given]) -> tuple[SamplePrompt | No
     given = [each for each in given if each.name != "prompt" or str(each.value).strip()]
     read = PROMPT.read(given)
     problems = [] if any(each.name == "prompt" for each in given) else [Problem(where, "has no prompt")]
+    problems += _options_in_text(where, str(read.values.get("prompt", "")))
     if problems := problems + read.problems:
         return None, problems
     names = {each.name for each in fields(SamplePrompt)}
@@ -130,10 +133,19 @@ def idle_negatives(prompts: Sequence[SamplePrompt]) -> list[Problem]:
     return [Problem(idle[0].where, what, "set cfg above 1 (--l 4 in a prompt file), or leave the negative prompt out")]
 
 
+def _options_in_text(where: str, prompt: str) -> list[Problem]:
+    """Options of a prompt line in a prompt that is not such a line, where they would be read as text."""
+    names = dict.fromkeys(option[1] for option in OPTION.finditer(prompt) if option[1].lower() in LINE_OPTIONS)
+    return [
+        Problem(where, f"--{name} is part of the prompt", f"give {LINE_OPTIONS[name.lower()]} a value of its own")
+        for name in names
+    ]
+
+
 def _renamed(given: Given) -> Given:
     """The value under our name; a whole number may be written 256.0, as some JSON writers do."""
     name = given.name.lower()
-    name = OTHER_NAMES.get(name, name)
+    name = OTHER_NAMES.get(name) or LINE_OPTIONS.get(name, name)
     value = given.value
     if isinstance(value, float) and value.is_integer() and PROMPT.specs.get(name, Spec()).type is int:
         value = int(value)
@@ -151,7 +163,10 @@ def parse_line(line: str, where: str = "") -> tuple[list[Given], list[Problem]]:
         name = LINE_OPTIONS.get(letters.lower(), letters)
         given.append(Given(name, "" if value in EMPTY else value, where, subject=f"--{letters}"))
     mistyped = [next(filter(None, match.groups())) for match in MISTYPED.finditer(prompt)]
-    return given, [Problem(where, f"-{letter} is part of the prompt", f"write --{letter}") for letter in mistyped]
+    problems = [Problem(where, f"-{letter} is part of the prompt", f"write --{letter}") for letter in mistyped]
+    for letter in UNSPACED.findall(prompt):
+        problems.append(Problem(where, f"--{letter} is part of the prompt", f"write a space before --{letter}"))
+    return given, problems
 
 
 def _line_entry(line: str, where: str) -> Entry:
@@ -171,6 +186,10 @@ def _toml_entries(path: Path) -> list[Entry]:
     if not isinstance(table, dict) or not isinstance(subsets, list) or not all(isinstance(s, dict) for s in subsets):
         hint = 'write [prompt], and [[prompt.subset]] with prompt = "..." for each image'
         raise Problems([Problem(file.where("prompt", 0), "has no [[prompt.subset]]", hint)])
+    strays = [name for name in file.values if name != "prompt"]
+    if strays:
+        hint = "put the defaults of all prompts under [prompt], and each prompt under [[prompt.subset]]"
+        raise Problems(Problem(file.where(name), f"{name} is not a table of a prompt file", hint) for name in strays)
     entries = []
     for index, subset in enumerate(subsets):
         place = ("prompt", "subset", index)
@@ -193,9 +212,12 @@ def _json_entries(path: Path) -> list[Entry]:
     except json.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1].strip()
         hint = f"the line is: {line}" if line else ""
+        hint = f"JSON has no comments; {hint}" if line.startswith(("//", "#", "/*")) else hint
         raise Problems(
             [Problem(f"{path}:{error.lineno}:{error.colno}", f"not valid JSON: {error.msg}", hint)]
         ) from None
+    except RecursionError:
+        raise Problems([Problem(f"{path}:1", "is nested too deeply to be read")]) from None
     if not isinstance(items, list) or not all(isinstance(item, str | tuple) for item in items):
         hint = 'write [{"prompt": "..."}, ...]'
         raise Problems([Problem(f"{path}:1", "is not a list of prompts, each a line or an object", hint)])
@@ -203,7 +225,8 @@ def _json_entries(path: Path) -> list[Entry]:
     for item in items:
         start = position + len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
         _, position = decoder.raw_decode(text, start)
-        entries.append(_json_entry(path, text, start, position, item))
+        if not (isinstance(item, str) and item.lstrip().startswith("#")):  # a comment, as in a text file
+            entries.append(_json_entry(path, text, start, position, item))
     return entries
 
 
