@@ -1,6 +1,7 @@
 """`python -m trainer <verb>`: train, check, sample, evaluate, demo, bench, … Each verb imports only what it needs."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +25,22 @@ OUTSIDE = {"bench": "benchmarks.command"}  # verbs whose module is not in traine
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb. Returns the exit status: 0, 1 for problems, 2 for an unknown verb, 130 and 143 after a signal."""
+    """Run one verb.
+
+    Returns the exit status: 0, 1 for problems, 2 for an unknown verb, 130 and 143 after a signal, 141 if the reader of
+    the output closed it.
+    """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        return 141
+
+
+def _run(argv: Sequence[str]) -> int:
     verb, *rest = argv or ["--help"]
     if verb not in VERBS:
         lines = [f"  {name:<9}{text}" for name, text in VERBS.items()]
@@ -36,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
         count = len(found.problems)
         announce(f"{count} problem{'s' * (count > 1)} found:\n{found}")
         return 1
+    except BrokenPipeError:
+        raise
     except FULL_DISK_ERRORS as error:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         announce(f"Operating system error: {error}{where}\nFiles that existed before are intact.")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.random_flux import ModelFiles
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.parity.test_transformer import make_transformer
 from tests.recipe_files import ROOT, Workshop, environment, make_workshop
 from trainer.__main__ import OUTSIDE, VERBS, main
+from trainer.cli import sample
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, save_lora
 
@@ -196,3 +199,42 @@ def test_what_is_not_foreseen_is_not_hidden(monkeypatch):
     monkeypatch.setattr("trainer.cli.info.run", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["info", "x"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["info", "{lora}"]], ids=str)
+def test_a_reader_that_closes_the_pipe_ends_the_program_quietly(lora, argv):
+    """As `... --help | head -1` does; here it is closed from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "trainer", *(word.replace("{lora}", str(lora)) for word in argv)]
+    done = subprocess.run(command, env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('network_args = ["train_blocks=dubble"]', "network_args: train_blocks"),
+        ('optimizer_args = ["beta=0.9"]', "optimizer_args: beta"),
+        ('output_name = "a/b"', "output_name: "),
+    ],
+)
+def test_problems_found_after_parsing_name_the_line_of_the_config_file(workshop, tmp_path, capsys, line, problem):
+    file = tmp_path / "train.toml"
+    file.write_text(f"# mine\n{line}\n")
+    argv = workshop.argv("check", **{line.split()[0]: None})
+    assert main(["check", f"--config_file={file}", *argv]) == 1
+    assert f"{file}:2: {problem}" in capsys.readouterr().err
+
+
+def test_an_unknown_alpha_is_reported(workshop, tmp_path, capsys):
+    layer, plain = "transformer.single_transformer_blocks.0.attn.to_k", tmp_path / "plain.safetensors"
+    shapes = {"lora_A": (4, 256), "lora_B": (256, 4)}
+    save_file({f"{layer}.{half}.weight": torch.ones(shape) for half, shape in shapes.items()}, plain)
+    assert main(["check", *workshop.argv("check"), f"--network_weights={plain}", "--dim_from_weights"]) == 0
+    assert f"--network_weights={plain}: the file has no alpha" in capsys.readouterr().out
+    _, _, notices = sample.parse(["--prompt=a toy", f"--lora={plain}:0.5"])
+    assert [notice.partition(" to be")[0] for notice in notices] == [
+        f"--lora={plain}: the file has no alpha: it is taken"
+    ]

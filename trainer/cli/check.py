@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from trainer.common.process import set_up_logging
-from trainer.config import parse_config
+from trainer.config import parse_config, placed_problems
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,7 +19,8 @@ def run(argv: Sequence[str]) -> int:
     from trainer.preflight.composites import write_composite_sheet
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = make_plan(config, device=device)
+    with placed_problems(argv):
+        plan = make_plan(config, device=device)
     summary = plan.summary()
     print(summary if notices else summary.lstrip("\n"))
     if sheet := write_composite_sheet(plan.config, plan.data):

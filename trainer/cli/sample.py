@@ -101,7 +101,10 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
     job = SampleJob(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output)
-    return job, config, (*written.notices, *map(str, idle_negatives(prompts)))
+    assumed = [
+        f"--lora={source.path}: {lora.note}" for source, (_, lora, _) in zip(sources, loras, strict=True) if lora.note
+    ]
+    return job, config, (*written.notices, *assumed, *map(str, idle_negatives(prompts)))
 
 
 def _parser() -> argparse.ArgumentParser:

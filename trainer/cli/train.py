@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from trainer.common.process import set_up_logging
-from trainer.config import parse_config
+from trainer.config import parse_config, placed_problems
 
 log = logging.getLogger(__name__)
 
@@ -22,4 +22,5 @@ def run(argv: Sequence[str]) -> int:
     set_up_logging(accelerator.is_main_process)
     for notice in notices:
         log.info("%s", notice)
-    return train(config, accelerator)
+    with placed_problems(argv):
+        return train(config, accelerator)

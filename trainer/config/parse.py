@@ -1,14 +1,16 @@
 """One frozen configuration from three sources: flags override the --config_file, which overrides the defaults."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import toml
 
-from trainer.common.problems import Problem, raise_if_any
+from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.config.fields import STEPS_OR_FRACTION, Given, Read, Schema, is_off
 from trainer.config.kohya import ALWAYS, MEANT, REFUSED, REFUSED_VALUES
 from trainer.config.rules import contradictions, without_effect
@@ -16,9 +18,10 @@ from trainer.config.settings import TrainConfig
 from trainer.config.sources import CONFIG_FILE, Written, read_config_file, read_flags
 from trainer.config.values import FIELDS, SPECS, choices, is_switch, takes_many
 
-__all__ = ["TrainConfig", "config_differences", "config_help", "parse_config", "to_dict", "to_toml"]
+__all__ = ["TrainConfig", "config_differences", "config_help", "parse_config", "placed_problems", "to_dict", "to_toml"]
 
 
+FLAG = re.compile(r"--(\w+)(?==|$)")  # as the place of a problem: "--ae" or "--ae=FILE"
 SETTINGS = Schema(
     specs=SPECS,
     noun="a setting",
@@ -53,6 +56,30 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, tuple[str, ...]]:
     problems += contradictions(config, where, failed) + _unet_only(settings, config)
     raise_if_any(problems)
     return config, tuple(notices + without_effect(config))
+
+
+@contextmanager
+def placed_problems(argv: Sequence[str]) -> Iterator[None]:
+    """Give a problem of a flag its line in the --config_file where the flag's value comes from there.
+
+    argv: the command line. What is only found after parsing, such as a problem within --network_args, knows the flag
+    alone.
+    """
+    try:
+        yield
+    except Problems as found:
+        flags = read_flags(argv).settings
+        named = flags.get(CONFIG_FILE)
+        in_file = read_config_file(str(named.value)).settings if named else {}
+        places = {name: given.where for name, given in in_file.items() if name not in flags}
+        raise Problems(_placed(problem, places) for problem in found.problems) from found
+
+
+def _placed(problem: Problem, places: Mapping[str, str]) -> Problem:
+    flag = FLAG.match(problem.where)
+    if flag is None or flag[1] not in places:
+        return problem
+    return Problem(places[flag[1]] + problem.where[flag.end() :], problem.what, problem.hint)
 
 
 def _with_advice(problem: Problem, settings: Mapping[str, Given]) -> Problem:

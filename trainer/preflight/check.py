@@ -90,7 +90,11 @@ def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device 
     memory = plan_memory(config if saved is None else saved.with_precision(config), data, adapter, keys, device)
     plan = _assemble(config, num_processes, data, adapter, keys, models, tokenizers, prompts, saved, memory)
     raise_if_any(_disk_problems(plan))
-    plan = replace(plan, warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan)), replaces=tuple(replaces))
+    plan = replace(
+        plan,
+        warnings=(*warnings, *plan_notices(plan), *_stop_notices(plan), *_start_notices(config, start)),
+        replaces=tuple(replaces),
+    )
     return with_measured(plan)
 
 
@@ -278,6 +282,12 @@ def _stop_notices(plan: RunPlan) -> list[Problem]:
     more = Growth(last.loras + plan.lora_bytes, last.states + plan.state_bytes)
     hint = "free some space, or a run that is stopped near its end cannot be resumed from there"
     return [Problem("disk", f"if the run is stopped, {line}", hint) for line in shortage([_shares(plan, more)])]
+
+
+def _start_notices(config: TrainConfig, start: LoraFile | None) -> list[Problem]:
+    """What has to be assumed about the strength of the file of --network_weights."""
+    where = f"--network_weights={config.network_weights}"
+    return [Problem(where, start.note)] if start and start.note else []
 
 
 def _shares(plan: RunPlan, at_save: Growth) -> list[Share]:
