@@ -194,6 +194,14 @@ def test_what_needs_no_heavy_package_imports_none(lora, argv, status):
     assert done.stdout.splitlines()[-1] == repr([status])
 
 
+def test_check_loads_no_model_library_and_no_compiler(workshop):
+    """torch and the tokenizers it needs; building modules would take most of its time."""
+    script = IMPORTED.replace("{heavy}", repr(("diffusers", "peft", "accelerate", "tensorboard", "torch._dynamo")))
+    command = [sys.executable, "-c", script, "check", *workshop.argv("light")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[0]"
+
+
 def test_what_is_not_foreseen_is_not_hidden(monkeypatch):
     """A problem of ours shows its trace; it is not dressed up as one of the user's."""
     monkeypatch.setattr("trainer.cli.info.run", lambda _: 1 / 0)

@@ -81,7 +81,8 @@ from trainer.models.identify import check_model_file
 from trainer.models.description import FLUX1
 paths = json.loads(sys.argv[1])
 problems = [problem for file in FLUX1.files for problem in check_model_file(Path(paths[file.key]), file, file.key)]
-print([len(problems), *(name for name in ("diffusers", "transformers", "peft") if name in sys.modules)])
+heavy = ("diffusers", "transformers", "peft", "torch._dynamo")
+print([len(problems), *(name for name in heavy if name in sys.modules)])
 """
 
 

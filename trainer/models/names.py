@@ -101,6 +101,8 @@ def _is_attention_matrix(name: str) -> bool:
 
 
 def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_meta:
+        return tensor  # only its shape counts; joining meta tensors would import torch's compiler, which takes seconds
     first, second = tensor.chunk(2, dim=0)
     return torch.cat([second, first], dim=0)
 

@@ -78,7 +78,8 @@ def optimizer_problems(settings: OptimizerSettings) -> list[Problem]:
     if arguments.get("relative_step") and settings.name == "adafactor":
         hint = "leave it out, and choose --learning_rate and --lr_scheduler"
         problems.append(Problem("--optimizer_args", "relative_step would replace --lr_scheduler", hint))
-    if not problems and not cls.__module__.startswith("bitsandbytes"):  # those may need a GPU to be made at all
+    by_default = settings.name in OPTIMIZERS and not arguments  # needs no trial, which would import torch's compiler
+    if not problems and not by_default and not cls.__module__.startswith("bitsandbytes"):  # may need a GPU
         try:
             _construct(settings, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))]}], arguments)
         except Problems as found:
