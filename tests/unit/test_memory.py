@@ -222,7 +222,9 @@ def test_a_first_step_that_does_not_fit_goes_on_as_if_planned_so(workshop, monke
     monkeypatch.undo()
     checkpointed, swapped = tried[-1]
     assert tried[0] == (0, 0) and checkpointed >= 2 and "trying again with" in caplog.text
-    planned = workshop.train("planned", **SETTINGS, checkpoint_blocks=checkpointed, blocks_to_swap=swapped)
+    planned = workshop.train(
+        f"planned {half} {after}", **SETTINGS, checkpoint_blocks=checkpointed, blocks_to_swap=swapped
+    )
     assert same(found, planned)
 
 
