@@ -4,7 +4,7 @@
 # make test-containers   build both images and run them; needs root, buildah and debootstrap
 # make pack     copy trainer/lora_file into the node pack, which works without the trainer
 # make docs     write docs/reference/kohya.md from the program's own tables
-# make demo     train the embedded model for a few minutes; images before and after; no GPU, no download
+# make demo     train the tiny FLUX for a few minutes; images before and after; no GPU, no download
 
 PYTHON ?= python3
 VENV := .venv

@@ -1,4 +1,4 @@
-"""ComfyUI nodes for LoRAs that FLUX DreamBooth training made; also imports without ComfyUI."""
+"""ComfyUI nodes for LoRAs of FLUX DreamBooth training; can be imported without ComfyUI."""
 
 import sys
 from typing import Any

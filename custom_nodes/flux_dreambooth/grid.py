@@ -1,4 +1,4 @@
-"""Which checkpoints, strengths and prompts a grid has. Pure: names and numbers in, cells out."""
+"""Which checkpoints, strengths and prompts a grid has. Pure functions: names and numbers in, cells out."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from itertools import product
 from .lora_files import label_of, run_of
 
 ALL, FINAL = "all", "final"
-MOST = 400  # pictures of one grid
+MOST = 400  # images in one grid
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """What stands above its column: `epoch 25`, `step 500` or `final`."""
+        """The heading of its column: `epoch 25`, `step 500` or `final`."""
         return label_of(self.file)
 
     @property
@@ -30,7 +30,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture; no checkpoint: the base model alone."""
+    """One image; without a checkpoint, the base model alone."""
 
     prompt: str
     checkpoint: Checkpoint | None
@@ -46,7 +46,7 @@ def runs(files: Iterable[str]) -> dict[str, list[Checkpoint]]:
 
 
 def choose(checkpoints: Sequence[Checkpoint], wanted: str) -> list[Checkpoint]:
-    """Those that a text names: `all`, or epochs, `step500` and `final`, separated by commas.
+    """The checkpoints that a text names: `all`, or epochs, `step500` and `final`, separated by commas.
 
     Raises ValueError that says what there is.
     """
@@ -73,7 +73,7 @@ def read_strengths(text: str) -> list[float]:
 
 
 def read_prompts(text: str) -> list[str]:
-    """One prompt a line. Raises ValueError when there is none."""
+    """The prompts, one on each line. Raises ValueError if there is none."""
     prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not prompts:
         raise ValueError("there is no prompt: write one a line")
@@ -89,7 +89,7 @@ def plan(prompts: Sequence[str], checkpoints: Sequence[Checkpoint], strengths: S
     base: list[Checkpoint | None] = [None] if 0 in strengths else []
     columns = [*base, *checkpoints] if acting else base
     if len(pictures := set(product(prompts, columns, acting or [0.0]))) > MOST:
-        raise ValueError(f"{len(pictures)} pictures are too many for one sheet ({MOST}): name fewer checkpoints")
+        raise ValueError(f"{len(pictures)} images are too many for one sheet ({MOST}): name fewer checkpoints")
     return [
         [Cell(prompt, column, strength if column else 0.0) for column in columns]
         for prompt in prompts
@@ -98,11 +98,11 @@ def plan(prompts: Sequence[str], checkpoints: Sequence[Checkpoint], strengths: S
 
 
 def column_label(cell: Cell) -> str:
-    """What stands above a cell's column."""
+    """The heading of a cell's column."""
     return cell.checkpoint.label if cell.checkpoint else "base model"
 
 
 def row_label(row: Sequence[Cell], num_strengths: int) -> str:
-    """What stands before a row: the prompt, and the strength where there are several."""
+    """The label of a row: the prompt, and the strength if there are several."""
     strength = next((cell.strength for cell in row if cell.checkpoint), 0.0)
     return f"{row[0].prompt}\nstrength {strength:g}" if num_strengths > 1 and strength else row[0].prompt

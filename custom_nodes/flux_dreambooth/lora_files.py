@@ -27,12 +27,12 @@ def label_of(name: str) -> str:
 
 
 def by_run(names: Iterable[str]) -> list[str]:
-    """Names ordered so that a run's files stand together, the final one first, then from the first epoch on."""
+    """Names sorted so that a run's files are together, the final one first, then by epoch or step."""
     return sorted(names, key=lambda name: (run_of(name).lower(), label_of(name) != "final", name))
 
 
 def lora_names() -> list[str]:
-    """What a user may pick: every file below models/loras, as ComfyUI lists it at this moment."""
+    """What a user can choose from: every file below models/loras that ComfyUI lists now."""
     import folder_paths
 
     return by_run(folder_paths.get_filename_list("loras"))
@@ -72,13 +72,13 @@ def output_path(name: str, folder: Path) -> Path:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises ValueError for a file that is there and is not to be replaced."""
+    """Raises ValueError if the file exists and may not be replaced."""
     if path.exists() and not overwrite:
         raise ValueError(f"{path.name} exists already: give another name or turn on overwrite")
 
 
 def write_file(path: Path, write: Callable[[Path], object], overwrite: bool) -> None:
-    """Let `write` fill a file beside `path`, then move it there, mode 0644, whole or not at all.
+    """Let `write` fill a file next to `path`, then move it there atomically, with mode 0644.
 
     Raises ValueError when the file exists and `overwrite` is not set, also when it appeared meanwhile.
     """

@@ -49,7 +49,7 @@ class LoadedLora:
 
 @dataclass(frozen=True)
 class Applied:
-    """The patched model and CLIP (as given, where nothing was to be done), and one line for the user."""
+    """The patched model and CLIP (unchanged if nothing applies to them), and one line for the user."""
 
     model: Any
     clip: Any
@@ -57,14 +57,14 @@ class Applied:
 
 
 def signature(path: Path) -> str:
-    """Changes whenever the file or PEFT's settings beside it do: inode, size, times in nanoseconds. Raises OSError."""
+    """Changes whenever the file or PEFT's settings next to it do: inode, size, times in nanoseconds. Raises OSError."""
     config = path.with_name(ADAPTER_CONFIG)
     stats = [path.stat(), *([config.stat()] if config.is_file() else [])]
     return "+".join(f"{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}" for stat in stats)
 
 
 def load(path: Path) -> LoadedLora:
-    """Read a LoRA file of any layout. Raises ValueError, saying what it is, for anything else and for NaN in it."""
+    """Read a LoRA file of any layout. Raises ValueError for any other file, naming its kind, and for NaN."""
     try:
         before = signature(path)
         header, found = survey_file(path)  # refuses other files before their gigabytes are read
@@ -90,7 +90,7 @@ def load(path: Path) -> LoadedLora:
 def apply(
     model: Any | None, clip: Any | None, lora: LoadedLora, strength_model: float, strength_clip: float, partial: bool
 ) -> Applied:
-    """Patch clones of a model and CLIP. Raises ValueError when nothing, or without `partial` not all, fits."""
+    """Patch clones of a model and CLIP. Raises ValueError if no module fits, or without `partial` if not all fit."""
     import comfy.lora
 
     found = match(lora.survey, model, clip)
@@ -112,7 +112,7 @@ def apply(
 
 
 def _for_comfyui(lora: LoadedLora, found: Match, model: Any | None, clip: Any | None) -> dict[str, Any]:
-    """The file's tensors under ComfyUI's names, with the alphas of the file's own strength."""
+    """The file's tensors under ComfyUI's names, with alphas that give the file's own strength."""
     import torch
 
     tensors: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def _changes_biases_only(module: Module) -> bool:
 
 
 def _bias_patches(lora: LoadedLora, found: Match) -> dict[Any, Any]:
-    """Changes of biases as patches of ComfyUI, which reads them in BFL's control LoRAs alone, also of q, k and v."""
+    """Patches for changes of biases, q's, k's and v's too; ComfyUI reads them only from BFL's control LoRAs."""
     patches = {}
     for name, known in found.names.items():
         module, target = lora.survey.modules[name], found.targets[known]

@@ -1,4 +1,4 @@
-"""Find the place of a LoRA file's modules in ComfyUI's models, and say of each that has none why."""
+"""Find the layers of ComfyUI's models that a LoRA file's modules belong to, and say why others have none."""
 
 import math
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ def part_of(target: Any) -> str:
 
 
 def bias_of(target: Any) -> Any:
-    """The bias beside a weight: both are values of ComfyUI's key map."""
+    """The bias of a layer, by its weight: both are values of ComfyUI's key map."""
     key, *rest = [target] if isinstance(target, str) else target
     key = f"{key.removesuffix('.weight')}.bias"
     return (key, *rest) if rest else key

@@ -20,9 +20,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 STARTS = {"transformer": "flux1", "autoencoder": "ae", "clip": "clip_l", "t5": "t5"}  # of the files' names
 TOKENIZERS = ("tokenizers/tokenizer/vocab.json", "tokenizers/tokenizer_2/tokenizer.json")
 CLIP_HEAD_WIDTH = 64
-CLIP_ROWS = 49408  # of the token embedding in ComfyUI's CLIP-L, whatever the vocabulary
+CLIP_ROWS = 49408  # rows of the token embedding in ComfyUI's CLIP-L, for any vocabulary
 USUAL_T5_LENGTH = 256  # what ComfyUI pads a FLUX prompt to
-T5_LENGTH = "flux_dreambooth_t5_length"  # the attachment of a model that says what it was trained with
+T5_LENGTH = "flux_dreambooth_t5_length"  # the model's attachment that holds the length it was trained with
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MiniFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a file does."""
+        """Changes whenever one of the files does."""
         found = (path.stat() for path in (self.transformer, self.autoencoder, self.clip, self.t5))
         return " ".join(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in found)
 
@@ -107,21 +107,21 @@ def autoencoder_sizes(shapes: Shapes) -> dict[str, Any]:
 
 
 def count(names: Collection[str], pattern: str) -> int:
-    """One more than the largest number that the pattern finds at the start of a name."""
+    """One more than the largest number that the pattern matches at the start of a name."""
     return 1 + max((int(match[1]) for name in names if (match := re.match(pattern, name))), default=-1)
 
 
 def metadata_int(header: Header, key: str, default: int) -> int:
-    """A whole number above 0 from a file's metadata. Raises ValueError for anything else."""
+    """A positive integer from a file's metadata. Raises ValueError for anything else."""
     stated = header.metadata.get(key, str(default))
     if not stated.isdecimal() or int(stated) < 1:
-        raise ValueError(f"metadata {key} is {stated!r}, not a whole number above 0")
+        raise ValueError(f"metadata {key} is {stated!r}, not a positive integer")
     return int(stated)
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise ValueError(f"there is no tensor {name}: it is not the file that its name says")
+        raise ValueError(f"has no tensor {name}: it is not the file that its name says")
     return shapes[name]
 
 
@@ -176,7 +176,7 @@ def load_text_encoders(files: MiniFiles, embeddings: list[str]) -> Any:
 
 
 def with_all_rows(clip: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """CLIP's tensors with rows of zeros below the vocabulary's, and the projection that its file leaves out."""
+    """CLIP's tensors, with rows of zeros after the vocabulary's, and the projection that its file lacks."""
     import torch
 
     name, projection = "text_model.embeddings.token_embedding.weight", "text_projection.weight"
@@ -233,7 +233,7 @@ def _classes(folder: Path, sizes: dict[str, dict[str, int]], length: int) -> tup
 
 
 def load_autoencoder(path: Path) -> Any:
-    """A VAE of ComfyUI. Its class for given sizes has two convolutions more than FLUX.1's: here they change nothing."""
+    """A VAE of ComfyUI. Its class has two convolutions more than FLUX.1's; here they are identities."""
     import comfy.sd
     import comfy.utils
     import torch
@@ -251,7 +251,7 @@ def load_autoencoder(path: Path) -> Any:
 
 
 def load(folder: Path, embeddings: list[str]) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE. Raises ValueError or FileNotFoundError that says which file does not do."""
+    """Load MODEL, CLIP and VAE. Raises ValueError or FileNotFoundError that names the unusable or missing file."""
     files = find_files(folder)
     model = load_transformer(files.transformer)
     model.set_attachments(T5_LENGTH, metadata_int(read_header(files.t5), "max_token_length", USUAL_T5_LENGTH))

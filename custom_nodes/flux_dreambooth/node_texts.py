@@ -25,7 +25,7 @@ class Node:
 
     @classmethod
     def inputs(cls) -> dict[str, Any]:
-        """What INPUT_TYPES is, without the tooltips: kind (required, optional, hidden) -> name -> (type, options)."""
+        """INPUT_TYPES without the tooltips: kind (required, optional, hidden) -> name -> (type, options)."""
         raise NotImplementedError
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The node that draws a run's checkpoints side by side."""
+"""The node that generates images with a run's checkpoints, side by side."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -96,7 +96,7 @@ class _Drawing:
         self.bar: Any = None
 
     def draw(self, rows: list[list[grid.Cell]]) -> tuple[Any, Any]:
-        """The sheet and all pictures as IMAGE. Text encoders work first, so that each model is loaded once."""
+        """The sheet and all images as IMAGE. Prompts are encoded first, so that each model is loaded once."""
         import comfy.utils
         import torch
 
@@ -129,7 +129,7 @@ class _Drawing:
                 yield cell, model
 
     def _applied(self, model: Any, clip: Any, checkpoint: grid.Checkpoint | None, strength: float) -> tuple[Any, Any]:
-        """Either model with a checkpoint; a LoRA without a part for CLIP leaves CLIP as it is."""
+        """The model and CLIP with a checkpoint applied; a LoRA without a part for CLIP leaves CLIP unchanged."""
         if checkpoint is None:
             return model, clip
         lora = lora_loading.load(lora_path(checkpoint.file))

@@ -33,7 +33,7 @@ class LoadFluxDreamBoothLoRA(Node):
                 "model": ("MODEL",),
                 "lora_name": (
                     lora_files.lora_names(),
-                    {"tooltip": "A run's files stand together, the final one first."},
+                    {"tooltip": "A run's files are listed together, the final one first."},
                 ),
                 "checkpoint": (
                     list(lora_files.CHECKPOINTS),
@@ -53,7 +53,7 @@ class LoadFluxDreamBoothLoRA(Node):
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, checkpoint: str = lora_files.THIS_FILE, **_: Any) -> str:  # noqa: N802
-        """The file that is meant now, and its state; a constant's answer decides whether the node runs again."""
+        """The selected file and its signature: ComfyUI runs the node again only if they have changed."""
         return state_of(lora_name, checkpoint)
 
     def load(
@@ -74,7 +74,7 @@ class LoadFluxDreamBoothLoRA(Node):
 
 
 def state_of(lora_name: str, checkpoint: str = lora_files.THIS_FILE) -> str:
-    """What IS_CHANGED compares: the path that is meant and the file's signature."""
+    """What IS_CHANGED compares: the selected path and the file's signature."""
     try:
         path = lora_files.lora_path(lora_name, checkpoint)
         return f"{path}:{lora_loading.signature(path)}"
@@ -83,7 +83,7 @@ def state_of(lora_name: str, checkpoint: str = lora_files.THIS_FILE) -> str:
 
 
 def fresh(loaded: lora_loading.LoadedLora | None, path: Path) -> lora_loading.LoadedLora:
-    """The file as it is now: what is in memory, if it is that. Raises ValueError."""
+    """The file as it is now, from memory if that copy is current. Raises ValueError."""
     try:
         if loaded and loaded.path == path and loaded.signature == lora_loading.signature(path):
             return loaded

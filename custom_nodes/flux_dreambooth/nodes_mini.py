@@ -1,4 +1,4 @@
-"""The node that loads the small FLUX which comes with the project, or another one."""
+"""The node that loads the tiny FLUX that comes with the project, or one like it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from .node_texts import Node
 
 
 class LoadMiniFlux(Node):
-    """MODEL, CLIP and VAE of a small FLUX.1 from one folder of ComfyUI's models."""
+    """Loads MODEL, CLIP and VAE of a tiny FLUX.1 from one folder of ComfyUI's models."""
 
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")

@@ -1,4 +1,4 @@
-"""Concept prompt: a text encoder that knows what the LoRA was taught and how it is called."""
+"""Concept prompt: a text encoder that knows a LoRA's concepts and their trigger words."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -39,7 +39,7 @@ class ConceptPrompt(Node):
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> Any:  # noqa: N802 (ComfyUI's name)
-        """A new file of the same name is read again; a loader's own freshness counts for what follows it."""
+        """Changes if the chosen file is replaced. LoRAs of loaders before this node have an IS_CHANGED of their own."""
         return None if lora_name == FOLLOW else file_version(lora_name)
 
     def encode(
@@ -94,7 +94,7 @@ def file_version(name: str) -> tuple[int, int] | None:
 
 
 def loras_before(prompt: Mapping[str, Any], node_id: str, known: Iterable[str]) -> list[str]:
-    """The LoRAs that nodes before this one name in their inputs, the first loaded first. prompt: in API format."""
+    """The LoRAs named in the inputs of nodes before this one, in the order of loading. prompt: in API format."""
     names, found, queue = set(known), [], [node_id]
     for node in queue:  # grows while it is read
         inputs = prompt.get(node, {}).get("inputs", {})

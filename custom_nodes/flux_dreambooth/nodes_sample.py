@@ -1,4 +1,4 @@
-"""The node that draws with FLUX.1 as it was trained."""
+"""The node that generates images with FLUX.1 as it was trained."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ LARGEST = 16384
 
 
 def sampling_widgets(steps: int = 28) -> dict[str, Any]:
-    """The inputs that every node of ours has which draws."""
+    """The inputs that all of our nodes that generate images have."""
     import comfy.samplers
 
     schedules = [sampling.AS_TRAINED, *comfy.samplers.SCHEDULER_NAMES]
@@ -36,7 +36,7 @@ def t5_length_of(model: Any, loras: Iterable[str]) -> int:
 
 
 class FluxSampleAsTrained(Node):
-    """One node in place of nine: from MODEL, CLIP and a prompt to a LATENT, as FLUX.1 and its LoRA were trained."""
+    """One node instead of nine: from MODEL, CLIP and a prompt to a LATENT, as FLUX.1 and its LoRA were trained."""
 
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT", "STRING")

@@ -1,4 +1,4 @@
-"""What a LoRA file is and does, as text and as a picture. The text needs no torch, the picture only Pillow."""
+"""A report on a LoRA file, as text and as an image. The text needs no torch, the image only Pillow."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Report:
-    """All that is shown of a file. norms: block -> norm of its weight change; fit: the lines on the model."""
+    """What is reported on a file. norms: block -> norm of its weight change; fit: lines on how it fits the model."""
 
     file: str
     num_bytes: int
@@ -43,7 +43,7 @@ class Report:
 
 
 def facts_of(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What a file's metadata says of its base and training, by the words that the report uses."""
+    """What a file's metadata says about its base and training, by the report's labels."""
     named = {
         "title": ("modelspec.title",),
         "base": ("modelspec.architecture", "ss_base_model_version"),
@@ -74,7 +74,7 @@ def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def norms_by_block(survey: Survey, norms: Mapping[str, float]) -> dict[str, float]:
-    """The norm of each block's complete change, from that of its modules, in the model's order."""
+    """The norm of each block's weight change, from those of its modules, in the model's order."""
     found = block_norms(norms, [block_of(survey.modules[name].target) for name in norms])
     return {block: found[block] for block in sorted(found, key=_order)}
 
@@ -85,7 +85,7 @@ def _order(block: str) -> tuple[int, int]:
 
 
 def as_text(report: Report) -> str:
-    """The whole report for a person, plain lines."""
+    """The complete report as lines of text."""
     return "\n".join(_lines(report))
 
 
@@ -94,14 +94,14 @@ def _lines(report: Report) -> Iterable[str]:
     for label, value in report.facts.items():
         yield f"  {label:<14}{value}"
     for concept in report.concepts:
-        pictures = f"  ({concept.pictures} pictures)" if concept.pictures else ""
+        pictures = f"  ({concept.pictures} images)" if concept.pictures else ""
         yield f"  {'concept':<14}{concept.trigger}{pictures}"
     yield f"  {'modules':<14}{', '.join(f'{count} {kind}' for kind, count in report.kinds.items())}"
     yield f"  {'rank':<14}{several(report.ranks)}  (alpha / rank {several(report.scales)})"
     for line in report.fit:
         yield f"  {'model':<14}{line}"
     if report.not_finite:
-        yield f"  NOT FINITE    {len(report.not_finite)} modules, first {report.not_finite[0]}: pictures turn black"
+        yield f"  NOT FINITE    {len(report.not_finite)} modules, first {report.not_finite[0]}: images turn black"
     if report.unknown:
         yield f"  {'not known':<14}{len(report.unknown)} keys, first {', '.join(report.unknown[:3])}"
     for note in report.notes:
@@ -117,14 +117,14 @@ def _lines(report: Report) -> Iterable[str]:
 
 
 def several(values: Sequence[float]) -> str:
-    """A few numbers, or the lowest and the highest of many."""
+    """A few numbers, or the range of many."""
     if len(values) > 6:
         return f"{min(values):g}-{max(values):g}, {len(values)} different ones"
     return ", ".join(f"{value:g}" for value in values) or "-"
 
 
 def as_picture(report: Report) -> Any:
-    """A PIL picture, RGB, 1024 wide: the facts, and one bar chart for each kind of block."""
+    """A PIL image, RGB, 1024 pixels wide: the facts, and a bar chart for each kind of block."""
     from PIL import Image, ImageDraw
 
     charts = {kind: _chart(report.norms, kind) for kind in COLOURS}

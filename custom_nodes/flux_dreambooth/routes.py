@@ -1,4 +1,4 @@
-"""What the browser asks of the node pack: GET reads runs, pictures and concepts; POST saves, stops and checks a prompt.
+"""The HTTP routes of the node pack: GET reads runs, images and concepts; POST saves, stops and checks a prompt.
 
 Every answer is JSON (pictures apart); an error is {"error": a sentence} with a fitting status.
 A POST must say that it is JSON: another site's page cannot do that without being asked first.
@@ -30,7 +30,7 @@ def register(server: Any) -> None:
 
 
 def first_workflow(environment: Mapping[str, str], pack: Path) -> dict[str, Any]:
-    """name: what a browser opens that comes for the first time (FLUX_FIRST_WORKFLOW), or None; ours: all there are."""
+    """name: the workflow that a new browser opens (FLUX_FIRST_WORKFLOW), or None; ours: all of the project's."""
     ours = sorted(path.stem for path in (pack / "example_workflows").glob("*.json"))
     name = environment.get("FLUX_FIRST_WORKFLOW")
     return {"name": name if name in ours else None, "ours": ours}
@@ -74,7 +74,7 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]], first: d
         names = request.query.getall("lora", [])
         return {"concepts": [_concept(concept) for concept in await _concepts_of(names)]}
 
-    @routes.post(PREFIX + "/prompt")  # reads only, but a prompt is too long for an address
+    @routes.post(PREFIX + "/prompt")  # it only reads, but a prompt is too long for a URL
     @_answers
     async def prompt(request: Any) -> Any:
         body = await _body(request)
@@ -95,7 +95,7 @@ def _concept(concept: Concept) -> dict[str, Any]:
 
 
 def _answers(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    """What a handler returns as JSON, what it raises as an error that the browser can show."""
+    """Send what a handler returns as JSON, and what it raises as an error that the browser can show."""
     from aiohttp import web
 
     async def answer(request: Any) -> Any:
@@ -117,7 +117,7 @@ def _answers(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaita
 
 
 async def _body(request: Any) -> dict[str, Any]:
-    """The JSON object that was sent. Raises ValueError when it is none, or too large."""
+    """The JSON object in a request's body. Raises ValueError if it is no object, or too large."""
     if request.content_type != "application/json":
         raise ValueError("Send JSON, with Content-Type: application/json.")
     data = bytearray()

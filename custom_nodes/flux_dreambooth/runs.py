@@ -1,4 +1,4 @@
-"""The trainer's runs/ folder as the browser may see it: read, never trusted; written only for `save` and `stop`.
+"""The trainer's runs/ folder for the browser: its content is not trusted; only `save` and `stop` are written there.
 
 A name from a browser becomes a path only here, and only if it names something directly inside its folder
 that is no link. Raises LookupError (there is none), `NotNow`, and OSError.
@@ -31,24 +31,24 @@ State = Literal["preparing", "running", "quiet", "stopped", "finished"]
 LISTENING = ("preparing", "running", "quiet")  # states in which a run may still look for `save` and `stop`
 WISHES = ("save", "stop")
 MOST_RUNS = 100
-MOST_ENTRIES = 10_000  # looked at in one folder
+MOST_ENTRIES = 10_000  # read from one folder
 MAX_CONFIG = 256 * 2**10
 MAX_SAMPLE = 64 * 2**20
 MOST_SAMPLES = 120
 QUIET_AFTER = 90.0  # seconds without a line, or ten steps, whichever is longer
 GIVEN_UP_AFTER = 3600.0
 SHOWN = ("average", "learning_rate", "seconds_per_picture", "peak_gib")  # of the last step
-LAST_STEPS = 20  # that the remaining time is judged by
+LAST_STEPS = 20  # from which the remaining time is estimated
 _SAMPLE = re.compile(r"[^/\\\x00-\x1f]+-step(\d{8})-(\d{2,6})\.png")
 PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n",)
 
 
 class NotNow(Exception):
-    """What was asked for cannot be done as things are; the message says why."""
+    """A request that is not possible at the moment; the message says why."""
 
 
 def find_runs_dir(environment: Mapping[str, str], base: Path, pack: Path) -> Path:
-    """FLUX_RUNS_DIR, else runs/ in ComfyUI's base directory, else that of the repository the nodes lie in."""
+    """FLUX_RUNS_DIR, else runs/ in ComfyUI's base directory, else in the repository that contains the nodes."""
     if named := environment.get("FLUX_RUNS_DIR"):
         return Path(named)
     repository = pack.resolve().parents[1]
@@ -65,7 +65,7 @@ class Runs:
         self._lock = threading.Lock()
 
     def overview(self) -> dict[str, Any]:
-        """Every run, the one with the latest news first. No folder is no error: there is no run yet."""
+        """Every run, the most recently active first. A missing folder is no error: there is no run yet."""
         with self._lock:
             folders = self._run_folders()
             self._logs = {name: log for name, log in self._logs.items() if name in folders}
@@ -74,7 +74,7 @@ class Runs:
         return {"found": self.folder.is_dir(), "runs": runs[:MOST_RUNS]}
 
     def details(self, name: str, loras: Iterable[str] = ()) -> dict[str, Any]:
-        """One run with curve, pictures and checkpoints. loras: ComfyUI's list, to find the files in."""
+        """One run with its curve, images and checkpoints. loras: ComfyUI's list, where checkpoints are found."""
         folder = self._run_folder(name)
         with self._lock:
             run, log = self._brief(folder), self._logs[name]
@@ -88,17 +88,17 @@ class Runs:
             }
 
     def sample(self, name: str, file: str) -> bytes:
-        """One picture of samples/. Raises LookupError when it is none, or not a picture."""
+        """The path of one image of samples/. Raises LookupError if it does not exist or is no image."""
         folder = self._run_folder(name) / "samples"
         if folder.is_symlink() or not _SAMPLE.fullmatch(file):
-            raise LookupError(f"There is no picture {file!r}.")
+            raise LookupError(f"There is no image {file!r}.")
         try:
             with open_regular(folder / file) as opened:
                 data = opened.read(MAX_SAMPLE + 1)
-        except (OSError, ValueError):  # a name that no file system takes is a ValueError
-            raise LookupError(f"There is no picture {file!r}.") from None
+        except (OSError, ValueError):  # ValueError: a name that no file system accepts
+            raise LookupError(f"There is no image {file!r}.") from None
         if len(data) > MAX_SAMPLE or not data.startswith(PICTURE_STARTS):
-            raise LookupError(f"{file!r} is not a picture.")
+            raise LookupError(f"{file!r} is not an image.")
         return data
 
     def ask(self, name: str, wish: str) -> None:
@@ -147,7 +147,7 @@ class Runs:
         log = self._logs.setdefault(folder.name, TrainingLog())
         try:
             log.update(folder / "log.jsonl")
-        except OSError:  # no step has been made, or it cannot be read
+        except OSError:  # no step is finished yet, or the log cannot be read
             log = self._logs[folder.name] = TrainingLog()
         step = log.steps[-1] if log.steps else None
         total, epochs = _length(log, folder / "config.toml")
@@ -202,7 +202,7 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _length(log: TrainingLog, config_file: Path) -> tuple[int | None, int | None]:
-    """Steps and epochs of the whole run, from its start on; before, what its settings tell."""
+    """Total steps and epochs of the run; before its first step, what its settings say."""
     if log.start:
         return log.start.total, log.start.epochs
     config, per_epoch = _config(config_file), steps_per_epoch(log.steps)
@@ -229,7 +229,7 @@ def _checkpoints(written: Iterable[Checkpoint], loras: Iterable[str]) -> list[di
 
 
 def _samples(folder: Path, prompts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Newest first; those of one step in the order of their prompts."""
+    """Newest first; images of the same step in the order of their prompts."""
     if folder.is_symlink():
         return []
     try:
@@ -243,7 +243,7 @@ def _samples(folder: Path, prompts: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _touch(file: Path) -> None:
-    """Make an empty file; one that is there already says the same."""
+    """Create an empty file; one that already exists means the same."""
     try:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o644))
     except FileExistsError:

@@ -20,7 +20,7 @@ OURS = "flux_dreambooth"  # the metadata key of our trainer's settings
 
 @dataclass(frozen=True)
 class Settings:
-    """What one picture is drawn with; schedule is `AS_TRAINED` or one of ComfyUI's."""
+    """The settings of one image; schedule is `AS_TRAINED` or one of ComfyUI's."""
 
     seed: int
     steps: int
@@ -33,7 +33,7 @@ class Settings:
 
 
 def flux_shift(width: int, height: int, base_shift: float = BASE_SHIFT, max_shift: float = MAX_SHIFT) -> float:
-    """The exponent of the shift for a picture's size in pixels, by ComfyUI's ModelSamplingFlux to the last bit."""
+    """The shift's exponent for an image's size in pixels, bit for bit that of ComfyUI's ModelSamplingFlux."""
     slope = (max_shift - base_shift) / (MAX_TOKENS - BASE_TOKENS)
     return (width * height / (8 * 8 * 2 * 2)) * slope + (base_shift - slope * BASE_TOKENS)
 
@@ -66,29 +66,29 @@ def _stated_length(metadata: Mapping[str, str]) -> int | None:
 
 
 def cut_tokens(rows: list[list[Any]], length: int) -> list[list[Any]]:
-    """ComfyUI's T5 tokens of a prompt, the end token kept where one is too long: as in training."""
+    """ComfyUI's T5 tokens of a prompt. A prompt that is too long keeps its end token, as in training."""
     return [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
 
 
 def is_schnell(model: Any) -> bool:
-    """Whether a MODEL takes no guidance."""
+    """Whether a MODEL has no guidance input, like FLUX.1-schnell."""
     return not model.model.model_config.unet_config.get("guidance_embed", True)
 
 
 def refuse_other_models(model: Any, clip: Any) -> None:
-    """Raises ValueError for what is no FLUX.1."""
+    """Raises ValueError if the MODEL or CLIP is not FLUX.1's."""
     config = getattr(model.model, "model_config", None)
     kind = config.unet_config.get("image_model") if config is not None else None
     if kind != "flux":
         raise ValueError(
-            f"this node draws with FLUX.1, and the connected model is {kind or type(model.model).__name__}"
+            f"this node samples from FLUX.1, and the connected model is {kind or type(model.model).__name__}"
         )
     if clip is None:
         raise ValueError("there is no CLIP: a FLUX.1 file has none of its own, so connect DualCLIPLoader's")
 
 
 def encode(clip: Any, prompt: str, t5_length: int, guidance: float) -> list[Any]:
-    """CONDITIONING of a prompt with T5 padded, or cut, to `t5_length` tokens."""
+    """The CONDITIONING of a prompt, with T5's tokens padded or truncated to `t5_length` tokens."""
     tokens = clip.tokenize(prompt, tokenizer_options={"t5xxl_min_length": t5_length})
     if "t5xxl" not in tokens:
         raise ValueError("this CLIP has no T5: FLUX.1 needs DualCLIPLoader with t5xxl, clip_l and type flux")
@@ -97,7 +97,7 @@ def encode(clip: Any, prompt: str, t5_length: int, guidance: float) -> list[Any]
 
 
 def empty_latent(model: Any, width: int, height: int, batch_size: int = 1) -> dict[str, Any]:
-    """ComfyUI's LATENT of zeros for a size in pixels."""
+    """ComfyUI's LATENT of zeros for an image's size in pixels."""
     import comfy.model_management
     import torch
 
@@ -124,7 +124,7 @@ def with_shift(model: Any, shift: float | None) -> Any:
 
 
 def shift_for(model: Any, latent: Mapping[str, Any], settings: Settings) -> float | None:
-    """The shift of a LATENT's own size; None for FLUX.1-schnell."""
+    """The shift for a LATENT's size; None for FLUX.1-schnell."""
     rows, columns = latent["samples"].shape[-2:]
     return None if is_schnell(model) else flux_shift(columns * 8, rows * 8, settings.base_shift, settings.max_shift)
 
@@ -144,7 +144,7 @@ def sigmas_for(model: Any, shift: float | None, settings: Settings) -> Any:
 
 
 def sample(model: Any, positive: list[Any], latent: Mapping[str, Any], settings: Settings, callback: Any = None) -> Any:
-    """LATENT drawn from a LATENT. callback: as of ComfyUI's samplers; its own progress bar with previews if None."""
+    """Sample a LATENT from a LATENT. callback: as in ComfyUI's samplers; None: a progress bar with previews."""
     import comfy.model_management
     import comfy.sample
     import comfy.samplers

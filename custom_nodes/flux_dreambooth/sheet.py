@@ -1,4 +1,4 @@
-"""Pictures side by side on one labelled sheet, with Pillow alone."""
+"""Images side by side on one labelled sheet, with Pillow alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, QUIET, EMPTY = (255, 255, 255), (24, 24, 27), (113, 113, 122), (244, 244, 245)
-SCALE = 320  # the side of a cell for which the numbers below are meant, in pixels
+SCALE = 320  # pixels: the side of a cell that the sizes below are meant for
 MARGIN, GUTTER, LABEL, TITLE_SIZE, HEAD_SIZE, LABEL_SIZE = 32, 12, 200, 28, 21, 18
 LINE_HEIGHT = 1.35
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The text of a sheet. cell: width and height of a picture on it, in pixels."""
+    """The labels of a sheet. cell: width and height of each image on it, in pixels."""
 
     title: str
     note: str
@@ -22,7 +22,7 @@ class Sheet:
     cell: tuple[int, int]
 
     def draw(self, pictures: dict[tuple[int, int], Image.Image]) -> Image.Image:
-        """pictures: by row and column; a place that has none yet is left grey."""
+        """The sheet. pictures: by row and column; a cell that has no image yet stays grey."""
         width, height = self.cell
         gutter, margin, label = self._scaled(GUTTER), self._scaled(MARGIN), self._scaled(LABEL)
         left = margin + label + gutter
@@ -66,7 +66,7 @@ class Sheet:
             pen.text((x, y + index * self._line(size)), line, ink, self._font(size))
 
     def _wrap(self, text: str, size: int, width: int, height: int | None = None) -> list[str]:
-        """Lines no wider than `width`; of more than fit into `height`, the first and an ellipsis."""
+        """The text in lines no wider than `width`; if they do not fit into `height`, the first ones and an ellipsis."""
         font, lines = self._font(size), []
         for paragraph in text.splitlines():
             line = ""

@@ -1,4 +1,4 @@
-"""A run's log.jsonl, read as it grows: only what was added since the last look, whatever is in it.
+"""A run's log.jsonl, read as it grows: only what was added since the last call, and robust to any content.
 
 Lines are the trainer's: {"kind": "step", "step": 12, "loss": …}, and "start", "checkpoint", "sample", "validation".
 """
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_LINE = 64 * 2**10
-MAX_BYTES = 256 * 2**20  # of a log that is read for the first time: its end
+MAX_BYTES = 256 * 2**20  # of a log that is read for the first time, counted from its end
 CHUNK = 2**20
-MAX_STEPS = 20_000  # kept of a curve; every second one goes when there are more
+MAX_STEPS = 20_000  # of a curve; beyond that, every second one is dropped
 MAX_EVENTS = 2_000
 PLAIN_NAME = re.compile(r"[^/\\\x00-\x1f]{1,255}")
 
 
 @dataclass(frozen=True)
 class Start:
-    """All is prepared and the steps begin after `step`: above 0 when a run goes on. total: its steps in all."""
+    """Preparation is finished; steps start after `step`, above 0 in a resumed run. total: the run's steps in all."""
 
     step: int
     total: int
@@ -33,7 +33,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step's line; what it does not tell is None. seconds: of the step."""
+    """One optimizer step's line; values that it lacks are None. seconds: the step's duration."""
 
     step: int
     loss: float | None
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A LoRA file that was written. with_state: the run can go on from it."""
+    """A LoRA file that was written. with_state: the run can be resumed from it."""
 
     file: str
     step: int
@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file that is one: no link, no pipe, no device. Raises OSError."""
+    """Open a regular file; raises OSError for links, pipes and devices."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -65,7 +65,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 class TrainingLog:
-    """What one log has said so far. `update` reads on; a log that was replaced or cut is read anew."""
+    """The content of one log so far. `update` continues reading; a replaced or truncated log is read from its start."""
 
     def __init__(self) -> None:
         self.file_id: tuple[int, int] | None = None
@@ -79,7 +79,7 @@ class TrainingLog:
         self.steps: list[Step] = []
         self.validation: list[tuple[int, float]] = []
         self.checkpoints: dict[str, Checkpoint] = {}
-        self.prompts: dict[str, str] = {}  # of sample pictures, by file name
+        self.prompts: dict[str, str] = {}  # of sample images, by file name
         self.start: Start | None = None
         self.last: Start | Step | Checkpoint | None = None
 
@@ -89,7 +89,7 @@ class TrainingLog:
         return max(self.start.step if self.start else 0, self.steps[-1].step if self.steps else 0)
 
     def update(self, path: Path) -> None:
-        """Read what is new. Raises OSError when there is no log that can be read."""
+        """Read what was added. Raises OSError if the log does not exist or cannot be read."""
         with open_regular(path) as file:
             facts = os.fstat(file.fileno())
             file_id = (facts.st_dev, facts.st_ino)
@@ -138,7 +138,7 @@ class TrainingLog:
         return True
 
     def _go_back_to(self, step: int) -> None:
-        """A run that goes on from an earlier state makes the steps after it again."""
+        """Forget the steps that a run resumed from an earlier state repeats."""
         if self.steps and step < self.steps[-1].step:
             self.steps = [earlier for earlier in self.steps if earlier.step <= step]
             self.validation = [earlier for earlier in self.validation if earlier[0] <= step]
@@ -201,13 +201,13 @@ def _keep_newest(events: dict[str, Any]) -> None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number as it is, else None: JSON from Python may say NaN, a browser cannot read it."""
+    """A finite number unchanged, else None: Python writes NaN into JSON, which a browser cannot parse."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if is_number and math.isfinite(value) else None
 
 
 def count(value: Any) -> int | None:
-    """A whole number that a run can count to, else None."""
+    """A count that a run can reach, else None."""
     found = number(value)
     return int(found) if found is not None and 0 <= found < 1e9 else None
 
@@ -219,7 +219,7 @@ def plain_name(value: Any) -> str | None:
 
 
 def curve(steps: Sequence[Step], most: int = 300) -> list[list[float | None]]:
-    """[step, loss, average, learning rate] of at most so many points: the mean of each stretch."""
+    """[step, loss, average, learning rate] of at most this many points, each the mean of a range of steps."""
     stretches = min(most, len(steps))
     edges = [index * len(steps) // stretches for index in range(stretches + 1)] if stretches else []
     return [_mean_point(steps[first:last]) for first, last in itertools.pairwise(edges)]
@@ -237,7 +237,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def steps_per_epoch(steps: Sequence[Step]) -> int | None:
-    """How many steps an epoch has, as soon as the lines leave one answer: epoch = ceil(step / answer)."""
+    """The steps of an epoch, once only one number fits all lines: epoch = ceil(step / number); else None."""
     least, most = 1, None
     for entry in steps:
         if entry.epoch:

@@ -91,7 +91,7 @@ def test_earlier_pictures_can_be_seen(open_page: OpenPage, runs: Path):
     page = open_page()
     page.click(TAB)
     page.wait_for_selector(".fdb-stepper >> text=step 100")
-    page.click(".fdb-stepper button[title='Earlier pictures']")
+    page.click(".fdb-stepper button[title='Earlier images']")
     page.wait_for_selector(".fdb-stepper >> text=step 50")
     assert "step00000050" in page.get_attribute(".fdb-pictures img", "src")
 

@@ -31,7 +31,7 @@ REPORT = Report(
 
 def test_the_text_says_all_of_it():
     text = as_text(REPORT)
-    for part in ("150.0 MB", "tjtoy toy  (6 pictures)", "494 transformer, 72 CLIP", "flux-1-dev/lora", "steps", "120"):
+    for part in ("150.0 MB", "tjtoy toy  (6 images)", "494 transformer, 72 CLIP", "flux-1-dev/lora", "steps", "120"):
         assert part in text
     assert "learning_rate 0.0001" in text and "double 18" in text and "NOT FINITE" not in text
     bars = {line.split()[0] + line.split()[1]: line.count("█") for line in text.splitlines() if "█" in line}

@@ -270,7 +270,7 @@ def test_without_judge_or_prompts_it_says_whose_world_the_judge_knows(models, tm
     (folder / evaluate.JUDGE).unlink()
     (folder / evaluate.PROMPTS).unlink()
     told = problems_of(f"--models={folder}")
-    assert "has no judge.safetensors, no prompts.json" in told and "embedded model alone" in told
+    assert "has no judge.safetensors, no prompts.json" in told and "only with the tiny FLUX" in told
 
 
 def test_problems_of_arguments_come_all_at_once(models, tmp_path):

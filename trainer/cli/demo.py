@@ -1,4 +1,4 @@
-"""`python -m trainer demo`: train both concepts on the embedded base model; generate and score images before and after.
+"""`python -m trainer demo`: train both concepts on the tiny FLUX; generate and score images before and after.
 
 The training is that of `python -m trainer train --config_file flux_data/demo.toml`; flags of train override the file.
 It computes in bf16 on a GPU, and on a CPU with instructions for it. The demo can be repeated: it replaces the files of

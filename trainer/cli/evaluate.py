@@ -1,7 +1,7 @@
-"""`python -m trainer evaluate [--lora FILE[:WEIGHT]] …`: how well the embedded model follows its prompts, with and
+"""`python -m trainer evaluate [--lora FILE[:WEIGHT]] …`: how well the tiny FLUX follows its prompts, with and
 without LoRA files, in one table.
 
-A small classifier judges the images. It knows only the embedded model's world, so no other model can be evaluated.
+A small classifier judges the images. It knows only the tiny FLUX's world, so no other model can be evaluated.
 Every column starts from the same noise.
 """
 
@@ -105,7 +105,7 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trainer evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="one more column each")
-    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the embedded model (%(default)s)")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the tiny FLUX (%(default)s)")
     parser.add_argument("--prompts", type=int, metavar="N", help="use only the first N of each list")
     parser.add_argument(
         "--only", choices=("concepts", "base", "all"), default="all", help="lists of prompts (%(default)s)"
@@ -167,7 +167,7 @@ def load_evaluation(
 
 
 def _missing(models: Path) -> list[Problem]:
-    reason = "evaluate is for the embedded model alone, whose world the judge knows; its folder is models/mini"
+    reason = "evaluate works only with the tiny FLUX in models/mini: the judge knows no other world"
     absent = [name for name in (*FILES.values(), JUDGE, PROMPTS) if not (models / name).is_file()]
     return [Problem(f"--models={models}", f"has no {', no '.join(absent)}", reason)] if absent else []
 

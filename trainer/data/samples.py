@@ -59,12 +59,12 @@ class Sample:
 
     @property
     def preserves_some(self) -> bool:
-        """Whether the base model's own prediction is the target, anywhere in it."""
+        """Whether the target is the base model's own prediction, at least in a part of the image."""
         return self.preserves_output or (self.masks_loss and self.subset.preserves_background)
 
     @property
     def weighs_places(self) -> bool:
-        """Whether its loss has weights by place."""
+        """Whether its loss is weighted by position in the image."""
         return self.masks_loss and not self.subset.preserves_background
 
     @property
@@ -75,7 +75,7 @@ class Sample:
 
 @dataclass
 class Scan:
-    """What was found. problems stop the run, warnings do not; notes: files that are left out, by folder."""
+    """The samples of all folders. problems stop the run, warnings do not; notes: files that are left out, by folder."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Scan:
 
 
 def scan_dataset(dataset_config: DatasetConfig, config: TrainConfig) -> Scan:
-    """Read every folder of the dataset file; nothing is raised and nothing is left out in silence."""
+    """Read every folder that the dataset file names. Problems are collected in the result, not raised."""
     scan = Scan(warnings=list(dataset_config.notices))
     for dataset_index, section in enumerate(dataset_config.sections):
         for subset_index, subset in enumerate(section.subsets):

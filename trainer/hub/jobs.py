@@ -46,9 +46,9 @@ class Job:
 def find_jobs(
     hub: Hub, wanted: Sequence[Wanted], models: Path, say: Callable[[str], object], stated: Record | None = None
 ) -> list[Job]:
-    """One job per file, without its state. Raises `DownloadFailed`.
+    """Look the wanted files up on the Hub; returns a job for each, whose `state` is still to be found by `with_state`.
 
-    stated: a record whose listings are used instead of the Hub's, where it has them.
+    stated: a record of earlier downloads; a listing that it has is not requested again. Raises `DownloadFailed`.
     """
     listings: dict[str, Mapping[str, HubFile]] = {}
     jobs, problems = [], []

@@ -1,4 +1,4 @@
-"""A concept's folder, file by file: images, their captions, and why each other file is left out."""
+"""A concept's folder: its images, their captions and masks, and why every other file is left out."""
 
 import os
 import re
@@ -21,7 +21,7 @@ NAMES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies in a folder. images: in the order of their names; kinds: the format of each, by content.
+    """The content of a folder. images: in the order of their names; kinds: the format of each, by content.
 
     captions, masks: the caption files and the mask files of each image that has any. warnings: what the user may
     have meant to be trained and is not; notes: what else is left out, a line for each kind.
@@ -47,7 +47,7 @@ def read_folder(folder: Path, where: str = "", caption_extension: str | None = N
 
 
 class _Sorter:
-    """Puts each entry of one folder where it belongs."""
+    """Sorts the entries of one folder into images, captions, masks and others."""
 
     def __init__(self, folder: Path, where: str, caption_extension: str | None):
         self.folder, self.where, self.caption_extension = folder, where, caption_extension
@@ -171,7 +171,7 @@ class _Sorter:
 
 
 def count_images(folder: Path) -> int:
-    """How many files in a folder and all folders below are named like images; hidden folders are passed over."""
+    """How many files in a folder and its subfolders have an image's ending; hidden folders are skipped."""
     total = 0
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FILES]
@@ -180,7 +180,7 @@ def count_images(folder: Path) -> int:
 
 
 def some(paths: Sequence[Path], shown: int = NAMES_SHOWN) -> str:
-    """Their names, as many as a person reads."""
+    """File names for a message: the first `shown` of them, and how many more there are."""
     names = ", ".join(printable(path.name) for path in paths[:shown])
     return f"{names} and {len(paths) - shown} more" if len(paths) > shown else names
 

@@ -177,10 +177,11 @@ def ranks_from(lora: LoraFile, model: nn.Module) -> dict[str, int]:
 
 
 def copy_into(lora: LoraFile, parameters: Mapping[str, nn.Parameter], alphas: Mapping[str, float], where: str) -> None:
-    """Start training from a file: fill what `adapter_parameters` and `adapter_alphas` name.
+    """Copy a file's LoRA into the adapter, as the start of a training.
 
-    The weight change stays the file's, whatever alpha is here. Raises Problems, and changes nothing, when
-    the modules or ranks differ; where: the flag or file to name in them.
+    parameters, alphas: as `adapter_parameters` and `adapter_alphas` return them. The up matrices are scaled so that the
+    weight change is the file's, even if alpha differs. Raises `Problems`, and changes nothing, if modules or ranks
+    differ; where: the flag or file to name in them.
     """
     raise_if_any(misfits(lora, {name: parameter.shape for name, parameter in parameters.items()}, where))
     for name, alpha in alphas.items():

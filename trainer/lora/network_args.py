@@ -71,7 +71,10 @@ class NetworkArgs:
         return [name for name, is_given in given.items() if is_given]
 
     def learning_rates(self, transformer: float, text_encoder: float) -> dict[tuple[str, str], float]:
-        """The learning rate of each (model, matrix) with LoRA+ applied; transformer, text_encoder: 0 if not trained."""
+        """Learning rates by (model, matrix), where LoRA+ raises those of the up matrices.
+
+        transformer, text_encoder: the models' base learning rates, 0 for one that is not trained.
+        """
         of_up = self.loraplus_unet_lr_ratio, self.loraplus_text_encoder_lr_ratio
         return {
             ("transformer", "lora_A"): transformer,

@@ -38,7 +38,10 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class Allowed:
-    """What the settings leave open. formats: in the order in which they are tried; None elsewhere: any number."""
+    """The choices that the settings leave open.
+
+    formats: tried in this order; checkpointed, swapped: the number of blocks, None for any.
+    """
 
     formats: tuple[WeightFormat, ...] = (WeightFormat("bf16"),)
     checkpointed: int | None = None
@@ -76,7 +79,7 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[WeightForma
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The choice for a run on one device (None: the CPU), with what it is expected to take.
+    """The choice for a run on one device (None: the CPU), with the memory and time that it is expected to need.
 
     measured: what an earlier run like it took. faster: what would be chosen if the base could be stored in fewer than
     16 bits, if that is expected to be faster.
@@ -91,7 +94,7 @@ class MemoryPlan:
 
     @cached_property
     def bytes(self) -> StepBytes:
-        """The memory of a step."""
+        """The memory that a step needs, by what uses it."""
         return step_bytes(self.work, self.choice)
 
     def settings(self, config: TrainConfig) -> TrainConfig:
@@ -101,7 +104,7 @@ class MemoryPlan:
 
     @property
     def slowdown(self) -> float:
-        """A step's arithmetic, relative to that of a step without recomputation."""
+        """How many times the arithmetic of a step without recomputation a step takes; 1 if nothing is recomputed."""
         return step_flops(self.work, self.choice.checkpointed) / step_flops(self.work, 0)
 
     def smaller(self) -> "MemoryPlan | None":

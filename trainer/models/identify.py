@@ -26,7 +26,7 @@ PLANS: Mapping[str, Callable[[Header], ModulePlan]] = {
 }
 CLIP_G_WIDTH = 1280
 LORA_MARKS = ("lora_", ".lokr_", ".hada_", ".oft_")
-EMBEDDED = Path("models/mini")  # the embedded model's folder
+EMBEDDED = Path("models/mini")  # the tiny FLUX's folder
 LINK_IT = "the container sees only the project's folders: link the file into models/ and give its path from there"
 Shapes = Mapping[str, tuple[int, ...]]
 

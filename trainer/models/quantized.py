@@ -50,7 +50,7 @@ class WeightFormat:
         return cls(precision, both_layouts=roomy and precision in EIGHT_BIT)
 
     def bytes_per_weight(self) -> float:
-        """Bytes per number of a layer, without the scales of its rows."""
+        """Bytes that store one weight of a layer, not counting the scale of each row."""
         return 4.5 / 8 if self.precision == "nf4" else 1.0 + self.both_layouts
 
 

@@ -113,12 +113,12 @@ class RunPlan:
 
     @property
     def lora_bytes(self) -> int:
-        """Bytes of a LoRA file."""
+        """The size of one LoRA file in bytes."""
         return self.adapter.num_parameters * SAVE_BYTES[self.config.save_precision]
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of a state: the adapter in its own precision, the optimizer's tensors, the average in float32."""
+        """Bytes of one saved state: adapter in training precision, optimizer state, moving average in float32."""
         number = trained_itemsize(self.config) + optimizer_bytes_per_number(self.config)
         return int(self.adapter.num_parameters * number)
 
@@ -134,12 +134,12 @@ class RunPlan:
 
     @property
     def lora_bytes_kept(self) -> int:
-        """The maximum growth of LoRA files in bytes, including the file that is being written."""
+        """The most disk space, in bytes, that LoRA files of this run add at any time, temporary files included."""
         return max(at_save.loras for at_save in self.growth)
 
     @property
     def state_bytes_kept(self) -> int:
-        """The maximum growth of states in bytes, including the state that is being written."""
+        """The most disk space, in bytes, that saved states of this run add at any time, temporary files included."""
         return max(at_save.states for at_save in self.growth)
 
     @property

@@ -1,4 +1,4 @@
-"""A small classifier of images of the embedded model's world; it takes no part in training.
+"""A small classifier of images of the tiny FLUX's world; it takes no part in training.
 
 It was trained on labelled renders (mini/training/judge/). Its file lists the classes that it knows.
 """
@@ -19,7 +19,7 @@ from trainer.common.problems import Problem, Problems
 from trainer.models.weights import read_header
 
 METADATA_KEY = "judge"
-HINT = "give the judge of the embedded model, models/mini/judge.safetensors"
+HINT = "give the judge of the tiny FLUX, models/mini/judge.safetensors"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .strength import Strengths, adapter_config, file_in, strengths
 
 @dataclass(frozen=True)
 class Surveyed:
-    """A file as its header and its alphas show it."""
+    """What a file's header and alphas say about it."""
 
     header: Header
     survey: Survey
@@ -20,13 +20,13 @@ class Surveyed:
 
     @property
     def path(self) -> Path:
-        """The file, also where a folder was given."""
+        """The file itself, even if a folder was given."""
         return self.header.path
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a file is and does. norms: by the file's module names, NaN where a number is not finite.
+    """A file's content in numbers. norms: of weight changes, by the file's module names; NaN where one is not finite.
 
     not_finite: modules with such numbers; notes: sentences on what was assumed and what is not plain LoRA.
     """
@@ -64,7 +64,10 @@ def with_strengths(header: Header, found: Survey, alphas: Mapping[str, Sequence[
 
 
 def describe(path: Path) -> Description:
-    """Read all of a file's numbers. Raises as `look_into`, and ValueError where two matrices do not fit together."""
+    """Read a complete file, weights included, and describe it: ranks, norms, what is not finite.
+
+    Raises as `look_into`, and ValueError if two matrices do not fit together.
+    """
     file = look_into(path)
     found = file.survey
     if problem := next((f"{name} {why}" for name, module in found.modules.items() if (why := module.problem)), None):
