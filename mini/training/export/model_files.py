@@ -21,7 +21,8 @@ from mini.world.scenes import prompts_json
 from trainer.common.files import atomic_write, write_json, write_safetensors
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.rng import torch_generator
-from trainer.models.load import T5_EMBEDDING_AGAIN, load_autoencoder, load_clip, load_t5, load_transformer
+from trainer.models.load import load_autoencoder, load_clip, load_t5, load_transformer
+from trainer.models.module_plan import T5_EMBEDDING_AGAIN
 from trainer.models.names import autoencoder_to_bfl, transformer_to_bfl
 from trainer.models.text import load_tokenizers
 from trainer.models.transformer import predict_velocity, rotary_table
