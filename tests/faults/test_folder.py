@@ -315,6 +315,14 @@ def test_text_that_unpacks_to_gigabytes_is_refused_in_plain_words(cat: Path) -> 
     assert "MAX_TEXT" not in problems(cat)
 
 
+def test_a_damaged_chunk_is_named_as_text(cat: Path) -> None:
+    data = bytearray((cat / "a.png").read_bytes())
+    at = data.index(b"IDAT")
+    data[at + 6] ^= 0xFF
+    (cat / "b.png").write_bytes(data)
+    assert "checksum in IDAT)" in problems(cat)
+
+
 def test_damaged_exif_is_one_plain_remark(cat: Path) -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01\0\x06"
     Image.new("RGB", (64, 64), 7).save(cat / "b.jpg", exif=exif)

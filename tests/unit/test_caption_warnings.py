@@ -194,6 +194,16 @@ def test_settings_that_no_caption_gives_anything_to_do(
     assert "no effect" not in told(tmp_path, subset("used", keys=keys), tokenizers)
 
 
+def test_a_separator_that_is_idle_without_shuffling_is_reported_with_the_settings_alone(
+    tmp_path: Path, tokenizers: Tokenizers
+) -> None:
+    write(tmp_path / "toy", ["tjtoy toy, red", "tjtoy toy, asleep"])
+    for name in ("keep_tokens_separator", "secondary_separator"):
+        data, warnings = load_dataset(write_toml(tmp_path, DATASET + subset("toy", keys=f'{name} = "###"')))
+        assert sum(name in str(warning) for warning in warnings) == 1
+        assert not any(name in str(warning) for warning in caption_warnings(data, tokenizers))
+
+
 def test_separators_in_a_caption_prefix_count(tmp_path: Path, tokenizers: Tokenizers) -> None:
     write(tmp_path / "toy", ["red, in snow", "asleep, big"])
     keys = 'caption_prefix = "tjtoy toy ||| "\nkeep_tokens_separator = "|||"\nshuffle_caption = true'

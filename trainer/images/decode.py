@@ -1,5 +1,6 @@
 """An image file to pixels: decoded completely, upright, in sRGB."""
 
+import re
 import struct
 import threading
 import zlib
@@ -124,7 +125,8 @@ def decode(data: bytes, ending: str = "") -> Decoded:
         if "MAX_TEXT_" in str(error):  # Pillow's limit for the text of a PNG, against decompression bombs
             what = "holds many megabytes of compressed text, which only an attack or a faulty program writes"
             raise NotReadable(what, "save it anew without its metadata") from None
-        raise NotReadable(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+        reason = re.sub(r"\bb'([^']*)'", r"\1", str(error))  # Pillow shows the names of chunks as bytes
+        raise NotReadable(f"cannot be decoded: {reason or type(error).__name__}") from error
 
 
 def _decode(data: bytes, kind: str) -> Decoded:

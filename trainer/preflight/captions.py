@@ -228,9 +228,10 @@ def _idle_for_captions(data: TrainingData) -> Iterator[Problem]:
     for subset, texts in lines.items():
         captions = f"the {_captions(len(texts))}" if len(texts) > 1 else "the caption"
         mark, second, tags = subset.keep_tokens_separator, subset.secondary_separator, subset.caption_separator
-        if mark and not any(mark in text for text in texts):
+        arranges = subset.shuffle_caption or subset.caption_tag_dropout_rate > 0 or subset.token_warmup_step > 0
+        if mark and arranges and not any(mark in text for text in texts):
             yield Problem(subset.where, f"keep_tokens_separator {mark!r} is in none of {captions}: it has no effect")
-        if second and not any(second in text for text in texts):
+        if second and arranges and not any(second in text for text in texts):
             yield Problem(subset.where, f"secondary_separator {second!r} is in none of {captions}: it has no effect")
         if subset.shuffle_caption and all(num_movable_tags(subset, text) < 2 for text in texts):
             what = f"shuffle_caption has no effect: no caption has two tags to shuffle, separated by {tags!r}"
