@@ -52,16 +52,16 @@ class Given:
     subject: str = ""
 
     def problem(self, what: str, hint: str = "") -> Problem:
-        """What is wrong with it, at its place."""
+        """The `Problem` to report about this value, with the place where it was written."""
         return Problem(self.where, f"{self.subject} {what}".strip(), hint)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a value may be.
+    """The type and bounds of a value.
 
     type: bool, int, float, str, Path, `STEPS_OR_FRACTION`, or tuple for a list of texts. Bounds: ge <= value <= le,
-    gt < value < lt. choices: the only texts possible, case ignored. may_be_empty: of a text.
+    gt < value < lt. choices: the allowed texts, case ignored. may_be_empty: whether a text may be "".
     parse: replaces bounds, choices and conversion; takes the value as written and raises `Invalid`.
     """
 
@@ -77,7 +77,7 @@ class Spec:
 
     @classmethod
     def of(cls, hint: Any, **rest: Any) -> "Spec":
-        """The spec of a type hint: `X | None` is X, a Literal gives choices, tuple[str, ...] a list of texts."""
+        """The spec for a type hint: `X | None` means X, a Literal gives choices, tuple[str, ...] a list of texts."""
         if get_origin(hint) in (Union, types.UnionType):
             kinds = tuple(each for each in get_args(hint) if each is not types.NoneType)
             hint = kinds[0] if len(kinds) == 1 else STEPS_OR_FRACTION
@@ -86,7 +86,7 @@ class Spec:
         return cls(type=tuple if get_origin(hint) is tuple else hint, **rest)
 
     def convert(self, value: Any, from_text: bool = False) -> Any:
-        """The value in its type. Raises `Invalid`."""
+        """The value, checked and converted to the spec's type. Raises `Invalid`."""
         if not from_text and self._is_quoted_number(value):
             raise Invalid(f"is the text {shown(value)}, not {_EXPECTED[self.type]}", "write it without quotes")
         if self.parse:
@@ -133,7 +133,7 @@ class Spec:
 
 @dataclass
 class Read:
-    """values: by name; ignored: what was accepted although it changes nothing here."""
+    """What `Schema.read` made of the written values. ignored: accepted, but without effect here."""
 
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -142,11 +142,11 @@ class Read:
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """Names and what their values may be.
+    """The known names, and the spec of each one's value.
 
-    noun: what an unknown name is not, as "a setting"; refused, elsewhere: names of other programs -> what to do
-    instead; ignored: names that are accepted and change nothing -> why; off: refused names -> the value that asks for
-    nothing, where that is not false, 0 or empty; listing: where all names are found.
+    noun: what an unknown name should have been, as in "is not a setting"; refused, elsewhere: names of other programs
+    -> what to do instead; ignored: names that are accepted and change nothing -> why; off: refused names -> the value
+    that turns the feature off, where that is not false, 0 or empty; listing: where all names are listed.
     """
 
     specs: Mapping[str, Spec]
@@ -159,7 +159,7 @@ class Schema:
     listing: str = ""
 
     def read(self, written: Iterable[Given]) -> Read:
-        """Convert everything that can be; a name that is given twice is a problem."""
+        """Convert all valid values and collect the problems of the others; a name given twice is a problem too."""
         found, first = Read(), {}
         for given in written:
             if first.setdefault(given.name, given) is not given:
@@ -191,7 +191,7 @@ class Schema:
 
 
 def read_pairs(words: Iterable[str], where: str) -> tuple[list[Given], list[Problem]]:
-    """The `key=value` words of one flag, and a problem for each word that is none."""
+    """Split the words of one flag at "="; returns the values, and a problem for each word without "="."""
     pairs, problems = [], []
     for word in words:
         key, equals, text = (part.strip() for part in word.partition("="))
@@ -203,7 +203,7 @@ def read_pairs(words: Iterable[str], where: str) -> tuple[list[Given], list[Prob
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "did you mean …?", or nothing where no known name is near."""
+    """The hint "did you mean …?", or "" if no known name is similar."""
     near = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f"did you mean {near[0]}?" if near else ""
 
@@ -214,13 +214,13 @@ def is_off(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value on one line, as TOML would write it."""
+    """A value as TOML would write it, on one line of at most 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def listed(words: Iterable[str]) -> str:
-    """a, b or c"""
+    """The words as "a, b or c"."""
     *most, last = words
     return f"{', '.join(most)} or {last}" if most else last
 
