@@ -16,7 +16,7 @@ import pytest
 
 from trainer.data.buckets import make_bucket_resolutions, place, section_buckets
 from trainer.data.captions import caption_variant
-from trainer.data.dataset_file import DatasetSection, SubsetConfig
+from trainer.data.dataset_config import DatasetSection, SubsetConfig
 
 SIZES = [(1024, 1024), (1152, 896), (896, 1152), (1216, 832), (640, 480), (4000, 3000), (333, 777), (1920, 1080)]
 RANDOM = random.Random(0)

@@ -14,7 +14,7 @@ from trainer.data.captions import (
     read_caption,
     split_caption,
 )
-from trainer.data.dataset_file import SubsetConfig
+from trainer.data.dataset_config import SubsetConfig
 
 TAGS = "a, b, c, d, e, f"
 

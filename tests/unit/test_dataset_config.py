@@ -6,7 +6,8 @@ import pytest
 from tests.dataset_files import write_toml
 from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig
-from trainer.data.dataset_file import DatasetConfig, load_dataset_config
+from trainer.data.dataset_config import DatasetConfig
+from trainer.data.dataset_file import load_dataset_config
 
 
 def load(config: TrainConfig) -> DatasetConfig:

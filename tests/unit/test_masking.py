@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from trainer.common.problems import Problems
-from trainer.data.dataset_file import SubsetConfig
+from trainer.data.dataset_config import SubsetConfig
 from trainer.masking.create import Box, Detection, Models, create_mask, distinct, shape_doubts
 from trainer.masking.files import read_mark, write_mask
 from trainer.masking.plan import Concept, ConceptPlan, class_word_of, concepts_of, make_plan

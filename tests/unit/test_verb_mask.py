@@ -104,7 +104,7 @@ def test_the_complete_command_with_random_models(model_flags, capsys):
 
 
 def test_masks_that_it_creates_are_read_by_training(model_flags, monkeypatch):
-    from trainer.data.dataset_file import SubsetConfig
+    from trainer.data.dataset_config import SubsetConfig
     from trainer.data.masks import scan_masks
     from trainer.images.folder import read_folder
 

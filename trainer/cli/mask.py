@@ -103,7 +103,8 @@ def _concepts(given: argparse.Namespace, problems: list[Problem]) -> "tuple[list
 
     Problems of the file's keys are added to `problems`. Raises `Problems` if the file cannot be read at all.
     """
-    from trainer.data.dataset_file import SubsetConfig, read_dataset_config
+    from trainer.data.dataset_config import SubsetConfig
+    from trainer.data.dataset_file import read_dataset_config
     from trainer.masking.plan import Concept, concepts_of
 
     if given.dataset_config:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from trainer.data.dataset_file import DatasetSection
+from trainer.data.dataset_config import DatasetSection
 from trainer.images.decode import Size
 
 

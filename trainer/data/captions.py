@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.common.problems import Problem
 from trainer.common.rng import python_random
-from trainer.data.dataset_file import SubsetConfig
+from trainer.data.dataset_config import SubsetConfig
 
 WILDCARD = re.compile(r"\{([^}]+)\}")
 LINE_ENDS = re.compile(r"\r\n|\n|\r")  # no others: U+2028, U+0085 and the like stay in the caption

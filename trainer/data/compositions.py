@@ -24,7 +24,7 @@ from trainer.data.compose import (
     touches,
 )
 from trainer.data.composition_file import PLAIN, CompositionConfig
-from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig
+from trainer.data.dataset_config import DatasetConfig, DatasetSection, SubsetConfig
 from trainer.data.layout import arrange
 from trainer.data.relations import Relation
 from trainer.data.samples import Sample

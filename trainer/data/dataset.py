@@ -14,7 +14,8 @@ from trainer.data.captions import caption_variant, caption_varies, contains_phra
 from trainer.data.compose import Composite
 from trainer.data.composition_file import composition_settings
 from trainer.data.compositions import compose_samples
-from trainer.data.dataset_file import MASK_SETTINGS, DatasetConfig, DatasetSection, SubsetConfig, read_dataset_config
+from trainer.data.dataset_config import MASK_SETTINGS, DatasetConfig, DatasetSection, SubsetConfig
+from trainer.data.dataset_file import read_dataset_config
 from trainer.data.epochs import Group, Rotation, hold_out, make_groups
 from trainer.data.samples import Picture, Sample, scan_dataset
 from trainer.images.decode import Size

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.rng import derive_seed
-from trainer.data.dataset_file import DatasetConfig, DatasetSection
+from trainer.data.dataset_config import DatasetConfig, DatasetSection
 from trainer.data.samples import Sample
 from trainer.images.decode import Size
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, Problems
-from trainer.data.dataset_file import SubsetConfig
+from trainer.data.dataset_config import SubsetConfig
 from trainer.images.decode import Size, decode
 from trainer.images.folder import Folder, some
 from trainer.images.formats import IMAGE_ENDINGS

@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 from trainer.data.buckets import place, section_buckets
 from trainer.data.captions import read_caption, split_caption
 from trainer.data.compose import Composite, CompositeMask
-from trainer.data.dataset_file import DatasetConfig, DatasetSection, SubsetConfig
+from trainer.data.dataset_config import DatasetConfig, DatasetSection, SubsetConfig
 from trainer.data.masks import Mask, scan_masks
 from trainer.images.decode import Size
 from trainer.images.folder import NAMES_SHOWN, Folder, count_images, read_folder, some

@@ -16,7 +16,7 @@ from trainer import __version__
 from trainer.common.clock import now
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
-from trainer.data.dataset_file import DatasetSection, SubsetConfig
+from trainer.data.dataset_config import DatasetSection, SubsetConfig
 from trainer.data.samples import Sample
 from trainer.lora_file.metadata import OURS
 from trainer.models.description import DEV, BaseModel

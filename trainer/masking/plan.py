@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.common.disk import write_problems
 from trainer.common.problems import Problem, Problems, raise_if_any
-from trainer.data.dataset_file import SubsetConfig
+from trainer.data.dataset_config import SubsetConfig
 from trainer.data.masks import find_mask_files
 from trainer.images.decode import NotReadable, decode
 from trainer.images.folder import OWN_MASK, Folder, read_folder

@@ -11,7 +11,7 @@ from typing import Any
 from trainer.common.problems import Problem
 from trainer.data.captions import WILDCARD, contains_phrase, num_movable_tags, possible_captions, raw_captions
 from trainer.data.dataset import Sample, TrainingData
-from trainer.data.dataset_file import SubsetConfig
+from trainer.data.dataset_config import SubsetConfig
 from trainer.images.folder import some
 from trainer.models.text import CLIP_LENGTH, Tokenizers, truncated_captions
 
