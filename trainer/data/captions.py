@@ -18,7 +18,10 @@ OPEN, CLOSE = "\x02", "\x03"  # stand for {{ and }}, which mean literal braces
 
 
 def read_caption(files: Sequence[Path], wildcard: bool) -> tuple[str, ...] | Problem:
-    """The lines of an image's caption files as `split_caption` gives them; they have to agree. Or what is wrong."""
+    """Read an image's caption; returns its lines as `split_caption` does, or the problem that makes it unusable.
+
+    files: its caption files. Several must have the same content.
+    """
     texts = []
     for file in files:
         try:

@@ -31,7 +31,7 @@ class Wanted:
 def base_model(base: BaseModel = DEV, fp8: bool = False, only: Collection[str] = ()) -> tuple[Wanted, ...]:
     """The files that training and sampling need, in ComfyUI's folders.
 
-    fp8: text encoders of half the size where there are any; only: some of KEYS instead of all.
+    fp8: the text encoders whose weights the Hub also has in fp8, half the size; only: KEYS to include, all if empty.
     """
     files = [_wanted(file, _source(file, base, fp8)) for file in FLUX1.files]
     for encoder in (FLUX1.clip, FLUX1.t5):

@@ -52,10 +52,11 @@ def save_lora(
     metadata: Mapping[str, str],
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[str, ...]:
-    """Write what `adapter_parameters` and `adapter_alphas` give, atomically.
+    """Write an adapter to a LoRA file, atomically.
 
+    tensors, alphas: as `adapter_parameters` and `adapter_alphas` return them; dtype: of the tensors in the file.
     Returns the metadata keys that were left out to keep the header under 1 MiB. Raises `Problems`, and
-    leaves the file that may be there, when a number is not finite.
+    leaves an existing file alone, if a number is not finite.
     """
     return write_lora(path, snapshot_lora(path, tensors, alphas, dtype), metadata)
 
@@ -63,7 +64,7 @@ def save_lora(
 def snapshot_lora(
     path: Path, tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, float], dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, torch.Tensor]:
-    """A copy on the host of what the file at `path` will hold, which later training does not change.
+    """Copy an adapter's tensors to the host, as the file at `path` will hold them; later steps do not change the copy.
 
     Raises `Problems` when a number is not finite in `dtype`.
     """
@@ -92,7 +93,7 @@ def _all_finite(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def write_lora(path: Path, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Write what `snapshot_lora` gave, atomically; returns the metadata keys left out. May run on any thread."""
+    """Write the tensors of `snapshot_lora`, atomically; returns the metadata keys left out. May run on any thread."""
     ranks = [len(tensor) for name, tensor in stored.items() if name.endswith(".lora_A.weight")]
     return write_tensors(path, stored, with_ranks(metadata, ranks))
 

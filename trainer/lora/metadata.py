@@ -47,12 +47,17 @@ WITHOUT_TRAINING = (
 
 
 class Session(Protocol):
-    """What is read of a run's progress: a number of its own, and the Unix time of its first start."""
+    """The part of a run's progress that the metadata names."""
 
     @property
-    def session_id(self) -> int: ...
+    def session_id(self) -> int:
+        """A random number that identifies the run; a resumed run keeps it."""
+        ...
+
     @property
-    def started_at(self) -> float: ...
+    def started_at(self) -> float:
+        """Unix time at which the run was first started."""
+        ...
 
 
 class Moment(Protocol):

@@ -53,7 +53,10 @@ def _truncated(
 
 
 def chosen_rank(squares: Sequence[float], rank: int | None, energy: float | None) -> int:
-    """How many of these squared singular values, sorted downwards, to keep: at least one."""
+    """The rank to truncate a product to, from its squared singular values in descending order.
+
+    rank: the upper limit; energy: the smallest rank that keeps this share of the sum of squares. None: not limited.
+    """
     at_most = min(rank or len(squares), len(squares))
     if energy is None:
         return at_most

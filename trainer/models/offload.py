@@ -112,7 +112,7 @@ class BlockSwap:
     def load_in_backward(
         self, index: int, txt: torch.Tensor | None, img: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The block's outputs, unchanged. In the backward pass their gradients call `load` before the block's own."""
+        """Return a block's outputs unchanged, and make the backward pass call `load` before it reaches the block."""
         outputs = [img] if txt is None else [txt, img]
         if index not in self.positions or not any(output.requires_grad for output in outputs):
             return txt, img

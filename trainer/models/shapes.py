@@ -79,7 +79,7 @@ def autoencoder_shapes(
 
 
 def clip_shapes(vocabulary: int, positions: int, width: int, mlp: int, layers: int) -> TensorShapes:
-    """CLIP's text encoder, with the level `text_model.` that files have."""
+    """CLIP's text encoder; names start with `text_model.`, as in the published files."""
     shapes: TensorShapes = {
         "text_model.embeddings.token_embedding.weight": (vocabulary, width),
         "text_model.embeddings.position_embedding.weight": (positions, width),
@@ -96,7 +96,7 @@ def clip_shapes(vocabulary: int, positions: int, width: int, mlp: int, layers: i
 def t5_shapes(
     vocabulary: int, width: int, head_width: int, heads: int, mlp: int, layers: int, buckets: int
 ) -> TensorShapes:
-    """T5 v1.1's encoder, with its embedding as `shared.weight`."""
+    """T5 v1.1's encoder; its token embedding is named `shared.weight`."""
     inner = heads * head_width
     shapes: TensorShapes = {"shared.weight": (vocabulary, width)}
     for index in range(layers):
