@@ -51,7 +51,7 @@ class Session(Protocol):
 
     @property
     def session_id(self) -> int:
-        """A random number that identifies the run; a resumed run keeps it."""
+        """A number that identifies the run; a resumed run keeps it."""
         ...
 
     @property
