@@ -226,7 +226,7 @@ def test_json_and_toml_alike(tmp_path):
         ("p.txt", "a toy --ss ddim", "p.txt:1", "must be euler"),
         ("p.txt", "a toy --cn a.png", "p.txt:1", "ControlNet"),
         ("p.txt", "a toy --v6", "p.txt:1", "--v is not an option"),
-        ("p.txt", "a toy --w", "p.txt:1", "not a whole number"),
+        ("p.txt", "a toy --w", "p.txt:1", "has no value"),
         ("p.json", '[\n {"prompt": "a",\n  "width": 100}]', "p.json:3", "multiple of 16"),
         ("p.json", '[\n\n {"prompt": "a", "wdth": 64}]', "p.json:3", "did you mean width?"),
         ("p.json", '[{"prompt": "a", "seed": 1, "seed": 2}]', "p.json:1", "given twice"),
