@@ -6,7 +6,7 @@ import torch
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 on a device: on GPUs, and on CPUs with instructions for it."""
+    """Whether a device computes faster in bfloat16 than in float32: every GPU, and CPUs with instructions for it."""
     if device.type != "cpu":
         return True
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
@@ -14,7 +14,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Release the device memory of models that have gone out of scope."""
+    """Return the memory of models that have gone out of scope to the device, where other programs can use it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ from trainer.common.problems import Problem
 
 
 class Share(NamedTuple):
-    """What will be written to one folder, in bytes."""
+    """A planned write: `size` bytes of `what` (a noun, for messages) into `folder`, which need not exist yet."""
 
     folder: Path
     what: str
@@ -18,9 +18,10 @@ class Share(NamedTuple):
 
 
 def shortage(snapshots: Iterable[Sequence[Share]]) -> list[str]:
-    """One line for each disk that will be too small when it is fullest.
+    """One line for each disk without enough free space for what will be written to it, with the sizes by folder.
 
-    snapshots: what has been written at successive points in time, with the same folders in each.
+    snapshots: what has been written at successive points in time, with the same folders in each. A disk needs room for
+    the point at which its total is largest.
     """
     by_disk: dict[int, list[list[Share]]] = {}
     for shares in snapshots:
@@ -46,7 +47,10 @@ def _shortage(parts: Sequence[Share]) -> str | None:
 
 
 def write_problems(folders: Iterable[tuple[str, Path]]) -> list[Problem]:
-    """A problem for each folder, given with its flag, that cannot be created or written to."""
+    """A problem for each folder in which this user cannot create files; nothing is created.
+
+    folders: pairs of the flag that sets the folder, for the message, and the folder, which need not exist yet.
+    """
     problems = []
     for flag, folder in folders:
         there = nearest_existing(folder)

@@ -19,11 +19,12 @@ RANDOM_LENGTH = 8  # characters that tempfile puts into the name of a temporary 
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary file in the folder of `path`, then rename it to `path`.
+    """Call `write` with the path of a temporary file in the folder of `path`, then rename that file to `path`.
 
     The file is flushed to disk before it is renamed, and the folder afterwards, so that a kill or a full disk
-    at any moment leaves either the old file or the new one. The mode is 0644, so that a program of another
-    user (ComfyUI in a container) can read the file. Raises one of FULL_DISK_ERRORS.
+    at any moment leaves either the old file or the new one. Missing folders are created. The mode is 0644, so that a
+    program of another user (ComfyUI in a container) can read the file. Raises one of FULL_DISK_ERRORS, with a note that
+    names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = _temporary_affixes(path.name)
@@ -48,24 +49,27 @@ def _temporary_affixes(name: str) -> tuple[str, str]:
 
 
 def temporary_name_bytes(name: str) -> int:
-    """Length in bytes of the temporary name under which `atomic_write` writes a file of this name."""
+    """Length in bytes of the temporary file name that `atomic_write` uses for a file called `name`."""
     return sum(len(os.fsencode(part)) for part in _temporary_affixes(name)) + RANDOM_LENGTH
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write a text file in UTF-8 atomically: a failure leaves an existing file unchanged."""
     atomic_write(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically; keys keep their order."""
+    """Write a value to a JSON file atomically: a failure leaves an existing file unchanged. Keys keep their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_safetensors(
     path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically; tensors may be on any device. The same content gives the same bytes."""
+    """Write a safetensors file atomically: a failure leaves an existing file unchanged.
+
+    tensors: by name, on any device. The same tensors and metadata give the same bytes.
+    """
     from safetensors.torch import save_file
 
     on_host = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -97,19 +101,19 @@ def sha256_file(path: Path) -> str:
 
 
 def free_disk_bytes(path: Path) -> int:
-    """Free space on the disk of `path`, which need not exist yet."""
+    """Free space in bytes on the disk of `path`, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(path)).free
 
 
 def nearest_existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists and that this user may look at."""
+    """`path` itself, or the nearest folder above it that exists and that this user may access."""
     while out_of_reach(path) or not path.exists():
         path = path.parent
     return path
 
 
 def out_of_reach(path: Path) -> str | None:
-    """Why this user may not look at a path, e.g. "Permission denied"; None if they may or if nothing is there."""
+    """Why this user may not access a path, e.g. "Permission denied"; None if they may or if nothing is there."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -120,7 +124,7 @@ def out_of_reach(path: Path) -> str | None:
 
 
 def in_container() -> bool:
-    """Whether this process runs in a container of docker or podman, which sees only the folders mounted into it."""
+    """Whether this process runs in a docker or podman container, which sees only the folders mounted into it."""
     return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
 
 

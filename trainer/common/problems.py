@@ -9,12 +9,12 @@ CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # of names t
 
 
 def redact(text: str) -> str:
-    """The text without access tokens; applied to everything that is printed or logged."""
+    """The text with each Hugging Face access token replaced by "[secret]"; used for all that is printed or logged."""
     return SECRET.sub("[secret]", text)
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what a terminal cannot show or would obey: control characters, invalid UTF-8."""
+    """The text with control characters other than line feeds, and invalid UTF-8, replaced by escapes like \\x1b."""
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
@@ -35,7 +35,7 @@ class Problem:
 
 
 class Problems(ValueError):
-    """Raised with every problem that was found."""
+    """An error with all mistakes of the user that were found: in `problems`, and one after the other in its message."""
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = tuple(problems)
@@ -43,7 +43,7 @@ class Problems(ValueError):
 
 
 def raise_if_any(problems: Iterable[Problem]) -> None:
-    """Raise `Problems` if there is at least one."""
+    """Raise one `Problems` error with all given problems; do nothing if there are none."""
     found = tuple(problems)
     if found:
         raise Problems(found)

@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM, so that the loop can finish its step; a second one ends the process."""
+    """Remembers the first SIGINT or SIGTERM, so that the loop can finish its step; a second one ends the process.
+
+    True in a condition once a signal has arrived. Signals are received only within `listening`.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -29,12 +32,12 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """The exit status of a process that a signal ended, 128 + the signal's number; 0 without a signal."""
+        """The status to exit with: 128 + the number of the signal that arrived, or 0 if none did."""
         return 128 + self.signal if self.signal else 0
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Handle both signals while the block runs, then restore the previous handlers."""
+        """While the block runs, receive SIGINT and SIGTERM; afterwards restore the previous handlers. Yields self."""
         former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self
@@ -52,7 +55,10 @@ class StopRequest:
 
 @contextmanager
 def ended_by_sigterm(message: str) -> Iterator[None]:
-    """While the block runs, SIGTERM prints `message` and exits with status 143; files are closed as after Ctrl-C."""
+    """While the block runs, SIGTERM prints `message` and raises SystemExit with status 143, so that files are closed.
+
+    The previous handler is restored afterwards.
+    """
 
     def end(_number: int, _frame: FrameType | None) -> None:
         announce(f"\nSIGTERM: {message}")
@@ -66,7 +72,7 @@ def ended_by_sigterm(message: str) -> Iterator[None]:
 
 
 def announce(text: str) -> None:
-    """Print to stderr; if there are several processes, only the first one prints."""
+    """Print text to stderr; of the processes of a distributed run, only the one with RANK 0 prints."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
@@ -77,7 +83,7 @@ class _Redacting(logging.Formatter):
 
 
 def set_up_logging(is_main_process: bool = True) -> None:
-    """Log plain lines to stderr, without access tokens. Processes other than the main one log only warnings."""
+    """Log plain messages to stderr, without access tokens. Processes other than the main one log only warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacting("%(message)s"))
     logging.basicConfig(level=logging.INFO if is_main_process else logging.WARNING, handlers=[handler], force=True)
@@ -86,7 +92,10 @@ def set_up_logging(is_main_process: bool = True) -> None:
 
 
 def set_up_determinism() -> None:
-    """Make runs on the same machine bitwise repeatable; some kernels are slower."""
+    """Make this process use PyTorch's deterministic algorithms, some of which are slower.
+
+    Runs on the same machine are then bitwise repeatable. Call it before CUDA is first used.
+    """
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -95,7 +104,10 @@ def set_up_determinism() -> None:
 
 
 def progress(items: Sequence[T], what: str, quiet: bool = False) -> Iterator[T]:
-    """Yield the items, with a progress bar on a terminal, otherwise with a line of log for each tenth."""
+    """Yield the items, with a progress bar on a terminal, otherwise with a log line after each tenth of them.
+
+    what: the label of the bar or line; quiet: show neither.
+    """
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -109,7 +121,7 @@ def progress(items: Sequence[T], what: str, quiet: bool = False) -> Iterator[T]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Log how long the block took."""
+    """Log `name` and the seconds that the block took; nothing is logged if the block raises."""
     start = time.perf_counter()
     yield
     log.info("%s: %.1f s", name, time.perf_counter() - start)
@@ -117,7 +129,10 @@ def phase(name: str) -> Iterator[None]:
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Lock the run's folder while the block runs. Raises `Problems` if another process has locked it."""
+    """Create a run's folder if needed, and lock it while the block runs.
+
+    Raises `Problems` if another process has locked it.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as file:
         try:

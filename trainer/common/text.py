@@ -10,5 +10,5 @@ def duration(seconds: float) -> str:
 
 
 def in_seconds(number: float) -> str:
-    """Seconds with two or three digits, without the unit: "1.23", "0.12", "0.0027"."""
+    """A number of seconds with two decimals, below 0.1 with two digits; without the unit: "1.23", "0.12", "0.0027"."""
     return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"

@@ -10,7 +10,10 @@ LINE_END = re.compile(r"\r\n|\r|\n")  # not U+2028 and its like, which `str.spli
 
 
 def read_utf8(path: Path) -> str:
-    """The file's text. Raises `Problems` where it cannot be read or is not UTF-8."""
+    """The text of a UTF-8 file, without its byte-order mark.
+
+    Raises `Problems` if the file cannot be read, is not UTF-8, or contains zero bytes.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -34,5 +37,5 @@ def read_utf8(path: Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, split at line ends only."""
+    """The lines of a text, split at \\n, \\r\\n and \\r; unlike with `str.splitlines`, at no other character."""
     return LINE_END.split(text)
