@@ -30,7 +30,11 @@ _ESCAPES = {8: r"\b", 9: r"\t", 10: r"\n", 12: r"\f", 13: r"\r"}  # what TOML ma
 
 
 class Invalid(ValueError):
-    """A value that cannot be used. what: continues a sentence whose subject is the name; hint: the fix."""
+    """A value that cannot be used.
+
+    what: what is wrong, as the rest of a sentence that begins with the value's name: "is 0; it must be at least 1".
+    hint: how to fix it.
+    """
 
     def __init__(self, what: str, hint: str = ""):
         self.what, self.hint = what, hint
@@ -42,7 +46,7 @@ class Given:
     """One named value as a person wrote it.
 
     where: the flag, or file and line; from_text: numbers and truth values come as text, as on a command line;
-    subject: put in front of a message whose `where` does not name the value.
+    subject: put in front of the messages about it, for a `where` that does not name the value.
     """
 
     name: str
@@ -52,17 +56,18 @@ class Given:
     subject: str = ""
 
     def problem(self, what: str, hint: str = "") -> Problem:
-        """The `Problem` to report about this value, with the place where it was written."""
+        """The `Problem` of this value. what: what is wrong with it, without a subject; hint: how to fix it."""
         return Problem(self.where, f"{self.subject} {what}".strip(), hint)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """The type and bounds of a value.
+    """What a value may be: its type and bounds.
 
     type: bool, int, float, str, Path, `STEPS_OR_FRACTION`, or tuple for a list of texts. Bounds: ge <= value <= le,
-    gt < value < lt. choices: the allowed texts, case ignored. may_be_empty: whether a text may be "".
-    parse: replaces bounds, choices and conversion; takes the value as written and raises `Invalid`.
+    gt < value < lt, a multiple of multiple_of. choices: the allowed texts, case ignored. may_be_empty: whether a text
+    may be "". parse: replaces bounds, choices and conversion; takes the value as written, returns the converted one
+    and raises `Invalid`.
     """
 
     type: Any = str
@@ -77,7 +82,10 @@ class Spec:
 
     @classmethod
     def of(cls, hint: Any, **rest: Any) -> "Spec":
-        """The spec for a type hint: `X | None` means X, a Literal gives choices, tuple[str, ...] a list of texts."""
+        """The spec for a type hint: `X | None` means X, a Literal gives choices, tuple[str, ...] a list of texts.
+
+        rest: the other fields of `Spec`, such as bounds.
+        """
         if get_origin(hint) in (Union, types.UnionType):
             kinds = tuple(each for each in get_args(hint) if each is not types.NoneType)
             hint = kinds[0] if len(kinds) == 1 else STEPS_OR_FRACTION
@@ -86,7 +94,10 @@ class Spec:
         return cls(type=tuple if get_origin(hint) is tuple else hint, **rest)
 
     def convert(self, value: Any, from_text: bool = False) -> Any:
-        """The value, checked and converted to the spec's type. Raises `Invalid`."""
+        """The value, checked and converted to the spec's type. Raises `Invalid`.
+
+        from_text: whether a number or truth value may be given as text, as on a command line.
+        """
         if not from_text and self._is_quoted_number(value):
             raise Invalid(f"is the text {shown(value)}, not {_EXPECTED[self.type]}", "write it without quotes")
         if self.parse:
@@ -133,7 +144,10 @@ class Spec:
 
 @dataclass
 class Read:
-    """What `Schema.read` made of the written values. ignored: accepted, but without effect here."""
+    """The result of `Schema.read`: the converted values by name, and the problems of all others.
+
+    ignored: values whose names are accepted but have no effect here.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -142,11 +156,12 @@ class Read:
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """The known names, and the spec of each one's value.
+    """The names known in one place, such as the config file or a prompt, and the spec of each one's value.
 
     noun: what an unknown name should have been, as in "is not a setting"; refused, elsewhere: names of other programs
-    -> what to do instead; ignored: names that are accepted and change nothing -> why; off: refused names -> the value
-    that turns the feature off, where that is not false, 0 or empty; listing: where all names are listed.
+    -> what to do instead (a refused name is no problem if its value turns the feature off); ignored: names that are
+    accepted and change nothing -> why; off: refused names -> the value that turns the feature off, where that is not
+    false, 0 or empty; other_names: further names for "did you mean"; listing: where all names are listed.
     """
 
     specs: Mapping[str, Spec]
@@ -159,7 +174,10 @@ class Schema:
     listing: str = ""
 
     def read(self, written: Iterable[Given]) -> Read:
-        """Convert all valid values and collect the problems of the others; a name given twice is a problem too."""
+        """Convert all valid values, and collect a problem for each of the others.
+
+        A name that is given twice is a problem too; only its first value is used.
+        """
         found, first = Read(), {}
         for given in written:
             if first.setdefault(given.name, given) is not given:
@@ -191,7 +209,10 @@ class Schema:
 
 
 def read_pairs(words: Iterable[str], where: str) -> tuple[list[Given], list[Problem]]:
-    """Split the words of one flag at "="; returns the values, and a problem for each word without "="."""
+    """Split words like "key=value"; returns the values, and a problem for each word without "=".
+
+    where: the flag that the words belong to, such as "--optimizer_args".
+    """
     pairs, problems = [], []
     for word in words:
         key, equals, text = (part.strip() for part in word.partition("="))
@@ -203,30 +224,33 @@ def read_pairs(words: Iterable[str], where: str) -> tuple[list[Given], list[Prob
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint "did you mean …?", or "" if no known name is similar."""
+    """The hint "did you mean …?" with the known name most similar to `name`, or "" if none is similar."""
     near = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f"did you mean {near[0]}?" if near else ""
 
 
 def is_off(value: Any) -> bool:
-    """Whether a value turns a feature off: false, 0, or empty."""
+    """Whether a value turns a feature off: false, 0, or empty, also if written as text."""
     return value in (False, 0, "", []) or str(value).lower() in ("false", "0", "0.0")
 
 
 def shown(value: Any) -> str:
-    """A value as TOML would write it, on one line of at most 80 characters."""
+    """A value for a message: as JSON, on one line of at most 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def listed(words: Iterable[str]) -> str:
-    """The words as "a, b or c"."""
+    """The words as "a, b or c"; at least one is needed."""
     *most, last = words
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def number(value: Any, wanted: Any = float) -> int | float:
-    """A finite number from a number or its text; wanted: int, float or `STEPS_OR_FRACTION`. Raises `Invalid`."""
+    """A finite number from a number or its text, in which "5%" is 0.05. Raises `Invalid`.
+
+    wanted: int, float, or `STEPS_OR_FRACTION` for either.
+    """
     expected = _EXPECTED[wanted]
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Invalid(f"is {shown(value)}, not {expected}")
@@ -276,7 +300,7 @@ def _path(value: Any) -> Path:
 
 
 def backslash_hint(path: str) -> str:
-    """How to write a path with backslashes in TOML, where \\ begins an escape in double quotes."""
+    """The hint that shows how to write a path with backslashes in TOML, where \\ begins an escape in double quotes."""
     forward = path.replace("\\", "/")
     quoted = "" if "'" in path else f"'{path}' or "
     return f'\\ is an escape in double quotes: write {quoted}"{forward}"'

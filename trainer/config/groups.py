@@ -9,7 +9,11 @@ OURS = "ours"  # kohya has no such flag
 
 
 def setting(default: Any, help: str, kohya: str = SAME, *, group: str, **rules: Any) -> Any:
-    """A field with its help, its difference from kohya, and its bounds (see `trainer.config.fields.Spec`)."""
+    """A dataclass field that declares a setting.
+
+    help: what it does, for --help; kohya: how it differs from kohya's flag, or SAME or OURS; group: its heading in
+    --help; rules: its bounds, as fields of `trainer.config.fields.Spec`.
+    """
     return field(default=default, metadata={"help": help, "kohya": kohya, "group": group, "rules": rules})
 
 

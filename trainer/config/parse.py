@@ -36,7 +36,8 @@ SETTINGS = Schema(
 def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, tuple[str, ...]]:
     """The configuration of a command line and of the config file that it names, and notices for the user.
 
-    Raises `Problems` with everything that is wrong. `--help` prints the settings and exits.
+    argv: the words after the subcommand. Raises `Problems` with everything that is wrong. `--help` prints the settings
+    and raises SystemExit.
     """
     if {"-h", "--help"} & set(argv):
         print(config_help())
@@ -60,10 +61,10 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, tuple[str, ...]]:
 
 @contextmanager
 def placed_problems(argv: Sequence[str]) -> Iterator[None]:
-    """Give a problem of a flag its line in the --config_file where the flag's value comes from there.
+    """Re-raise `Problems` of the block so that those of a value from the --config_file name its file and line.
 
-    argv: the command line. What is only found after parsing, such as a problem within --network_args, knows the flag
-    alone.
+    argv: the words of the command line after the subcommand. What is found after parsing, such as a problem within
+    --network_args, knows the flag alone. Problems of values given as flags stay as they are.
     """
     try:
         yield
@@ -117,7 +118,7 @@ def _unet_only(settings: Mapping[str, Given], config: TrainConfig) -> list[Probl
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Every setting as JSON can hold it: paths as text, tuples as lists, None kept."""
+    """Every setting by name, as JSON can hold it: paths as text, tuples as lists, None kept."""
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in asdict(config).items()
@@ -125,7 +126,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_toml(config: TrainConfig) -> str:
-    """The resolved configuration as a config_file that gives the same configuration again."""
+    """The text of a --config_file that gives this configuration again; settings that are None are left out."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in to_dict(config).items():
         if value is not None:
@@ -148,10 +149,11 @@ _NAMES_A_FILE = {"pretrained_model_name_or_path", "clip_l", "t5xxl", "ae", "data
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two `to_dict` results, or other flat tables of what was trained on: one line per name.
+    """What differs between two configurations, one line for each setting, with both values.
 
-    Settings that do not change the weights (output folders, logging, memory) are left out, and a model file may have
-    moved to another folder. A setting that one table does not have counts as its default.
+    old, new: results of `to_dict`, or other flat tables of what was trained on; a setting that one of them lacks counts
+    as its default. Settings that do not change the weights (output folders, logging, memory) are left out, and a model
+    file may have moved to another folder.
     """
     differences, usual = [], to_dict(TrainConfig())
     for name in dict.fromkeys([*old, *new]):
@@ -168,7 +170,7 @@ def _shown(value: Any) -> str:
 
 
 def config_help() -> str:
-    """All settings by group, with type, meaning and default."""
+    """The text of --help: all settings by group, with type, meaning and default."""
     lines = ["usage: python -m trainer train [--config_file FILE.toml] [--SETTING VALUE ...]"]
     group = ""
     for name, field in FIELDS.items():

@@ -78,9 +78,10 @@ EFFECTIVE: tuple[tuple[str, Callable[[TrainConfig], bool], str], ...] = (
 
 
 def contradictions(config: TrainConfig, where: Mapping[str, str], failed: Collection[str] = ()) -> list[Problem]:
-    """Settings that contradict each other.
+    """A problem for each setting that contradicts or lacks another one, and for an output_name that is no file name.
 
-    where: setting -> the flag, or file and line, that it comes from; failed: settings that could not be read.
+    where: setting -> the flag, or file and line, that it comes from; failed: settings whose values could not be read,
+    so that they do not count as missing.
     """
     problems = [
         Problem(where.get(name, name), f"has no effect without {needed}", f"set {needed} or leave {name} out")
@@ -93,7 +94,7 @@ def contradictions(config: TrainConfig, where: Mapping[str, str], failed: Collec
 
 
 def without_effect(config: TrainConfig) -> list[str]:
-    """One line for each setting that differs from its default but has no effect in this run."""
+    """One line for each setting that differs from its default but has no effect in this run, with the reason."""
     default = TrainConfig()
     return [
         f"{name}: no effect in this run; it {condition}"

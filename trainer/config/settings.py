@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(OutputSettings, InputSettings):  # fields are in this order: InputSettings, OutputSettings, own
-    """The resolved settings of one run. Paths are as given; relative ones start at the current folder."""
+    """The resolved settings of one run. Paths are as given; relative ones start at the current working directory."""
 
     network_module: Literal["networks.lora_flux"] = _network(
         "networks.lora_flux", "adapter type: LoRA", "networks.lora_flux only, which is the default"
@@ -208,14 +208,14 @@ class TrainConfig(OutputSettings, InputSettings):  # fields are in this order: I
 
     @property
     def transformer_lr(self) -> float:
-        """The learning rate of the transformer's LoRA."""
+        """The learning rate of the transformer's LoRA: unet_lr, or learning_rate if that is None."""
         return getattr(self, self.transformer_lr_setting)
 
     @property
     def transformer_lr_setting(self) -> str:
-        """The setting that this learning rate comes from, for messages."""
+        """The name of the setting that `transformer_lr` comes from: "unet_lr" or "learning_rate"."""
         return "learning_rate" if self.unet_lr is None else "unet_lr"
 
     def select(self, settings: type[T]) -> T:
-        """A dataclass of the settings that one part of the program uses, filled by name."""
+        """A new instance of a dataclass, each field filled from the setting of the same name."""
         return settings(**{each.name: getattr(self, each.name) for each in fields(cast(Any, settings))})

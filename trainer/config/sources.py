@@ -17,7 +17,10 @@ CONFIG_FILE = "config_file"
 
 @dataclass(frozen=True)
 class Written:
-    """Settings by name, with problems and notices about how they were written."""
+    """The settings of one source by name, as they were written, not validated.
+
+    problems, notices: about how they were written, such as a flag without a value.
+    """
 
     settings: Mapping[str, Given]
     problems: Sequence[Problem] = ()
@@ -25,7 +28,10 @@ class Written:
 
 
 def read_flags(argv: Sequence[str]) -> Written:
-    """Flags as `--name value`, `--name=value`, or `--switch`; of a repeated flag the last one counts."""
+    """Split a command line into flags: `--name value`, `--name=value`, or `--switch`, which is true.
+
+    argv: its words after the subcommand. Of a repeated flag the last one counts, with a notice. Unknown names are kept.
+    """
     given: dict[str, Given] = {}
     problems: list[Problem] = []
     notices: list[str] = []
@@ -73,7 +79,10 @@ def _stray(word: str) -> Problem:
 
 
 def read_config_file(name: str) -> Written:
-    """The keys of a TOML file; [sections] are flattened as kohya does, and ".toml" may be left out of the name."""
+    """Read the settings of a --config_file. If the file cannot be read, the result has problems; nothing is raised.
+
+    name: its path; ".toml" may be left out. Keys in a [section] count as if they were outside it, as in kohya.
+    """
     path = Path(name if name.endswith(".toml") else f"{name}.toml").expanduser()
     try:
         file = read_toml(path)

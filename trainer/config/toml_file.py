@@ -28,20 +28,27 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class TomlFile:
-    """values: the parsed file; lines: the line of each table and key, tables of an array by their index."""
+    """A parsed TOML file.
+
+    values: its content; lines: the line of each table and key, by the path of keys that leads there. A table of an
+    array has its index in the path: ("datasets", 0, "resolution").
+    """
 
     path: Path
     values: dict[str, Any]
     lines: dict[KeyPath, int]
 
     def where(self, *keys: str | int) -> str:
-        """`file:line` of a key, or of the nearest table around it if the key has no line of its own."""
+        """`file:line` of a key, or of the nearest table around it if the key has no line of its own.
+
+        keys: the path to it, such as "datasets", 0, "resolution". The file alone if no part of the path has a line.
+        """
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.path}:{self.lines[keys]}" if keys else str(self.path)
 
     def table(self, *keys: str | int) -> dict[str, Any]:
-        """The table at this place; an empty one if there is none."""
+        """The table at a path of keys, such as "datasets", 0; an empty one if a name on the path is missing."""
         value: Any = self.values
         for key in keys:
             value = value[key] if isinstance(key, int) else value.get(key, {})
@@ -49,7 +56,10 @@ class TomlFile:
 
 
 def read_toml(path: Path) -> TomlFile:
-    """Parse a UTF-8 TOML file; raises `Problems` with line and column."""
+    """Parse a UTF-8 TOML file.
+
+    Raises `Problems` if it cannot be read, or, with line, column and a hint, if it is not valid TOML.
+    """
     text = read_utf8(path)
     try:
         values = tomllib.loads(text)

@@ -11,22 +11,25 @@ MIN_SIDE = 16  # pixels; one token of the transformer
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """The values that a setting may have, if they are listed; else ()."""
+    """The values that the setting called `name` may have, if they are listed; else ()."""
     return SPECS[name].choices
 
 
 def is_switch(name: str) -> bool:
-    """True for a flag that needs no value."""
+    """Whether the setting called `name` is true or false, so that its flag needs no value."""
     return SPECS[name].type is bool
 
 
 def takes_many(name: str) -> bool:
-    """True for a flag that takes every word up to the next flag."""
+    """Whether the flag of the setting called `name` takes every word up to the next flag."""
     return SPECS[name].type is tuple or name == "text_encoder_lr"
 
 
 def sides(value: Any) -> tuple[int, ...]:
-    """One side, or width and height, in pixels. Raises `Invalid`."""
+    """A size in pixels, as one side or as width and height.
+
+    value: a number, or a list of one or two. Raises `Invalid`, also for a side below MIN_SIDE.
+    """
     given = value if isinstance(value, list | tuple) else [value]
     if len(given) not in (1, 2):
         raise Invalid(f"has {len(given)} numbers")
