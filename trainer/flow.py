@@ -26,16 +26,17 @@ QuantileFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepSettings:
-    """How training timesteps are distributed; the names are those of the settings.
+    """How training timesteps are distributed; the field names are those of the settings.
 
     timestep_sampling: with n standard normal and u uniform in (0, 1),
         uniform     sigma = u
         sigmoid     sigma = sigmoid(sigmoid_scale * n)
         shift       the same, shifted by discrete_flow_shift (`shift_sigmas`)
         flux_shift  the same, shifted by e^mu, which depends on the image size (`flux_mu`)
-        sigma       an entry of a table of 1000 shifted sigmas, indexed as weighting_scheme says
-    weighting_scheme: the density of that index: logit_normal, mode, or uniform for any other scheme.
-    min_timestep, max_timestep: of 1000; the distribution is cut there, so nothing accumulates at the limits.
+        sigma       an entry of a table of 1000 sigmas shifted by discrete_flow_shift, at a random index
+    weighting_scheme: the density of that index: logit_normal (with logit_mean and logit_std), mode (with mode_scale),
+        or uniform for any other scheme.
+    min_timestep, max_timestep: limits of 1000 * sigma; the distribution is cut there, so nothing accumulates at them.
     """
 
     timestep_sampling: Literal["flux_shift", "shift", "sigmoid", "uniform", "sigma"]
@@ -51,7 +52,11 @@ class TimestepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """The loss of a prediction; the names are those of the settings (see `sample_losses`)."""
+    """How the loss of a prediction is computed; the field names are those of the settings.
+
+    huber_c: the threshold of huber and smooth_l1 between quadratic and linear; huber_schedule: "constant" uses huber_c,
+    "exponential" huber_c^sigma; huber_scale: a factor of either. The formulas are those of `sample_losses`.
+    """
 
     loss_type: Literal["l2", "l1", "huber", "smooth_l1"]
     huber_schedule: Literal["constant", "exponential"]
@@ -63,18 +68,18 @@ class LossSettings:
 
 
 def add_noise(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """x_sigma = (1 - sigma) * x_0 + sigma * noise, a straight path (Liu et al. 2022).
+    """Noisy latents (1 - sigma) * latents + sigma * noise, on a straight path (Liu et al. 2022).
 
-    latents, noise: [B, C, H, W]; sigmas: [B]. Returns [B, C, H, W].
+    latents, noise: [B, C, H, W]; sigmas: [B], in [0, 1]. Returns [B, C, H, W].
     """
     sigmas = sigmas.view(-1, 1, 1, 1)
     return (1 - sigmas) * latents + sigmas * noise
 
 
 def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
-    """The model's target at every sigma, noise - x_0 (Liu et al. 2022, eq. 1, with time running towards noise).
+    """What the model should predict, at every sigma: noise - latents.
 
-    latents, noise: any one shape; so is the result.
+    latents, noise: any one shape, which is that of the result. Liu et al. 2022, eq. 1, with time running towards noise.
     """
     return noise - latents
 
@@ -83,7 +88,7 @@ def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
 
 
 def flux_mu(num_img_tokens: int, base_shift: float = FLUX_BASE_SHIFT, max_shift: float = FLUX_MAX_SHIFT) -> float:
-    """FLUX's shift exponent: linear in the number of image tokens, 0.5 at 256 and 1.15 at 4096.
+    """FLUX's shift exponent mu: linear in the number of image tokens, base_shift at 256 and max_shift at 4096.
 
     From black-forest-labs/flux, `get_lin_function`. More tokens need more noise to hide the same image.
     """
@@ -93,7 +98,8 @@ def flux_mu(num_img_tokens: int, base_shift: float = FLUX_BASE_SHIFT, max_shift:
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
     """Move sigmas towards noise: shift * s / (1 + (shift - 1) * s) (Esser et al. 2024, eq. 23).
 
-    sigmas: any shape, kept. FLUX's own form e^mu / (e^mu + 1/s - 1) is the same with shift = e^mu.
+    sigmas: in [0, 1], any shape, kept. shift: above 0; 1 changes nothing, and below 1 moves them towards the image.
+    FLUX's own form e^mu / (e^mu + 1/s - 1) is the same with shift = e^mu.
     """
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
@@ -101,9 +107,10 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
 def sigma_at_quantile(quantiles: Tensor, settings: TimestepSettings, num_img_tokens: int) -> Tensor:
     """The sigma below which the given fraction of all training sigmas lies.
 
-    quantiles: values in (0, 1), any shape. Returns float32 of the same shape. A uniformly random quantile gives a
-    random training sigma, fixed quantiles give the sigmas of validation; because every way of sampling is a monotone
-    function of the quantile, this also restricts sigmas to [min_timestep, max_timestep] exactly.
+    quantiles: values in (0, 1), any shape; num_img_tokens: matters for flux_shift only. Returns float32 of the same
+    shape. A uniformly random quantile gives a random training sigma, fixed quantiles give the sigmas of validation;
+    because every way of sampling is a monotone function of the quantile, this also restricts sigmas to
+    [min_timestep, max_timestep] / 1000 exactly.
     """
     sampling = _quantile_function(settings, num_img_tokens)
     sigma_min, sigma_max = settings.min_timestep / 1000, settings.max_timestep / 1000
@@ -213,7 +220,7 @@ def loss_weights(sigmas: Tensor, weighting_scheme: str) -> Tensor:
 def euler_sigmas(num_steps: int, num_img_tokens: int, shifted: bool = True) -> Tensor:
     """The sigmas that an Euler sampler visits, from 1 to 0: evenly spaced, then shifted for the image size.
 
-    shifted: false for FLUX.1-schnell. Returns [num_steps + 1], float32.
+    shifted: whether they are shifted; false for FLUX.1-schnell. Returns [num_steps + 1], float32.
     """
     sigmas = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     return (shift_sigmas(sigmas, math.exp(flux_mu(num_img_tokens))) if shifted else sigmas).float()
