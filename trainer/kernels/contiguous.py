@@ -13,7 +13,10 @@ def stack_rows(matrices: Sequence[Tensor]) -> Tensor:
 
 
 def as_one_vector(tensors: Sequence[Tensor]) -> Tensor | None:
-    """A one-dimensional view of all tensors where they are adjacent in memory, in this order; None elsewhere."""
+    """A one-dimensional view of all tensors; None if they are not adjacent in memory, in this order.
+
+    They must be contiguous, of one dtype, and parts of one allocation.
+    """
     first = tensors[0]
     end = first.data_ptr()
     for tensor in tensors:

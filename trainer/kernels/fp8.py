@@ -26,9 +26,10 @@ TOLERANCE = 0.02  # a correct kernel rounds once, to bfloat16
 
 @dataclass(frozen=True)
 class LowRank:
-    """What adapters add to the outputs of concatenated layers, each to its own columns of y: scale hidden_i up_iᵀ.
+    """What adapters add to the outputs y [M, N] of concatenated layers, each to its own columns: scale hidden_i up_iᵀ.
 
-    hidden: [M, sum of R_i]. ups: one [N_i, R_i] per layer, in the dtype of hidden; several are adjacent in memory.
+    hidden: [M, sum of R_i], the inputs multiplied by the down matrices. ups: one [N_i, R_i] per layer, in the dtype of
+    hidden; several are copied unless they are adjacent in memory.
     """
 
     hidden: Tensor
@@ -36,7 +37,7 @@ class LowRank:
     scale: float
 
     def add_to(self, y: Tensor) -> Tensor:
-        """Add it to y [M, N] in place and return y."""
+        """Add scale hidden_i up_iᵀ to each layer's columns of y [M, N], in place, and return y."""
         hidden = torch.split(self.hidden, [up.shape[1] for up in self.ups], dim=1)
         columns = torch.split(y, [len(up) for up in self.ups], dim=1)
         for own_y, own, up in zip(columns, hidden, self.ups, strict=True):
@@ -45,8 +46,10 @@ class LowRank:
 
 
 def can_add(a: Tensor, b: Tensor, low_rank: LowRank) -> bool:
-    """Whether `multiply_and_add` supports these operands and is faster: on Hopper, for large products with N >= K and
-    adapters that all have the same rank."""
+    """Whether `multiply_and_add` supports these operands and is faster than two separate steps.
+
+    So it is on Hopper, for large products with N >= K and adapters that all have the same rank. a: [M, K]; b: [N, K].
+    """
     if not (a.is_cuda and HAS_TRITON and low_rank.hidden.dtype == torch.bfloat16):
         return False
     ranks, widths = {up.shape[1] for up in low_rank.ups}, [len(up) for up in low_rank.ups]
@@ -72,7 +75,7 @@ def _works(device: torch.device) -> bool:
 
 
 def kernel_error(device: torch.device) -> float:
-    """The kernel's relative error for a small product, against float32."""
+    """Run the kernel once on a small random product; returns the relative error against float32."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-8, 9, shape, generator=generator).to(device) for shape in ((192, 144), (528, 144)))
     hidden, up, bias = (torch.randn(shape, generator=generator).to(device) for shape in ((192, 16), (528, 16), (528,)))
@@ -88,9 +91,10 @@ def kernel_error(device: torch.device) -> float:
 def multiply_and_add(
     a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor | None, bias: Tensor | None, low_rank: LowRank
 ) -> Tensor:
-    """y [M, N] in bfloat16 (see the module's formula).
+    """y [M, N] = (a bᵀ) scale_a scale_bᵀ + bias + what the adapters add, rounded once, to bfloat16.
 
-    a: [M, K] and b: [N, K] in e4m3; scale_a: [M, 1] and scale_b: [N] in float32; bias: [N].
+    a: [M, K] and b: [N, K] in e4m3; scale_a: [M, 1] and scale_b: [N] in float32; bias: [N]. Without scale_b its scales
+    are 1. For operands that `can_add` accepts.
     """
     from trainer.kernels import triton_fp8
 

@@ -17,7 +17,10 @@ TOLERANCE = 0.02
 
 
 def hidden_from_fp8(values: Tensor, scale: Tensor, down: Tensor) -> Tensor:
-    """x downᵀ [M, R] in the dtype of down [R, K]. values: [M, K] e4m3; scale: [M, 1] float32."""
+    """x downᵀ [M, R] for a quantized x = values * scale, in the dtype of down.
+
+    values: [M, K] e4m3; scale: [M, 1] float32; down: [R, K].
+    """
     if len(down) <= MAX_RANK and _works(values.device, down.dtype):
         from trainer.kernels import triton_low_rank
 
@@ -26,7 +29,10 @@ def hidden_from_fp8(values: Tensor, scale: Tensor, down: Tensor) -> Tensor:
 
 
 def down_gradient_from_fp8(d_hidden: Tensor, values: Tensor, scale: Tensor) -> Tensor:
-    """d_hiddenᵀ x [R, K] in float32. d_hidden: [M, R]; values: [M, K] e4m3; scale: [M, 1] float32."""
+    """d_hiddenᵀ x [R, K] in float32, the gradient of an adapter's down matrix, for a quantized x = values * scale.
+
+    d_hidden: [M, R], the gradient of hidden = x downᵀ; values: [M, K] e4m3; scale: [M, 1] float32.
+    """
     if d_hidden.shape[1] <= MAX_RANK and _works(values.device, d_hidden.dtype):
         from trainer.kernels import triton_low_rank
 
@@ -35,7 +41,10 @@ def down_gradient_from_fp8(d_hidden: Tensor, values: Tensor, scale: Tensor) -> T
 
 
 def down_gradient_through_gelu(d_hidden: Tensor, x: Tensor) -> Tensor:
-    """d_hiddenᵀ gelu(x) [R, K] in float32. d_hidden: [M, R]; x: [M, K]."""
+    """d_hiddenᵀ gelu(x) [R, K] in float32, the gradient of an adapter's down matrix behind GELU.
+
+    d_hidden: [M, R], the gradient of hidden = gelu(x) downᵀ; x: [M, K].
+    """
     if d_hidden.shape[1] <= MAX_RANK and _works(x.device, d_hidden.dtype):
         from trainer.kernels import triton_low_rank
 
@@ -44,7 +53,7 @@ def down_gradient_through_gelu(d_hidden: Tensor, x: Tensor) -> Tensor:
 
 
 def float32_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32. On a GPU the float32 accumulator is written as it is, without rounding."""
+    """The matrix product left @ right in float32; on a GPU, without rounding it to the inputs' dtype first."""
     if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
@@ -62,7 +71,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def kernel_error(device: torch.device) -> float:
-    """The kernels' largest relative error for small products, against float32."""
+    """Run the kernels on small random products; returns the largest relative error against float32."""
     from trainer.kernels import triton_low_rank
 
     generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,8 @@ TOLERANCE = 1e-5  # float32 rounds by 6e-8
 class Chunk:
     """Parameters with their gradients and Prodigy's state: lists of equal length, with equal shapes at each index.
 
-    starts: the parameters' initial values, or an empty list if they started at zero.
+    exp_avg, exp_avg_sq: Adam's averages; s: the average of gradients from which Prodigy estimates d; starts: the
+    parameters' initial values, or an empty list if they started at zero.
     """
 
     parameters: Sequence[Tensor]
@@ -30,23 +31,24 @@ class Chunk:
     starts: Sequence[Tensor] = field(default_factory=list)
 
     def lists(self) -> list[Sequence[Tensor]]:
-        """The lists in this order, without `starts` if it is empty."""
+        """All lists of the chunk, in the order of its fields, without `starts` if it is empty."""
         always = [self.parameters, self.gradients, self.exp_avg, self.exp_avg_sq, self.s]
         return [*always, self.starts] if self.starts else always
 
 
 def fits(chunk: Chunk) -> bool:
-    """Whether the kernels support it: contiguous float32, on a GPU where they passed their trial."""
+    """Whether the kernels support a chunk: contiguous float32, on a GPU where they passed their trial."""
     return _works(chunk.parameters[0].device) and all(
         tensor.dtype == torch.float32 and tensor.is_contiguous() for tensors in chunk.lists() for tensor in tensors
     )
 
 
 def average(chunk: Chunk, d: Tensor, share: Tensor, betas: tuple[float, float, float]) -> Tensor:
-    """Update Adam's averages with d g, and s with share d g, in place.
+    """Update, in place, Adam's averages with d g and s with share d g, where g are the gradients.
 
-    Returns the sums over all numbers of (p - p0) share d g and of |s|, [2] in d's dtype. d, share: scalars. betas: the
-    decay rates of exp_avg, exp_avg_sq and s.
+    d: Prodigy's estimate; share: the factor of d g in s; both scalars. betas: the decay rates of exp_avg, exp_avg_sq
+    and s. Returns, [2] in d's dtype, the sums over all numbers of (p - p0) share d g, where p0 are the initial values
+    of the parameters p, and of |s|.
     """
     from trainer.kernels import triton_prodigy
 
@@ -55,7 +57,10 @@ def average(chunk: Chunk, d: Tensor, share: Tensor, betas: tuple[float, float, f
 
 
 def move(chunk: Chunk, length: Tensor, eps: Tensor, decay: Tensor) -> None:
-    """p <- p - decay p - length exp_avg / (sqrt(exp_avg_sq) + eps), in place; length, eps and decay are scalars."""
+    """Update the parameters p in place: p <- p - decay p - length exp_avg / (sqrt(exp_avg_sq) + eps).
+
+    length (the step size), eps and decay: scalars.
+    """
     from trainer.kernels import triton_prodigy
 
     triton_prodigy.move([chunk.parameters, chunk.exp_avg, chunk.exp_avg_sq], torch.stack([length, eps, decay]).float())
@@ -69,7 +74,7 @@ def _works(device: torch.device) -> bool:
 
 
 def kernel_error(device: torch.device) -> float:
-    """The kernels' largest relative error on a few small tensors, against float64."""
+    """Run the kernels on a few small random tensors; returns the largest relative error against float64."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 5), (64, 48), (7,)]
     lists = [[torch.rand(shape, generator=generator).to(device) for shape in shapes] for _ in range(6)]

@@ -26,8 +26,11 @@ TOLERANCE = 0.02  # a correct kernel is off by 0.002 in bfloat16
 
 
 def can_norm_and_rotate(device: torch.device, norms: Sequence[nn.Module], head_dim: int) -> bool:
-    """Whether `norm_and_rotate` can be used: on a GPU with Triton where the kernels passed their trial, for a head size
-    that is a power of two, and for RMS norms with a weight and an eps. Ask before a block is compiled."""
+    """Whether `norm_and_rotate` can be used for these norms and this head size on a device.
+
+    It needs a GPU with Triton where the kernels passed their trial, a head size that is a power of two from 16 to 256,
+    and RMS norms with a weight and an eps. Call it before a block is compiled, since it may run the trial.
+    """
     fits = 16 <= head_dim <= MAX_HEAD_DIM and head_dim & (head_dim - 1) == 0
     return fits and all(_is_known(norm) for norm in norms) and _works(device)
 
@@ -44,7 +47,7 @@ def _works(device: torch.device) -> bool:
 
 
 def kernel_error(device: torch.device) -> float:
-    """The kernels' largest relative error, forward and backward, on a few random heads against float32."""
+    """Run the kernels on a few random heads; returns the largest relative error of both passes against float32."""
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(1, 12, 3, 64, generator=generator).to(device, torch.bfloat16) for _ in range(2))
     weight, angles = torch.randn(2, 12, 64, generator=generator).to(device)
@@ -64,10 +67,11 @@ def kernel_error(device: torch.device) -> float:
 
 
 def norm_and_rotate(parts: Sequence[Tensor], norms: Sequence[nn.Module], cosines: Tensor, sines: Tensor) -> Tensor:
-    """The heads of all parts, normed, rotated and concatenated along the tokens: [B, tokens, H, D].
+    """Apply QK-norm and RoPE to the heads of all parts and concatenate them along the tokens: [B, tokens, H, D].
 
-    parts: each [B, tokens_i, H, D], contiguous in the last two dimensions. norms: one frozen `RMSNorm` per part.
-    cosines, sines: [tokens, D] in float32, each angle twice. See `can_norm_and_rotate`.
+    parts: each [B, tokens_i, H, D], contiguous in the last two dimensions. norms: one frozen `RMSNorm` per part, all
+    with one eps. cosines, sines: [tokens, D] in float32, each angle twice. Call it only where `can_norm_and_rotate` is
+    true. Gradients reach the parts alone.
     """
     known = cast(Sequence[nn.RMSNorm], norms)
     assert len({norm.eps for norm in known}) == 1
@@ -95,7 +99,10 @@ class _NormAndRotate(torch.autograd.Function):
 
 @torch.library.custom_op("flux_dreambooth::norm_rope", mutates_args=())
 def norm_rope(parts: Sequence[Tensor], weights: Sequence[Tensor], cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
-    """`norm_and_rotate` as an operator that the compiler does not look into. weights: the norms', each [D]."""
+    """`norm_and_rotate` without autograd, as an operator that the compiler does not look into.
+
+    weights: of the norm of each part, [D]; eps: of all norms. Returns [B, tokens, H, D].
+    """
     from trainer.kernels import triton_qk_norm_rope
 
     return triton_qk_norm_rope.norm_rope(parts, weights, cosines, sines, eps)
@@ -120,7 +127,10 @@ def norm_rope_backward(
     sines: Tensor,
     eps: float,
 ) -> list[Tensor]:
-    """The gradient of each part, [B, tokens_i, H, D] and contiguous, from the gradient of `norm_rope`'s result."""
+    """The gradient of each part, [B, tokens_i, H, D] and contiguous.
+
+    gradient: of the result of `norm_rope` for the other arguments, [B, tokens, H, D].
+    """
     from trainer.kernels import triton_qk_norm_rope
 
     return triton_qk_norm_rope.norm_rope_backward(gradient, parts, weights, cosines, sines, eps)

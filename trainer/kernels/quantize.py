@@ -23,15 +23,18 @@ TOLERANCE = 0.05  # e4m3 rounds by 0.026 on average
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [R, K] as q [R, K] in dtype (e4m3 or int8) and scale [R, 1] in float32: x = q scale.
+    """Quantize x [R, K] with one scale per row: q [R, K] in dtype and scale [R, 1] in float32, so that x ≈ q scale.
 
-    A row with a number that is not finite has a scale that is not finite.
+    dtype: e4m3 or int8. A row with a number that is not finite has a scale that is not finite.
     """
     return quantize_parts([x], dtype)
 
 
 def quantize_parts(parts: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`quantize_rows` of the concatenation of parts [R, K_j] along their columns."""
+    """Concatenate parts [R, K_j] along their columns and quantize the result with one scale per row.
+
+    dtype: e4m3 or int8. Returns [R, K] in dtype and the scales [R, 1] in float32.
+    """
     largest = parts[0].abs().amax(-1, keepdim=True)
     for part in parts[1:]:
         largest = torch.maximum(largest, part.abs().amax(-1, keepdim=True))
@@ -49,10 +52,11 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 def quantize_concatenated(
     parts: Sequence[Tensor], scales: Sequence[Tensor], activated: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Parts [R, K_j] concatenated along their columns: [R, K] in e4m3, and the scale of each row, [R, 1] in float32.
+    """Concatenate parts [R, K_j] along their columns and quantize the result to e4m3, as one operator for the compiler.
 
     activated: which parts go through GELU (tanh approximation) first. scales: one [K_j] per part by which its columns
-    are then multiplied, or an empty list. Numbers that are not finite stay so.
+    are then multiplied, or an empty list. Returns [R, K] in e4m3 and the scale of each row, [R, 1] in float32. Numbers
+    that are not finite stay so.
     """
     lengths = [_next_power_of_2(part.shape[1]) for part in parts]
     if len(parts) <= MAX_PARTS and sum(lengths) <= MAX_ROW and _works(parts[0].device):
@@ -94,7 +98,7 @@ def _works(device: torch.device) -> bool:
 
 
 def kernel_error(device: torch.device) -> float:
-    """The relative error of a few quantized rows against their input."""
+    """Run the kernel on a few random rows; returns the relative error of what it quantized, against float32."""
     from trainer.kernels import triton_quantize
 
     generator = torch.Generator().manual_seed(0)

@@ -16,11 +16,10 @@ def runs_triton(device: torch.device, min_capability: tuple[int, int] = (0, 0)) 
 
 
 def passes_trial(what: str, error: Callable[[], float], tolerance: float) -> bool:
-    """Whether a kernel's error is below the tolerance.
+    """Run a kernel once; returns whether it could be compiled and its relative error is below the tolerance.
 
-    If it is not, or the kernel cannot be compiled, the log says that PyTorch is used instead.
-
-    what: what the kernel computes, as a noun. error: runs the kernel and returns its relative error.
+    If not, a warning in the log says that PyTorch is used instead. what: what the kernel computes, as a noun, for that
+    warning. error: runs the kernel and returns its relative error.
     """
     try:
         found = error()
