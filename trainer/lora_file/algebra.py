@@ -16,12 +16,12 @@ def resize(
     device: Any = "cpu",
     progress: Progress = lambda: None,
 ) -> tuple[dict[str, LoraModule], float]:
-    """Each module's best approximation of lower rank (Eckart-Young), from QR of the factors and an SVD.
+    """Replace each module by its best approximation of lower rank (Eckart-Young), from QR of the factors and an SVD.
 
     rank: the largest new rank, None for any; energy: the share of each module's squared norm to keep, with as few
-    ranks as that takes; device: where it is computed; progress: called before each module. Returns float32 modules
-    of scale 1 and the share of the complete squared norm that was kept. Raises ValueError for numbers that are not
-    finite.
+    ranks as that takes, None for all; device: where it is computed; progress: called before each module. Returns new
+    modules, in float32 on the CPU and of scale 1, and the share of the complete squared norm that was kept. Raises
+    ValueError for numbers that are not finite.
     """
     smaller, kept, total = {}, 0.0, 0.0
     for name, module in modules.items():
@@ -69,9 +69,10 @@ def chosen_rank(squares: Sequence[float], rank: int | None, energy: float | None
 
 
 def merge(weighted: Iterable[tuple[Mapping[str, LoraModule], float]]) -> dict[str, LoraModule]:
-    """The weighted sum of LoRAs by canonical names, exact: factors are joined, so ranks add up.
+    """The weighted sum of LoRAs, exact: factors are joined, so ranks add up.
 
-    Raises ValueError when two have different shapes for a layer.
+    weighted: the modules of each LoRA by canonical names, and its weight. Returns modules by canonical names, all with
+    alpha = rank. Raises ValueError when two LoRAs have different shapes for a layer.
     """
     merged: dict[str, LoraModule] = {}
     for modules, weight in weighted:

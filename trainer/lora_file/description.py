@@ -12,7 +12,10 @@ from .strength import Strengths, adapter_config, file_in, strengths
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What a file's header and alphas say about it."""
+    """What the header and the alpha tensors of a LoRA file say about it.
+
+    survey: its modules and layout; strengths: the scale of each module.
+    """
 
     header: Header
     survey: Survey
@@ -26,9 +29,11 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Description:
-    """A file's content in numbers. norms: of weight changes, by the file's module names; NaN where one is not finite.
+    """What a LoRA file contains, in numbers.
 
-    not_finite: modules with such numbers; notes: sentences on what was assumed and what is not plain LoRA.
+    dtypes: torch's names, without alphas'; ranks, scales: the different ones, sorted; norms: of weight changes, by the
+    file's module names, NaN where one is not finite; not_finite: the modules with such numbers; notes: sentences on
+    what was assumed and what is not plain LoRA.
     """
 
     file: Surveyed
@@ -41,16 +46,21 @@ class Description:
 
 
 def look_into(path: Path) -> Surveyed:
-    """Read a file's header and alphas; path: the file, or a folder of PEFT or diffusers.
+    """Read the header and alphas of a LoRA file.
 
-    Raises OSError, and ValueError saying what the file is instead of a LoRA or what is wrong with it.
+    path: the file, or a folder of PEFT or diffusers. Raises OSError, and ValueError saying what the file is instead of
+    a LoRA or what is wrong with it.
     """
     header, found = survey_file(path)
     return with_strengths(header, found, read_alphas(header, found))
 
 
 def survey_file(path: Path) -> tuple[Header, Survey]:
-    """The part of `look_into` that reads the header alone. Raises as `look_into`."""
+    """The header of a LoRA file and the modules and layout that it shows; no tensor is read.
+
+    path: the file, or a folder of PEFT or diffusers. Raises OSError, and ValueError saying what the file is instead of
+    a LoRA or what is wrong with it.
+    """
     header = read_header(file_in(path))
     found = survey(header.shapes, header.metadata)
     if problem := type_problem(header):
@@ -59,14 +69,19 @@ def survey_file(path: Path) -> tuple[Header, Survey]:
 
 
 def with_strengths(header: Header, found: Survey, alphas: Mapping[str, Sequence[float]]) -> Surveyed:
-    """The other part: the numbers of each alpha tensor, by its key, are given. Raises as `look_into`."""
+    """Add the scale of each module to what `survey_file` returned for a file.
+
+    alphas: the numbers of each alpha tensor, by its key; none is read here. Raises OSError, and ValueError for an alpha
+    that is no number or for an adapter_config.json next to the file that cannot be read.
+    """
     return Surveyed(header, found, strengths(found, alphas, header.metadata, adapter_config(header.path)))
 
 
 def describe(path: Path) -> Description:
-    """Read a complete file, weights included, and describe it: ranks, norms, what is not finite.
+    """Read a complete LoRA file, weights included, and describe it: ranks, norms, what is not finite.
 
-    Raises as `look_into`, and ValueError if two matrices do not fit together.
+    path: the file, or a folder of PEFT or diffusers. Raises OSError, and ValueError saying what the file is instead of
+    a LoRA or what is wrong with it, such as two matrices that do not fit together.
     """
     file = look_into(path)
     found = file.survey

@@ -53,7 +53,8 @@ _BLOCKS = (
 def diffusers_modules(bfl_module: str) -> tuple[str, ...]:
     """The diffusers modules that one BFL module holds, stacked by rows in this order.
 
-    Raises KeyError for a name that FLUX.1 does not have.
+    "double_blocks.0.img_attn.qkv" holds "transformer_blocks.0.attn.to_q", to_k and to_v. Raises KeyError for a name
+    that FLUX.1 does not have.
     """
     for bfl_blocks, diffusers_blocks, table in _BLOCKS:
         if bfl_module.startswith(bfl_blocks):
@@ -65,9 +66,10 @@ def diffusers_modules(bfl_module: str) -> tuple[str, ...]:
 
 
 def bfl_module(diffusers_module: str) -> tuple[str, int]:
-    """The BFL module that holds a diffusers module, and which of its parts it is.
+    """The BFL module that holds a diffusers module, and the index of that module among its parts.
 
-    Raises KeyError for a name that FLUX.1 does not have.
+    "transformer_blocks.0.attn.to_k" is part 1 of "double_blocks.0.img_attn.qkv". Raises KeyError for a name that FLUX.1
+    does not have.
     """
     for bfl_blocks, diffusers_blocks, table in _BLOCKS:
         if diffusers_module.startswith(diffusers_blocks):
@@ -80,8 +82,9 @@ def bfl_module(diffusers_module: str) -> tuple[str, int]:
 def fused_rows(modules: Sequence[str], rows: int, hidden: int) -> dict[str, slice]:
     """Which rows of a fused matrix belong to which of its diffusers modules.
 
-    modules: what `diffusers_modules` gives, or q, k and v alone; rows: outputs of the matrix; hidden: the model's
-    width: q, k and v have that many rows each and an MLP the rest. Raises ValueError when the rows do not fit.
+    modules: what `diffusers_modules` gives, or q, k and v alone; rows: the number of rows (outputs) of the matrix;
+    hidden: the model's width: q, k and v have that many rows each and an MLP the rest. Raises ValueError when the rows
+    do not fit.
     """
     if len(modules) == 1:
         return {modules[0]: slice(0, rows)}
@@ -95,7 +98,7 @@ def fused_rows(modules: Sequence[str], rows: int, hidden: int) -> dict[str, slic
 
 
 def kohya_name(bfl_module: str) -> str:
-    """kohya's name of a transformer module: `lora_unet_double_blocks_0_img_attn_qkv`."""
+    """kohya's name of a BFL module of the transformer, such as `lora_unet_double_blocks_0_img_attn_qkv`."""
     return "lora_unet_" + bfl_module.replace(".", "_")
 
 

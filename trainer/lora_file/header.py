@@ -15,7 +15,10 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file; begin and end are bytes from the start of the file."""
+    """One tensor of a safetensors file, as its header lists it.
+
+    dtype: as safetensors names it, such as "BF16"; begin, end: its bytes, counted from the start of the file.
+    """
 
     name: str
     dtype: str
@@ -26,9 +29,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says about itself, tensors in the order of their bytes.
+    """The header of a safetensors file.
 
-    num_bytes: size of the file; data_start: first byte after the header.
+    tensors: by name, in the order of their bytes; num_bytes: size of the file; data_start: first byte after the header.
     """
 
     path: Path
@@ -38,19 +41,19 @@ class Header:
     data_start: int
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; raises KeyError."""
+        """The shape of the tensor called `name`; raises KeyError."""
         return self.tensors[name].shape
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Each tensor's shape."""
+        """Each tensor's shape, by its name."""
         return {name: info.shape for name, info in self.tensors.items()}
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of a safetensors file, and that the file has all of its bytes.
+    """Read the header of a safetensors file, and check that it fits the file's size; no tensor is read.
 
-    Raises ValueError saying what the file is instead (without its name), and OSError.
+    Raises OSError, and ValueError saying what the file is instead or how it is damaged, without its name.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -24,7 +24,10 @@ FIRST_NOT_FINITE = {
 
 @dataclass(frozen=True)
 class LoraModule:
-    """One layer's adapter: weight change = alpha / rank * up @ down, for down [r, in] and up [out, r]."""
+    """One layer's adapter: weight change = alpha / rank * up @ down.
+
+    down: [r, in] and up: [out, r], torch tensors of the same or different dtypes.
+    """
 
     down: Any
     up: Any
@@ -32,19 +35,20 @@ class LoraModule:
 
     @property
     def rank(self) -> int:
-        """The number of rows of down."""
+        """The rank: the number of rows of down."""
         return self.down.shape[0]
 
     @property
     def scale(self) -> float:
-        """What the product of up and down is multiplied by."""
+        """What the product of up and down is multiplied by: alpha / rank."""
         return self.alpha / self.rank
 
 
 def with_unit_scale(module: LoraModule) -> LoraModule:
-    """The same weight change with alpha = rank: the scale goes into up, multiplied in float32.
+    """The same weight change with alpha = rank: the scale is multiplied into up, which becomes float32.
 
-    So a reader that loses alpha, and takes it for the rank, still has the right strength.
+    So a reader that loses alpha, and takes it for the rank, still has the right strength. A module of scale 1 is
+    returned as it is.
     """
     if module.scale == 1:
         return module
@@ -54,8 +58,8 @@ def with_unit_scale(module: LoraModule) -> LoraModule:
 def file_modules(found: Survey, tensors: Mapping[str, Any], scales: Mapping[str, float]) -> dict[str, LoraModule]:
     """A file's LoRA modules by its own names. Raises ValueError for factors that do not fit together.
 
-    tensors: by the file's keys, fp8 becomes bf16 (exactly); scales: by the file's module names. Other kinds of adapter
-    are left out: `more_than_lora` names them.
+    tensors: by the file's keys; fp8 becomes bf16 (exactly), integers float32; scales: alpha / rank, by the file's
+    module names. Adapters other than LoRA are left out: `more_than_lora` names them.
     """
     modules = {}
     for name, module in found.modules.items():
@@ -69,10 +73,10 @@ def file_modules(found: Survey, tensors: Mapping[str, Any], scales: Mapping[str,
 
 
 def canonical(found: Survey, modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
-    """Modules of a file by canonical names: a fused matrix (q, k, v and MLP in one) as one module for each part.
+    """The modules of a file by canonical names, a fused matrix (q, k, v and MLP in one) as one module for each part.
 
-    The product stays exactly the same. Modules of no known layer are left out. Raises ValueError for rows that do not
-    fit and for a layer that is there twice.
+    modules: by the file's names. The product stays exactly the same. Modules of no known layer are left out. Raises
+    ValueError for a fused matrix whose rows do not fit and for a layer that is there twice.
     """
     result: dict[str, LoraModule] = {}
     for name, module in modules.items():
@@ -100,7 +104,10 @@ def _swapped(up: Any) -> Any:
 
 
 def with_numbers(tensor: Any) -> Any:
-    """A tensor to compute with: fp8 as bfloat16, which holds its numbers exactly, integers as float32."""
+    """A torch tensor in a dtype to compute with: fp8 as bfloat16, which holds its numbers exactly, integers as float32.
+
+    Any other tensor is returned as it is.
+    """
     import torch
 
     if not tensor.is_floating_point():
@@ -114,10 +121,11 @@ def not_finite(tensors: Mapping[str, Any]) -> list[str]:
 
 
 def read_tensors(header: Header, known_finite: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """All tensors of a file, and the names of those that hold NaN or infinity, unless it is known to have none.
+    """All tensors of a file by their keys, on the CPU, and the keys of those that hold NaN or infinity.
 
-    The file is read into memory and never mapped, so that overwriting it in place changes nothing. Raises OSError, and
-    ValueError for types that are not known and for a file that shrinks meanwhile.
+    known_finite: do not look for NaN and infinity, since there are none. The file is read into memory and never mapped,
+    so that overwriting it in place changes nothing. Raises OSError, and ValueError for types that are not known and for
+    a file that shrinks meanwhile.
     """
     import torch
 

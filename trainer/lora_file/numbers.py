@@ -18,7 +18,7 @@ INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": 
 
 
 def type_problem(header: Header) -> str | None:
-    """Why the tensors of a file cannot be read as numbers; None if they can."""
+    """Why the tensors of a file have types that cannot be read as numbers, for a message; None if they can be read."""
     if strange := [info for info in header.tensors.values() if info.dtype not in FLOATS | INTEGERS]:
         kinds = ", ".join(sorted({info.dtype for info in strange}))
         return f"tensors of type {kinds} are not read here, as {strange[0].name}; save it as bf16 or fp16"
@@ -26,7 +26,10 @@ def type_problem(header: Header) -> str | None:
 
 
 def read_array(file: BinaryIO, info: TensorInfo) -> Any:
-    """A tensor as a numpy array of float32 in its shape. Raises OSError, and ValueError for a file that shrank."""
+    """Read one tensor of an open safetensors file as a numpy array of float32 in its shape.
+
+    Raises OSError, and ValueError for a file that became shorter.
+    """
     import numpy
 
     file.seek(info.begin)
@@ -58,7 +61,10 @@ def _e4m3() -> tuple[float, ...]:
 
 
 def read_alphas(header: Header, found: Survey) -> dict[str, list[float]]:
-    """The numbers of each alpha tensor by its key, for `strengths`."""
+    """Read the numbers of each alpha tensor of a file, by its key; of a longer one, the first 64.
+
+    found: the result of `survey` for the file. Raises OSError, and ValueError for a file that became shorter.
+    """
     with header.path.open("rb") as file:
         return {key: read_array(file, header.tensors[key]).ravel()[:64].tolist() for key in alpha_keys(found)}
 
@@ -69,16 +75,19 @@ def alpha_keys(found: Survey) -> list[str]:
 
 
 def product_norm(down: Any, up: Any) -> float:
-    """|up @ down|, Frobenius, by the trace of two r x r matrices; float32 arrays or tensors; NaN where one is."""
+    """The Frobenius norm of up @ down, as the trace of a product of two r x r matrices.
+
+    down: [r, in] and up: [out, r], float32 arrays or tensors. NaN if they hold one.
+    """
     square = float(((up.T @ up) * (down @ down.T)).sum())
     return math.sqrt(max(square, 0.0)) if square == square else math.nan
 
 
 def change_norms(header: Header, found: Survey, strengths: Strengths) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The norm of each module's weight change, scale * |up @ down|, by its name in the file; and the modules with
-    numbers that are not finite.
+    """The Frobenius norm of each module's weight change, scale * up @ down, by its name in the file.
 
-    Only for products of two matrices (DoRA's too, before its rescaling); others are looked through for NaN alone.
+    Also returns the names of the modules with numbers that are not finite; the norm of such a module is NaN. Modules
+    that are not a product of two matrices have no norm; DoRA's is that before its rescaling. Reads the complete file.
     """
     import numpy
 
@@ -96,12 +105,12 @@ def change_norms(header: Header, found: Survey, strengths: Strengths) -> tuple[d
 
 
 def is_product(module: Module) -> bool:
-    """Whether the module's change is scale * up @ down (DoRA's: before its rescaling)."""
+    """Whether a module's weight change is scale * up @ down (for DoRA: before its rescaling)."""
     return module.kind in ("LoRA", "DoRA") and module.problem is None and "mid" not in module.keys
 
 
 def type_names(header: Header, found: Survey) -> list[str]:
-    """torch's names of the types of a file's adapters, without alphas."""
+    """The dtypes of the tensors of a file's adapters, without alphas: torch's names, each once, sorted."""
     keys = [
         key
         for module in found.modules.values()
@@ -112,7 +121,10 @@ def type_names(header: Header, found: Survey) -> list[str]:
 
 
 def block_norms(norms: Mapping[str, float], blocks: Sequence[str]) -> dict[str, float]:
-    """The norm of each block's complete change, from the norms of its modules in the same order as their blocks."""
+    """The Frobenius norm of each block's complete change, by the block's name.
+
+    norms: of the modules' changes; blocks: the block of each of these modules, in the same order.
+    """
     squares: dict[str, float] = {}
     for norm, block in zip(norms.values(), blocks, strict=True):
         squares[block] = squares.get(block, 0.0) + norm**2

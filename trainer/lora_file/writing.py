@@ -17,9 +17,10 @@ LOSS_WORTH_SAYING = 0.01  # relative change of a factor
 
 
 def diffusers_tensors(modules: Mapping[str, LoraModule], dtype: Any) -> Iterator[tuple[str, Any]]:
-    """(key, tensor) of a file in our layout, which is diffusers' with alphas, every alpha equal to its rank.
+    """The keys and tensors of a file in our layout, which is diffusers' with alphas, every alpha equal to its rank.
 
-    T5's layers, which diffusers does not read, have ComfyUI's names.
+    modules: by canonical names; dtype: of the written factors, a torch dtype. T5's layers, which diffusers does not
+    read, have ComfyUI's names.
     """
     for name, module in modules.items():
         if name.startswith("text_encoder_2."):
@@ -37,10 +38,11 @@ def _peft_tensors(name: str, module: LoraModule, dtype: Any) -> Iterator[tuple[s
 
 
 def kohya_tensors(modules: Mapping[str, LoraModule], dtype: Any) -> Iterator[tuple[str, Any]]:
-    """(key, tensor) of a kohya file: q, k, v (and MLP) of a block as one module, without any SVD.
+    """The keys and tensors of a kohya file: q, k, v (and MLP) of a block as one module, without any SVD.
 
-    Parts that share their down projection keep their rank; others become one block-diagonal module whose rank is
-    the sum. The product, and so the effect, is exactly the same.
+    modules: by canonical names; dtype: of the written factors, a torch dtype. Parts that share their down projection
+    keep their rank; others become one block-diagonal module whose rank is the sum. The product, and so the effect, is
+    exactly the same before rounding to dtype. Raises KeyError for a layer that FLUX.1 does not have.
     """
     import torch
 
@@ -103,7 +105,11 @@ def _rows_of_absent(index: int, hidden: int) -> int:
 
 
 def tensors_like(found: Survey, modules: Mapping[str, LoraModule], dtype: Any) -> Iterator[tuple[str, Any]]:
-    """(key, tensor) under the keys of the file that was surveyed, alpha equal to rank; modules by the file's names."""
+    """The keys and tensors of a file with the keys of an existing one, every alpha equal to its rank.
+
+    found: the result of `survey` for the existing file; modules: by that file's names; dtype: of the written factors, a
+    torch dtype.
+    """
     import torch
 
     for name, module in modules.items():
@@ -114,7 +120,10 @@ def tensors_like(found: Survey, modules: Mapping[str, LoraModule], dtype: Any) -
 
 
 def all_finite(tensors: Iterable[tuple[str, Any]], dtype: Any) -> dict[str, Any]:
-    """The tensors of a file to write. Raises ValueError for numbers that are too large for its type."""
+    """Collect tensors that were converted to the dtype of a file to write, by key.
+
+    Raises ValueError if one holds NaN or infinity, as a number does that is too large for dtype.
+    """
     held = {key: tensor.contiguous() for key, tensor in tensors}
     if broken := not_finite(held):
         kind = str(dtype).removeprefix("torch.")
@@ -123,7 +132,7 @@ def all_finite(tensors: Iterable[tuple[str, Any]], dtype: Any) -> dict[str, Any]
 
 
 def lost_by_rounding(modules: Mapping[str, LoraModule], dtype: Any) -> str | None:
-    """A sentence if storing the modules in a type, scale 1, changes some by more than a percent; None if not."""
+    """A sentence if storing the modules in a dtype, with scale 1, changes one by more than a percent; else None."""
     import torch
 
     worst, where = 0.0, ""
@@ -145,7 +154,10 @@ def _rounding(factor: Any, dtype: Any) -> float:
 
 
 def tensors_hash(tensors: Mapping[str, Any]) -> str:
-    """kohya's sshs_model_hash: SHA-256 of the data part of a safetensors file with these host tensors."""
+    """kohya's sshs_model_hash, in hex: SHA-256 of the data part of a safetensors file with these tensors.
+
+    tensors: by key, contiguous, on the CPU.
+    """
     import torch
 
     digest = hashlib.sha256()

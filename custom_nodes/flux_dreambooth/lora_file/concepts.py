@@ -15,7 +15,11 @@ MAX_LENGTH = 200  # characters of a name or a trigger; whatever is longer is a c
 
 @dataclass(frozen=True)
 class Concept:
-    """name: the folder or what the trainer called it. trigger: words for the prompt. pictures: None if unknown."""
+    """Something that a LoRA was taught, such as a person or a style.
+
+    name: that of the image folder, or what the trainer called it; trigger: its words in a prompt; pictures: the number
+    of training images, None if unknown.
+    """
 
     name: str
     trigger: str
@@ -23,10 +27,11 @@ class Concept:
 
 
 def read_concepts(metadata: Mapping[str, str]) -> list[Concept]:
-    """The concepts in a safetensors file's `__metadata__`: of our trainer, else of kohya's, else of other tools.
+    """The concepts that the metadata of a LoRA file names: each trigger once, at most 64.
 
-    Reads, in this order, `flux_dreambooth`, `ss_datasets`, `modelspec.trigger_phrase`, `ss_tag_frequency`.
-    Whatever is broken or of another kind counts as absent.
+    metadata: the file's `__metadata__`. The first of these keys that names any is used: `flux_dreambooth` (our
+    trainer), `ss_datasets` (kohya), `modelspec.trigger_phrase`, `ss_tag_frequency`. A value that is broken or of
+    another kind counts as absent.
     """
     for read in (_from_trainer, _from_datasets, _from_modelspec, _from_tags):
         if concepts := _unique(read(metadata)):

@@ -28,13 +28,19 @@ _FOREIGN = (
 
 
 def foreign_kind(keys: Iterable[str]) -> str | None:
-    """What these keys are of, as far as names tell: `a LoRA of SDXL or SD 1.5`, `a text encoder, not a LoRA` …"""
+    """What a file is instead of a LoRA of FLUX.1, such as "a LoRA of Wan" or "a text encoder, not a LoRA".
+
+    keys: the names of its tensors. None if they are not known.
+    """
     keys = list(keys)
     return next((what for found, what in _FOREIGN if any(re.search(found, key) for key in keys)), None)
 
 
 def what_it_is(keys: Iterable[str]) -> str:
-    """A sentence on what a file without a FLUX.1 LoRA is."""
+    """What a file is that holds no LoRA of FLUX.1, as the clause of a message, such as "it is a LoRA of Wan".
+
+    keys: the names of its tensors.
+    """
     keys = list(keys)
     if kind := foreign_kind(keys):
         return f"it is {kind}"

@@ -52,7 +52,12 @@ PREFIXES = {
 
 @dataclass(frozen=True)
 class Module:
-    """One adapted layer of a file: its name there, its keys and their shapes by role, and the kind of adapter."""
+    """One adapted layer of a LoRA file.
+
+    name: the part that its keys have in common; target: the layer of FLUX.1 or of a text encoder that it means, None if
+    there is none; keys, shapes: the key and shape of each of its tensors, by role, such as "down", "up" or "alpha";
+    kind: of adapter, such as LoRA, DoRA or LoKr.
+    """
 
     name: str
     target: Target | None
@@ -62,7 +67,7 @@ class Module:
 
     @property
     def rank(self) -> int | None:
-        """The number of rows of the down matrix; None for another kind of adapter."""
+        """The rank: the number of rows of the down matrix; None for an adapter without one."""
         return self.shapes["down"][0] if self.shapes.get("down") else None
 
     @property
@@ -72,7 +77,10 @@ class Module:
 
     @property
     def problem(self) -> str | None:
-        """Why the two matrices of a LoRA or DoRA are no product; None if they are, and for other kinds."""
+        """Why the two matrices of a LoRA or DoRA cannot be multiplied, such as "has no up matrix".
+
+        None if they can, and for other kinds of adapter.
+        """
         if self.kind not in ("LoRA", "DoRA"):
             return None
         if missing := [role for role in ("down", "up") if role not in self.keys]:
@@ -87,9 +95,10 @@ class Module:
 
 @dataclass(frozen=True)
 class Survey:
-    """A file's modules by their names, the keys that belong to none, and the layout's name.
+    """A LoRA file's modules and layout.
 
-    layout: like `kohya` or `diffusers+kohya`; title: the same for a person, by who wrote the file where that is known.
+    modules: by their names in the file; unknown: the keys that belong to no module; layout: like `kohya` or
+    `diffusers+kohya`; title: the same for a person, by the program that wrote the file where that is known.
     """
 
     modules: dict[str, Module]
@@ -99,7 +108,11 @@ class Survey:
 
 
 def survey(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> Survey:
-    """Sort a file's keys into modules. Raises ValueError, saying what the file is, where it holds no adapter."""
+    """Sort the keys of a LoRA file into modules; no tensor is read.
+
+    shapes: each tensor's shape by its key; metadata: the file's `__metadata__`. Raises ValueError for a file without an
+    adapter, saying what it is instead, and for one with several adapters for a layer.
+    """
     keys: dict[str, dict[str, str]] = {}
     kinds: dict[str, str] = {}
     unknown = []
@@ -135,7 +148,10 @@ def _module(name: str, roles: Mapping[str, str], kind: str | None, shapes: Mappi
 
 @lru_cache(maxsize=8192)
 def split_key(key: str) -> tuple[str, str | None, str]:
-    """A tensor's module, role (down, up, alpha, …) and kind of adapter; role None for a key of no adapter."""
+    """The module's name, the role and the kind of adapter that a tensor's key contains.
+
+    "x.lora_A.weight" gives ("x", "down", "LoRA"). Roles are down, up, alpha and others; None for a key of no adapter.
+    """
     if match := _PROCESSOR_ROLE.fullmatch(key):
         return match["name"], match["role"], "LoRA"
     for mark, kind in OTHER_KINDS.items():
@@ -151,7 +167,10 @@ def split_key(key: str) -> tuple[str, str | None, str]:
 
 
 def layout_of(names: Iterable[str]) -> str:
-    """The layouts of a file's module names, joined by `+`; `bare` for names without a prefix."""
+    """The layouts of a file's module names, joined by `+`: kohya, diffusers, peft, comfyui and others.
+
+    A name without a known prefix is `bare`.
+    """
     return "+".join(sorted({_layout(name) for name in names}))
 
 
@@ -175,7 +194,10 @@ def _title(keys: Iterable[str], names: Iterable[str], metadata: Mapping[str, str
 
 
 def more_than_lora(found: Survey) -> list[str]:
-    """Sentences on what a file holds that is not plain LoRA of layers that FLUX.1 has, each with its reason."""
+    """Sentences on what a file holds that is not plain LoRA of FLUX.1's layers: what, how many, one example.
+
+    found: the result of `survey` for the file. Empty for a file of plain LoRA alone.
+    """
     modules = list(found.modules.values())
     sentences = []
     if dora := [module for module in modules if module.kind == "DoRA"]:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def json_value(text: str | None, kind: type[T]) -> T | None:
-    """The JSON of a metadata value if it is of this kind; None for "None" and whatever else others write."""
+    """The value in a JSON text, if it is of the given type; else None, also for a text that is not JSON."""
     try:
         value = json.loads(text or "null")
     except (ValueError, RecursionError):
@@ -27,13 +27,16 @@ def json_value(text: str | None, kind: type[T]) -> T | None:
 
 
 def with_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[str, str]:
-    """kohya's keys for rank and alpha, where they are there, as they are in a file of these ranks."""
+    """A copy of the metadata in which kohya's keys for rank and alpha, where they are there, match a file's ranks.
+
+    ranks: of the file's modules, whose alphas equal their ranks; differing ones are written as "Dynamic".
+    """
     rank = str(_common(ranks))
     return dict(metadata) | {f"ss_{name}": rank for name in RANKS if f"ss_{name}" in metadata}
 
 
 def without_outdated(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata for a file with other tensors: what tells of the source's tensors is left out."""
+    """A copy of the metadata for a file with other tensors: alphas and hashes of the source are left out."""
     return {
         key: value
         for key, value in metadata.items()
@@ -42,7 +45,11 @@ def without_outdated(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def with_new_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[str, str]:
-    """The metadata of a file made from others; the ranks of the training are kept as such in our JSON."""
+    """A copy of the metadata for a file with other tensors and the given ranks, whose alphas equal them.
+
+    ranks: of the new file's modules. Alphas and hashes of the source are left out. In our trainer's JSON, the ranks of
+    the training move from "config" to "converted", as `trained_network_dim` and `trained_network_alpha`.
+    """
     rank = _common(ranks)
     changed = with_ranks(without_outdated(metadata), ranks)
     ours = json_value(metadata.get(OURS), dict)
@@ -56,7 +63,10 @@ def with_new_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[
 
 
 def merged_metadata(sources: Sequence[tuple[str, Mapping[str, str], float]], ranks: Collection[int]) -> dict[str, str]:
-    """The first source's metadata with the concepts of all; sources: title, metadata and weight of each."""
+    """The metadata for a weighted sum of LoRAs: that of the first source, with the concepts of all of them.
+
+    sources: title, metadata and weight of each LoRA; ranks: of the sum's modules, whose alphas equal them.
+    """
     every = [each for _, each, _ in sources]
     metadata = dict(every[0])
     metadata["modelspec.merged_from"] = ", ".join(f"{title} x {weight:g}" for title, _, weight in sources)

@@ -53,9 +53,10 @@ _PROCESSOR_LAYERS = {
 
 @dataclass(frozen=True)
 class Target:
-    """What a module of a file stands for: canonical modules of one part of the model.
+    """The layers of the model that a module of a LoRA file adapts.
 
-    part: transformer, clip or t5; bfl: the BFL matrix, if the module is all of it.
+    part: transformer, clip or t5; modules: their canonical names, several for a fused matrix; bfl: the BFL module that
+    they are, if the module adapts all of it.
     """
 
     part: str
@@ -65,7 +66,10 @@ class Target:
 
 @lru_cache(maxsize=8192)
 def resolve(name: str) -> Target | None:
-    """What a file's module name means; None for a name of no layer that FLUX.1 or its text encoders have."""
+    """The layers that a module's name in a LoRA file means, whatever tool wrote it.
+
+    None for a name of no layer that FLUX.1 or its text encoders have.
+    """
     flat, parts = name.replace(".", "_").rstrip("_"), frozenset((TRANSFORMER, CLIP, T5))
     while prefix := next((each for each in _PREFIXES if flat.startswith(each) and not _is_block(flat)), None):
         flat, parts = flat.removeprefix(prefix), parts & _PREFIXES[prefix]
@@ -74,7 +78,10 @@ def resolve(name: str) -> Target | None:
 
 
 def comfyui_names(target: Target) -> tuple[str, ...]:
-    """Names that ComfyUI's own key map has for a target that it may not know under the file's name."""
+    """The names that ComfyUI's own key map has for a layer, to try where it does not know the file's name for it.
+
+    target: the layer, as `resolve` returns it.
+    """
     if target.bfl:
         name = f"diffusion_model.{target.bfl}"
         return (name, f"{name}.scale") if target.bfl.endswith("_norm") else (name,)
@@ -90,7 +97,10 @@ def comfyui_names(target: Target) -> tuple[str, ...]:
 
 
 def block_of(target: Target | None) -> str:
-    """The block that a module belongs to, like `double 3`, `single 12`, `CLIP 0`, `T5 1` or `other`."""
+    """The block that a module belongs to, like `double 3`, `single 12`, `CLIP 0` or `T5 1`.
+
+    `other` for layers outside of blocks and for None.
+    """
     module = target.modules[0] if target else ""
     for pattern, label in (
         (r"transformer\.transformer_blocks\.(\d+)\.", "double"),

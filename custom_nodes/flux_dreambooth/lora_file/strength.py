@@ -25,7 +25,11 @@ _PREFIX = re.compile(r"^(?:base_model\.model\.|transformer\.|(?:model\.)?diffusi
 
 @dataclass(frozen=True)
 class Strengths:
-    """The scale of each LoRA or DoRA module by its name in the file, and a sentence where it had to be assumed."""
+    """How strong the LoRA and DoRA modules of a file are.
+
+    scales: what up @ down is multiplied by, by the module's name in the file; note: a sentence if scales were assumed,
+    since alphas are missing.
+    """
 
     scales: dict[str, float]
     note: str | None = None
@@ -48,8 +52,9 @@ def file_in(path: Path) -> Path:
 
 
 def adapter_config(path: Path) -> dict[str, Any] | None:
-    """PEFT's settings beside a LoRA file, if the file is PEFT's or the only one there.
+    """PEFT's settings in the adapter_config.json next to a LoRA file; None if there are none.
 
+    path: the LoRA file. The settings count only if the file has PEFT's name or is the only LoRA file in its folder.
     Raises ValueError for settings that cannot be read, and OSError.
     """
     config = path.with_name(ADAPTER_CONFIG)
@@ -70,10 +75,11 @@ def strengths(
     metadata: Mapping[str, str],
     config: Mapping[str, Any] | None = None,
 ) -> Strengths:
-    """The scale of every module that has a down matrix.
+    """The scale alpha / rank of every module that has a down matrix; an unknown alpha is taken to be the rank.
 
-    alphas: the numbers of each alpha tensor, of whatever shape, by its key; config: `adapter_config` of the file.
-    Raises ValueError for an alpha that is no number.
+    found: the result of `survey` for the file; alphas: the numbers of each alpha tensor, of whatever shape, by its key;
+    metadata: of the file's header; config: the result of `adapter_config` for the file. Raises ValueError for an alpha
+    that is no number.
     """
     settings = [each for each in (_from_header(metadata), config) if each]
     scales, assumed = {}, []
