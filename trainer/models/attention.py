@@ -49,11 +49,11 @@ def choose_attention(
     masked: bool = False,
     timed: bool = True,
 ) -> None:
-    """Set the fastest kernel whose gradients are correct; does nothing on the CPU, which has only one.
+    """Make the blocks use the fastest attention kernel whose gradients are correct; does nothing on the CPU.
 
-    txt_length: text tokens. shapes: (images, image tokens) of a batch -> number of such batches. masked: whether text
-    is masked. timed: if False, the first correct kernel is used, torch's own choice before others. Call this before
-    adapters are added. Raises `Problems` if no kernel is correct.
+    txt_length: text tokens. shapes: (images, image tokens) of a batch -> number of such batches. masked: whether
+    padding in the text is masked. timed: if False, nothing is timed and the first correct kernel is used, torch's own
+    choice before others. Call this before adapters are added. Raises `Problems` if no kernel is correct.
     """
     if transformer.device.type != "cuda":
         return
@@ -78,7 +78,10 @@ def choose_attention(
 
 
 def candidates(masked: bool) -> list[str]:
-    """Kernels by their names in diffusers, the usually fastest first."""
+    """The kernels to try, as diffusers names its attention backends, the usually fastest first.
+
+    masked: leave out the kernels that take no mask.
+    """
     names = ["_native_cudnn", "_native_flash", "_native_efficient"]
     if _CAN_USE_FLASH_ATTN_3:  # means that it is installed; it is verified like the others
         names.insert(0, "_flash_3")
@@ -86,14 +89,20 @@ def candidates(masked: bool) -> list[str]:
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """The name with the shortest time, or the first one unless another is clearly faster."""
+    """The kernel with the shortest time, or the first in `times` unless another is clearly faster.
+
+    times: kernel -> milliseconds. Clearly faster: less than 0.97 of the first one's time.
+    """
     first, *others = times
     best = min(others, key=lambda name: times[name], default=first)
     return best if times[best] < CLEARLY * times[first] else first
 
 
 def in_words(chosen: str, times: Mapping[str, float], labels: Mapping[str, str]) -> str:
-    """The choice in one line, with the measured times if there are any."""
+    """One line for the log: the chosen kernel, with the times of all kernels if they were measured.
+
+    times: kernel -> milliseconds, 0 if not measured. labels: kernel -> its name in the log.
+    """
     if not times[chosen]:
         return f"attention: {labels[chosen]}"
     others = [f"{labels[name]} {times[name]:.2f} ms" for name in times if name != chosen]
@@ -101,9 +110,9 @@ def in_words(chosen: str, times: Mapping[str, float], labels: Mapping[str, str])
 
 
 def set_backend(transformer: FluxTransformer2DModel, name: str) -> None:
-    """Make this transformer's blocks use an attention kernel of diffusers' registry.
+    """Make this transformer's blocks use an attention kernel, named as diffusers names its attention backends.
 
-    Unlike diffusers' `set_attention_backend` it leaves other models of the process alone.
+    Unlike diffusers' `set_attention_backend`, it leaves other models in the process alone.
     """
     for module in transformer.modules():
         if isinstance(module, FluxAttention):
@@ -111,7 +120,10 @@ def set_backend(transformer: FluxTransformer2DModel, name: str) -> None:
 
 
 def own_kernel(transformer: FluxTransformer2DModel, num_tokens: int, masked: bool) -> str:
-    """The kernel that torch would choose by itself, by its name in diffusers."""
+    """The kernel that torch chooses by itself for one image with `num_tokens` text and image tokens.
+
+    Returns its name among diffusers' attention backends. masked: whether a mask is passed.
+    """
     query = _random_heads(transformer, 1, num_tokens).transpose(1, 2)
     found = SDPBackend(torch._fused_sdp_choice(query, query, query, _mask(transformer, num_tokens, masked)))
     return NAMES.get(found, NAMES[SDPBackend.MATH])[0]
@@ -180,9 +192,11 @@ def _attending_with(transformer: FluxTransformer2DModel, name: str) -> Iterator[
 def attention_error(
     transformer: FluxTransformer2DModel, txt_length: int, img_length: int, name: str = OWN, masked: bool = False
 ) -> float:
-    """The largest relative difference between the blocks' gradients with a kernel and with a trusted one.
+    """How far a kernel's gradients are from those of a trusted kernel: the largest relative error, inf if any is NaN.
 
-    NaN counts as infinity. The inputs are random and of one image.
+    Compared are the gradients of the image and text inputs of the first double and the first single block, each by
+    norm(difference) / norm(trusted), on random inputs for one image. name: the kernel, as diffusers names its attention
+    backends; the lengths are in tokens; masked: treat one text token as padding, so that a mask is passed.
     """
     others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the second if the first is not available
     worst = 0.0

@@ -28,9 +28,10 @@ class Source:
 class ModelFile:
     """One of the files that a model consists of.
 
-    key: its name in messages of our own and in `download --only`. setting: the setting that holds its path. title: what
-    users call it. folder: where it goes below models/, as in ComfyUI. source: where to get it, of the family's first
-    base model. smaller: the same in fp8, if there is one. dtypes: those that can be loaded.
+    key: its name in messages and in `download --only`. setting: the `TrainConfig` field that holds its path. title:
+    what users call it. folder: where it goes below models/, as in ComfyUI. source: where to download it; for a
+    transformer, that of the family's first base model. smaller: the same in fp8, if there is one. dtypes: those that
+    can be loaded, as safetensors spells them.
     """
 
     key: str
@@ -44,10 +45,10 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder's tokenizer and limits.
+    """A text encoder's weights, tokenizer and limits.
 
     tokenizer: its folder in the model's repository. tokenizer_files: those without which it cannot be loaded. tokens:
-    the number of tokens a text is padded or cut to; for T5 the largest. width: numbers per token of its output.
+    the length to which a text is padded or truncated; for T5 the maximum. width: of the output, per token.
     """
 
     file: ModelFile
@@ -59,7 +60,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Latents:
-    """What the transformer is trained on: (z - shift) * scale of the autoencoder's z.
+    """The latents that the transformer is trained on: (z - shift) * scale for the autoencoder's z.
 
     side: pixels along one side of a latent. patch: latents along one side of an image token.
     """
@@ -83,9 +84,10 @@ class Latents:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The transformer at its published size. Loading reads the sizes from the file; only `axes` cannot be read there.
+    """The sizes of the transformer as published. Loading takes all but `axes` from the shapes of the file's tensors.
 
-    axes: how many numbers of a head rotate with the text index, the row and the column.
+    double, single: numbers of blocks. width: of the hidden states. head_width: of one attention head. axes: how many of
+    a head's dimensions are rotated (RoPE) by the text index, the row and the column.
     """
 
     double: int
@@ -101,8 +103,8 @@ class BaseModel:
 
     source: its transformer; the autoencoder and the tokenizers come from the same repository. takes_guidance: whether
     its transformer embeds a guidance value. t5_tokens: the number it was trained with. architecture: its name in the
-    ModelSpec standard. mark: a word in the file's name that tells it from others with the same tensors. flag: what
-    `sh download.sh` needs to fetch it.
+    ModelSpec standard. mark: a word in the file's name that distinguishes it from a model with the same tensors; empty
+    if it needs none. flag: the option of `sh download.sh` that downloads it; empty for the default.
     """
 
     name: str
@@ -115,7 +117,7 @@ class BaseModel:
 
     @property
     def title_note(self) -> str:
-        """What a LoRA's title adds, because `architecture` does not name this model; empty if it does."""
+        """A suffix for a LoRA's title, such as " (FLUX.1-Krea-dev)"; empty for a model without a `mark`."""
         return f" ({self.name})" if self.mark else ""
 
 
@@ -138,7 +140,7 @@ class ModelFamily:
         return self.transformer, self.autoencoder, self.clip.file, self.t5.file
 
     def file(self, key: str) -> ModelFile:
-        """The file with this key; raises StopIteration for another one."""
+        """The file whose `ModelFile.key` is `key`, such as "ae". Raises StopIteration for an unknown key."""
         return next(file for file in self.files if file.key == key)
 
     def published(self, file_name: str) -> BaseModel:
@@ -146,10 +148,11 @@ class ModelFamily:
         return next((base for base in self.bases if base.source.path == file_name), self.bases[0])
 
     def recognise(self, path: Path, tensors: Iterable[str], metadata: Mapping[str, str]) -> BaseModel:
-        """The base model that a transformer file holds, from the names of its tensors, its own name and its metadata.
+        """The base model that a transformer file holds, from its tensors' names, its file name and its metadata.
 
-        Tensors tell whether guidance is embedded. FLUX.1-dev and FLUX.1-Krea-dev differ in nothing but numbers, so the
-        file's name or its `modelspec.title` has to tell them apart; without a hint it counts as FLUX.1-dev.
+        path: only its name is used. metadata: of the file's safetensors header. The tensors show whether guidance is
+        embedded. FLUX.1-dev and FLUX.1-Krea-dev differ only in their weights, so the file's name or its
+        `modelspec.title` has to tell them apart; without a hint it counts as FLUX.1-dev.
         """
         guided = any("guidance_in." in name for name in tensors)
         said = f"{path.name} {metadata.get('modelspec.title', '')}".lower()

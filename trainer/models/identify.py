@@ -32,17 +32,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def identify(header: Header) -> str:
-    """The key of one of FLUX.1's files ("flux", "ae", "clip_l", "t5xxl"), else the kind of file in words."""
+    """Which of FLUX.1's files this is ("flux", "ae", "clip_l" or "t5xxl"), else its kind in words, such as "a LoRA"."""
     names = {strip_prefix(name): info.shape for name, info in header.tensors.items()}
     kinds = (_adapter, _bundle, _transformer, _autoencoder, _text_encoder, _other_diffusion)
     return next((found for kind in kinds if (found := kind(names))), "a file of unknown tensors")
 
 
 def check_model_file(path: Path | None, wanted: ModelFile, flag: str) -> list[Problem]:
-    """Everything wrong with the file that `flag` names, found without reading its weights.
+    """Everything wrong with a model file that an option names, found without reading its weights; [] if nothing is.
 
-    Checks that it is a complete safetensors file of the right kind and precision, and that its tensors are exactly
-    those of the module it fills.
+    It must be a complete safetensors file of the right kind and precision, with exactly the tensors of the module that
+    it fills. path: None if the option was not given. wanted: the file that it has to be. flag: the option, for
+    messages.
     """
     hint = _how_to_get(path, wanted)
     if path is None:

@@ -42,12 +42,13 @@ def load_transformer(
     waiting: tuple[str, ...] = (),
     joined: "Callable[[FluxTransformer2DModel], Sequence[Sequence[nn.Module]]] | None" = None,
 ) -> "FluxTransformer2DModel":
-    """FLUX.1's transformer, frozen; `config.guidance_embeds` tells FLUX.1-dev's from FLUX.1-schnell's.
+    """Load FLUX.1's transformer, frozen; `config.guidance_embeds` is True for FLUX.1-dev, False for FLUX.1-schnell.
 
-    base: the format of the blocks' linear layers, where bf16 means dtype; each layer is quantized on the device as it
-    arrives. waiting: prefixes of the tensors that are then kept in host memory. joined: returns the groups of layers
-    that share an input and are stored as one in fp8 (`quantized.allocate`). Raises `Problems` that name every tensor
-    that is missing, unexpected or of another shape.
+    path: a file in the original layout. dtype: of everything that is not quantized. base: the format of the blocks'
+    linear layers, where bf16 means dtype; each layer is quantized on the device as it arrives. waiting: prefixes of
+    diffusers' names of the tensors that are moved to host memory as soon as they are loaded. joined: returns the groups
+    of layers that share an input and are stored as one in fp8. Raises `Problems` if the file cannot be read, and for
+    every tensor that is missing, unexpected or of another shape.
     """
     plan = plan_module(_header(path), plan_transformer)
     weight_format = base if isinstance(base, WeightFormat) else WeightFormat.for_device(base, device)
@@ -63,23 +64,35 @@ def load_transformer(
 
 
 def load_autoencoder(path: Path, device: torch.device | str, dtype: torch.dtype) -> "AutoencoderKL":
-    """FLUX.1's autoencoder, frozen. Raises `Problems`."""
+    """Load FLUX.1's autoencoder, frozen, from a file in the original layout.
+
+    Raises `Problems` if the file cannot be read, and for every tensor that is missing, unexpected or of another shape.
+    """
     return _fill(plan_module(_header(path), plan_autoencoder), device, dtype)
 
 
 def load_clip(path: Path, device: torch.device | str, dtype: torch.dtype, eos_token_id: int) -> "CLIPTextModel":
-    """CLIP-L's text encoder, frozen; its pooled output is the state at `eos_token_id`. Raises `Problems`."""
+    """Load CLIP-L's text encoder, frozen; its pooled output is the hidden state of the token `eos_token_id`.
+
+    Raises `Problems` if the file cannot be read, and for every tensor that is missing, unexpected or of another shape.
+    """
     plan = plan_module(_header(path), lambda header: plan_clip(header, eos_token_id))
     return _fill(plan, device, dtype)
 
 
 def load_t5(path: Path, device: torch.device | str, dtype: torch.dtype) -> "T5EncoderModel":
-    """T5 v1.1's encoder, frozen. Raises `Problems`."""
+    """Load T5 v1.1's encoder, frozen.
+
+    Raises `Problems` if the file cannot be read, and for every tensor that is missing, unexpected or of another shape.
+    """
     return _fill(plan_module(_header(path), plan_t5), device, dtype)
 
 
 def base_model_of(path: Path) -> BaseModel:
-    """The base model whose transformer a file holds. Raises ValueError and OSError as `read_header`."""
+    """The base model whose transformer a file holds, from its name and header.
+
+    Raises OSError, and ValueError if it is not a complete safetensors file.
+    """
     header = read_header(path)
     return FLUX1.recognise(path, header.tensors, header.metadata)
 

@@ -32,10 +32,11 @@ Convert = Callable[[str, torch.Tensor], Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """What a file fills: the tensors of a module, how the file's are converted to them, and how to build the module.
+    """How a model file fills a module.
 
-    kind: the module's class; tensors: names and shapes of its own; build: makes it on the meta device, without weights.
-    diffusers and transformers are imported only then.
+    kind: the module's class, by name. tensors: name -> shape of each of the module's tensors. convert: called with the
+    name and tensor of a file's weight, returns the module's tensors that it contains, {} if it is not used. build:
+    constructs the module, importing diffusers or transformers.
     """
 
     header: Header
@@ -46,7 +47,7 @@ class ModulePlan:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The module on the meta device."""
+        """The module with its parameters on the meta device, built at the first access."""
         from accelerate import init_empty_weights
 
         with init_empty_weights(include_buffers=False):
@@ -58,7 +59,10 @@ class ModulePlan:
 
 
 def plan_module(header: Header, plan: Callable[[Header], ModulePlan]) -> ModulePlan:
-    """`plan(header)`. Raises `Problems` if no module can have the file's sizes."""
+    """Return `plan(header)`. Raises `Problems` if a tensor is missing or sizes do not fit together.
+
+    plan: one of `plan_transformer`, `plan_autoencoder`, `plan_clip` and `plan_t5`.
+    """
     try:
         return plan(header)
     except Problems:
@@ -69,7 +73,10 @@ def plan_module(header: Header, plan: Callable[[Header], ModulePlan]) -> ModuleP
 
 
 def missing_or_unexpected(plan: ModulePlan) -> list[Problem]:
-    """Tensors that are missing, unexpected or of another shape than the module's; reads no weights."""
+    """One problem each for missing tensors, unexpected ones and those of another shape than the module's; else [].
+
+    Each names up to eight tensors. No weights are read.
+    """
     found: dict[str, tuple[int, ...]] = {}
     unexpected = []
     for name in weight_names(plan.header):
@@ -97,7 +104,11 @@ def missing_or_unexpected(plan: ModulePlan) -> list[Problem]:
 
 
 def plan_transformer(header: Header) -> ModulePlan:
-    """The transformer, sized by its file; heads that are not 128 wide need metadata `axes_dims_rope`."""
+    """The plan for FLUX.1's transformer, sized by the shapes in its file's header.
+
+    If attention heads are not 128 wide, the metadata needs `axes_dims_rope`, such as "[16, 56, 56]". Raises `Problems`
+    if it is wrong or a tensor is missing.
+    """
     shapes = _Shapes(header)
     hidden, in_channels = shapes["img_in.weight"]
     (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
@@ -135,7 +146,10 @@ def plan_transformer(header: Header) -> ModulePlan:
 
 
 def plan_autoencoder(header: Header) -> ModulePlan:
-    """The autoencoder, sized by its file, with FLUX.1's scale and shift."""
+    """The plan for the autoencoder, sized by the shapes in its file's header, with FLUX.1's scale and shift.
+
+    Raises `Problems` if a tensor is missing, and ValueError if sizes do not fit together.
+    """
     shapes = _Shapes(header)
     levels = shapes.count(r"encoder\.down\.(\d+)\.")
     config: dict[str, Any] = {
@@ -174,7 +188,11 @@ def plan_autoencoder(header: Header) -> ModulePlan:
 
 
 def plan_clip(header: Header, eos_token_id: int) -> ModulePlan:
-    """CLIP's text encoder, sized by its file; heads are 64 wide unless metadata `num_attention_heads` is there."""
+    """The plan for CLIP's text encoder, sized by the shapes in its file's header.
+
+    Attention heads are 64 wide unless the metadata has `num_attention_heads`. eos_token_id: the token whose hidden
+    state is the pooled output. Raises `Problems` if a tensor is missing, and ValueError if sizes do not fit together.
+    """
     shapes = _Shapes(header)
     level = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
     vocabulary, width = shapes[f"{level}embeddings.token_embedding.weight"]
@@ -214,13 +232,16 @@ def plan_clip(header: Header, eos_token_id: int) -> ModulePlan:
 
 
 def clip_level() -> str:
-    """The level of the module tree that holds CLIP's layers: transformers 5 dropped `text_model.`."""
+    """The prefix of the names of `CLIPTextModel`'s tensors: "text_model." before transformers 5, "" from then on."""
     major = int(importlib.metadata.version("transformers").partition(".")[0])
     return CLIP_LEVEL if major < 5 else ""
 
 
 def plan_t5(header: Header) -> ModulePlan:
-    """T5's encoder, sized by its file, which has the embedding under one of its names or under both."""
+    """The plan for T5's encoder, sized by the shapes in its file's header. Raises `Problems` if a tensor is missing.
+
+    The file may have the token embedding as `shared.weight`, as `encoder.embed_tokens.weight` or as both.
+    """
     shapes = _Shapes(header)
     embedding = T5_EMBEDDING if T5_EMBEDDING in shapes else T5_EMBEDDING_AGAIN
     buckets, heads = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]

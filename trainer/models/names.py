@@ -20,9 +20,10 @@ def strip_prefix(name: str) -> str:
 
 
 def transformer_to_diffusers(name: str, tensor: torch.Tensor, hidden: int) -> dict[str, torch.Tensor]:
-    """One tensor of a BFL file as the diffusers tensors that it contains; parts are copies, not views.
+    """One tensor of the transformer's original file as the tensors of diffusers that it contains, by name.
 
-    name: with or without the `model.diffusion_model.` prefix. Raises KeyError for an unknown name.
+    name: with or without the `model.diffusion_model.` prefix. hidden: width of the hidden states, by which fused layers
+    are split; their parts are copies, not views. Raises KeyError for an unknown name.
     """
     module, _, leaf = strip_prefix(name).rpartition(".")
     leaf = "weight" if leaf == "scale" else leaf
@@ -35,7 +36,7 @@ def transformer_to_diffusers(name: str, tensor: torch.Tensor, hidden: int) -> di
 
 
 def transformer_to_bfl(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A complete diffusers state dict in BFL names, q, k, v and MLP joined."""
+    """A transformer's complete state dict, from diffusers' names to the original file's, with q, k, v and MLP fused."""
     joined: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
@@ -47,7 +48,7 @@ def transformer_to_bfl(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def autoencoder_to_diffusers(name: str, tensor: torch.Tensor, levels: int) -> tuple[str, torch.Tensor]:
-    """One tensor of an `ae.safetensors` as AutoencoderKL names and shapes it.
+    """Name and tensor of the original `ae.safetensors` as `AutoencoderKL` has them.
 
     levels: the number of resolutions. A 1×1 convolution of the attention becomes a linear layer.
     """
@@ -56,7 +57,10 @@ def autoencoder_to_diffusers(name: str, tensor: torch.Tensor, levels: int) -> tu
 
 
 def autoencoder_to_bfl(name: str, tensor: torch.Tensor, levels: int) -> tuple[str, torch.Tensor]:
-    """The inverse of `autoencoder_to_diffusers`."""
+    """Name and tensor of `AutoencoderKL` as the original `ae.safetensors` has them.
+
+    levels: the number of resolutions. A linear layer of the attention becomes a 1×1 convolution.
+    """
     old = _rename(name, levels, forward=False)
     return old, tensor[:, :, None, None] if _is_attention_matrix(name) and tensor.ndim == 2 else tensor
 

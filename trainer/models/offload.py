@@ -35,9 +35,10 @@ def swappable_order(num_double: int, num_single: int) -> list[int]:
 
 
 def swapped_blocks(num_double: int, num_single: int, count: int) -> list[int]:
-    """Indices of the `count` blocks to swap, in running order, spread as evenly as possible.
+    """Indices of the `count` blocks to swap (or of all that can be), ascending and spread as evenly as possible.
 
-    The next swapped block's weights are copied while the blocks in between run.
+    Indices count double blocks, then single ones; single blocks are taken first. While the blocks in between run, the
+    next swapped block's weights are copied.
     """
     order = swappable_order(num_double, num_single)
     count = min(count, len(order))
@@ -54,7 +55,8 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 class BlockSwap:
     """Keeps the weights of the blocks at `indices` in host memory; call `load` before each of them runs.
 
-    The blocks' frozen parameters and buffers may be on any device at first and point into the slots afterwards. Trained
+    Their frozen parameters and buffers, on whatever device they are, are packed into host memory, page-locked for a
+    GPU. From then on they point into one of two slots on `device`, into which `load` copies the weights. Trained
     parameters stay where they are. On the CPU the same is done with ordinary copies.
     """
 
@@ -78,10 +80,10 @@ class BlockSwap:
         return sum(len(host) for host in self.hosts)
 
     def load(self, index: int, direction: int = 1) -> None:
-        """Make the block's weights available to what is enqueued next, and start copying those of the following block.
+        """Make block `index`'s weights available to what is enqueued next, and start copying the next swapped block's.
 
-        direction: 1 in the forward pass, -1 in the backward pass, where the following block is the previous one. Never
-        blocks the host. Does nothing for a block that is not swapped.
+        direction: 1 in the forward pass, -1 in the backward pass, where the next block is the preceding one. Never
+        blocks the host on a GPU. Does nothing for a block that is not swapped.
         """
         position = self.positions.get(index)
         if position is None:
@@ -95,7 +97,10 @@ class BlockSwap:
             self.copying.wait_for(position % len(self.slots))
 
     def rewind(self) -> None:
-        """Load the first blocks' weights, as after a backward pass, with no copy in flight."""
+        """Load the first swapped blocks' weights into the slots, as after a backward pass, with no copy in flight.
+
+        Call it before a CUDA graph is captured, and as the last thing captured.
+        """
         if self.copying:
             self.copying.mark()
         for position in range(len(self.slots)):
@@ -104,7 +109,7 @@ class BlockSwap:
                 self.copying.wait_for(position)
 
     def invalidate(self) -> None:
-        """Treat the slots as empty: copies that were being captured have not been executed."""
+        """Treat the slots as empty. Call it after capturing a CUDA graph, whose copies have not been executed."""
         self.held = [None] * len(self.slots)
         if self.copying:
             self.copying.is_under_way = [False] * len(self.slots)
@@ -112,7 +117,11 @@ class BlockSwap:
     def load_in_backward(
         self, index: int, txt: torch.Tensor | None, img: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return a block's outputs unchanged, and make the backward pass call `load` before it reaches the block."""
+        """Return a block's outputs with the same values; the backward pass calls `load` before it reaches the block.
+
+        Use the returned tensors, (txt, img), in place of those given. index: of the block. txt: None if img holds text
+        and image tokens as one sequence.
+        """
         outputs = [img] if txt is None else [txt, img]
         if index not in self.positions or not any(output.requires_grad for output in outputs):
             return txt, img
@@ -177,7 +186,10 @@ class _LoadInBackward(torch.autograd.Function):
 
 
 def swap_blocks(transformer: nn.Module, count: int, device: torch.device) -> None:
-    """Keep the weights of `count` blocks in host memory from now on; `block_swap` returns the `BlockSwap`."""
+    """Keep the weights of `count` of the transformer's blocks in host memory from now on; 0 changes nothing.
+
+    The `BlockSwap` becomes an attribute of the transformer; `block_swap` returns it.
+    """
     double, single = (list(transformer.get_submodule(kind).children()) for kind in (DOUBLE, SINGLE))
     indices = swapped_blocks(len(double), len(single), count)
     if indices:
@@ -185,12 +197,15 @@ def swap_blocks(transformer: nn.Module, count: int, device: torch.device) -> Non
 
 
 def block_swap(transformer: nn.Module) -> BlockSwap | None:
-    """The transformer's `BlockSwap`, if `swap_blocks` was called."""
+    """The transformer's `BlockSwap`; None if no blocks are swapped."""
     return getattr(transformer, "block_swap", None)
 
 
 def swapped_names(num_double: int, num_single: int, count: int) -> tuple[str, ...]:
-    """Prefixes of the names of the swapped blocks' tensors."""
+    """Prefixes of diffusers' names of the swapped blocks' tensors, such as "transformer_blocks.3.".
+
+    count: how many blocks are swapped.
+    """
     return tuple(
         f"{DOUBLE}.{index}." if index < num_double else f"{SINGLE}.{index - num_double}."
         for index in swapped_blocks(num_double, num_single, count)

@@ -24,7 +24,10 @@ MIN_INT8_ROWS = 32  # torch._int_mm refuses 16 rows and fewer on a GPU
 
 
 def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [N, K] as bitsandbytes packs it, [N K / 2, 1] bytes, and the largest magnitude of each 64 numbers."""
+    """A weight [N, K] in nf4: its bytes [N K / 2, 1] as bitsandbytes packs them, and its scales, float32 [N K / 64].
+
+    A scale is the largest magnitude of 64 numbers.
+    """
     packed, state = import_module("bitsandbytes.functional").quantize_4bit(
         weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
     )
@@ -34,10 +37,12 @@ def quantize_nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def product(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, transposed: torch.Tensor | None, out_features: int
 ) -> torch.Tensor:
-    """x Wᵀ [..., N] in the dtype of x [..., K], for a stored weight W [N, K].
+    """x Wᵀ [..., N] in the dtype of x [..., K], differentiable in x, for a frozen weight W [N, K] in fp8, int8 or nf4.
 
-    transposed: the stored weight as [K, N], which the backward pass otherwise has to build each time, with the same
-    result. Inputs with one vector per image, [B, K], are multiplied in their own dtype, and so is nf4 always.
+    weight, scale: W as it is stored, with float32 scales, [N] or in nf4 one per 64 numbers. transposed: the stored
+    weight as [K, N], which the backward pass otherwise has to build each time, with the same result. out_features: N.
+    For 8-bit weights x is quantized per token. Inputs with one vector per image, [B, K], and nf4 weights are multiplied
+    in the dtype of x.
     """
     if weight.dtype == NF4 or x.ndim < 3:
         return _DequantizedProduct.apply(x, weight, scale, out_features)
@@ -47,7 +52,11 @@ def product(
 def input_gradient(
     dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, transposed: torch.Tensor | None
 ) -> torch.Tensor:
-    """The gradient of `product`'s x: dy W [..., K] for dy [..., N] and a stored weight W [N, K]."""
+    """dy W [..., K] in the dtype of dy [..., N]: the gradient of x for y = x Wᵀ.
+
+    weight, scale: W [N, K] as it is stored, with float32 scales, [N] or in nf4 one per 64 numbers. transposed: the
+    stored weight as [K, N], if there is one.
+    """
     if weight.dtype == NF4 or dy.ndim < 3:
         return dequantized_gradient(dy, weight, scale)
     rows = dy.reshape(-1, dy.shape[-1]) * scale
@@ -80,7 +89,10 @@ def _multiply(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | No
 def fp8_product(
     a: torch.Tensor, scale_a: torch.Tensor, b: torch.Tensor, scale_b: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """`multiply_fp8` without a bias, as an operator."""
+    """(a bᵀ) scale_a scale_bᵀ [M, N] in dtype, for a [M, K] and b [N, K] in e4m3; opaque to the compiler.
+
+    scale_a: [M, 1], scale_b: [N] or None for ones, float32.
+    """
     return multiply_fp8(a, scale_a, b, scale_b, None, dtype)
 
 
@@ -100,7 +112,8 @@ def multiply_fp8(
 ) -> torch.Tensor:
     """(a bᵀ) scale_a scale_bᵀ + bias [M, N] in dtype, for a [M, K] and b [N, K] in e4m3.
 
-    scale_a: [M, 1], scale_b: [N], float32. bias: [N]. low_rank: a product to add, in the same kernel if possible.
+    scale_a: [M, 1], scale_b: [N] or None for ones, float32. bias: [N] or None. low_rank: adapters' products to add, in
+    the same kernel if possible.
     """
     if low_rank and dtype == torch.bfloat16 and can_add(a, b, low_rank):
         return multiply_and_add(a, scale_a, b, scale_b, bias, low_rank)
@@ -164,9 +177,10 @@ class _DequantizedProduct(torch.autograd.Function):
 
 @torch.library.custom_op("flux_dreambooth::dequantized_product", mutates_args=())
 def dequantized_product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, out_features: int) -> torch.Tensor:
-    """x Wᵀ [..., N] in the dtype of x, for a stored weight W [N, K].
+    """x Wᵀ [..., N] in the dtype of x, for a weight W [N, K] in fp8, int8 or nf4; W is dequantized temporarily.
 
-    Opaque to the compiler, which would otherwise keep the dequantized weight for the backward pass.
+    scale: float32, [N] or in nf4 one per 64 numbers. out_features: N. Opaque to the compiler, which would otherwise
+    keep the dequantized weight for the backward pass.
     """
     if weight.dtype == NF4:
         return F.linear(x, dequantized(weight, scale, x.dtype, out_features))
@@ -180,7 +194,10 @@ def _(x, _weight, _scale, out_features):
 
 @torch.library.custom_op("flux_dreambooth::dequantized_gradient", mutates_args=())
 def dequantized_gradient(dy: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """dy W [..., K] in the dtype of dy, for a stored weight W [N, K]."""
+    """dy W [..., K] in the dtype of dy [..., N], for a weight W [N, K] in fp8, int8 or nf4.
+
+    W is dequantized temporarily. scale: float32, [N] or in nf4 one per 64 numbers.
+    """
     if weight.dtype == NF4:
         return dy @ dequantized(weight, scale, dy.dtype, dy.shape[-1])
     return (dy * scale).to(dy.dtype) @ weight.to(dy.dtype)
@@ -196,7 +213,10 @@ def _in_features(weight: torch.Tensor, out_features: int) -> int:
 
 
 def dequantized(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, out_features: int) -> torch.Tensor:
-    """A stored weight as [N, K] in dtype."""
+    """A weight in fp8, int8 or nf4 as [N, K] in dtype.
+
+    scale: float32, [N] or in nf4 one per 64 numbers. out_features: N, which packed nf4 does not show.
+    """
     if weight.dtype != NF4:
         return (weight.to(dtype) * scale[:, None]).to(dtype)
     library = import_module("bitsandbytes.functional")

@@ -36,7 +36,7 @@ BITSANDBYTES = "pip install 'bitsandbytes>=0.46'"
 class WeightFormat:
     """How the blocks' linear layers are stored.
 
-    both_layouts: also transposed, which makes the backward pass faster and takes twice the memory.
+    both_layouts: 8-bit weights are also stored transposed: a faster backward pass for twice the memory.
     """
 
     precision: Precision
@@ -44,13 +44,13 @@ class WeightFormat:
 
     @classmethod
     def for_device(cls, precision: Precision, device: torch.device | str) -> "WeightFormat":
-        """The format for a device: in both layouts if it has enough memory."""
+        """The format for a device; 8-bit weights are stored in both layouts on a GPU of 40 GiB or more."""
         device = torch.device(device)
         roomy = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= ROOM_FOR_BOTH_LAYOUTS
         return cls(precision, both_layouts=roomy and precision in EIGHT_BIT)
 
     def bytes_per_weight(self) -> float:
-        """Bytes that store one weight of a layer, not counting the scale of each row."""
+        """Bytes per weight in fp8, int8 or nf4. Includes nf4's scales, but not those of 8-bit rows."""
         return 4.5 / 8 if self.precision == "nf4" else 1.0 + self.both_layouts
 
 
@@ -67,12 +67,11 @@ class Joined(NamedTuple):
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer in a `WeightFormat`. It has no weight until `store` is called, but `allocate` may give it
-    memory earlier.
+    """A frozen linear layer in fp8, int8 or nf4, without a weight until `store` is called.
 
     weight: [N, K] in e4m3 or int8, or nf4 as bitsandbytes packs it. scale: float32, [N] or one per 64 numbers.
-    transposed: the weight as [K, N], or None. joined: set on the first of several layers that are stored as one. As an
-    `nn.Linear` it can be adapted by peft.
+    transposed: the weight as [K, N], or None. joined: set on the first of several layers that are stored as one.
+    `allocate` may give a layer uninitialized memory earlier. As an `nn.Linear` it can be adapted by peft.
     """
 
     scale: nn.Parameter
@@ -86,7 +85,7 @@ class QuantizedLinear(nn.Linear):
             self.register_parameter(name, None)
 
     def store(self, weight: torch.Tensor) -> None:
-        """Quantize a weight [N, K] on its device, into the layer's memory if `allocate` has provided any."""
+        """Quantize a weight [N, K] on its device and keep it, in the memory from `allocate` if there is any."""
         precision = self.weight_format.precision
         if precision == "nf4":
             values, scale = products.quantize_nf4(weight)
@@ -111,7 +110,7 @@ def _frozen(tensor: torch.Tensor) -> nn.Parameter:
 
 
 def fill(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Set a module's frozen parameter: copied into existing memory, or as the tensor itself."""
+    """Set a module's frozen parameter `name`: copy the tensor into its memory, or register it if there is none."""
     own = getattr(module, name)
     if own is None or own.is_meta:
         setattr(module, name, _frozen(tensor.contiguous()))
@@ -120,7 +119,10 @@ def fill(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def make_quantized(transformer: nn.Module, weight_format: WeightFormat) -> None:
-    """Replace the blocks' linear layers that are to be quantized by empty `QuantizedLinear` layers."""
+    """Replace, in place, the linear layers of the transformer's blocks by empty `QuantizedLinear` layers.
+
+    Modulation layers stay as they are if weights are stored in both layouts.
+    """
     for name, module in list(transformer.named_modules()):
         stays = weight_format.both_layouts and name.endswith(MODULATION)
         if isinstance(module, nn.Linear) and name.startswith(BLOCKS) and not stays:
@@ -135,11 +137,12 @@ def allocate(
     joined: Sequence[Sequence[nn.Module]] = (),
     waiting: tuple[str, ...] = (),
 ) -> None:
-    """Allocate the memory of all 8-bit weights before the first of them arrives.
+    """Allocate, uninitialized, the memory of all 8-bit weights before the first of them arrives; does nothing for nf4.
 
     Weights that are being quantized come and go in pieces of many sizes. Permanent memory allocated in between would be
     scattered, with gigabytes of gaps that cannot be returned to the device. joined: groups of layers with a common
-    input and biases (in dtype), stored as one in fp8. waiting: prefixes of what is kept in host memory.
+    input and biases (in dtype), stored as one in fp8. waiting: prefixes of the names of layers that are kept in host
+    memory.
     """
     if weight_format.precision == "nf4":
         return  # bitsandbytes allocates its own
@@ -155,7 +158,10 @@ def allocate(
 
 
 def join(layers: Sequence[QuantizedLinear], device: torch.device | str, dtype: torch.dtype) -> None:
-    """Give layers with a common input one uninitialized matrix, of which each has a view."""
+    """Allocate one uninitialized matrix for layers with a common input; each layer's parameters become views of it.
+
+    dtype: of the bias, which every layer gets. The first layer's `joined` holds the tensors.
+    """
     weight, scale, transposed = _allocate_weights(layers, device)
     bias = _split_among(layers, "bias", torch.empty(len(scale), device=device, dtype=dtype))
     layers[0].joined = Joined(weight, scale, transposed, bias)
@@ -184,7 +190,7 @@ def _split_among(layers: Sequence[QuantizedLinear], name: str, joined: torch.Ten
 
 
 def log_format(weight_format: WeightFormat, device: torch.device | str) -> None:
-    """Log the format, and a warning if the CPU emulates a GPU's products."""
+    """Log how the blocks are stored, with a warning if the CPU emulates a GPU's products."""
     layouts = ", in both layouts" if weight_format.both_layouts else ""
     log.info("the transformer's blocks are stored in %s%s", weight_format.precision, layouts)
     if torch.device(device).type != "cuda" and weight_format.precision in EIGHT_BIT:
@@ -192,7 +198,7 @@ def log_format(weight_format: WeightFormat, device: torch.device | str) -> None:
 
 
 def precision_problems(precision: Precision, device: torch.device | None = None) -> list[Problem]:
-    """Reasons why a device cannot train with this base precision, which is tried on a small product.
+    """Reasons why a device cannot train with this base precision, found with a small product; [] if it can.
 
     device: the GPU if there is one; None for the default device.
     """
@@ -220,16 +226,20 @@ def precision_problems(precision: Precision, device: torch.device | None = None)
 
 
 def alternative(precision: Precision, capability: tuple[int, int]) -> str:
-    """What to use instead of a precision that a GPU of this compute capability does not support."""
+    """A hint for messages: what to use instead of a precision that a GPU does not support.
+
+    capability: the GPU's compute capability, (major, minor).
+    """
     if precision == "fp8" and capability >= MIN_CAPABILITY["int8"]:
         return "use --base_precision int8: as little memory, and fast there"
     return "use --base_precision bf16" + ("" if precision == "nf4" else ", or nf4 where memory is short")
 
 
 def product_error(precision: Precision, device: torch.device) -> float:
-    """The largest relative error of a layer's output and input gradient, against float32 with the stored weight.
+    """The largest relative error of a `QuantizedLinear`'s output and input gradient; inf if any is NaN.
 
-    A correct product only has the rounding of its other factor. Both layouts are tried.
+    Compared with float32 products of the stored weight, so a correct product only has the rounding of its other factor.
+    Both layouts are tried, on small random inputs.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight, dy = (

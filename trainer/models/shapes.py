@@ -26,7 +26,12 @@ def transformer_shapes(
     pooled_width: int,
     guidance: bool,
 ) -> TensorShapes:
-    """FLUX.1's transformer, in the names of the original file. width: of the hidden states."""
+    """Name -> shape of the tensors of FLUX.1's transformer, in the names of the original file.
+
+    in_channels: features of an image token. num_double, num_single: numbers of blocks. width: of the hidden states.
+    head_dim: of one attention head. txt_width: of T5's hidden states. pooled_width: of CLIP's pooled output. guidance:
+    whether a guidance value is embedded.
+    """
     mlp = MLP_RATIO * width
     shapes = _linear("img_in", in_channels, width) | _linear("txt_in", txt_width, width)
     inputs = {"time_in": TIME_FEATURES, "vector_in": pooled_width}
@@ -53,7 +58,11 @@ def transformer_shapes(
 def autoencoder_shapes(
     in_channels: int, out_channels: int, widths: Sequence[int], blocks_per_level: int, latent_channels: int
 ) -> TensorShapes:
-    """AutoencoderKL. widths: channels of each level, from the highest resolution down."""
+    """Name -> shape of the tensors of `AutoencoderKL`. Raises ValueError if a width is not a multiple of 32.
+
+    widths: channels of each level, from the highest resolution down. blocks_per_level: residual blocks in each level of
+    the encoder; the decoder has one more.
+    """
     if any(width % NORM_GROUPS for width in widths):
         raise ValueError(f"channels {list(widths)} are not multiples of {NORM_GROUPS}")
     shapes = _conv("encoder.conv_in", in_channels, widths[0])
@@ -79,7 +88,10 @@ def autoencoder_shapes(
 
 
 def clip_shapes(vocabulary: int, positions: int, width: int, mlp: int, layers: int) -> TensorShapes:
-    """CLIP's text encoder; names start with `text_model.`, as in the published files."""
+    """Name -> shape of the tensors of CLIP's text encoder; names start with `text_model.`, as in the published files.
+
+    vocabulary: number of tokens. positions: the maximum length in tokens. mlp: inner width of the MLPs.
+    """
     shapes: TensorShapes = {
         "text_model.embeddings.token_embedding.weight": (vocabulary, width),
         "text_model.embeddings.position_embedding.weight": (positions, width),
@@ -96,7 +108,11 @@ def clip_shapes(vocabulary: int, positions: int, width: int, mlp: int, layers: i
 def t5_shapes(
     vocabulary: int, width: int, head_width: int, heads: int, mlp: int, layers: int, buckets: int
 ) -> TensorShapes:
-    """T5 v1.1's encoder; its token embedding is named `shared.weight`."""
+    """Name -> shape of the tensors of T5 v1.1's encoder; its token embedding is named `shared.weight`.
+
+    vocabulary: number of tokens. head_width: of one attention head. mlp: inner width of the feed-forward layers.
+    buckets: of relative positions.
+    """
     inner = heads * head_width
     shapes: TensorShapes = {"shared.weight": (vocabulary, width)}
     for index in range(layers):
@@ -114,9 +130,10 @@ def t5_shapes(
 
 
 def skeleton(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """A module tree on the meta device with parameters of these names; matrices with a bias belong to `nn.Linear`.
+    """A module tree on the meta device with frozen parameters of these names and shapes.
 
-    It cannot compute. It has the layers that a memory plan and an adapter's ranks are computed from.
+    A matrix with a bias belongs to an `nn.Linear`. The tree cannot compute; memory plans and adapters' ranks are
+    computed from its layers.
     """
     root = nn.Module()
     for name, shape in shapes.items():

@@ -49,7 +49,7 @@ def load_tokenizers(folder: Path) -> Tokenizers:
 
 
 def find_tokenizer_dir(config: TrainConfig) -> Path | None:
-    """--tokenizer_dir if given, else the first folder near clip_l's that contains both tokenizers."""
+    """--tokenizer_dir if given, else the first folder near --clip_l's file that has both tokenizers, or None."""
     if config.tokenizer_dir is not None:
         return config.tokenizer_dir
     if config.clip_l is None:
@@ -60,14 +60,14 @@ def find_tokenizer_dir(config: TrainConfig) -> Path | None:
 
 
 def clip_ids(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
-    """Token ids [n, 77] int64, padded or truncated."""
+    """Token ids [n, 77] int64 of n captions, padded or truncated. tokenizer: CLIP's."""
     return _tokenize(tokenizer, captions, CLIP_LENGTH).input_ids
 
 
 def truncated_captions(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[str]:
     """The captions with more tokens than `max_length`, whose end the text encoder does not see.
 
-    For either tokenizer: T5's with the length in use, CLIP's with `CLIP_LENGTH`.
+    tokenizer: T5's or CLIP's. max_length: the length that its text encoder is used with.
     """
     # verbose: transformers would warn of indexing errors, which truncation prevents
     lengths = (len(ids) for ids in tokenizer(list(captions), verbose=False).input_ids) if captions else ()
@@ -76,7 +76,7 @@ def truncated_captions(tokenizer: Any, captions: Sequence[str], max_length: int)
 
 @torch.no_grad()
 def encode_clip(model: "CLIPTextModel", tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
-    """CLIP's pooled output [n, width] in float32, as diffusers' FluxPipeline computes it."""
+    """CLIP's pooled output [n, width] of n captions in float32, as diffusers' FluxPipeline computes it."""
     return model(clip_ids(tokenizer, captions).to(model.device)).pooler_output.float()
 
 
@@ -84,10 +84,10 @@ def encode_clip(model: "CLIPTextModel", tokenizer: Any, captions: Sequence[str])
 def encode_t5(
     model: "T5EncoderModel", tokenizer: Any, captions: Sequence[str], max_length: int, masked: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """T5's hidden states [n, max_length, width] in the model's dtype, and the mask of real tokens.
+    """T5's hidden states [n, max_length, width] of n captions in the model's dtype, and the mask of real tokens.
 
-    The mask is [n, max_length] bool. masked: whether padding is also masked in T5's attention (`--apply_t5_attn_mask`);
-    FLUX.1 was trained without it.
+    Captions are padded or truncated to max_length tokens. The mask is [n, max_length] bool, False for padding. masked:
+    whether padding is also masked in T5's attention (`--apply_t5_attn_mask`); FLUX.1 was trained without it.
     """
     tokens = _tokenize(tokenizer, captions, max_length)
     mask = tokens.attention_mask.to(model.device)

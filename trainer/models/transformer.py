@@ -20,7 +20,7 @@ RotaryTable = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a prompt conditions the transformer on.
+    """What a batch of B prompts conditions the transformer on.
 
     txt: T5's hidden states [B, L, D]. pooled: CLIP's pooled output [B, P]. txt_mask: [B, L], True for tokens that may
     be attended to; None for all.
@@ -35,7 +35,7 @@ class Conditioning:
         return Conditioning(self.txt.to(device, dtype), self.pooled.to(device, dtype), mask)
 
     def at(self, rows: torch.Tensor | slice) -> "Conditioning":
-        """The conditioning of some images of the batch."""
+        """The conditioning of some images of the batch. rows: their indices or a slice."""
         mask = None if self.txt_mask is None else self.txt_mask[rows]
         return Conditioning(self.txt[rows], self.pooled[rows], mask)
 
@@ -53,7 +53,7 @@ def pack_latents(latents: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The inverse of `pack_latents`. height, width: of the latents."""
+    """Tokens [B, H/2 * W/2, C * 4] as latents [B, C, H, W], as `pack_latents` packed them. height, width: H and W."""
     batch, _, features = tokens.shape
     patches = tokens.view(batch, height // 2, width // 2, features // 4, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, features // 4, height, width)
@@ -62,9 +62,10 @@ def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tenso
 def rotary_table(
     transformer: FluxTransformer2DModel, height: int, width: int, txt_length: int, device: torch.device
 ) -> RotaryTable:
-    """Cosines and sines, each [tokens, head width] in float32, for text at (0, 0, 0) and images at (0, row, column).
+    """Cosines and sines, each [text and image tokens, head width] in float32, for text followed by one image.
 
-    height, width: of the latents, twice the number of rows and columns of tokens.
+    Text is at position (0, 0, 0), an image token at (0, row, column). height, width: of the latents, twice the number
+    of rows and columns of tokens.
     """
     rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
     img_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
@@ -112,9 +113,10 @@ def predict_velocity(
 
 
 def takes_joint_sequence(block: nn.Module) -> bool:
-    """Whether a block takes text and image tokens as one sequence, so that nothing is joined and split between blocks.
+    """Whether a block takes text and image tokens as one sequence, `hidden_states`, text first.
 
-    `hidden_states` then starts with the text, `encoder_hidden_states` is None, and the block returns both in this form.
+    `encoder_hidden_states` is then None, and the block returns both in this form, so that nothing is concatenated and
+    split between blocks.
     """
     return getattr(block, "joint_sequence", False)
 

@@ -45,9 +45,10 @@ IGNORED_SUFFIXES = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8"
 
 
 def fingerprint(path: Path) -> str:
-    """A hex SHA-256 over a file's size, its header and 256 evenly spaced samples of its data.
+    """A hex SHA-256 over a safetensors file's size, its header and 256 evenly spaced samples of its data.
 
-    It distinguishes any two files that training could produce, and takes milliseconds for 24 GB.
+    It distinguishes any two files that training could produce, and takes milliseconds for 24 GB. Raises OSError, and
+    ValueError if it is not a complete safetensors file.
     """
     header = read_header(path)
     begin = min((info.begin for info in header.tensors.values()), default=header.num_bytes)
@@ -64,7 +65,7 @@ def fingerprint(path: Path) -> str:
 
 
 def weight_names(header: Header) -> list[str]:
-    """The names of a file's weights in the order of their bytes, without scales and markers."""
+    """The names of a file's weights in the order of their bytes, without the scales and markers of quantized files."""
     return [name for name in header.tensors if not name.endswith(SCALE_SUFFIXES + IGNORED_SUFFIXES)]
 
 
