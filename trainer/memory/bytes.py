@@ -30,10 +30,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Block:
-    """One block of the transformer.
+    """The sizes of one block of the transformer.
 
-    matrices, other: frozen numbers in linear weights and elsewhere. ranks: of its adapter, by layer ("attn.to_q").
-    adapter: numbers of its adapter.
+    hidden, mlp: widths of the hidden states and of the MLP. heads: attention heads. matrices, other: frozen weights of
+    linear layers, and all other frozen parameters. ranks: of its adapter, by layer ("attn.to_q"). adapter: parameters
+    of its adapter.
     """
 
     is_double: bool
@@ -48,13 +49,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Work:
-    """What one step has to compute, independent of what is recomputed or swapped.
+    """What one training step has to compute, independent of what is recomputed or swapped.
 
-    outside: frozen numbers outside the blocks. img_tokens, txt_tokens, batch: of the largest batch. itemsize: bytes per
-    number of the computation. trained: numbers of all adapters, CLIP's included. trained_itemsize: bytes per number of
-    these. optimizer: bytes of its state, averages included. accumulates: whether a step has several batches. beside:
-    bytes of other models on the device. recorded: whether steps are captured as CUDA graphs. drops: whether adapters
-    have dropout, which keeps layers from being fused.
+    outside: frozen parameters outside the blocks. img_tokens, txt_tokens: per image of the largest batch. batch: images
+    in it. itemsize: bytes per number of the compute dtype. trained: parameters of all adapters, CLIP's included.
+    trained_itemsize: bytes of each. optimizer: bytes of its state, weight averages included. accumulates: whether a
+    step has several batches. compiled: whether blocks are compiled. beside: bytes of other models on the device.
+    recorded: whether steps are captured as CUDA graphs. drops: whether adapters have dropout, which keeps layers from
+    being fused.
     """
 
     blocks: tuple[Block, ...]
@@ -74,7 +76,7 @@ class Work:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether gradients exist from the start of a batch: from earlier batches, or because a graph adds to them."""
+        """Whether gradients exist before a batch: from earlier batches, or because a CUDA graph adds to them."""
         return self.accumulates or self.recorded
 
     @property
@@ -88,7 +90,7 @@ class Work:
 
     @cached_property
     def kept(self) -> Mapping[Precision, tuple[int, ...]]:
-        """Bytes that each block keeps for the backward pass if it is not recomputed, by the precision of the base."""
+        """Precision of the base -> bytes that each block keeps for the backward pass if it is not recomputed."""
         precisions: tuple[Precision, ...] = get_args(Precision)
         return {
             precision: tuple(kept_bytes(block, self, precision) for block in self.blocks) for precision in precisions
@@ -97,7 +99,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the base is stored, how many blocks are recomputed (from the first one on), and how many are swapped."""
+    """How a run saves memory.
+
+    precision, both_layouts: how the blocks' frozen weights are stored, as in `WeightFormat`. checkpointed: how many
+    blocks are recomputed in the backward pass, from the first one on. swapped: how many have their weights in host
+    memory.
+    """
 
     precision: Precision = "bf16"
     both_layouts: bool = False
@@ -106,13 +113,17 @@ class Choice:
 
     @property
     def weight_format(self) -> WeightFormat:
-        """How the base is stored."""
+        """How the blocks' frozen weights are stored."""
         return WeightFormat(self.precision, self.both_layouts)
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """A step's memory in bytes. activations: at the peak of the forward and backward pass, gradients included."""
+    """The device memory of a training step, in bytes.
+
+    base: frozen weights, other models' included. trained: adapters' parameters. optimizer: its state, weight averages
+    included. activations: at the peak of the forward and backward pass, gradients included.
+    """
 
     base: int
     trained: int
@@ -126,9 +137,10 @@ class StepBytes:
 
 
 def blocks_of(transformer: nn.Module, ranks: Mapping[str, int]) -> tuple[tuple[Block, ...], int]:
-    """A transformer's blocks with an adapter of these ranks, and the number of frozen numbers outside the blocks.
+    """A transformer's blocks with an adapter of these ranks, and the number of frozen parameters outside the blocks.
 
-    The weights may be on the meta device.
+    The transformer's parameters may be on the meta device. ranks: layer name ("transformer_blocks.0.attn.to_q") ->
+    rank; 0 or absent: not adapted.
     """
     blocks = []
     for kind in (DOUBLE, SINGLE):
@@ -156,7 +168,7 @@ def _block(module: nn.Module, is_double: bool, ranks: Mapping[str, int]) -> Bloc
 
 
 def step_bytes(work: Work, choice: Choice) -> StepBytes:
-    """The memory of a step with the largest batch."""
+    """The device memory that a step with the largest batch takes with this choice."""
     return StepBytes(
         base=base_bytes(work, choice),
         trained=work.trained * work.trained_itemsize,
@@ -166,7 +178,10 @@ def step_bytes(work: Work, choice: Choice) -> StepBytes:
 
 
 def base_bytes(work: Work, choice: Choice) -> int:
-    """Bytes of frozen weights on the device; swapped blocks count as the slots that they share."""
+    """Bytes of frozen weights on the device, other models' included.
+
+    Swapped blocks count as the slots on the device that they share.
+    """
     sizes = [block_bytes(block, work, choice) for block in work.blocks]
     swapped = _swapped_sizes(work, sizes, choice.swapped)
     slots = min(NUM_SLOTS, len(swapped)) * max(swapped, default=0)
@@ -174,12 +189,12 @@ def base_bytes(work: Work, choice: Choice) -> int:
 
 
 def host_bytes(work: Work, choice: Choice) -> int:
-    """Bytes of host memory for swapped blocks."""
+    """Bytes of host memory that swapped blocks take."""
     return sum(_swapped_sizes(work, [block_bytes(block, work, choice) for block in work.blocks], choice.swapped))
 
 
 def copied_bytes(work: Work, choice: Choice) -> int:
-    """Bytes that are copied to the device in one forward and backward pass."""
+    """Bytes of swapped blocks that are copied to the device in one forward and backward pass."""
     sizes = [block_bytes(block, work, choice) for block in work.blocks]
     swapped = _swapped_sizes(work, sizes, choice.swapped)
     return 2 * sum(swapped[NUM_SLOTS:])
@@ -190,7 +205,7 @@ def _swapped_sizes(work: Work, sizes: Sequence[int], count: int) -> list[int]:
 
 
 def block_bytes(block: Block, work: Work, choice: Choice) -> int:
-    """Bytes of a block's frozen weights."""
+    """Bytes of a block's frozen weights as this choice stores them."""
     each = work.itemsize if choice.precision == "bf16" else choice.weight_format.bytes_per_weight()
     return int(block.matrices * each) + block.other * work.itemsize
 
@@ -212,7 +227,7 @@ def _peak_activations(work: Work, choice: Choice) -> int:
 
 
 def kept_bytes(block: Block, work: Work, precision: Precision = "bf16") -> int:
-    """Bytes that autograd keeps of one block that is not recomputed, its input included."""
+    """Bytes that autograd keeps of one block that is not recomputed, its input included. precision: of the base."""
     img, txt = work.batch * work.img_tokens, work.batch * work.txt_tokens
     attention = (img + txt) * block.heads * 4  # one float32 per token and head
     inputs = _inputs_as_kept(work, precision)
@@ -281,7 +296,8 @@ def _single_numbers(block: Block, tokens: int, work: Work, inputs: _Inputs) -> f
 def step_flops(work: Work, checkpointed: int) -> float:
     """Floating-point operations of a forward and backward pass, without the adapter's, which are few.
 
-    A product counts twice, forward and for the gradient of its input. Attention's backward pass counts 2.5 times.
+    checkpointed: how many blocks are recomputed, from the first one on. A product counts twice, forward and for the
+    gradient of its input. Attention's backward pass counts 2.5 times.
     """
     total = 0.0
     for index, block in enumerate(work.blocks):

@@ -40,7 +40,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 class Allowed:
     """The choices that the settings leave open.
 
-    formats: tried in this order; checkpointed, swapped: the number of blocks, None for any.
+    formats: of the base, the preferred first. checkpointed, swapped: how many blocks are recomputed and swapped; None
+    leaves it open.
     """
 
     formats: tuple[WeightFormat, ...] = (WeightFormat("bf16"),)
@@ -49,7 +50,10 @@ class Allowed:
 
 
 def allowed_by(config: TrainConfig, num_blocks: int, gpu: Device | None, device: torch.device) -> Allowed:
-    """The choices that flags leave open. `--memory manual` and the CPU (no gpu) leave none."""
+    """The choices that the settings leave open; `--memory manual` and the CPU leave only one.
+
+    num_blocks: of the transformer. gpu: what is known of `device`; None for the CPU.
+    """
     given = config.base_precision
     names: tuple[Precision, ...] = (given,) if given != "auto" else _possible(device)
     manual = config.memory == "manual" or gpu is None
@@ -98,13 +102,13 @@ class MemoryPlan:
         return step_bytes(self.work, self.choice)
 
     def settings(self, config: TrainConfig) -> TrainConfig:
-        """The settings with this choice applied."""
+        """A copy of the settings with this plan's numbers of recomputed and swapped blocks."""
         recomputed, swapped = self.choice.checkpointed, self.choice.swapped
         return replace(config, gradient_checkpointing=False, checkpoint_blocks=recomputed, blocks_to_swap=swapped)
 
     @property
     def slowdown(self) -> float:
-        """How many times the arithmetic of a step without recomputation a step takes; 1 if nothing is recomputed."""
+        """A step's floating-point operations, relative to a step without recomputation; 1 if nothing is recomputed."""
         return step_flops(self.work, self.choice.checkpointed) / step_flops(self.work, 0)
 
     def smaller(self) -> "MemoryPlan | None":
@@ -117,7 +121,7 @@ class MemoryPlan:
         return None if choice is None else replace(self, device=device, choice=choice, measured=None, faster=None)
 
     def lines(self) -> list[str]:
-        """The choice in words, line by line; empty on the CPU."""
+        """The plan in words for the log, line by line; empty on the CPU."""
         if self.device is None:
             return []
         expected = f"{self.bytes.peak / GIB:.1f} GiB"
@@ -144,7 +148,11 @@ class MemoryPlan:
 
 
 def make_memory_plan(work: Work, device: Device | None, allowed: Allowed, torch_device: torch.device) -> MemoryPlan:
-    """The plan with the fastest choice that fits, or with the smallest one if none fits."""
+    """The plan with the fastest choice that fits, or with the smallest one if none fits.
+
+    device: what is known of the GPU; None for the CPU. torch_device: the same GPU; its speed is measured if the choice
+    depends on it.
+    """
     first = _first(allowed)
     if device is None or needed_bytes(work, first) <= device.free:
         return MemoryPlan(work, device, allowed, first)
@@ -154,7 +162,7 @@ def make_memory_plan(work: Work, device: Device | None, allowed: Allowed, torch_
 
 
 def with_faster(plan: MemoryPlan, allowed: Allowed) -> MemoryPlan:
-    """The plan, which is in bf16, with `faster` set if a choice of `allowed` is expected to be clearly faster."""
+    """The plan, whose base is in bf16, with `faster` set if a choice of `allowed` is expected to be clearly faster."""
     other = fastest(plan.work, plan.device, allowed) if plan.device else None
     if plan.device is None or other is None:
         return plan
@@ -168,7 +176,7 @@ def _first(allowed: Allowed) -> Choice:
 
 
 def needed_bytes(work: Work, choice: Choice) -> float:
-    """Bytes that have to be free for a choice: its peak and a reserve."""
+    """Bytes that have to be free on the device for a choice: its peak and a reserve."""
     return step_bytes(work, choice).peak * (1 + MARGIN) + RESERVE + (GRAPH_RESERVE if work.recorded else 0)
 
 
@@ -216,7 +224,7 @@ def _least_recomputed(
 
 
 def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
-    """The choice that takes the least memory."""
+    """The allowed choice that needs the least memory, whether it fits or not."""
     weight_format = allowed.formats[-1]
     most = len(work.blocks) - 1 if allowed.checkpointed is None else allowed.checkpointed
     counts = _swapped_counts(work, device, allowed, weight_format, later=False) or [0]
@@ -225,7 +233,7 @@ def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
 
 
 def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
-    """A step's time for comparing choices on one device: arithmetic, with copies that overlap it.
+    """A step's estimated time, for comparing choices on one device: arithmetic, with copies that overlap it.
 
     A GPU can be faster than its host launches kernels; steps captured as CUDA graphs need no launches.
     """
@@ -236,7 +244,7 @@ def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
 
 
 def in_words(work: Work, choice: Choice) -> str:
-    """A choice in words."""
+    """A choice in words for messages, like "12 of 57 blocks recomputed in backward"."""
     parts = [] if choice.precision == "bf16" else [f"the base in {choice.precision}"]
     if choice.checkpointed:
         parts.append(f"{choice.checkpointed} of {len(work.blocks)} blocks recomputed in backward")

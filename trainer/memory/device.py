@@ -16,8 +16,8 @@ LINK_SHARE = 0.63  # of the speed of copies alone is reached by overlapped copie
 class Device:
     """What planning needs to know of a GPU.
 
-    free, host_free: bytes. unified: whether it shares the host's memory. flops, link: operations and copied bytes per
-    second in a step; assumed until they matter, then measured.
+    free, host_free: bytes of free memory on the GPU and on the host. unified: whether it shares the host's memory.
+    flops, link: floating-point operations and copied bytes per second in a step; assumptions unless is_measured.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Device:
     is_measured: bool = False
 
     def measured_on(self, device: torch.device) -> "Device":
-        """The device with measured speeds of a large product and of copies from the host; takes a tenth of a second."""
+        """A copy with `flops` and `link` measured on the GPU `device`, which takes a tenth of a second."""
         flops, link = STEP_SHARE * _product_flops(device), LINK_SHARE * _link_bytes(device)
         return replace(self, flops=flops, link=link, is_measured=True)
 
 
 def query_device(device: torch.device) -> Device | None:
-    """What is free on a GPU now; None for the CPU, which needs no plan."""
+    """A GPU's name and what memory is free now; None for the CPU, which needs no plan."""
     if device.type != "cuda":
         return None
     host = psutil.virtual_memory().available

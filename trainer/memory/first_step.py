@@ -23,7 +23,7 @@ U = TypeVar("U")
 
 
 class CanShrink(Protocol):
-    """What is needed of a run to change its memory plan."""
+    """A run whose memory plan can be changed."""
 
     accelerator: Accelerator
 
@@ -33,18 +33,19 @@ class CanShrink(Protocol):
         ...
 
     def release_memory(self) -> None:
-        """Release everything that holds memory on the device."""
+        """Drop everything that holds memory on the device, such as the model and the optimizer."""
         ...
 
     def reload(self, memory: MemoryPlan) -> None:
-        """Load again what was released, as it was before the first step, with another plan."""
+        """Load again what `release_memory` dropped, as it was before the first step, with the plan `memory`."""
         ...
 
 
 def run_until_it_fits(run: CanShrink, gradient: Callable[[], T], update: Callable[[T], U]) -> tuple[T, U]:
-    """Both halves of the first step. If either runs out of memory, both are repeated with a smaller plan.
+    """Run the first step, `update(gradient())`, and return the results of both.
 
-    Several processes agree after each half, so that all of them repeat it or none does; therefore `gradient` must not
+    If either runs out of memory, the run is reloaded with a smaller memory plan and both are repeated. Several
+    processes agree after each of the two, so that all of them repeat it or none does; therefore `gradient` must not
     wait for other processes. Raises `Problems` if there is no smaller plan.
     """
     while True:
@@ -96,14 +97,17 @@ def _reached(device: torch.device) -> str:
 
 @contextmanager
 def reserve(num_bytes: int, device: torch.device) -> Iterator[None]:
-    """Hold the memory that the optimizer will need from its first step on, so that what fits now still fits then."""
+    """In this context hold `num_bytes` of a GPU's memory, and none on the CPU.
+
+    Hold what the optimizer will need from its first step on, so that what fits now still fits then.
+    """
     held = torch.empty(max(num_bytes, 0) if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
     yield
     del held
 
 
 def out_of_memory(where: str, memory: MemoryPlan) -> Problem:
-    """The problem of a step that does not fit, with what to do about it."""
+    """The problem of a step that does not fit, with what to do about it. where: the step, for the message."""
     smaller = memory.smaller()
     if smaller is None:
         return Problem(where, "out of memory", f"use {LESS}, or free memory that other programs use on the device")

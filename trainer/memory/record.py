@@ -19,7 +19,11 @@ FIRST, LAST = 4, 10  # steps after a start that are measured; earlier ones compi
 
 @dataclass(frozen=True)
 class Measured:
-    """A run's figures. date: the day in ISO format. planned_gib: the expected peak."""
+    """A run's measured speed and memory.
+
+    seconds_per_picture: the median over the first steps. peak_gib, planned_gib: the measured and the expected peak of
+    allocated device memory. date: the day in ISO format.
+    """
 
     seconds_per_picture: float
     peak_gib: float
@@ -28,12 +32,15 @@ class Measured:
 
 
 def record_key(*facts: Any) -> str:
-    """A short hash of everything that a run's speed and memory depend on."""
+    """A short hash of everything that a run's speed and memory depend on; it is made of the facts' `repr`."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def find_measured(folder: Path, key: str) -> Measured | None:
-    """The figures under this key; None if there are none or the file is not ours."""
+    """The entry under `key` in the folder's measured.json; None if there is none or the file cannot be used.
+
+    key: from `record_key`.
+    """
     try:
         return Measured(**json.loads((folder / FILE).read_text(encoding="utf-8"))[key])
     except (OSError, ValueError, KeyError, TypeError):
@@ -41,7 +48,10 @@ def find_measured(folder: Path, key: str) -> Measured | None:
 
 
 def keep_measured(folder: Path, key: str, measured: Measured) -> None:
-    """Add figures, replacing earlier ones under the same key."""
+    """Write a run's measured speed and memory to measured.json in this folder, replacing an entry under the same key.
+
+    key: from `record_key`.
+    """
     try:
         known = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -52,7 +62,10 @@ def keep_measured(folder: Path, key: str, measured: Measured) -> None:
 
 @dataclass
 class Measuring:
-    """Measures the first steps after a start, then writes the record and logs how good the plan was."""
+    """Measures the first steps after a start, then writes measured.json and logs how good the memory plan was.
+
+    folder: where measured.json is. key: the run's, from `record_key`. planned_bytes: the expected peak.
+    """
 
     folder: Path
     key: str
@@ -61,7 +74,10 @@ class Measuring:
     seen: int = 0
 
     def step(self, seconds_per_picture: float, peak_gib: float) -> None:
-        """Take one step's figures."""
+        """Call once after each step; the tenth call writes measured.json, with the median time of steps 4 to 10.
+
+        peak_gib: the highest allocation on the device so far, in GiB.
+        """
         self.seen += 1
         if FIRST <= self.seen <= LAST:
             self.seconds.append(seconds_per_picture)
