@@ -41,8 +41,9 @@ Groups = list[dict[str, Any]]
 class OptimizerSettings:
     """The settings that choose an optimizer.
 
-    optimizer_type: a name from `OPTIMIZERS` or torch.optim, case ignored, or module.Class; optimizer_args: `key=value`
-    words; transformer_lr: the learning rate of the transformer's LoRA, and the setting that it comes from.
+    optimizer_type: a name from `OPTIMIZERS` or torch.optim, case ignored, or module.Class. optimizer_args: `key=value`
+    words. transformer_lr: the learning rate of the transformer's LoRA. transformer_lr_setting: the name of the setting
+    that it comes from, for messages.
     """
 
     optimizer_type: str
@@ -57,9 +58,10 @@ class OptimizerSettings:
 
 
 def build_optimizer(settings: OptimizerSettings, groups: Groups) -> Optimizer:
-    """The optimizer of `--optimizer_type` over parameter groups (`params` and, where it differs, `lr`).
+    """The optimizer that the settings name, over parameter groups with `params` and, where it differs, `lr`.
 
-    Build it after the weights are loaded: Prodigy remembers where they started. Raises `Problems`.
+    Build it after the weights are loaded: Prodigy remembers where they started. Raises `Problems` for a wrong
+    optimizer, argument or learning rate.
     """
     raise_if_any(optimizer_problems(settings))
     groups = [{"lr": settings.transformer_lr, **group} for group in groups]
@@ -69,7 +71,7 @@ def build_optimizer(settings: OptimizerSettings, groups: Groups) -> Optimizer:
 
 
 def optimizer_problems(settings: OptimizerSettings) -> list[Problem]:
-    """What is wrong with --optimizer_type and --optimizer_args, found without the parameters."""
+    """What is wrong with --optimizer_type and --optimizer_args, found without a model's parameters, or []."""
     try:
         cls = _optimizer_class(settings.optimizer_type)
     except Problems as found:
@@ -98,7 +100,10 @@ def optimizer_notices(settings: OptimizerSettings) -> list[str]:
 
 
 def rate_problems(settings: OptimizerSettings, rates: Iterable[float]) -> list[Problem]:
-    """What is wrong with the learning rates of everything that is trained (0: not trained), for this optimizer."""
+    """What is wrong with these learning rates for the optimizer; [] if nothing is.
+
+    rates: of everything that is trained; 0: not trained.
+    """
     different = sorted({*rates} - {0.0})
     if settings.name != "prodigy" or len(different) < 2:
         return []

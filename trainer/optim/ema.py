@@ -10,7 +10,7 @@ from trainer.optim.foreach import chunks, in_float32
 
 
 class Ema:
-    """float32 averages of `parameters` (name -> tensor), on the parameters' device.
+    """Exponential moving averages, in float32, of `parameters` (name -> tensor), on the parameters' device.
 
     The decay of step n is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage, so that the
     initial values are forgotten quickly. Save from `averages`; use `swapped` for sampling and validation.
@@ -26,7 +26,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the averages towards the parameters after optimizer step `step`, counted from 0."""
+        """Move the averages towards the parameters after an optimizer step. step: its number, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for chunk in chunks(self.parameters.values(), lambda p: p.dtype):
             averages = [self._average_of[parameter] for parameter in chunk]
@@ -34,7 +34,7 @@ class Ema:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """In this context the parameters hold the averages; afterwards they are restored exactly, from CPU memory."""
+        """In this context the parameters hold the averages; then they are restored exactly, from CPU memory."""
         kept = {name: p.to("cpu", copy=True) for name, p in self.parameters.items()}
         try:
             self._fill(self.averages)
@@ -48,7 +48,7 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy saved averages; the names must be the same."""
+        """Copy saved averages into this object's. Asserts that the names are the same."""
         assert set(tensors) == set(self.averages), "averages of other parameters"
         for name, average in self.averages.items():
             average.copy_(tensors[name])

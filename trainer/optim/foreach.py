@@ -11,7 +11,10 @@ CHUNK_ELEMENTS = 2**25  # 128 MiB of float32: large enough to hide kernel launch
 def chunks(
     tensors: Iterable[Tensor], kind: Callable[[Tensor], Hashable], limit: int | None = None
 ) -> Iterator[list[Tensor]]:
-    """Lists of tensors of one `kind`, with at most `limit` elements in total; a larger tensor is a list of its own."""
+    """Lists of tensors of one `kind`, with at most `limit` elements in total; a larger tensor is a list of its own.
+
+    kind: the tensors for which it returns equal values may share a list. limit: 2**25 by default.
+    """
     limit = CHUNK_ELEMENTS if limit is None else limit
     kinds: dict[Hashable, list[Tensor]] = {}
     for tensor in tensors:
@@ -42,12 +45,12 @@ def in_float32(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def with_gradient(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that have a gradient this step."""
+    """The parameters whose `.grad` is not None."""
     return [parameter for parameter in parameters if parameter.grad is not None]
 
 
 def gradients(parameters: list[Tensor]) -> list[Tensor]:
-    """The gradients of parameters that all have one."""
+    """The `.grad` of each parameter; parameters without one are left out."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 

@@ -11,9 +11,10 @@ from trainer.optim.foreach import chunks, gradients, with_gradient
 
 
 class Lion(Optimizer):
-    """Keeps one momentum per parameter, in the parameter's dtype. A tenth of AdamW's learning rate is usual.
+    """The Lion optimizer (arXiv:2302.06675). A tenth of AdamW's learning rate is usual.
 
-    A step needs one chunk of temporary memory (128 MiB of float32) and never synchronizes with the host.
+    Keeps one momentum per parameter, in the parameter's dtype. Weight decay is decoupled. A step needs one chunk of
+    temporary memory (128 MiB of float32) and never synchronizes with the host.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step over all parameters that have a gradient."""
+        """Update all parameters that have a gradient. Returns the closure's loss, or None without a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -23,7 +23,7 @@ Piece = tuple[
 
 
 class Prodigy(Optimizer):
-    """Prodigy without host synchronization. Leave `lr` at 1.
+    """The Prodigy optimizer (arXiv:2306.06101) without host synchronization. Leave `lr` at 1.
 
     State per parameter, in float32 whatever the parameter's dtype: `exp_avg` (unless betas[0] is 0), `exp_avg_sq`, `s`;
     and `p0`, the initial value in the parameter's dtype, which a parameter that starts at zero (every LoRA up matrix)
@@ -33,7 +33,7 @@ class Prodigy(Optimizer):
 
     There is one d for all groups: the learning rates of groups must be equal or 0, else a step raises ValueError. A
     group with rate 0 is not changed at all, not even by weight decay. `slice_p` > 1 estimates d from every p-th element
-    to save memory, which is an approximation.
+    to save memory, which is an approximation. The other options are those of the package prodigyopt.
     """
 
     def __init__(
@@ -72,12 +72,15 @@ class Prodigy(Optimizer):
 
     @property
     def d(self) -> Tensor:
-        """The estimated step size, a 0-dimensional tensor on the device."""
+        """The estimated step size, a 0-dimensional tensor on the parameters' device."""
         return self.param_groups[0]["d"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step over all parameters that have a gradient."""
+        """Update all parameters that have a gradient, and `d`. Returns the closure's loss, or None without a closure.
+
+        Raises ValueError if groups have different learning rates other than 0.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -91,7 +94,7 @@ class Prodigy(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state keeps its dtype, and scalars move to the parameters' device."""
+        """Load a state as torch's optimizers do, but keep its dtypes and move scalars to the parameters' device."""
         super().load_state_dict(state_dict)
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, saved in state_dict["state"].items():

@@ -12,9 +12,10 @@ POLYNOMIAL_END = 1e-7  # the learning rate at which diffusers' polynomial schedu
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
-    """The settings of a schedule, by their own names; warm-up and decay below 1 are fractions of the run.
+    """The settings of a learning-rate schedule, by their own names.
 
-    transformer_lr: the learning rate of the transformer's LoRA, and the setting that it comes from.
+    lr_warmup_steps, lr_decay_steps: optimizer steps, or below 1 a fraction of the run. transformer_lr: the learning
+    rate of the transformer's LoRA. transformer_lr_setting: the name of the setting that it comes from, for messages.
     """
 
     lr_scheduler: str
@@ -29,9 +30,10 @@ class ScheduleSettings:
 
 
 def build_lr_scheduler(settings: ScheduleSettings, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """The schedule of a run of `total_steps` optimizer steps; call `step()` once after each of them.
+    """The schedule of a run of `total_steps` optimizer steps; call its `step()` once after each of them.
 
-    Raises `Problems`. Do not let accelerate wrap it: with several processes it would step several times.
+    Raises `Problems` if the settings do not fit together or the run. Do not let accelerate wrap it: with several
+    processes it would step several times.
     """
     from diffusers.optimization import get_scheduler  # slow to import, and a check needs none of it
     from transformers.optimization import (
@@ -69,7 +71,7 @@ def build_lr_scheduler(settings: ScheduleSettings, optimizer: Optimizer, total_s
 
 
 def lr_scheduler_problems(settings: ScheduleSettings, total_steps: int) -> list[Problem]:
-    """What is wrong with the schedule's settings for a run of `total_steps` optimizer steps."""
+    """What is wrong with the settings for a run of `total_steps` optimizer steps; [] if nothing is."""
     name, problems = settings.lr_scheduler, []
     warmup, decay = _steps(settings.lr_warmup_steps, total_steps), _steps(settings.lr_decay_steps, total_steps)
     if warmup + decay > total_steps:
