@@ -23,27 +23,37 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 
 @dataclass(frozen=True)
 class Detection:
-    """A box that the detector found, and how sure it is, from 0 to 1."""
+    """A box that the detector found, in pixels of the image, and the detector's confidence in it, from 0 to 1."""
 
     box: Box
     score: float
 
 
 class Detector(Protocol):
-    """Finds what a phrase names in an RGB image: every box that it considers, in any order."""
+    """Finds what a phrase such as "toy" names in an RGB image.
+
+    Returns every candidate box, in any order and however low its score: the caller applies the threshold.
+    """
 
     def __call__(self, image: Image.Image, phrase: str, /) -> Sequence[Detection]: ...
 
 
 class Segmenter(Protocol):
-    """The outline of what is in the boxes: a mask, mode L, of 0 and 255, as large as the RGB image."""
+    """Segments the objects in the boxes of an RGB image.
+
+    Returns one mask for all of them: mode L, the size of the image, 255 inside the objects and 0 elsewhere.
+    """
 
     def __call__(self, image: Image.Image, boxes: Sequence[Box], /) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
 class Models:
-    """What creates masks. threshold: the score from which a box counts; all_objects: whether to mask every object."""
+    """The detector and the segmenter, and how to use them.
+
+    threshold: boxes with a lower score are ignored. all_objects: whether to mask every object that is found, not only
+    the one with the highest score.
+    """
 
     detect: Detector
     segment: Segmenter
@@ -53,16 +63,21 @@ class Models:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image. share: of its pixels inside the mask, None if none was written; doubts: why to look."""
+    """The result for one image.
+
+    share: the fraction of the image that is inside the mask, None if no mask was written. doubts: in words for the
+    user, why the mask should be checked, or why none was written.
+    """
 
     share: float | None
     doubts: tuple[str, ...]
 
 
 def create_mask(models: Models, due: Due, class_word: str) -> Outcome:
-    """Create and write the mask of one image. Raises OSError where it cannot be written.
+    """Create the mask of one image and write it to `due.target`. Raises OSError if it cannot be written.
 
-    A file that has appeared or changed since the plan was made is not replaced.
+    class_word: what to look for, such as "toy". Without a mask, the result says why: the image cannot be read, nothing
+    was found, or the file at `due.target` was created or changed since the plan was made and is not replaced.
     """
     try:
         image = read_picture(due.image)
@@ -84,7 +99,11 @@ def create_mask(models: Models, due: Due, class_word: str) -> Outcome:
 
 
 def distinct(found: Sequence[Detection]) -> list[Detection]:
-    """One detection for each object, the surest first. Boxes that overlap much are of one object, or parts of it."""
+    """One detection for each object, the highest score first.
+
+    Of boxes that share at least 70 % of the smaller one's area, only the best is kept. Objects with less than half of
+    the best score are left out.
+    """
     objects: list[Detection] = []
     for each in sorted(found, key=lambda detection: -detection.score):
         if all(_overlap(each.box, other.box) < SAME for other in objects):
@@ -110,7 +129,7 @@ def _rival_doubts(objects: Sequence[Detection], class_word: str, all_masked: boo
 
 
 def shape_doubts(mask: Image.Image) -> list[str]:
-    """Why a mask (mode L) looks wrong, judged by its pixels alone."""
+    """Why a mask (mode L) looks wrong, judged by its pixels alone, in words for the user; empty if it looks right."""
     inside = np.asarray(mask) >= 128
     share, doubts = share_of(mask), []
     if share >= FILLS:
@@ -123,14 +142,18 @@ def shape_doubts(mask: Image.Image) -> list[str]:
 
 
 def share_of(mask: Image.Image) -> float:
-    """The share of a mask's pixels that are white."""
+    """The fraction of a mask's pixels (mode L) that are inside: 128 or brighter."""
     return float((np.asarray(mask) >= 128).mean())
 
 
 def create_masks(
     models: Models, due: Sequence[Due], class_word: str, report: Callable[[Due, Outcome], object]
 ) -> list[Outcome]:
-    """Create the masks of one concept in order; `report` is called after each."""
+    """Create and write the masks of one concept, in the order of `due`; the results are in the same order.
+
+    class_word: what to look for. report: called after each image with its entry of `due` and its result. Raises
+    OSError if a mask cannot be written.
+    """
     outcomes = []
     for each in due:
         outcomes.append(create_mask(models, each, class_word))

@@ -19,7 +19,7 @@ class MaskModel:
 
     @property
     def folder(self) -> str:
-        """Its folder below models/."""
+        """The model's folder, relative to models/."""
         return f"masks/{self.repository.rpartition('/')[2]}"
 
 

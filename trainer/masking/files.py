@@ -15,14 +15,18 @@ MARK = "flux-dreambooth-mask"  # the keyword of the PNG text chunk
 
 @dataclass(frozen=True)
 class Mark:
-    """What `write_mask` recorded in a file. doubts: why the mask may be wrong."""
+    """What a mask file records about its creation: the word that was looked for, and why the mask may be wrong."""
 
     class_word: str
     doubts: tuple[str, ...]
 
 
 def write_mask(path: Path, mask: Image.Image, class_word: str, doubts: Sequence[str]) -> None:
-    """Write a mask (mode L) as PNG with a digest of its pixels in a text chunk. Raises OSError."""
+    """Write a mask (mode L) as PNG, atomically, replacing any file at `path`. Raises OSError.
+
+    A text chunk records class_word (what was looked for), doubts (why the mask may be wrong) and a digest of the
+    pixels, by which `read_mark` can tell that nobody has edited the mask since.
+    """
     assert mask.mode == "L"
     chunk = PngImagePlugin.PngInfo()
     held = {"sha256": _digest(mask), "class_word": class_word, "doubts": list(doubts)}
@@ -31,7 +35,7 @@ def write_mask(path: Path, mask: Image.Image, class_word: str, doubts: Sequence[
 
 
 def read_mark(path: Path) -> Mark | None:
-    """What `write_mask` recorded, if it wrote this file and its pixels are unchanged; None for any other file."""
+    """What `write_mask` recorded in the file; None if it did not write the file or the pixels were edited since."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()

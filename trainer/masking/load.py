@@ -30,7 +30,7 @@ COMPUTED = ".relative_position_index"  # buffers of Swin that follow from its wi
 
 
 class GroundingDino:
-    """Finds what a phrase names in an image (Liu et al. 2023, arXiv:2303.05499)."""
+    """GroundingDINO: finds what a phrase names in an image (Liu et al. 2023, arXiv:2303.05499)."""
 
     def __init__(self, folder: Path, device: torch.device):
         """Raises `Problems` if the folder does not hold a complete model."""
@@ -46,7 +46,10 @@ class GroundingDino:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, phrase: str) -> list[Detection]:
-        """Every box that the model considers, with the score of its best token. image: RGB."""
+        """Every box that the model proposes, in pixels of the image; its score is that of its best-matching token.
+
+        image: RGB. phrase: what to look for, such as "toy"; case does not matter.
+        """
         tokens = self.tokenizer.encode(f"{phrase.strip().rstrip('.').lower()}.")
         scale = min(self.shortest / min(image.size), self.longest / max(image.size))
         width, height = (max(1, round(side * scale)) for side in image.size)
@@ -69,7 +72,7 @@ class GroundingDino:
 
 
 class Sam2:
-    """Outlines what is in a box (Ravi et al. 2024, arXiv:2408.00714)."""
+    """SAM 2: segments the object in a box (Ravi et al. 2024, arXiv:2408.00714)."""
 
     def __init__(self, folder: Path, device: torch.device):
         """Raises `Problems` if the folder does not hold a complete model."""
@@ -85,7 +88,10 @@ class Sam2:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-        """The union of the outlines of what the boxes hold. image: RGB."""
+        """One mask of the objects in all boxes: mode L, the size of the image, 255 inside and 0 outside.
+
+        image: RGB. boxes: left, top, right, bottom in its pixels.
+        """
         resized = image.resize((self.side, self.side), Image.Resampling.BILINEAR)
         scale = torch.tensor([self.side / side for side in (*image.size, *image.size)])
         found = self.model(
@@ -100,7 +106,10 @@ class Sam2:
 
 
 def model_problems(detector: Path, segmenter: Path) -> list[Problem]:
-    """What is wrong with the folders of both models, as far as it shows without reading their weights."""
+    """What is wrong with transformers' version and the folders of the two models, found without reading their weights.
+
+    It checks that all files exist, that config.json is of the right model, and the header of the weights file.
+    """
     return [
         *_version_problems(),
         *_folder_problems(DETECTOR, detector),

@@ -18,18 +18,18 @@ from trainer.masking.files import Mark, read_mark
 
 @dataclass(frozen=True)
 class Concept:
-    """A folder of images and what to look for in them, such as "toy"; "" where nothing says it."""
+    """A folder of images and the class word to look for in them, such as "toy"; "" if none is known."""
 
     subset: SubsetConfig
     class_word: str
 
     @property
     def where(self) -> str:
-        """Its place in the dataset file, else the folder, for messages."""
+        """The subset's place in the dataset file or, if it is from none, its folder, for messages."""
         return self.subset.where or str(self.subset.image_dir)
 
     def target(self, image: Path) -> Path:
-        """The file in which training will look for the mask."""
+        """The mask file to write for an image: where training looks for it."""
         if self.subset.conditioning_data_dir:
             return self.subset.conditioning_data_dir / f"{image.stem}.png"
         return image.with_name(f"{image.stem}{OWN_MASK}")
@@ -37,7 +37,10 @@ class Concept:
 
 @dataclass(frozen=True)
 class Due:
-    """An image that gets a mask. former: of the file that is replaced, if one that was created earlier is."""
+    """An image that gets a mask, written to `target`.
+
+    former: if that replaces a mask from an earlier run, what the old file records; None if there is no file.
+    """
 
     image: Path
     target: Path
@@ -46,10 +49,10 @@ class Due:
 
 @dataclass(frozen=True)
 class Kept:
-    """An image that has a mask already.
+    """An image that already has a mask, which is kept.
 
-    mask: the file, None for its alpha channel; mark: of a file that `write_mask` wrote and nobody has changed; hint:
-    how training would read it, if it does not.
+    mask: the file, None if it is the image's alpha channel. mark: what the file records if an earlier run created it
+    and nobody has edited it, else None. hint: what to change so that training reads the mask; "" if it does.
     """
 
     image: Path
@@ -59,7 +62,7 @@ class Kept:
 
     @property
     def source(self) -> str:
-        """Where the mask is from, for messages."""
+        """Who made the mask, in words for the user: an earlier run, a person, or the image's alpha channel."""
         if self.mask is None:
             return "alpha channel"
         return f"created for {self.mark.class_word!r}" if self.mark else "made or edited by hand"
@@ -67,7 +70,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class ConceptPlan:
-    """What to do in one folder. name: of its contact sheet."""
+    """What to do in one folder of images.
+
+    name: the name of its contact sheet. due: the images that get a mask. kept: those that have one already.
+    """
 
     name: str
     class_word: str
@@ -76,18 +82,22 @@ class ConceptPlan:
 
     @property
     def images(self) -> tuple[Path, ...]:
-        """All images, in the order of their names."""
+        """All images of the folder, sorted by path."""
         return tuple(sorted([*(each.image for each in self.due), *(each.image for each in self.kept)]))
 
 
 def class_word_of(class_tokens: str | None) -> str:
-    """What follows the trigger in class_tokens: "toy" of "tjtoy toy"; "" where nothing does."""
+    """What follows the first word, the trigger, in class_tokens: "toy" for "tjtoy toy"; "" if nothing does."""
     _, _, rest = (class_tokens or "").strip().partition(" ")
     return rest.strip(" ,.")
 
 
 def concepts_of(subsets: Sequence[SubsetConfig]) -> tuple[list[Concept], list[str]]:
-    """The concepts that a dataset file teaches, each folder once, and notes on what is left out."""
+    """The concepts that the subsets of a dataset file teach, one for each folder, and notes for the user.
+
+    A note names each subset that is left out because it teaches no concept, and each class word that is not looked for
+    because an earlier subset has another one for the same folder.
+    """
     concepts: dict[Path, Concept] = {}
     notes = []
     for subset in subsets:
@@ -104,10 +114,11 @@ def concepts_of(subsets: Sequence[SubsetConfig]) -> tuple[list[Concept], list[st
 
 
 def make_plan(concepts: Sequence[Concept], output: Path, redo: bool = False) -> list[ConceptPlan]:
-    """What to do in each folder. Raises `Problems`.
+    """Look at every image and decide which ones get a mask; writes nothing.
 
-    output: the folder of the contact sheets. redo: whether to create masks again that were created earlier and are
-    unchanged since.
+    output: the folder for the contact sheets. redo: whether to replace masks that an earlier run created and nobody has
+    edited. Raises `Problems` with everything that would stop the run: missing class words, images that cannot be read,
+    files in the way, folders that cannot be written to.
     """
     plans, problems = [], [_word_problem(concept) for concept in concepts if not concept.class_word]
     for concept, name in zip(concepts, _sheet_names(concepts), strict=True):

@@ -22,9 +22,10 @@ LETTERS = 40  # of a line of text
 
 @dataclass(frozen=True)
 class Entry:
-    """One place on the sheet.
+    """One cell of a contact sheet.
 
-    picture: from `masked_thumbnail`, None where it cannot be read; note: where the mask is from; doubts: in red.
+    name: the image's file name. picture: from `masked_thumbnail`, None if the image cannot be read. note: who made
+    the mask, or what became of it. doubts: why the mask should be checked, printed in red.
     """
 
     name: str
@@ -34,9 +35,10 @@ class Entry:
 
 
 def read_masked(image: Path, source: Path | None) -> tuple[Image.Image, Image.Image | None]:
-    """An image in RGB and its mask. source: the mask's file, `image` itself for its alpha channel, None for no mask.
+    """Read an image (RGB) and its mask (mode L, None if there is none), both upright.
 
-    Raises `NotReadable` and OSError.
+    source: the mask's file; the same path as `image` if its alpha channel is the mask; None for no mask. Raises
+    `NotReadable` and OSError.
     """
     picture = read_picture(image, flatten=source != image)
     if source is None:
@@ -46,9 +48,9 @@ def read_masked(image: Path, source: Path | None) -> tuple[Image.Image, Image.Im
 
 
 def masked_thumbnail(image: Image.Image, mask: Image.Image | None, side: int = SIDE) -> Image.Image:
-    """The image scaled into a square of `side` pixels, dark outside of the mask, which is outlined in red.
+    """The image scaled to fit a white square of `side` pixels, darkened outside the mask, which is outlined in red.
 
-    image: RGB; mask: mode L of the same size, None to show the image as it is.
+    image: RGB. mask: mode L, the same size; None to show the image as it is.
     """
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -65,7 +67,10 @@ def masked_thumbnail(image: Image.Image, mask: Image.Image | None, side: int = S
 
 
 def mask_sheets(entries: Sequence[Entry], title: str) -> list[Image.Image]:
-    """The entries in rows of five, a hundred on a sheet, with a red name where the mask has to be looked at."""
+    """Draw contact sheets of the entries: five to a row, at most a hundred to a sheet. Returns the sheets (RGB).
+
+    The names of entries with doubts are red. title: the heading, numbered if there are several sheets.
+    """
     parts = [entries[start : start + PER_SHEET] for start in range(0, len(entries), PER_SHEET)]
     return [
         _sheet(part, title if len(parts) == 1 else f"{title} ({number} of {len(parts)})")
