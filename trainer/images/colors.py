@@ -28,11 +28,11 @@ class UnreadableProfile(ValueError):
 
 
 def source_profile(image: Image.Image, png: bytes, exif: Image.Exif | None) -> bytes | None:
-    """The ICC profile in which an opened image's numbers are meant; None for sRGB or where nothing is said.
+    """The content of the ICC profile that an opened image's colours are in; None for sRGB or if the file does not say.
 
-    png: the file's content if it is a PNG, else empty. A PNG's cICP wins over its profile, and its
-    profile over sRGB, gAMA and cHRM (PNG, third edition, 4.3). Exif's Adobe RGB counts where no
-    profile is embedded (DCF 2.0).
+    png: the file's content if it is a PNG, else empty. exif: the image's Exif data, None if it cannot be read. A PNG's
+    cICP chunk takes precedence over its embedded profile, and that over sRGB, gAMA and cHRM (PNG, third edition, 4.3).
+    Exif's mark of Adobe RGB counts only if no profile is embedded (DCF 2.0).
     """
     if code := _cicp(png):
         primaries, transfer = code
@@ -48,13 +48,19 @@ def source_profile(image: Image.Image, png: bytes, exif: Image.Exif | None) -> b
 
 
 def hdr_curve(png: bytes) -> str | None:
-    """The name of the HDR transfer function that a PNG states in cICP, which 8 bits of sRGB cannot hold."""
+    """The HDR transfer function that a PNG's cICP chunk states, "PQ" or "HLG"; None if it states none.
+
+    png: the file's content; empty for another format.
+    """
     code = _cicp(png)
     return CICP_HDR.get(code[1]) if code else None
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The image in sRGB, RGB or RGBA; unchanged where `changes_colors` says that the profile changes nothing."""
+    """Convert an image from an ICC profile to sRGB; returns a new image, RGB or RGBA.
+
+    profile: the content of the profile. Raises `UnreadableProfile` if it is damaged or for other channels.
+    """
     source = _fitting_mode(image, profile)
     alpha = source.getchannel("A") if "A" in source.getbands() else None
     transform = _transform(profile)
@@ -67,16 +73,17 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def lab_to_srgb(image: Image.Image) -> Image.Image:
-    """A CIELAB image, as TIFF may hold, in sRGB."""
+    """Convert a CIELAB image (mode LAB, as a TIFF file may hold) to sRGB, mode RGB."""
     converted = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), _SRGB, outputMode="RGB")
     assert converted is not None
     return converted
 
 
 def changes_colors(image: Image.Image, profile: bytes) -> bool:
-    """Whether the profile gives the image's colours another look than sRGB would.
+    """Whether colours in this ICC profile differ visibly from sRGB: any of them by more than 1 of 255 levels.
 
-    Raises `UnreadableProfile` where it cannot be applied to an image of this mode.
+    Judged by a grid over all colours, not by those in the image; CMYK always differs. Raises `UnreadableProfile`
+    if the profile is damaged or for other channels than the image's.
     """
     _fitting_mode(image, profile)
     return _moves_colors(profile)
@@ -85,10 +92,10 @@ def changes_colors(image: Image.Image, profile: bytes) -> bool:
 def matrix_profile(
     primaries: tuple[Chromaticity, ...], white: Chromaticity = WHITE_D65, gamma: float | None = None
 ) -> bytes:
-    """An ICC 2.4 display profile of three primaries, a white point and a power curve; sRGB's curve for gamma None.
+    """The content of an ICC 2.4 display profile, made from an RGB colour space's primaries, white point and gamma.
 
-    The matrix follows from primaries and white and is adapted to D50 by Bradford's transform
-    (ICC.1:2001-04, annex E).
+    primaries: CIE 1931 x, y of red, green and blue. gamma: the exponent that decodes a value to linear light; None for
+    sRGB's curve. The matrix is adapted to D50 by Bradford's transform (ICC.1:2001-04, annex E).
     """
     matrix = _to_d50(_xyz_of_rgb(primaries, white), _xyz(*white))
     text = b"RGB\0"

@@ -42,7 +42,7 @@ Image.MAX_IMAGE_PIXELS = None  # `_check_size` refuses what is too large, in wor
 
 
 class NotReadable(ValueError):
-    """A file that cannot be trained. hint: what to do about it."""
+    """A file that cannot be read as an image. The text says why; `hint` says what to do about it."""
 
     def __init__(self, what: str, hint: str = "replace it or take it out of the folder"):
         self.hint = hint
@@ -51,12 +51,12 @@ class NotReadable(ValueError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded image before its colours are converted.
+    """A decoded image, not yet turned upright or converted to sRGB; the methods do both.
 
-    size: width and height after it is turned upright; kind: its format, judged by content; frames: how
-    many it holds, of which `raw` is the first, or the one that a HEIC calls its primary image; profile:
-    the ICC profile from which its colours have to be converted to sRGB, None where they are sRGB as far
-    as an eye can tell; notes: what is odd about it.
+    raw: the pixels as stored; of several frames the first, or the one that a HEIC file calls primary. size: width and
+    height once upright. kind: the format, judged by content, such as "JPEG". frames: how many frames or pages the file
+    holds. orientation: Exif's, 1 to 8, where 1 is upright. profile: the ICC profile that the colours are in, None if
+    they need no conversion to sRGB. notes: what is odd about the file, in words for the user.
     """
 
     raw: Image.Image
@@ -68,21 +68,21 @@ class Decoded:
     notes: tuple[str, ...]
 
     def to_rgb(self, flatten: bool = True) -> Image.Image:
-        """Upright, in sRGB, RGB.
+        """The pixels, upright, converted to sRGB, mode RGB.
 
-        flatten: show white where it is transparent; otherwise keep the colours below, as they are stored.
+        flatten: composite transparent pixels onto white; otherwise drop the alpha channel and keep the stored colours.
         """
         image = self._upright()
         image = to_srgb(image, self.profile) if self.profile else image
         return _flatten(image) if flatten else image.convert("RGB")
 
     def to_alpha(self) -> Image.Image | None:
-        """The alpha channel, upright, mode L; None where nothing in the image can be transparent."""
+        """The alpha channel, upright, mode L; None if the image has no transparency."""
         image = self._upright()
         return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
 
     def to_mask(self) -> Image.Image:
-        """The red channel, upright, mode L: a mask's numbers, which no colour profile changes."""
+        """The pixels of a mask file: the red channel, upright, mode L, without conversion by a colour profile."""
         return self._upright().convert("RGB").getchannel("R")
 
     def _upright(self) -> Image.Image:
@@ -91,18 +91,21 @@ class Decoded:
 
 
 def read_picture(source: Path | bytes, flatten: bool = True) -> Image.Image:
-    """Decode an image completely: upright, in sRGB, RGB; transparency as `Decoded.to_rgb` has it.
+    """Decode an image completely; returns its pixels, upright, in sRGB, mode RGB.
 
-    Takes a path or the file's content. Raises `NotReadable`, a ValueError, saying what is wrong with it.
+    source: a path or the file's content. flatten: composite transparent pixels onto white; otherwise drop the alpha
+    channel and keep the stored colours. Raises `NotReadable`, a ValueError, saying what is wrong with the image, and
+    OSError if the path cannot be read.
     """
     image = decode(source.read_bytes(), source.suffix) if isinstance(source, Path) else decode(source)
     return image.to_rgb(flatten)
 
 
 def decode(data: bytes, ending: str = "") -> Decoded:
-    """Decode a file's content completely. ending: the file's, for the few formats that `kind_of` needs it for.
+    """Decode the content of an image file completely.
 
-    Raises `NotReadable` saying what is wrong with it.
+    ending: of the file's name, such as ".tga", for the few formats that the content alone does not show. Raises
+    `NotReadable` saying what is wrong with the image.
     """
     kind = kind_of(data, ending)
     if kind in WRONG:

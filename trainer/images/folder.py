@@ -21,10 +21,12 @@ NAMES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Folder:
-    """The content of a folder. images: in the order of their names; kinds: the format of each, by content.
+    """The content of one folder.
 
-    captions, masks: the caption files and the mask files of each image that has any. warnings: what the user may
-    have meant to be trained and is not; notes: what else is left out, a line for each kind.
+    images: sorted by name. kinds: the format of each image and mask, judged by content; "" if unknown. captions,
+    masks: for each image that has any, its caption files and its mask files. warnings: files that the user may have
+    meant to train and that are not used. notes: other files that are left out, and files with odd names, one line for
+    each kind.
     """
 
     images: tuple[Path, ...]
@@ -36,9 +38,10 @@ class Folder:
 
 
 def read_folder(folder: Path, where: str = "", caption_extension: str | None = None) -> Folder:
-    """Look at every entry of a folder, at what is in subfolders by name only. where: for messages.
+    """Sort the entries of a folder into images, captions, masks and files left out; images are not decoded.
 
-    Raises OSError where the folder cannot be listed.
+    Subfolders are only searched for files named like images, for a warning. where: the folder's place in the dataset
+    file, for messages. caption_extension: None for .txt and .caption. Raises OSError if the folder cannot be listed.
     """
     sorter = _Sorter(folder, where, caption_extension)
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
@@ -171,7 +174,7 @@ class _Sorter:
 
 
 def count_images(folder: Path) -> int:
-    """How many files in a folder and its subfolders have an image's ending; hidden folders are skipped."""
+    """How many files in a folder and its subfolders are named like images; hidden files and folders are skipped."""
     total = 0
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FILES]

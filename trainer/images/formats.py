@@ -120,10 +120,10 @@ HEAD = 512  # bytes that are looked at
 
 
 def kind_of(head: bytes, ending: str = "") -> str:
-    """What begins with these bytes: a name such as "JPEG", "HTML" or "text"; "" where it is not known.
+    """The format of a file, judged by its first bytes: a name such as "JPEG", "HTML" or "text"; "" if unknown.
 
-    ending: the file's, as ".dng". It tells camera raw files from TIFF and drawings from ZIP, and finds TGA, which
-    has no signature.
+    head: the first 512 bytes or more. ending: of the file's name, such as ".dng"; it tells camera raw files from TIFF
+    and layered drawings from ZIP, and finds TGA, which has no signature.
     """
     if not head:
         return "empty"
@@ -136,7 +136,7 @@ def kind_of(head: bytes, ending: str = "") -> str:
 
 
 def kind_of_file(path: Path) -> str:
-    """`kind_of` a file; "" where it cannot be read."""
+    """The format of a file, judged by its first bytes and its ending; "" if unknown or if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return kind_of(file.read(HEAD), path.suffix)

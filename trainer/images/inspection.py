@@ -22,9 +22,10 @@ ONE_OF_MANY = {"TIFF": "first of {} pages", "JPEG": "first of {} images", "HEIC"
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: the digest of its file and its upright size in pixels.
+    """An image file that was decoded and found good. The pixels are not kept: `read` decodes them again.
 
-    converted: its colours are converted to sRGB from a profile, so that its pixels are not the file's numbers.
+    sha256: of the file's content. width, height: in pixels, once upright. converted: whether reading converts the
+    colours from another colour space to sRGB.
     """
 
     path: Path
@@ -39,7 +40,11 @@ class Picture:
         return self.width, self.height
 
     def read(self, flatten: bool = True) -> Image.Image:
-        """Its pixels, as `Decoded.to_rgb` gives them, from the very bytes that were checked. Raises `Problems`."""
+        """Decode the file again; returns its pixels, upright, in sRGB, mode RGB.
+
+        flatten: composite transparent pixels onto white; otherwise drop the alpha channel and keep the stored colours.
+        Raises `Problems` if the file has changed since it was checked, or cannot be read.
+        """
         try:
             data = self.path.read_bytes()
             if hashlib.sha256(data).hexdigest() != self.sha256:
@@ -51,7 +56,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Inspected:
-    """An image that was decoded. remarks: what is odd about it; frames: how many it holds of its kind."""
+    """An image that was decoded and checked.
+
+    kind: its format, judged by content, such as "TIFF". frames: how many frames or pages the file holds. remarks: what
+    is odd about it, in words for the user.
+    """
 
     picture: Picture
     kind: str
@@ -63,7 +72,10 @@ _heard = threading.local()  # what Python's warnings said in this thread while a
 
 
 def inspect_images(folder: Folder) -> list[Inspected | Problem]:
-    """Decode every image of a folder in parallel threads; what is wrong with one stands in its place."""
+    """Decode and hash every image of a folder, in parallel threads.
+
+    Returns one result for each of `folder.images`, in their order: a `Problem` if the image cannot be used.
+    """
     with _warnings_by_thread(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(_inspect, folder.images))
 
@@ -100,7 +112,10 @@ def _remark(message: str) -> str:
 
 
 def remarks(where: str, inspected: Sequence[Inspected]) -> Iterator[Problem]:
-    """Warnings of what is odd about images. where: their subset's place in the dataset file."""
+    """Warnings about odd images: files with several frames, damaged Exif data, unusable profiles and the like.
+
+    where: the place in the dataset file of the subset that the images are from.
+    """
     several = [found for found in inspected if found.frames > 1]
     if several:
         used = (

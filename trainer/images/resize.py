@@ -17,12 +17,19 @@ FILTERS = {
 
 
 def default_interpolation(size: Size, resized: Size) -> str:
-    """kohya's choice: area when neither side grows, else Lanczos."""
+    """The resize filter that kohya's trainer chooses: "area" if neither side grows, else "lanczos".
+
+    size, resized: (width, height) before and after.
+    """
     return "area" if resized[0] <= size[0] and resized[1] <= size[1] else "lanczos"
 
 
 def fit(image: Image.Image, resized: Size, crop: Size, bucket: Size, interpolation: str | None = None) -> Image.Image:
-    """Resize to `resized`, then cut `bucket` out at `crop` (left, top)."""
+    """Resize an image to `resized`, then crop a rectangle of size `bucket` whose corner is at `crop` (left, top).
+
+    image: mode RGB or L. All sizes are (width, height) in pixels. interpolation: the name of the resize filter, None
+    for the one that `default_interpolation` chooses.
+    """
     if image.size != resized:
         name = interpolation or default_interpolation(image.size, resized)
         name = ALIASES.get(name, name)
