@@ -17,12 +17,15 @@ from trainer.models.text import Tokenizers, clip_ids
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one shape, ready for the device.
+    """The tensors of one forward and backward pass: B images of one shape.
 
-    latents, noise: [B, 16, H/8, W/8]; sigmas, weights: [B]; txt: [B, L, D]; pooled: [B, P];
-    txt_mask: [B, L]; clip_ids: [B, 77], only when CLIP is trained. Maps of [B, 1, H/8, W/8], only when a sample
-    of the batch has one: preserve, the share of the base model's own prediction in the target; loss_mask, the
-    weight of each place in the loss. draws: what it was made of, for messages.
+    latents, noise: [B, 16, H/8, W/8], in the transformer's scale. sigmas: [B], the noise levels. weights: [B], each
+    image's weight in the loss. txt: [B, L, D], T5's hidden states. txt_mask: [B, L] bool, True for real tokens, only
+    with --apply_t5_attn_mask. pooled: [B, P], CLIP's pooled output. clip_ids: [B, 77], only if CLIP is trained.
+
+    Maps of [B, 1, H/8, W/8], only if an image of the batch has one: preserve, the share of the base model's own
+    prediction in the target; loss_mask, the weight of each position in the loss. draws: where each row is from, for
+    messages.
     """
 
     latents: torch.Tensor
@@ -38,19 +41,19 @@ class Batch:
     draws: tuple[Draw, ...]
 
     def pinned(self) -> "Batch":
-        """The batch in host memory from which a GPU copies without the host waiting."""
+        """A copy in pinned host memory, from which a GPU can copy without the host waiting."""
         return self._each(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on the device."""
+        """A copy on the device, possibly still being made on its current stream; the batch itself for the CPU."""
         return self if device.type == "cpu" else self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def copied(self) -> "Batch":
-        """The same batch in memory of its own."""
+        """A copy that shares no memory with this batch, on the same device."""
         return self._each(torch.Tensor.clone)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those that it has, by their names."""
+        """The tensors that this batch has, by the names of its fields."""
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
@@ -59,7 +62,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings(TimestepSettings):
-    """The settings that batches depend on, by their own names."""
+    """The settings that a batch's content depends on, under the names of their flags."""
 
     seed: int
     text_encoder_lr: float
@@ -68,7 +71,10 @@ class BatchSettings(TimestepSettings):
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes batches as a pure function of the settings and the draws. pin: for a GPU, see `Batch.pinned`."""
+    """Makes batches, each a pure function of the settings and the draws it is given.
+
+    encoded: reads latents and text from the cache. pin: whether to return batches in pinned memory, for a GPU.
+    """
 
     settings: BatchSettings
     encoded: Encoded
@@ -76,14 +82,18 @@ class BatchMaker:
     pin: bool = False
 
     def __call__(self, draws: tuple[Draw, ...]) -> Batch:
-        """The batch of one micro-step."""
+        """The batch of these draws, one row each, in host memory."""
         rows = [self._row(draw) for draw in draws]
         latents, noise, sigmas = (torch.stack(column) for column in zip(*rows, strict=True))
         batch = self._batch(draws, latents, noise, sigmas)
         return batch.pinned() if self.pin else batch
 
     def at_quantiles(self, draw: Draw, quantiles: torch.Tensor) -> Batch:
-        """One image at fixed quantiles of the timestep distribution, its noise fixed too: for validation."""
+        """A validation batch: one image, repeated at fixed quantiles of the run's timestep distribution.
+
+        quantiles: [B], in (0, 1). Latents are the mean of the posterior. The noise depends on the seed and the image
+        only, so that losses are comparable over a run.
+        """
         generator = torch_generator(self.settings.seed, "validation", draw.sample.key)
         mean, _ = self.encoded.latents(draw.sample, draw.flip)
         count = len(quantiles)
@@ -141,17 +151,17 @@ def _stacked(maps: Sequence[torch.Tensor | None], neutral: float) -> torch.Tenso
 
 
 def scale_latents(latents: torch.Tensor) -> torch.Tensor:
-    """The autoencoder's latents to the transformer's."""
+    """Shift and scale latents from the autoencoder's range to the transformer's."""
     return (latents - FLUX1.latents.shift) * FLUX1.latents.scale
 
 
 def unscale_latents(latents: torch.Tensor) -> torch.Tensor:
-    """The transformer's latents to the autoencoder's."""
+    """Scale and shift latents from the transformer's range back to the autoencoder's."""
     return latents / FLUX1.latents.scale + FLUX1.latents.shift
 
 
 def shift_tokens(sample: Sample) -> int:
-    """The number of image tokens that flux_shift depends on: those of the image that is denoised."""
+    """The number of tokens of the image that is denoised, on which the timestep setting flux_shift depends."""
     side = FLUX1.latents.token_side
     width, height = sample.bucket
     return (width // side) * (height // side)
@@ -167,7 +177,10 @@ def sequence_tokens(sample: Sample) -> int:
 
 
 def prefetch(make: BatchMaker, draws: Iterable[tuple[Draw, ...]], ahead: int = 2) -> Iterator[Batch]:
-    """Batches in order, the next ones made on a thread while the current one trains."""
+    """Yield the batches of `draws` in order, made on a background thread while earlier ones train.
+
+    ahead: how many batches are prepared in advance. An error in making a batch is raised when its turn comes.
+    """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
         source = iter(draws)
         waiting = [pool.submit(make, item) for item in islice(source, ahead)]

@@ -17,9 +17,10 @@ class Placement(NamedTuple):
 
 
 def place(size: Size, section: DatasetSection, buckets: Sequence[Size]) -> Placement:
-    """The placement of an image of `size`. buckets: those of `section_buckets`.
+    """How a dataset's image of this size (width, height) is resized, then cropped centrally to a bucket.
 
-    Raises ValueError if the image is too small or too narrow for any bucket.
+    buckets: the dataset's shapes, from `section_buckets`. Raises ValueError if the image is too small or too narrow for
+    any bucket.
     """
     if section.enable_bucket and section.bucket_no_upscale:
         bucket, resized = select_bucket_no_upscale(size, section.resolution, section.bucket_reso_steps)
@@ -29,7 +30,11 @@ def place(size: Size, section: DatasetSection, buckets: Sequence[Size]) -> Place
 
 
 def section_buckets(section: DatasetSection) -> list[Size]:
-    """A dataset's shapes: only its resolution without enable_bucket, none with bucket_no_upscale."""
+    """The shapes (width, height) that a dataset's images may be trained in.
+
+    Without enable_bucket, this is the resolution alone; with bucket_no_upscale it is empty, because each image's own
+    size gives its bucket.
+    """
     if not section.enable_bucket:
         return [section.resolution]
     if section.bucket_no_upscale:
@@ -40,7 +45,11 @@ def section_buckets(section: DatasetSection) -> list[Size]:
 
 
 def make_bucket_resolutions(resolution: Size, min_size: int, max_size: int, steps: int) -> list[Size]:
-    """Every width in steps with the largest height within the area, the same transposed, and the square."""
+    """All bucket shapes (width, height) for a resolution, sorted: kohya's rule.
+
+    They are every width from min_size to max_size in steps with the largest height that keeps the area within the
+    resolution's, the same shapes transposed, and the square. min_size, max_size, steps: in pixels.
+    """
     area = resolution[0] * resolution[1]
     square = int(math.sqrt(area) // steps) * steps
     shapes = {(square, square)}
@@ -52,7 +61,11 @@ def make_bucket_resolutions(resolution: Size, min_size: int, max_size: int, step
 
 
 def select_bucket(size: Size, buckets: Sequence[Size]) -> tuple[Size, Size]:
-    """(bucket, resized): the bucket of exactly this size, else of the nearest aspect ratio, which `resized` covers."""
+    """Choose a bucket for an image of this size; returns (bucket, resized), each (width, height).
+
+    The bucket is the one of exactly this size, else the one of the nearest aspect ratio. `resized` is the image scaled
+    to cover it, before the crop.
+    """
     width, height = size
     aspect = width / height
     bucket = size if size in buckets else min(buckets, key=lambda shape: abs(shape[0] / shape[1] - aspect))
@@ -62,7 +75,11 @@ def select_bucket(size: Size, buckets: Sequence[Size]) -> tuple[Size, Size]:
 
 
 def select_bucket_no_upscale(size: Size, resolution: Size, steps: int) -> tuple[Size, Size]:
-    """(bucket, resized): shrunk only if the area exceeds the resolution's, then rounded down to steps."""
+    """Make a bucket for an image that must not be enlarged; returns (bucket, resized), each (width, height).
+
+    `resized` is the image, shrunk only if its area exceeds the resolution's; the bucket is that size rounded down to
+    multiples of `steps` pixels. Raises ValueError if a side would be 0.
+    """
     area = resolution[0] * resolution[1]
     resized = size if size[0] * size[1] <= area else _shrink(size[0] / size[1], area, steps)
     bucket = (resized[0] - resized[0] % steps, resized[1] - resized[1] % steps)

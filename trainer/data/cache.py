@@ -30,24 +30,27 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class TensorCache:
-    """A folder of small safetensors files, one per key, written atomically."""
+    """A folder of small safetensors files, one for each key: a hex digest of all that the content depends on."""
 
     folder: Path
 
     def path(self, key: str) -> Path:
-        """Where an entry is, or would be."""
+        """The file of a key's entry, whether or not it exists."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry; only `read` verifies it."""
+        """Whether the key has an entry. The file is not opened, so the entry may be corrupt."""
         return self.path(key).exists()
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
-        """The keys that have no entry, in their order. No file is opened."""
+        """Those of the wanted keys that have no entry, in the same order. No file is opened."""
         return [key for key in wanted if not self.has(key)]
 
     def read(self, key: str) -> Tensors | None:
-        """The entry, verified by its checksum; None if there is none, or a corrupt one, which is reported."""
+        """The tensors of an entry by name, verified by checksum; None if it is missing or corrupt.
+
+        A corrupt entry is logged as a warning.
+        """
         path = self.path(key)
         if not path.exists():
             return None
@@ -65,7 +68,7 @@ class TensorCache:
         return entry
 
     def write(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put an entry in place, completely or not at all."""
+        """Write an entry atomically, with a checksum, replacing any earlier one."""
         write_safetensors(self.path(key), tensors, {"crc32": _checksum(tensors)})
 
 
@@ -79,7 +82,11 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 @dataclass(frozen=True)
 class CacheKeys:
-    """The keys of one run: made from the fingerprints of its encoders, which are read once."""
+    """Computes the cache keys of one run.
+
+    autoencoder, clip, t5: the encoders' fingerprints, those of clip and t5 including the tokenizers'. t5_length: the
+    number of T5 tokens. masked: whether T5 ignores padding (--apply_t5_attn_mask). t5_dtype: the dtype that T5 runs in.
+    """
 
     autoencoder: str
     clip: str
@@ -90,7 +97,10 @@ class CacheKeys:
 
     @classmethod
     def of(cls, config: TrainConfig, tokenizers: Tokenizers, t5_length: int) -> "CacheKeys":
-        """The keys of a run with these settings. Reads the headers of the encoders' files."""
+        """The keys of a run with these settings. Reads parts of the encoders' files for their fingerprints.
+
+        t5_length: the number of T5 tokens of each caption.
+        """
         assert config.ae and config.clip_l and config.t5xxl
         return cls(
             autoencoder=fingerprint(config.ae),
@@ -102,24 +112,24 @@ class CacheKeys:
         )
 
     def latents(self, sample: Sample, flip: bool) -> str:
-        """The key of an image's latents as this sample fits it, mirrored or not."""
+        """The key of the latents of a sample's image, resized and cropped as the sample says. flip: mirrored."""
         picture = sample.picture
         names = ("latents", PREPROCESSING[picture.converted], self.autoencoder, picture.sha256)
         unflattened = ("unflattened",) if sample.subset.alpha_mask else ()
         return _digest(*names, _fitting(sample, flip), *unflattened)
 
     def mask(self, sample: Sample, flip: bool) -> str:
-        """The key of a sample's mask on the latents' grid, mirrored or not."""
+        """The key of a sample's mask at the resolution of the latents; the sample must have one. flip: mirrored."""
         assert sample.mask
         mask = (sample.mask.sha256, sample.mask.from_alpha, sample.subset.mask_dilation)
         return _digest("mask", PREPROCESSING[False], *mask, _fitting(sample, flip))
 
     def clip_text(self, caption: str) -> str:
-        """The key of CLIP's pooled output."""
+        """The key of CLIP's pooled output for a caption."""
         return _digest("clip", self.clip, caption)
 
     def t5_text(self, caption: str) -> str:
-        """The key of T5's hidden states and mask."""
+        """The key of T5's hidden states and token mask for a caption."""
         return _digest("t5", self.t5, self.t5_dtype, self.t5_length, self.masked, caption)
 
 
@@ -133,10 +143,10 @@ def _digest(*parts: object) -> str:
 
 @dataclass
 class Encoded:
-    """Reads a run's latents and text back, holding what was read within a budget of host memory.
+    """Reads a run's latents, masks and text from the cache, and keeps what it has read in host memory.
 
-    encode: encodes the entry of a key anew and writes it, for one that is corrupt or vanished. Without it, such an
-    entry raises `Problems`.
+    budget_bytes: how much it keeps at most; what exceeds it is read from disk each time. encode: called with the key of
+    an entry that is corrupt or gone, to encode and write it again. Without it, reading such an entry raises `Problems`.
     """
 
     cache: TensorCache
@@ -147,16 +157,22 @@ class Encoded:
     _held_bytes: int = 0
 
     def latents(self, sample: Sample, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the posterior, each [16, H/8, W/8] in float32."""
+        """The autoencoder's posterior: mean and standard deviation, each [16, H/8, W/8] float32, in its own scale.
+
+        flip: of the mirrored image.
+        """
         entry = self._read(self.keys.latents(sample, flip))
         return entry["mean"], entry["std"]
 
     def mask(self, sample: Sample, flip: bool) -> torch.Tensor:
-        """The share of each latent that is inside the sample's mask, [H/8, W/8] in float32."""
+        """The share of each latent that is inside the sample's mask: [H/8, W/8] float32 in [0, 1].
+
+        flip: of the mirrored image.
+        """
         return self._read(self.keys.mask(sample, flip))["mask"]
 
     def text(self, caption: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """T5's hidden states [L, D], the mask of real tokens [L], CLIP's pooled output [P]."""
+        """(T5's hidden states [L, D], its token mask [L] bool, True for real tokens, CLIP's pooled output [P])."""
         t5 = self._read(self.keys.t5_text(caption))
         return t5["txt"], t5["mask"], self._read(self.keys.clip_text(caption))["pooled"]
 

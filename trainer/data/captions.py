@@ -18,9 +18,10 @@ OPEN, CLOSE = "\x02", "\x03"  # stand for {{ and }}, which mean literal braces
 
 
 def read_caption(files: Sequence[Path], wildcard: bool) -> tuple[str, ...] | Problem:
-    """Read an image's caption; returns its lines as `split_caption` does, or the problem that makes it unusable.
+    """Read an image's caption from its files; returns its lines, or the problem that makes it unusable.
 
-    files: its caption files. Several must have the same content.
+    files: at least one; several must have the same content. wildcard: whether the subset has enable_wildcard. If so,
+    each line that is not empty is returned by itself, else all of them as one caption.
     """
     texts = []
     for file in files:
@@ -50,7 +51,11 @@ def _not_text(data: bytes) -> str:
 
 
 def split_caption(text: str, wildcard: bool) -> tuple[str, ...]:
-    """The lines that a wildcard chooses from; without enable_wildcard, one caption of all lines and paragraphs."""
+    """The captions in the text of a caption file; empty lines are skipped.
+
+    wildcard: whether the subset has enable_wildcard. If so, each line is a caption, of which one is chosen at each use;
+    else all lines and paragraphs are joined into one caption. An empty text gives no caption.
+    """
     lines = tuple(line.strip() for line in LINE_ENDS.split(text) if line.strip())
     return lines if wildcard or not lines else (" ".join(lines),)
 
@@ -65,12 +70,13 @@ def caption_variant(
     step: int = 0,
     total_steps: int = 0,
 ) -> str:
-    """The caption of one draw, built in kohya's order.
+    """The caption of one use of an image in training: a function of its arguments alone, built in kohya's order.
 
-    Dropout, then one line with prefix and suffix, wildcards, tags (kept, warmed up, shuffled,
-    dropped), secondary separator. keep_tokens_separator never stays in the text. epoch and step count
-    from 0; step is the optimizer step, which only the token warm-up looks at. A dropped caption is the
-    empty text.
+    Dropout, then one line with prefix and suffix, wildcards, tags (kept, warmed up, shuffled, dropped), secondary
+    separator. keep_tokens_separator never stays in the text. A dropped caption is the empty text.
+
+    lines: from `split_caption`. key: the sample's key. repeat: how often the epoch has used the sample before. epoch
+    and step count from 0; step is the optimizer step, which only token warm-up depends on, with total_steps.
     """
     choices = python_random(seed, "caption", epoch, repeat, key)
     if _is_dropped(subset, epoch, choices):
@@ -84,30 +90,40 @@ def caption_variant(
 
 
 def possible_captions(subset: SubsetConfig, lines: Sequence[str]) -> tuple[str, ...]:
-    """Each caption that the lines can become, before wildcards are expanded and tags shuffled or dropped."""
+    """The captions of one image, each once, before wildcards are expanded and tags shuffled or dropped.
+
+    Prefix, suffix and separators are applied. lines: from `split_caption`; all are used with enable_wildcard, else the
+    first.
+    """
     return tuple(dict.fromkeys(_finish(subset, caption) for caption in raw_captions(subset, lines)))
 
 
 def raw_captions(subset: SubsetConfig, lines: Sequence[str]) -> tuple[str, ...]:
-    """Each line that is used, with prefix and suffix, before anything else is done to it."""
+    """The captions of one image with prefix and suffix, otherwise as written.
+
+    lines: from `split_caption`; all are used with enable_wildcard, else the first.
+    """
     used = lines if subset.enable_wildcard else lines[:1]
     return tuple(_with_affixes(subset, line) for line in used)
 
 
 def contains_phrase(caption: str, phrase: str) -> bool:
-    """Whether a caption contains these words in this order, whatever their case and the white space between them."""
+    """Whether a caption contains the words of a phrase in this order, ignoring case and the kind of white space."""
     pattern = r"\s+".join(map(re.escape, phrase.split()))
     # where words are written apart; a Korean particle may follow its noun at once
     return bool(re.search(rf"(?<![A-Za-z0-9_]){pattern}(?![A-Za-z0-9_])", caption, re.IGNORECASE))
 
 
 def num_movable_tags(subset: SubsetConfig, caption: str) -> int:
-    """How many tags of one of `raw_captions` may be shuffled or dropped."""
+    """How many of a caption's tags may be shuffled or dropped. caption: one of `raw_captions`."""
     return len(_split_tags(subset, caption)[1])
 
 
 def plain_caption(subset: SubsetConfig, lines: Sequence[str], seed: int, key: str) -> str:
-    """The caption with nothing dropped or shuffled, for validation and for listings."""
+    """The caption of an image with nothing dropped, shuffled or warmed up, for validation and for listings.
+
+    Wildcards are resolved by seed and key, always alike. lines: from `split_caption`. key: the sample's key.
+    """
     steady = replace(
         subset,
         shuffle_caption=False,
@@ -120,7 +136,7 @@ def plain_caption(subset: SubsetConfig, lines: Sequence[str], seed: int, key: st
 
 
 def caption_varies(subset: SubsetConfig) -> bool:
-    """Whether two draws of one picture can have different captions."""
+    """Whether the caption of one image can differ between two uses in training."""
     return bool(
         subset.enable_wildcard
         or subset.shuffle_caption

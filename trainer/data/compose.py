@@ -29,7 +29,10 @@ Corners = tuple[int, int, int, int]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Plain:
-    """A backdrop of two colours with a soft horizon between them, at a share of the height."""
+    """A backdrop of two colours with a soft horizon between them.
+
+    horizon: where it is, as a share of the height, 0 at the top.
+    """
 
     above: Rgb
     below: Rgb
@@ -38,16 +41,17 @@ class Plain:
 
 @dataclass(frozen=True)
 class Photograph:
-    """A backdrop from an image file, resized to cover and cropped in the middle."""
+    """A backdrop from an image file, resized to cover the composite and cropped centrally."""
 
     picture: Picture
 
 
 @dataclass(frozen=True)
 class Source:
-    """A concept in one photograph: corners of its mask's solid part, in the photograph's pixels.
+    """A concept that is cut out of one photograph along its mask.
 
-    keeps_colors: transparent pixels keep their stored colours, since the alpha channel is the mask.
+    corners: the box around the solid part of the mask, in the photograph's pixels. keeps_colors: whether transparent
+    pixels keep their stored colours, because the alpha channel is the mask, instead of turning white.
     """
 
     picture: Picture
@@ -62,14 +66,14 @@ class Source:
         return right - left, bottom - top
 
     def identity(self) -> tuple[object, ...]:
-        """Everything that its pixels depend on."""
+        """Everything that the cut-out's pixels depend on: digests of the files, and numbers. For `Recipe.sha256`."""
         picture = (self.picture.sha256, self.picture.converted, self.keeps_colors)
         return (*picture, self.mask.sha256, self.mask.from_alpha, self.corners)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A cut-out at its place: left and top in the composite, and its size there, in pixels."""
+    """A cut-out placed in a composite. left, top, size: in the composite's pixels. flip: mirrored left to right."""
 
     source: Source
     left: int
@@ -80,7 +84,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A composite in numbers. pieces: in the order in which they are pasted, the last on top."""
+    """How to make a composite of `size` pixels. pieces: in the order in which they are pasted, the last on top."""
 
     size: Size
     backdrop: Plain | Photograph
@@ -95,7 +99,7 @@ class Recipe:
         return hashlib.sha256(repr((VERSION, self.size, behind, pieces)).encode()).hexdigest()
 
     def image(self) -> Image.Image:
-        """The composite, RGB."""
+        """Make the composite, mode RGB. Raises `Problems` if one of its files has changed."""
         image = _backdrop(self.backdrop, self.size)
         for piece in self.pieces:
             pixels, mask = _resized(piece)
@@ -103,7 +107,7 @@ class Recipe:
         return image
 
     def mask(self) -> Image.Image:
-        """Where the concepts are, mode L."""
+        """Make the composite's mask: mode L, 255 where any of the concepts is, with soft edges."""
         union = Image.new("L", self.size, 0)
         for piece in self.pieces:
             _, mask = _resized(piece)
@@ -113,7 +117,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Composite:
-    """A composite in place of an image file: what a sample has as its picture. path: its name, for messages."""
+    """A composite that takes the place of an image file in a `Sample`. No file of it exists.
+
+    path: not a file but a name for messages. sha256: the digest of the recipe. converted: False, as for an image in
+    sRGB.
+    """
 
     path: Path
     recipe: Recipe
@@ -136,7 +144,7 @@ class Composite:
 
 @dataclass(frozen=True)
 class CompositeMask:
-    """The mask of a composite, in place of a mask file."""
+    """The mask of a composite, which takes the place of a mask file. path: not a file but a name for messages."""
 
     path: Path
     recipe: Recipe
@@ -149,12 +157,15 @@ class CompositeMask:
 
 
 def solid_corners(mask: Image.Image) -> Corners | None:
-    """The box around all that is solid in a mask; None where nothing is."""
+    """The box around all solid pixels of a mask, those of 128 or brighter; None if there are none. mask: mode L."""
     return mask.point(_solid).getbbox()
 
 
 def touches(mask: Image.Image, share: float = 0.02) -> list[str]:
-    """The edges of the photograph at which a concept is cut off: solid along at least this share of the edge."""
+    """The edges ("left", "right", "top", "bottom") of a photograph at which its concept seems cut off.
+
+    mask: the concept's, mode L. At such an edge, at least this share of the mask's pixels are 128 or brighter.
+    """
     solid = np.asarray(mask) >= SOLID
     edges = {"left": solid[:, 0], "right": solid[:, -1], "top": solid[0], "bottom": solid[-1]}
     return [name for name, pixels in edges.items() if pixels.mean() >= share]

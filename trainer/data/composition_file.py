@@ -21,10 +21,11 @@ USUAL_CAPTION = "{concepts} {place}"
 class CompositionConfig:
     """One [[datasets.compositions]]: composites of concepts that are cut out of the dataset's images.
 
-    concepts: class_tokens, the first of a relation first; empty for all that have masks. together: how many are in one
-    image, each count in turn. num_images: how many different composites there are; images_per_epoch: how many of them
-    an epoch trains, in turns; None for as many as it trains images of these concepts. backgrounds: "plain", or
-    folders. mask_background, mask_dilation: as of a subset. where: its place in the file, for messages.
+    concepts: their class_tokens, the first of a relation first; empty for all that have masks. together: how many
+    concepts one image shows; of several numbers, each in turn. num_images: how many different composites there are.
+    images_per_epoch: how many of them each epoch trains, going on where the last one stopped; None for as many as it
+    trains images of these concepts. captions: templates, from which one is chosen at random. backgrounds: "plain", or
+    folders of images. mask_background, mask_dilation: as in `SubsetConfig`. where: the place in the file, for messages.
     """
 
     where: str = ""
@@ -88,12 +89,15 @@ SCHEMA = Schema(
 
 
 def read_composition(written: Iterable[Given], where: str) -> tuple[CompositionConfig, list[Problem]]:
-    """One table, faulty keys left out and reported."""
+    """Read one [[datasets.compositions]] table; returns it without its faulty keys, and a problem for each of those.
+
+    written: the keys of the table. where: the table's place in the file, for messages.
+    """
     read = SCHEMA.read(written)
     return CompositionConfig(where=where, **read.values), read.problems
 
 
 def composition_settings(composition: CompositionConfig) -> str:
-    """The table as one line, without where it is, for a run's manifest."""
+    """All settings of a composition as one line of text, without its place in the file, for a run's manifest."""
     values = {field.name: getattr(composition, field.name) for field in fields(composition)}
     return " ".join(f"{name}={value!r}" for name, value in values.items() if name != "where")

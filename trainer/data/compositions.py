@@ -39,7 +39,10 @@ PLAIN_PLACE = "on a plain background"
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept that can be cut out. name: its class_tokens; sources: its usable photographs."""
+    """A concept that can be cut out.
+
+    name: its class_tokens. sources: its cut-outs, one for each usable photograph. flips: whether they may be mirrored.
+    """
 
     name: str
     sources: tuple[Source, ...]
@@ -48,7 +51,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Composed:
-    """What the compositions of a dataset file give; problems stop the run, warnings do not."""
+    """The composites of a dataset file as samples. problems stop the run; warnings do not."""
 
     samples: tuple[Sample, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -56,7 +59,11 @@ class Composed:
 
 
 def compose_samples(dataset_config: DatasetConfig, samples: Sequence[Sample], seed: int) -> Composed:
-    """The composites of every [[datasets.compositions]], from the images that are trained (none held out)."""
+    """Plan the composites of every [[datasets.compositions]] of a dataset file; no pixels of them are made yet.
+
+    samples: the images to cut concepts out of: those that are trained, none held out for validation. Their masks are
+    read. Problems are returned, not raised.
+    """
     made, problems, warnings = [], [], []
     for index, section in enumerate(dataset_config.sections):
         own = [sample for sample in samples if sample.dataset_index == index]
@@ -271,7 +278,11 @@ def _in_turn(relations: Sequence[Relation], count: int) -> list[Relation]:
 
 
 def fill_template(template: str, names: Sequence[str], relation: str, place: str) -> str:
-    """A caption. {concepts} is "A holding B", or "A, B and C"; its parts are {first}, {second}, {relation}, {place}."""
+    """Fill in a caption template, with white space collapsed.
+
+    names: of the two or more concepts, for {first}, {second}. relation: such as "holding", for {relation}. place: such
+    as "on a plain background", for {place}. {concepts} becomes "A holding B", or "A, B and C" for more than two.
+    """
     pair = f"{names[0]} {relation} {names[1]}"
     concepts = pair if len(names) == 2 else f"{', '.join(names[:-1])} and {names[-1]}"
     text = template.format(concepts=concepts, first=names[0], second=names[1], relation=relation, place=place)

@@ -36,7 +36,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Draw:
-    """One use of a sample: its `repeat`-th in an epoch (both from 0), with its caption, mirrored or not."""
+    """One use of a sample in training.
+
+    epoch: counted from 0. repeat: how often the epoch has used the sample before. flip: mirrored left to right.
+    """
 
     sample: Sample
     epoch: int
@@ -47,7 +50,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run in optimizer steps. batches_per_step: gradient_accumulation_steps times the number of processes."""
+    """The length of a run, in optimizer steps and epochs; the last epoch may be cut short.
+
+    batches_per_step: how many batches one step uses: gradient_accumulation_steps times the number of processes.
+    """
 
     batches_per_step: int
     steps_per_epoch: int
@@ -57,7 +63,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class BucketCount:
-    """One shape of one dataset: its images, and its samples (repeats counted) and batches in each epoch."""
+    """One bucket, that is one shape, of one dataset.
+
+    pictures: how many images it has. draws: how many samples each epoch uses, repeats counted. batches: in each epoch.
+    """
 
     dataset_index: int
     bucket: Size
@@ -68,9 +77,11 @@ class BucketCount:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The samples of a run. Each epoch is a pure function of the seed and its number.
+    """The samples of a run, and how each epoch uses them: a pure function of the seed and the epoch's number.
 
-    notes: what was found in the folders and left out, for the plan."""
+    config: the dataset file. validation: the samples held out. notes: files in the folders that are left out, for the
+    user.
+    """
 
     config: DatasetConfig
     samples: tuple[Sample, ...]
@@ -80,10 +91,10 @@ class TrainingData:
     notes: tuple[str, ...] = ()
 
     def batches(self, epoch: int) -> list[tuple[Draw, ...]]:
-        """All batches of an epoch (counted from 0), in order, each of one dataset and one shape.
+        """All batches of an epoch in order, each of one dataset and one shape. epoch: counted from 0.
 
-        Each training image is in them exactly num_repeats times. The list has the same length in every
-        epoch. Several processes share it by taking turns.
+        Each training image is in them exactly num_repeats times. Every epoch has the same number of batches. Of several
+        processes, each trains its share of them, taking turns.
         """
         batches = [batch for group in self._groups for batch in self._group_batches(group, epoch)]
         python_random(self.seed, "batch order", epoch).shuffle(batches)
@@ -95,11 +106,11 @@ class TrainingData:
 
     @property
     def num_batches(self) -> int:
-        """Batches in each epoch, over all processes."""
+        """The number of batches in each epoch, over all processes."""
         return sum(group.num_batches for group in self._groups)
 
     def buckets(self) -> list[BucketCount]:
-        """The contents of each shape, for the plan and the metadata."""
+        """How many images and batches each bucket has, for the plan and the LoRA's metadata."""
         return [
             BucketCount(
                 group.dataset_index,
@@ -112,11 +123,14 @@ class TrainingData:
         ]
 
     def rotations(self) -> list[Rotation]:
-        """Samples of which each epoch draws only some: regularisation images, and the composites of a composition."""
+        """The sets of samples of which each epoch uses only some: regularisation images and composites."""
         return [rotation for group in self._groups for rotation in group.rotations]
 
     def validation_draws(self) -> tuple[Draw, ...]:
-        """The held-out images, or the training images if none are held out. Never mirrored or varied."""
+        """One use of each image for validation, not mirrored and with a caption that never varies.
+
+        These are the held-out images or, if there are none, the training images without regularisation and composites.
+        """
         samples = self.validation or [s for s in self.samples if not s.is_reg and s.composition is None]
         return tuple(
             Draw(sample, 0, 0, plain_caption(sample.subset, sample.lines, self.seed, sample.key), False)
@@ -124,12 +138,12 @@ class TrainingData:
         )
 
     def views(self) -> list[tuple[Sample, bool]]:
-        """Every (sample, flip) whose latents are needed."""
+        """Every (sample, flip) whose latents the run needs, flip being whether the image is mirrored."""
         mirrored = [(sample, True) for sample in self.samples if sample.subset.flip_aug]
         return [(sample, False) for sample in (*self.samples, *self.validation)] + mirrored
 
     def captions_used(self, epochs: int) -> list[str]:
-        """Every caption that this many epochs and validation use, each once, in a fixed order."""
+        """Every caption that validation and the first `epochs` epochs use, each once, in a fixed order."""
         captions = dict.fromkeys(draw.caption for draw in self.validation_draws())
         for sample in self.samples:
             if not caption_varies(sample.subset):
@@ -140,7 +154,10 @@ class TrainingData:
         return list(captions)
 
     def tag_frequency(self) -> dict[str, dict[str, int]]:
-        """How often each tag is in the captions, by folder: kohya's count, lower case, split at commas."""
+        """How often each tag occurs in the captions, by folder name and tag, as kohya's trainer counts for metadata.
+
+        Tags are in lower case and split at commas; of several caption lines, only the first counts.
+        """
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in (*self.samples, *self.validation):
             tags = (tag.strip().lower() for tag in sample.lines[0].split(","))
@@ -148,7 +165,11 @@ class TrainingData:
         return {folder: dict(tags) for folder, tags in counts.items()}
 
     def trains_trigger(self, subset: SubsetConfig) -> bool:
-        """Whether a subset's class_tokens are taught: in at least one caption, and not by the base's own output."""
+        """Whether training teaches a subset's class_tokens.
+
+        They must be in at least one caption of an image that is neither regularisation nor trained towards the base
+        model's own prediction.
+        """
         return any(
             contains_phrase(caption, subset.class_tokens)
             for sample in self.samples
@@ -157,7 +178,10 @@ class TrainingData:
         )
 
     def manifest(self) -> dict[str, str]:
-        """Everything that determines the order and content of batches, by name: equal manifests train alike."""
+        """The dataset's settings and content as text, by name, to compare the data of two runs.
+
+        With equal manifests, seeds and schedules, the batches of two runs are the same.
+        """
         sections = {f"dataset {index}": _settings(section) for index, section in enumerate(self.config.sections)}
         subsets = {
             f"dataset {index} subset {number}": _settings(subset)
@@ -204,9 +228,10 @@ class TrainingData:
 
 
 def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingData, list[Problem]]:
-    """Read the dataset file, decode every image, read every caption; returns the data and warnings.
+    """Read the dataset file, decode every image and read every caption; returns the data, and warnings for the user.
 
-    Raises `Problems` with every problem of the file and the folders; the warnings are then logged.
+    Raises `Problems` with every problem of the file and the folders (their warnings are then logged) or, if there are
+    none, with those of validation_split or of the compositions.
     """
     if config.dataset_config is None:
         raise Problems([Problem("--dataset_config", "is missing", "name the TOML file that lists your images")])
@@ -228,12 +253,18 @@ def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingD
 
 
 def steps_per_epoch(num_batches: int, num_processes: int, gradient_accumulation_steps: int) -> int:
-    """kohya's arithmetic: optimizer steps in one epoch, a last partial group included."""
+    """The number of optimizer steps in one epoch, a last one with fewer batches included, as kohya's trainer counts.
+
+    num_batches: in one epoch, over all processes.
+    """
     return math.ceil(math.ceil(num_batches / num_processes) / gradient_accumulation_steps)
 
 
 def plan_schedule(config: TrainConfig, num_batches: int, num_processes: int = 1) -> Schedule:
-    """How long the run is: max_train_epochs wins over max_train_steps, as in kohya's trainer."""
+    """How long the run is: max_train_epochs if it is set, else max_train_steps, as in kohya's trainer.
+
+    num_batches: in one epoch, over all processes.
+    """
     accumulation = config.gradient_accumulation_steps
     per_epoch = steps_per_epoch(num_batches, num_processes, accumulation)
     total = config.max_train_epochs * per_epoch if config.max_train_epochs else config.max_train_steps

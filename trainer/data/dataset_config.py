@@ -12,7 +12,7 @@ Size = tuple[int, int]  # width, height in pixels
 
 
 def parse_size(resolution: str) -> Size:
-    """Width and height of a resolution setting, "side" or "width,height"."""
+    """Width and height of a resolution setting, written as "side" or "width,height"."""
     width, *rest = (int(side) for side in resolution.split(","))
     return (width, rest[0]) if rest else (width, width)
 
@@ -22,7 +22,10 @@ USUAL_SIZE = parse_size(TrainConfig.resolution)
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetConfig:
-    """One folder of images of one concept. where: its place in the file, for messages."""
+    """One [[datasets.subsets]]: a folder of images of one concept. Fields have the names of the file's keys.
+
+    where: the table's place in the file, for messages.
+    """
 
     image_dir: Path
     where: str = ""
@@ -54,7 +57,7 @@ class SubsetConfig:
 
     @property
     def masks_loss(self) -> bool:
-        """Whether masks, of images that have them, say which parts are trained."""
+        """Whether the masks of images that have one limit or weight the loss."""
         return self.masked_loss or self.alpha_mask
 
     @property
@@ -64,7 +67,7 @@ class SubsetConfig:
 
     @property
     def background_weight(self) -> float:
-        """The loss weight outside of a mask, unless it is preserved."""
+        """The loss weight outside of a mask. Raises ValueError if `preserves_background`, which has none."""
         return 0.0 if self.mask_background == "ignore" else float(self.mask_background)
 
     @property
@@ -75,7 +78,10 @@ class SubsetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSection:
-    """One [[datasets]]: images that are trained at one resolution. Sizes are in pixels, width first."""
+    """One [[datasets]]: images that are trained at one resolution. Fields have the names of the file's keys.
+
+    resolution: (width, height) in pixels. where: the table's place in the file, for messages.
+    """
 
     subsets: tuple[SubsetConfig, ...]
     compositions: tuple[CompositionConfig, ...] = ()
@@ -93,7 +99,7 @@ class DatasetSection:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """The complete file. notices: keys and flags that are accepted but have no effect."""
+    """A complete dataset file. notices: warnings of keys and flags that are accepted but have no effect."""
 
     path: Path
     sections: tuple[DatasetSection, ...]
@@ -101,7 +107,7 @@ class DatasetConfig:
 
     @property
     def subsets(self) -> tuple[SubsetConfig, ...]:
-        """All subsets in the file's order."""
+        """The subsets of all datasets, in the file's order."""
         return tuple(subset for section in self.sections for subset in section.subsets)
 
 

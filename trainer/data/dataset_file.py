@@ -28,9 +28,9 @@ from trainer.data.keys import DATASETS, FLAGS, GENERAL, KEYS, MEANINGLESS, SCHEM
 
 
 def load_dataset_config(path: Path, config: TrainConfig) -> DatasetConfig:
-    """Read the dataset file; a key is taken from the subset, else the dataset, else [general], else the flag.
+    """Read a dataset file. A key is taken from the subset, else the dataset, else [general], else the flag.
 
-    Raises `Problems` with everything that is wrong with it.
+    config: gives the flags. Raises `Problems` with everything that is wrong with the file.
     """
     dataset_config, problems = read_dataset_config(path, config)
     raise_if_any(problems)
@@ -38,9 +38,10 @@ def load_dataset_config(path: Path, config: TrainConfig) -> DatasetConfig:
 
 
 def read_dataset_config(path: Path, config: TrainConfig) -> tuple[DatasetConfig, list[Problem]]:
-    """As `load_dataset_config`, but invalid keys are left out and reported, so that the images can be checked too.
+    """Read a dataset file; returns it without its invalid keys, and every problem, so that images can be checked too.
 
-    Raises `Problems` only if the file cannot be read at all.
+    A key is taken from the subset, else the dataset, else [general], else the flag. config: gives the flags. Raises
+    `Problems` only if the file cannot be read or its tables are not laid out as they must be.
     """
     if path.suffix.lower() == ".json":
         raise Problems([Problem(str(path), "JSON is not supported", "write the same keys as TOML")])

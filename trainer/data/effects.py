@@ -63,7 +63,10 @@ OF_SUBSET: Rules = (
 
 
 def idle_keys(values: Mapping[str, Any], rules: Rules) -> dict[str, str]:
-    """The keys without effect among these values, each with the rest of the message."""
+    """The keys that have no effect given the values of one dataset or subset, each with the reason as a message.
+
+    values: all of its keys. rules: those of its kind of table.
+    """
     return {name: why for name, acts, why in reversed(rules) if not acts(values)}
 
 
@@ -79,21 +82,27 @@ class _Entry:
 
 
 class Usage:
-    """What was written where, and whether it was used and had an effect in any dataset or subset.
+    """Collects where keys are written and whether they have an effect in any dataset or subset.
 
-    A flag counts as written when it differs from its default.
+    `wrote` and `resolved` are called while the file is read, `notices` at the end.
     """
 
     def __init__(self) -> None:
         self._entries: dict[tuple[Place, str], _Entry] = {}
 
     def wrote(self, place: Place, name: str, value: Any, where: str, default: Any) -> None:
-        """Remember a value; default: that of its key."""
+        """Record that a key is written; a flag is recorded only if its value differs from the default.
+
+        place: the table, () for a flag. where: file and line, or the flag, for messages. default: the key's.
+        """
         if place or value != default:
             self._entries[place, name] = _Entry(where, value, is_default=value == default)
 
     def resolved(self, name: str, places: tuple[Place, ...], why_idle: str | None) -> None:
-        """One dataset or subset took the key from the first of these places that has it."""
+        """Record that a dataset or subset takes a key from the first of these places that has it.
+
+        why_idle: why the key has no effect in that dataset or subset, None if it has one.
+        """
         found = [entry for place in places if (entry := self._entries.get((place, name)))]
         for entry in found[:1]:
             entry.is_used = True
@@ -103,7 +112,7 @@ class Usage:
             entry.overridden_by.append(found[0].value)
 
     def notices(self) -> Iterator[Problem]:
-        """One for each written key that changes nothing."""
+        """One notice for each key or flag that is written and changes nothing in any dataset or subset."""
         for (place, name), entry in self._entries.items():
             subject = f"{name} " if place else ""
             overrider = "every table below" if place else "the dataset file"

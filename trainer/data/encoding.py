@@ -29,7 +29,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Job:
-    """What one encoder encodes. wanted: its items by key; load: the encoder for a device; encode: one item's entry."""
+    """All that one encoder encodes for a run.
+
+    what: a name for the progress bar. wanted: the items to encode, such as captions, by cache key. load: called with a
+    device, returns the encoder. encode: called with the encoder and an item, returns the tensors of its cache entry.
+    """
 
     what: str
     wanted: Mapping[str, Any]
@@ -46,12 +50,12 @@ def fill_cache(
     cache: TensorCache,
     accelerator: Accelerator,
 ) -> Encoded:
-    """Encode what the cache lacks, which its file names tell; returns what reads entries back and verifies them.
+    """Encode and write every entry that a run needs and the cache lacks; returns the reader of the run's entries.
 
-    An encoder that has nothing to encode is never loaded, and each is freed before the next one is loaded. Several
-    processes share the work. An entry that turns out to be corrupt when it is read is encoded again then, on the CPU,
-    since the device may be full. Raises `Problems` naming an image that was replaced since it was checked, or whose
-    latents are not finite.
+    captions: all that the run uses. Existing entries are not opened. An encoder that has nothing to encode is never
+    loaded, and each is freed before the next one is loaded. Several processes share the work; all must call this. An
+    entry that turns out to be corrupt when it is read is encoded again then, on the CPU, since the device may be full.
+    Raises `Problems` naming an image or mask that has changed since it was checked, or whose latents are not finite.
     """
     jobs = encoding_jobs(config, data, captions, tokenizers, keys)
     for job in jobs:
@@ -68,7 +72,10 @@ def fill_cache(
 def encoding_jobs(
     config: TrainConfig, data: TrainingData, captions: Iterable[str], tokenizers: Tokenizers, keys: CacheKeys
 ) -> list[Job]:
-    """Everything that a run reads from the cache, by the encoder that makes it."""
+    """Everything that a run reads from the cache, as one job for each encoder. No encoder is loaded yet.
+
+    captions: all that the run uses.
+    """
     assert config.ae and config.clip_l and config.t5xxl
     ae, clip_l, t5xxl = config.ae, config.clip_l, config.t5xxl
     captions = list(dict.fromkeys(captions))
@@ -114,7 +121,11 @@ def encoding_jobs(
 
 @torch.inference_mode()
 def encode_picture(vae: AutoencoderKL, sample: Sample, flip: bool) -> Tensors:
-    """The posterior of one fitted image: mean and std, each [16, H/8, W/8], float32, unscaled."""
+    """The autoencoder's posterior of a sample's image: "mean" and "std", each [16, H/8, W/8] float32, unscaled.
+
+    The image is resized and cropped as the sample says, and mirrored if `flip`. Raises `Problems` if its file has
+    changed since it was checked, or its latents are not finite.
+    """
     pixels = to_tensor(_fitted(sample), flip).to(vae.device, vae.dtype)
     posterior = vae.encode(pixels[None]).latent_dist  # type: ignore[union-attr]
     entry = {"mean": posterior.mean[0].float(), "std": posterior.std[0].float()}
@@ -125,7 +136,11 @@ def encode_picture(vae: AutoencoderKL, sample: Sample, flip: bool) -> Tensors:
 
 
 def encode_mask(sample: Sample, flip: bool) -> Tensors:
-    """The mask of one fitted sample on the latents' grid. Raises `Problems` where its file has changed."""
+    """A sample's mask at the resolution of its latents: "mask", [H/8, W/8] float32 in [0, 1].
+
+    It is resized, cropped and, if `flip`, mirrored like the image. Raises `Problems` if its file has changed since it
+    was checked.
+    """
     assert sample.mask
     mask = fit(sample.mask.read(), sample.resized, sample.crop, sample.bucket, sample.interpolation)
     return {"mask": latent_mask(mask, flip, sample.subset.mask_dilation)}

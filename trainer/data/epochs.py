@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one dataset that share a shape, batch_size of them to a batch.
+    """The samples of one dataset that share a shape, trained in batches of batch_size.
 
-    train: each is drawn num_repeats times in every epoch; rotations: of these, so many are drawn in every epoch.
+    train: samples that every epoch uses num_repeats times. rotations: sets of samples of which each epoch uses some.
     """
 
     dataset_index: int
@@ -32,39 +32,39 @@ class Group:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """All of them, each once."""
+        """All samples of the group, each once."""
         return self.train + tuple(sample for rotation in self.rotations for sample in rotation.samples)
 
     @property
     def num_draws(self) -> int:
-        """Samples in each epoch, repeats counted."""
+        """The number of samples that each epoch uses, repeats counted."""
         return len(expand(self.train)) + sum(rotation.count for rotation in self.rotations)
 
     @property
     def num_batches(self) -> int:
-        """Batches in each epoch, the last one possibly smaller."""
+        """The number of batches in each epoch, the last one possibly smaller."""
         return math.ceil(self.num_draws / self.batch_size)
 
     def epoch(self, epoch: int) -> list[Sample]:
-        """Each training sample num_repeats times; of the others, those whose turn it is."""
+        """The samples that an epoch uses, unshuffled, repeats included. epoch: counted from 0."""
         turns = [take_turns(expand(each.samples), each.count, epoch) for each in self.rotations]
         return expand(self.train) + [sample for turn in turns for sample in turn]
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Samples of which `count` are drawn in every epoch, each epoch going on where the former one ended."""
+    """A set of samples of which every epoch uses the next `count`, continuing where the last epoch ended."""
 
     samples: tuple[Sample, ...]
     count: int
 
 
 def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> list[Group]:
-    """Samples by dataset and shape.
+    """Group samples by dataset and shape.
 
-    A dataset's regularisation draws are as many as its training draws, as in kohya's trainer; they
-    are shared out among the shapes by their number of regularisation pictures. Composites have a rotation for each
-    [[datasets.compositions]].
+    In each epoch, a dataset uses as many regularisation images as training images, repeats counted, as in kohya's
+    trainer. They are divided among the shapes by the number of regularisation images that each has. The composites of
+    each [[datasets.compositions]] are one rotation.
     """
     groups: list[Group] = []
     for index, section in enumerate(dataset_config.sections):
@@ -103,13 +103,16 @@ def _composites(
 
 
 def expand(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample num_repeats times, all of them once before any is repeated."""
+    """A list with each sample num_repeats times; all of them come once before any is repeated."""
     rounds = max((sample.num_repeats for sample in samples), default=0)
     return [sample for repeat in range(rounds) for sample in samples if repeat < sample.num_repeats]
 
 
 def take_turns(queue: Sequence[T], count: int, epoch: int) -> list[T]:
-    """The next `count` items of an endless cycle; each epoch continues where the previous one ended."""
+    """The `count` items that an epoch takes from an endless repetition of `queue`, where the previous epoch ended.
+
+    epoch: counted from 0. An empty queue gives an empty list.
+    """
     if not queue:
         return []
     start = epoch * count
@@ -117,7 +120,10 @@ def take_turns(queue: Sequence[T], count: int, epoch: int) -> list[T]:
 
 
 def share_out(total: int, weights: dict[Size, int]) -> dict[Size, int]:
-    """Divide `total` into integers by weight (largest remainders), none of them 0 if `total` allows it."""
+    """Divide `total` into integers in proportion to weights (largest remainders), none of them 0 if `total` allows it.
+
+    Returns the share of each key of `weights`; their sum is `total`.
+    """
     if not weights:
         return {}
     minimum = 1 if total >= len(weights) else 0
@@ -133,10 +139,10 @@ def share_out(total: int, weights: dict[Size, int]) -> dict[Size, int]:
 def hold_out(
     samples: Sequence[Sample], dataset_config: DatasetConfig, seed: int
 ) -> tuple[list[Sample], list[Sample], list[Problem]]:
-    """(train, validation, warnings) by each dataset's validation_split.
+    """Hold out images by each dataset's validation_split; returns (train, validation, warnings).
 
-    Images are held out, not samples: a file with the content of a held-out image is not trained in any dataset.
-    Raises `Problems` if a subset would have nothing left to train on.
+    Images are held out by content: a file with the content of a held-out image is not trained in any dataset. Raises
+    `Problems` if a subset would have nothing left to train on. seed: used by datasets without validation_seed.
     """
     by_subset: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:

@@ -17,7 +17,10 @@ FLAGS = {"batch_size": "train_batch_size"}  # keys whose flag has another name
 
 @dataclass(frozen=True)
 class Key:
-    """spec: what the value may be; tables: where the key may be; doc: how it differs from kohya's."""
+    """A key of the dataset file.
+
+    spec: what its value may be. tables: the tables in which it may be. doc: how it differs from kohya's key.
+    """
 
     spec: Spec
     tables: tuple[str, ...]

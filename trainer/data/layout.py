@@ -17,7 +17,10 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Box:
-    """left, top, width, height; layer: what is higher covers what is lower."""
+    """Where a concept is in a composite. All lengths are shares of the image's height, from its top left corner.
+
+    layer: a box with a higher layer is drawn over one with a lower layer.
+    """
 
     left: float
     top: float
@@ -35,7 +38,11 @@ class Box:
 
 
 def arrange(rng: Random, relation: Relation, aspects: Sequence[float], image_aspect: float) -> list[Box]:
-    """Boxes of the concepts in "A relation B", or in a row of more than two."""
+    """Place two concepts as a relation says, or more than two in a row; returns a box for each, in their order.
+
+    aspects: width / height of each concept, in the order of the caption ("A holding B"). image_aspect: that of the
+    image. Sizes and positions vary with rng. All boxes are inside the image.
+    """
     if len(aspects) > 2 or relation.layout == "row":
         return _row(rng, aspects, image_aspect)
     if relation.layout == "front":

@@ -30,14 +30,20 @@ Files = Mapping[Path, Sequence[Path]]  # mask files by their image
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask that fits its image. from_alpha: `path` is the image itself, and its alpha channel the mask."""
+    """A mask that has been checked: it is readable and has the size of its image. The pixels are not kept.
+
+    sha256: of the file's content. from_alpha: whether `path` is the image itself, whose alpha channel is the mask.
+    """
 
     path: Path
     sha256: str
     from_alpha: bool = False
 
     def read(self) -> Image.Image:
-        """The mask, mode L, in the upright size of its image. Raises `Problems` if the file was replaced."""
+        """Read the mask: mode L, upright, the size of its image.
+
+        Raises `Problems` if the file has changed since it was checked, and OSError if it cannot be read.
+        """
         data = self.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise Problems([Problem(str(self.path), "was replaced since it was checked", "start again")])
@@ -48,7 +54,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class MaskScan:
-    """What was found: masks by the path of their image; problems stop the run, warnings do not."""
+    """The masks of a folder. masks: by the path of their image. problems stop the run; warnings do not."""
 
     masks: Mapping[Path, Mask]
     problems: Sequence[Problem] = ()
@@ -56,9 +62,10 @@ class MaskScan:
 
 
 def latent_mask(mask: Image.Image, flip: bool, dilation: int = 0) -> torch.Tensor:
-    """The share of each latent that is inside a fitted mask: float32 [H/8, W/8] in [0, 1].
+    """The share of each latent that is inside a mask: [H/8, W/8] float32 in [0, 1].
 
-    mask: mode L, as large as the image that is encoded. dilation: by how many pixels white grows first, on each side.
+    mask: mode L, resized and cropped like the image that is encoded. flip: whether to mirror it left to right.
+    dilation: by how many pixels white areas grow first, on each side.
     """
     pixels = torch.from_numpy(np.array(mask, np.uint8)).float()[None, None] / 255
     if dilation:
@@ -70,10 +77,11 @@ def latent_mask(mask: Image.Image, flip: bool, dilation: int = 0) -> torch.Tenso
 
 
 def scan_masks(subset: SubsetConfig, folder: Folder, sizes: Mapping[Path, Size], cuts_out: bool = False) -> MaskScan:
-    """Find, decode and check the masks of a folder's images.
+    """Find, decode and check the masks of a folder's images. Problems are returned, not raised.
 
-    sizes: of the images, by path. An image's mask is the file of its name in conditioning_data_dir, else
-    NAME.mask.png next to it, else, with alpha_mask, its alpha channel. cuts_out: compositions need the masks too.
+    With conditioning_data_dir, an image's mask is the file of its name in that folder; without, it is NAME.mask.png
+    next to it or, with alpha_mask, its alpha channel. Masks are read only if the subset trains with them or `cuts_out`,
+    which says that compositions need them. sizes: upright width and height of the images, by path.
     """
     if not (subset.masks_loss or cuts_out):
         idle = [path for paths in folder.masks.values() for path in paths]
@@ -147,7 +155,11 @@ def _decode(data: bytes, from_alpha: bool) -> Image.Image | None:
 def find_mask_files(
     subset: SubsetConfig, folder: Folder, images: Collection[Path]
 ) -> tuple[dict[Path, tuple[Path, ...]], list[Problem]]:
-    """The mask files of each image, and warnings. Raises `Problems` where conditioning_data_dir cannot be read."""
+    """The mask files of each image, which may be none or several, and warnings. No file is opened.
+
+    They are in conditioning_data_dir if the subset has one, else next to the image. images: the images' paths. Raises
+    `Problems` if conditioning_data_dir cannot be used.
+    """
     if subset.conditioning_data_dir is None:
         return folder.masks, []
     named = f"conditioning_data_dir {subset.conditioning_data_dir}"

@@ -47,9 +47,10 @@ USUAL = (RELATIONS["next to"], RELATIONS["in front of"])
 
 
 def parse_relations(value: Any) -> tuple[Relation, ...]:
-    """The relations of a TOML list: names of `RELATIONS`, or tables that change one or describe a new one.
+    """The relations that the TOML key `relations` lists.
 
-    Raises `Invalid`.
+    value: a list of names of `RELATIONS`, and of tables that change one of them or describe a new one. Raises
+    `Invalid` if it is anything else.
     """
     if not isinstance(value, list) or not value:
         raise Invalid(f"is {shown(value)}", 'it must be a list such as ["next to", "holding"]')

@@ -29,11 +29,11 @@ CROPPED = 0.1  # an image that loses more than this share of its area is named
 class Sample:
     """An image as one dataset trains it.
 
-    key: its name in every random draw and message, "dataset.subset/file"; lines: the lines of its caption
-    from which a wildcard chooses, else the one caption; bucket, resized (width, height) and crop (left,
-    top) in pixels; loss_weight: prior_loss_weight for regularisation images, else 1; preserves_output: the
-    target is the base model's own prediction; mask: where its concept is, if that is known;
-    composition: for a composite, which of its dataset's compositions it is of.
+    key: its unique name, "dataset.subset/file", which seeds its random numbers. lines: with enable_wildcard, the
+    captions from which each use chooses; else the one caption. resized, bucket: (width, height) in pixels after
+    resizing and after the crop. crop: (left, top) of the crop in pixels. loss_weight: prior_loss_weight for
+    regularisation images, else 1. preserves_output: whether the target is the base model's own prediction. mask: where
+    the concept is, None if unknown. composition: for a composite, the index of its [[datasets.compositions]].
     """
 
     key: str
@@ -54,7 +54,7 @@ class Sample:
 
     @property
     def masks_loss(self) -> bool:
-        """Whether its loss differs inside and outside its mask."""
+        """Whether its loss or target differs inside and outside its mask."""
         return self.mask is not None and self.subset.masks_loss
 
     @property
@@ -75,7 +75,7 @@ class Sample:
 
 @dataclass
 class Scan:
-    """The samples of all folders. problems stop the run, warnings do not; notes: files that are left out, by folder."""
+    """The samples of all folders. problems stop the run; warnings do not. notes: files that are left out, as text."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -84,7 +84,10 @@ class Scan:
 
 
 def scan_dataset(dataset_config: DatasetConfig, config: TrainConfig) -> Scan:
-    """Read every folder that the dataset file names. Problems are collected in the result, not raised."""
+    """Decode every image and read every caption and mask in the folders of a dataset file.
+
+    Problems are collected in the result, not raised.
+    """
     scan = Scan(warnings=list(dataset_config.notices))
     for dataset_index, section in enumerate(dataset_config.sections):
         for subset_index, subset in enumerate(section.subsets):
