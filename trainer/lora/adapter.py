@@ -31,8 +31,9 @@ CLIP_LEVEL = "text_model."  # in every file; in the module tree only before tran
 class Dropouts:
     """kohya's three dropout probabilities, applied while a module is in training mode.
 
-    network: of each hidden activation; rank: of a rank, for a complete sample; module: of a layer's complete adapter,
-    for one forward pass. The first two scale up what remains, the last does not.
+    network: of each hidden activation (the output of the down projection); rank: of a rank, for a complete sample;
+    module: of a layer's complete adapter, for one forward pass. As with torch's dropout, network and rank scale up what
+    remains; module does not.
     """
 
     network: float = 0.0
@@ -51,7 +52,7 @@ class AdapterLinear(nn.Linear):
 
 
 class DownLinear(AdapterLinear):
-    """The down projection, with dropouts on its output."""
+    """An adapter's down projection, without bias; in training mode, `dropouts` are applied to its output."""
 
     def __init__(self, in_features: int, rank: int, dropouts: Dropouts, **factory):
         super().__init__(in_features, rank, bias=False, **factory)
@@ -64,7 +65,7 @@ class DownLinear(AdapterLinear):
 
 
 def drop(hidden: torch.Tensor, dropouts: Dropouts) -> torch.Tensor:
-    """Apply dropouts to hidden activations [B, r] or [B, L, r], without host synchronization."""
+    """Apply dropouts to hidden activations [B, r] or [B, L, r]; returns the result, without host synchronization."""
     if dropouts.network:
         hidden = F.dropout(hidden, dropouts.network)
     if dropouts.rank:
@@ -78,7 +79,7 @@ def drop(hidden: torch.Tensor, dropouts: Dropouts) -> torch.Tensor:
 
 
 def linear_modules(model: nn.Module) -> list[str]:
-    """The names of the linear layers that can be adapted, in the model's order.
+    """The names of the linear layers that can be adapted, as in `model.named_modules()` and in its order.
 
     In a FLUX transformer, all of the double and single blocks, including modulation (494 in FLUX.1-dev); in CLIP,
     attention and MLP of each layer (72 in CLIP-L).
@@ -98,8 +99,8 @@ def add_lora(
     """Adapt the named linear layers in place and freeze everything else.
 
     ranks: module name, as in `linear_modules` -> rank; 0 leaves a layer unadapted. alpha: for all layers, each scaled
-    by alpha / rank as in kohya; None or 0 means alpha = rank, a scale of 1. The down weight is Kaiming-uniform, a pure
-    function of seed and name; the up weight is zero.
+    by alpha / rank as in kohya; None or 0 means alpha = rank, a scale of 1. dtype: of the adapters' weights. The down
+    weight is Kaiming-uniform, a pure function of seed and name; the up weight is zero.
     """
     ranks = {name: rank for name, rank in ranks.items() if rank > 0}
     assert ranks, "nothing to adapt"
@@ -154,7 +155,10 @@ def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
 
 
 def file_module(model: nn.Module, name: str) -> str:
-    """A module's name in the LoRA file, for a transformer or a CLIP text model."""
+    """The name in the LoRA file of the module that `model.named_modules()` calls `name`.
+
+    model: a transformer ("transformer." is put in front) or a CLIP text model ("text_encoder.text_model.").
+    """
     if name.startswith(BLOCKS):
         return f"transformer.{name}"
     assert name.startswith(CLIP_LAYERS), f"{name} of {type(model).__name__}"
@@ -162,7 +166,10 @@ def file_module(model: nn.Module, name: str) -> str:
 
 
 def adapter_parameters(transformer: nn.Module, text_encoder: nn.Module | None = None) -> dict[str, nn.Parameter]:
-    """The trained parameters by their names in the LoRA file, in the models' order, down before up."""
+    """The adapters' weights by their names in the LoRA file, in the models' order.
+
+    For each adapted layer, `NAME.lora_A.weight` (down, [r, in]), then `NAME.lora_B.weight` (up, [out, r]).
+    """
     return {
         f"{name}.{key}.weight": getattr(layer, key)[ADAPTER].weight
         for name, layer in _named_layers(transformer, text_encoder)
@@ -183,7 +190,7 @@ def _named_layers(transformer: nn.Module, text_encoder: nn.Module | None) -> Ite
 
 @contextlib.contextmanager
 def disabled_adapter(*models: nn.Module) -> Iterator[None]:
-    """In this context the adapters are switched off, so the models predict as before they were adapted."""
+    """While the block runs, the models' adapters are switched off, so that they predict as before they were adapted."""
     layers = [layer for model in models for _, layer in _adapted_layers(model)]
     for layer in layers:
         layer.enable_adapters(False)

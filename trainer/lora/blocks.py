@@ -28,7 +28,10 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
-    """Make this transformer's blocks run as defined below. Weights, names and all other parts stay the same."""
+    """Switch the transformer's blocks, in place, to `DoubleBlock` and `SingleBlock`.
+
+    They give the same results with less memory traffic. Weights, names and all other parts stay the same.
+    """
     for block in transformer.transformer_blocks:
         block.__class__ = DoubleBlock
     for block in transformer.single_transformer_blocks:
@@ -40,7 +43,11 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
 
 
 def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
-    """Move the adapters of layers that are computed together into one buffer (`trainer.lora.low_rank`)."""
+    """Make the adapters of layers that are computed together adjacent in memory, so that one kernel can cast them all.
+
+    Layers that read the same input are computed together if `are_alike` accepts them; others are left as they are. The
+    parameters stay the same objects with the same values, only their storage changes.
+    """
     modulation = [_modulation_of_double(block) for block in transformer.transformer_blocks]
     modulation += [_modulation_of_single(block) for block in transformer.single_transformer_blocks]
     for group in [*layers_on_one_input(transformer), *modulation]:
@@ -49,7 +56,10 @@ def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
 
 
 def layers_on_one_input(transformer: FluxTransformer2DModel) -> list[tuple[nn.Module, ...]]:
-    """The layers of all blocks except modulation, grouped by their input."""
+    """The linear layers of all blocks except modulation, in groups of those that read the same input.
+
+    A layer that shares its input with no other is a group of one.
+    """
     groups = [group for block in transformer.transformer_blocks for group in _groups_of_double(block)]
     return groups + [group for block in transformer.single_transformer_blocks for group in _groups_of_single(block)]
 
@@ -95,9 +105,11 @@ class DoubleBlock(FluxTransformerBlock):
         image_rotary_emb: Rotary,
         joint_attention_kwargs: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """hidden_states: image tokens [B, I, D]; encoder_hidden_states: text tokens [B, L, D]; temb: [B, D].
+        """Returns the new text tokens [B, L, D] and image tokens [B, I, D].
 
-        Returns text and image tokens.
+        hidden_states: the image tokens; encoder_hidden_states: the text tokens; temb: embedding of timestep, guidance
+        and pooled text, [B, D]; image_rotary_emb: cosines and sines, each [L + I, head width], text first;
+        joint_attention_kwargs: None, or `attention_mask`, [B, 1, 1, L + I], True for tokens to attend to.
         """
         img, txt, attn = hidden_states, encoder_hidden_states, self.attn
         of_img, of_txt = project((F.silu(temb),), _modulation_of_double(self))
@@ -129,9 +141,13 @@ class SingleBlock(FluxSingleTransformerBlock):
         image_rotary_emb: Rotary,
         joint_attention_kwargs: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
-        """hidden_states: text and image tokens [B, L + I, D], with encoder_hidden_states None; or as in `DoubleBlock`.
+        """Takes the tokens as one sequence or as two, and returns them in the same form, the text first.
 
-        Returns None and all tokens, or text and image tokens.
+        One sequence: hidden_states holds text and image tokens, [B, L + I, D], and encoder_hidden_states is None;
+        returns None and all tokens. Two: hidden_states holds the image tokens, [B, I, D], and encoder_hidden_states the
+        text tokens, [B, L, D]; returns text and image tokens. temb: embedding of timestep, guidance and pooled text,
+        [B, D]; image_rotary_emb: cosines and sines, each [L + I, head width]; joint_attention_kwargs: None, or
+        `attention_mask`, [B, 1, 1, L + I], True for tokens to attend to.
         """
         txt, tokens, attn = encoder_hidden_states, hidden_states, self.attn
         if txt is not None:

@@ -18,7 +18,7 @@ from trainer.lora_file.writing import LAYOUTS, all_finite, diffusers_tensors, ko
 
 @dataclass(frozen=True)
 class Source:
-    """A file to convert, or one of several to merge, and the weight it is to have."""
+    """A LoRA file to convert, or one of several to merge. weight: the factor for its weight change in the result."""
 
     path: Path
     weight: float = 1.0
@@ -33,10 +33,13 @@ def convert(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> list[str]:
-    """Merge the sources if there are several, resize if a rank or an energy is given, and write.
+    """Merge LoRA files if there are several, resize if a rank or an energy is given, and write the result to `output`.
 
-    dtype: of the new file, the first source's when None (bfloat16 for fp8); device: where SVDs are computed. Returns
-    lines that say what was done, assumed and lost; raises Problems.
+    layout: "diffusers" or "kohya"; rank: the highest new rank; energy: the share of each module's squared norm to keep
+    with as few ranks as possible, above 0 and at most 1; dtype: of the new file, the first source's when None (bfloat16
+    for fp8); device: where SVDs are computed. Returns lines for the user that say what was done, assumed and lost.
+    Raises `Problems` for bad arguments, a source that cannot be read or merged, numbers that are not finite in dtype,
+    or an output that cannot be written.
     """
     raise_if_any(_argument_problems(sources, layout, rank, energy) + _output_problems(output))
     loras = [load_lora(source.path, with_t5=True) for source in sources]
@@ -102,7 +105,11 @@ def describe_ranks(lora: LoraFile) -> str:
 
 
 def write_lora(path: Path, lora: LoraFile, layout: str, dtype: torch.dtype) -> tuple[str, ...]:
-    """Write in a layout of LAYOUTS; returns the metadata keys that did not fit into the header."""
+    """Write a LoRA to `path`, atomically, with its tensors in `dtype`.
+
+    layout: "diffusers" or "kohya". Returns the metadata keys that were left out to keep the header under 1 MiB, each
+    with its length.
+    """
     return write_tensors(path, dict(_as_tensors(lora, layout, dtype)), without_outdated(lora.metadata))
 
 
@@ -113,7 +120,12 @@ def _as_tensors(lora: LoraFile, layout: str, dtype: torch.dtype) -> Iterator[tup
 def resize(
     lora: LoraFile, rank: int | None = None, energy: float | None = None, device: str = "cpu"
 ) -> tuple[LoraFile, float]:
-    """`algebra.resize` of a file. Returns the new LoRA and the share of the complete squared norm that was kept."""
+    """Approximate each module by the best one of lower rank (SVD), and update the ranks in the metadata.
+
+    rank: the highest new rank, None for any; energy: the share of each module's squared norm to keep, with as few ranks
+    as that takes, None for all; device: where it is computed. Returns a new LoRA in float32 and the share of the
+    squared norm of all modules that was kept. Raises ValueError for numbers that are not finite.
+    """
     modules, kept = algebra.resize(lora.modules, rank, energy, device)
     return replace(lora, modules=modules, metadata=with_new_ranks(lora.metadata, _ranks(modules))), kept
 
@@ -121,8 +133,8 @@ def resize(
 def merge(weighted: Sequence[tuple[str, LoraFile, float]]) -> LoraFile:
     """The weighted sum of several LoRAs, exact: factors are joined, so ranks add up.
 
-    weighted: title, LoRA and weight of each. Concepts of all of them are kept in the metadata. Raises Problems for
-    LoRAs of different base models.
+    weighted: title (for metadata and messages), LoRA and weight of each. The metadata keeps the concepts of all LoRAs.
+    Raises `Problems` if two have different shapes for a layer, as LoRAs of different base models do.
     """
     try:
         modules = algebra.merge((lora.modules, weight) for _, lora, weight in weighted)

@@ -34,9 +34,11 @@ PLAIN_ONLY = "plain LoRA of FLUX.1's layers is read here; ComfyUI's loaders, or 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA in memory: modules by our names, the file's metadata, and the layout that it was read in.
+    """A LoRA in memory.
 
-    note: what had to be assumed of its strength; None where the file says it.
+    modules: by diffusers' names, like `transformer.transformer_blocks.0.attn.to_q`; metadata: the file's; layout: of
+    the file it was read from, like "diffusers" or "kohya"; note: what had to be assumed about its strength, None if the
+    file states it.
     """
 
     modules: dict[str, LoraModule]
@@ -55,8 +57,8 @@ def save_lora(
     """Write an adapter to a LoRA file, atomically.
 
     tensors, alphas: as `adapter_parameters` and `adapter_alphas` return them; dtype: of the tensors in the file.
-    Returns the metadata keys that were left out to keep the header under 1 MiB. Raises `Problems`, and
-    leaves an existing file alone, if a number is not finite.
+    Returns the metadata keys that were left out to keep the header under 1 MiB, each with its length. Raises
+    `Problems`, and leaves an existing file alone, if a number is not finite in `dtype`.
     """
     return write_lora(path, snapshot_lora(path, tensors, alphas, dtype), metadata)
 
@@ -64,9 +66,10 @@ def save_lora(
 def snapshot_lora(
     path: Path, tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, float], dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, torch.Tensor]:
-    """Copy an adapter's tensors to the host, as the file at `path` will hold them; later steps do not change the copy.
+    """Copy an adapter's tensors to the host, as a LoRA file will hold them; later steps do not change the copy.
 
-    Raises `Problems` when a number is not finite in `dtype`.
+    path: only named in errors; tensors, alphas: as `adapter_parameters` and `adapter_alphas` return them. Returns the
+    tensors by their names in the file. Raises `Problems` if a number is not finite in `dtype`.
     """
     modules = {
         name: LoraModule(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], alpha)
@@ -93,13 +96,21 @@ def _all_finite(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def write_lora(path: Path, stored: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Write the tensors of `snapshot_lora`, atomically; returns the metadata keys left out. May run on any thread."""
+    """Write the tensors that `snapshot_lora` returned to a LoRA file, atomically. May run on any thread.
+
+    Rank and alpha in the metadata, if given, are set to those of the tensors. Returns the metadata keys that were left
+    out to keep the header under 1 MiB, each with its length.
+    """
     ranks = [len(tensor) for name, tensor in stored.items() if name.endswith(".lora_A.weight")]
     return write_tensors(path, stored, with_ranks(metadata, ranks))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Write a LoRA's tensors with metadata and kohya's hash; returns the metadata keys left out."""
+    """Write a LoRA file, atomically, with kohya's hash of the tensors added to the metadata.
+
+    tensors: by their names in the file, on any device. Returns the metadata keys that were left out to keep the header
+    under 1 MiB, each with its length.
+    """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     kept, left_out = _fitting(tensors, dict(metadata) | {"sshs_model_hash": tensors_hash(tensors)})
     write_safetensors(path, tensors, kept)
@@ -125,8 +136,8 @@ def load_lora(path: Path, with_t5: bool = False) -> LoraFile:
     """Read a LoRA of any tool's layout, fp8 too; path: the file, or a folder that PEFT or diffusers wrote.
 
     A fused matrix (q, k, v and MLP in one) becomes one module for each part, with exactly the same product. with_t5:
-    whether the caller has a use for T5's layers. Raises Problems for a file that cannot be read, for numbers that are
-    not finite, and for anything but plain LoRA of the linear layers of FLUX.1 and its text encoders.
+    accept T5's layers, which are an error otherwise. Raises `Problems` for a file that cannot be read, for numbers that
+    are not finite, and for anything but plain LoRA of the linear layers of FLUX.1 and its text encoders.
     """
     file = _plain(path, with_t5)
     try:
@@ -142,7 +153,11 @@ def load_lora(path: Path, with_t5: bool = False) -> LoraFile:
 
 
 def load_lora_shapes(path: Path) -> LoraFile:
-    """As `load_lora`, from the header alone: tensors have a shape and no numbers."""
+    """Read a LoRA's modules, alphas and metadata, but not its weights: the matrices are on the meta device.
+
+    path: the file, or a folder that PEFT or diffusers wrote. Raises `Problems` for a file that cannot be read and for
+    anything but plain LoRA of the linear layers of FLUX.1's transformer and CLIP.
+    """
     file = _plain(path)
     tensors = {name: torch.empty(info.shape, device="meta") for name, info in file.header.tensors.items()}
     try:
@@ -172,7 +187,10 @@ def _lora_file(file: Surveyed, tensors: Mapping[str, torch.Tensor]) -> LoraFile:
 
 
 def ranks_from(lora: LoraFile, model: nn.Module) -> dict[str, int]:
-    """The rank of each linear layer of a transformer or CLIP in a file, 0 for those it does not have."""
+    """The rank that a LoRA has for each linear layer of a model that can be adapted; 0 for layers it does not adapt.
+
+    model: a transformer or a CLIP text model. The keys are names as in `model.named_modules()`.
+    """
     names = {name: file_module(model, name) for name in linear_modules(model)}
     return {name: lora.modules[full].rank if full in lora.modules else 0 for name, full in names.items()}
 
@@ -192,7 +210,11 @@ def copy_into(lora: LoraFile, parameters: Mapping[str, nn.Parameter], alphas: Ma
 
 
 def misfits(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[Problem]:
-    """Why a file cannot start a run of adapter tensors with these names and shapes: one problem of each kind."""
+    """Why a LoRA cannot be the start of a training: layers, ranks or sizes that differ, one problem of each kind.
+
+    shapes: of the run's adapter tensors, by their names in the LoRA file (`NAME.lora_A.weight`, `NAME.lora_B.weight`);
+    where: the flag or file to name in the problems. Returns none if the LoRA fits.
+    """
     ours = {name.rsplit(".lora_", 1)[0] for name in shapes}
     problems = []
     for here, there, names in (

@@ -37,10 +37,11 @@ def project_fp8(
     scale: float,
     activated: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """The outputs of all layers, one [..., N_i] per layer.
+    """The outputs of adapted layers that read the same input and are joined in fp8, one [..., N_i] per layer.
 
-    inputs: the parts of the input, each [..., K_j]; joined: the frozen weights; downs, ups: the adapters, [r_i, K] and
-    [N_i, r_i]; activated: the parts that GELU is applied to first.
+    inputs: the parts of the input along its last dimension, each [..., K_j], K in all; joined: the frozen weights and
+    biases; downs, ups: the adapters, [r_i, K] and [N_i, r_i]; scale: alpha / rank, the factor of every adapter;
+    activated: for each part, whether GELU (tanh approximation) is applied to it first.
     """
     frozen = (joined.weight, joined.scale, joined.transposed, joined.bias)
     return _Fp8Projection.apply(scale, (tuple(activated), len(downs)), *inputs, *frozen, *downs, *ups)

@@ -23,9 +23,10 @@ GROUPS = {
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """All that can be said of a LoRA file without its base model; plain JSON.
+    """All that can be said of a LoRA file without its base model, as a dictionary that can be written as JSON.
 
-    path: the file, or a folder that PEFT or diffusers wrote. Raises Problems for a file that cannot be read.
+    path: the file, or a folder that PEFT or diffusers wrote. Raises `Problems` for a file that cannot be read or is not
+    a LoRA of FLUX.1.
     """
     try:
         found = description.describe(path)
@@ -63,7 +64,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> Problem:
-    """The problem of a LoRA file that cannot be read, in the words of the error."""
+    """The `Problem` to report about a LoRA file that cannot be read; error: what reading it raised, which is quoted."""
     reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     again = reason.startswith(("truncated", "damaged"))
     hint = "copy or download it again" if again else "give a LoRA of FLUX.1, a *.safetensors file"
@@ -80,7 +81,7 @@ def _block_norms(found: Description) -> dict[str, float]:
 
 
 def render(info: Mapping[str, Any]) -> str:
-    """`describe`'s answer for a person."""
+    """Text for a person, several lines, from what `describe` returned."""
     return "\n".join(_lines(info))
 
 

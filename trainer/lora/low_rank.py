@@ -34,7 +34,10 @@ def split(matrix: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def place_together(downs: Sequence[nn.Parameter], ups: Sequence[nn.Parameter]) -> None:
-    """Move these adapters' weights into one contiguous buffer, in this order, so that one kernel can cast them all."""
+    """Move adapters' weights into one new contiguous buffer, downs then ups, so that one kernel can cast them all.
+
+    The parameters stay the same objects with the same values; their `data` become views of the buffer.
+    """
     adapters = [*downs, *ups]
     buffer = torch.cat([parameter.detach().flatten() for parameter in adapters])
     parts = buffer.split([parameter.numel() for parameter in adapters])
@@ -47,7 +50,8 @@ def in_precision_of_product(
 ) -> tuple[Tensor, list[Tensor]]:
     """All down projections stacked, [sum of ranks, K], and each up projection [N_i, r_i], in dtype.
 
-    They are views of the adapters if those were placed together and already have this dtype.
+    downs, ups: the adapters' weights, [r_i, K] and [N_i, r_i]. The results are views of them, without a copy, if
+    `place_together` made them adjacent and they already have this dtype.
     """
     flat = as_one_vector([*downs, *ups])
     if flat is None:
@@ -57,16 +61,20 @@ def in_precision_of_product(
 
 
 def hidden_values(rows: Sequence[Tensor], down: Tensor) -> Tensor:
-    """The output of all down projections, [tokens, sum of ranks]. rows: the parts of the input, each [tokens, K_j]."""
+    """The output of all down projections, [tokens, sum of ranks].
+
+    rows: the parts of the input, each [tokens, K_j]; down: all down projections stacked, [sum of ranks, K].
+    """
     return sum_of_products(rows, [part.t() for part in split(down, columns_of(rows))])
 
 
 def up_gradients(
     dys: Sequence[Tensor], hidden: Tensor, casts: Sequence[Tensor], scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradients of the hidden activations [tokens, sum of ranks] and of each up projection [N_i, r_i], in dtype.
+    """The gradients of the hidden activations [tokens, sum of ranks], and of each up projection [N_i, r_i] in `dtype`.
 
-    dys: gradients of the layers' outputs, [tokens, N_i]; casts: the up projections in the precision of the product.
+    dys: gradients of the layers' outputs, [tokens, N_i]; hidden: the outputs of all down projections, [tokens, sum of
+    ranks]; casts: the up projections in the precision of the product; scale: alpha / rank, the factor of every adapter.
     """
     ranks = [up.shape[1] for up in casts]
     d_hidden, scaled = torch.empty_like(hidden), hidden if scale == 1 else hidden * scale
@@ -80,9 +88,10 @@ def up_gradients(
 
 
 def down_gradient(d_hidden: Tensor, rows: Sequence[Tensor], activated: Sequence[bool], dtype: torch.dtype) -> Tensor:
-    """The gradient of all down projections, [sum of ranks, K].
+    """The gradient of all down projections, stacked, [sum of ranks, K] in `dtype`.
 
-    rows: the parts of the input; an `activated` part is given before GELU.
+    d_hidden: the gradient of their outputs, [tokens, sum of ranks]; rows: the parts of their input, each [tokens, K_j];
+    activated: for each part, whether the projections read GELU of what `rows` holds.
     """
     parts = [
         down_gradient_through_gelu(d_hidden, x).to(dtype) if on else _product(d_hidden.t(), x, dtype)
@@ -92,12 +101,12 @@ def down_gradient(d_hidden: Tensor, rows: Sequence[Tensor], activated: Sequence[
 
 
 def gelu_gradient(dy: Tensor, x: Tensor) -> Tensor:
-    """The gradient of GELU's input x (tanh approximation), given that of its output."""
+    """The gradient of GELU's input x (tanh approximation), given dy, that of its output; all of one shape."""
     return torch.ops.aten.gelu_backward(dy, x, approximate="tanh")
 
 
 def empty_gradients(downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
-    """Empty tensors in the shapes of the gradients of all down projections, stacked, and of each up projection."""
+    """Uninitialized gradients: of all down projections, stacked, [sum of ranks, K], then of each up projection."""
     return [downs[0].new_empty(sum(ranks_of(downs)), downs[0].shape[1]), *map(torch.empty_like, ups)]
 
 
@@ -106,7 +115,7 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sum_of_products(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
-    """The sum of left @ right over pairs; each product is accumulated in place."""
+    """The sum of left @ right over the pairs of both sequences, accumulated in place in one new tensor."""
     total = lefts[0] @ rights[0]
     for left, right in zip(lefts[1:], rights[1:], strict=True):
         total.addmm_(left, right)

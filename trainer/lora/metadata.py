@@ -61,12 +61,17 @@ class Session(Protocol):
 
 
 class Moment(Protocol):
-    """Where the run stands: optimizer steps and epochs, counted from 1."""
+    """How far a run is when a LoRA file is written."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """The number of optimizer steps done."""
+        ...
+
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """The current epoch, counted from 1."""
+        ...
 
 
 def build_metadata(
@@ -77,10 +82,12 @@ def build_metadata(
     title: str,
     base: BaseModel = DEV,
 ) -> dict[str, str]:
-    """All metadata of one LoRA file. title: its name without the ending, unless metadata_title is set. base: the model
-    that it was trained on.
+    """All metadata of one LoRA file, by key.
 
-    With --no_metadata only what a loader needs to know of the network, and modelspec, without concepts.
+    config, data: the run's settings and data; progress: its session; position: the step and epoch of the file; title:
+    the file's name without its extension, used unless the setting metadata_title is set; base: the model that it was
+    trained on. With --no_metadata, only `modelspec.*` without the trigger phrase and what a loader must know about the
+    network.
     """
     finished_at = now()
     metadata = _training_keys(config, data, progress, position, finished_at) | _dataset_keys(data)
@@ -128,7 +135,10 @@ def _training_keys(
 
 
 def short_hash(path: Path) -> str:
-    """kohya's and AUTOMATIC1111's legacy model hash: of 64 KiB at 1 MiB into the file, 8 hex digits."""
+    """kohya's and AUTOMATIC1111's legacy model hash of a file.
+
+    The first 8 hex digits of the SHA-256 of the 64 KiB that begin 1 MiB into the file.
+    """
     with path.open("rb") as file:
         file.seek(0x100000)
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
@@ -213,7 +223,11 @@ def _modelspec_keys(
 
 
 def triggers(data: TrainingData) -> list[str]:
-    """The class_tokens that captions teach, each once, in the dataset file's order."""
+    """The trigger phrases that are trained, each once, in the dataset file's order.
+
+    They are the class_tokens of subsets in which at least one caption contains them. Regularisation images do not
+    count, nor images whose target is the base model's own output.
+    """
     found = [subset.class_tokens for subset in data.config.subsets if data.trains_trigger(subset)]
     return list(dict.fromkeys(tokens for tokens in found if tokens))
 

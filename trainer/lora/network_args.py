@@ -44,8 +44,9 @@ REFUSED_KEYS: dict[str, str] = {
 class NetworkArgs:
     """The parsed `--network_args`.
 
-    type_ranks: kohya's layer type -> rank; double_blocks, single_blocks: indices, None for all; reg_dims: (regex, rank)
-    pairs, of which the last match counts; loraplus ratios: None where not given.
+    train_blocks: "all", "double" or "single"; type_ranks: kohya's layer type, like "img_attn" -> rank; double_blocks,
+    single_blocks: indices, None for all; reg_dims: (regex, rank) pairs, of which the last match counts; dropouts:
+    probabilities; loraplus ratios: learning rate of up matrices / that of down matrices, None where not given.
     """
 
     train_blocks: str = "all"
@@ -60,7 +61,7 @@ class NetworkArgs:
 
     @property
     def chosen_ranks(self) -> list[str]:
-        """The keys, among those given, that choose layers or their ranks."""
+        """The given keys of --network_args that choose layers or their ranks, like "train_blocks" or "img_attn_dim"."""
         given = {
             "train_blocks": self.train_blocks != "all",
             **{f"{each}_dim": True for each in self.type_ranks},
@@ -71,7 +72,7 @@ class NetworkArgs:
         return [name for name, is_given in given.items() if is_given]
 
     def learning_rates(self, transformer: float, text_encoder: float) -> dict[tuple[str, str], float]:
-        """Learning rates by (model, matrix), where LoRA+ raises those of the up matrices.
+        """Learning rates by (model, matrix), like ("transformer", "lora_B"); LoRA+ multiplies those of lora_B (up).
 
         transformer, text_encoder: the models' base learning rates, 0 for one that is not trained.
         """
@@ -85,7 +86,7 @@ class NetworkArgs:
 
 
 def parse_network_args(words: Sequence[str]) -> NetworkArgs:
-    """Parse `key=value` words. Raises `Problems` that name every bad one."""
+    """Parse the words of `--network_args`, each `key=value`. Raises `Problems` with every bad one."""
     given, problems = read_pairs(words, _WHERE)
     read = _ARGUMENTS.read(given)
     raise_if_any(problems + read.problems)
@@ -110,8 +111,9 @@ def _assemble(values: dict[str, Any]) -> NetworkArgs:
 def layer_ranks(modules: Sequence[str], network_dim: int, args: NetworkArgs) -> dict[str, int]:
     """The rank of each adapted module, in the order given; modules that are not adapted are left out.
 
-    modules: diffusers' names, like `transformer_blocks.0.attn.to_q`. Raises `Problems` for a setting that matches no
-    layer, because it would be ignored otherwise.
+    modules: the layers that can be adapted, by diffusers' names, like `transformer_blocks.0.attn.to_q`; network_dim:
+    the rank of layers for which `args` sets none. Raises `Problems` for a setting that matches no layer, because it
+    would be ignored otherwise, and if no layer is left.
     """
     candidates = [name for name in modules if args.train_blocks in ("all", _place(name)[0])]
     raise_if_any(_unreached(candidates, args))

@@ -44,8 +44,9 @@ def project(
 ) -> tuple[Tensor, ...]:
     """The outputs of linear layers on the same input, one [..., N_i] per layer.
 
-    inputs: the parts of the input, each [..., K_j]; activated: the parts that GELU (tanh approximation) is applied to
-    first, by default none. The layers are computed together if `are_alike`, otherwise one by one.
+    inputs: the parts of the input along its last dimension, each [..., K_j]; activated: for each part, whether GELU
+    (tanh approximation) is applied to it first, by default to none. The layers are computed together if `are_alike`
+    says that they can be, otherwise one by one.
     """
     activated = [False] * len(inputs) if activated is None else activated
     together = are_alike(layers)
@@ -74,7 +75,7 @@ def _after_gelu(parts: Sequence[Tensor], activated: Sequence[bool]) -> list[Tens
 
 
 def adapters_of(layers: Sequence[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The down and the up projections of adapted layers."""
+    """The weights of adapted layers' down projections, each [r_i, K], and up projections, each [N_i, r_i]."""
     downs, ups = ([getattr(layer, key)[ADAPTER].weight for layer in layers] for key in ("lora_A", "lora_B"))
     return downs, ups
 
