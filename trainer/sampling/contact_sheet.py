@@ -23,9 +23,11 @@ class Row:
 def contact_sheet(
     rows: Sequence[Row], columns: Sequence[str] = (), title: str = "", note: str = "", size: int = 256
 ) -> Image.Image:
-    """One RGB sheet of square images, `size` pixels each; images of another size are scaled.
+    """Arrange images in rows and columns on one RGB image.
 
-    columns: headings of the columns; title, note: text above everything, in large and small letters.
+    rows: all with the same number of images; size: width and height of every image in pixels, to which those of another
+    size are resized; columns: a heading for each column, or none; title, note: text above everything, in large and
+    small letters.
     """
     count = max(len(row.pictures) for row in rows)
     assert all(len(row.pictures) == count for row in rows) and len(columns) in (0, count), "columns of unequal length"

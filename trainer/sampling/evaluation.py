@@ -25,7 +25,7 @@ TITLES = {OBJECTS: "right object", COLOURS: "right colour", PLACES: "right place
 
 @dataclass(frozen=True)
 class ScenePrompt:
-    """A prompt and what its image must show: the kind and colour of each object, and the place."""
+    """A prompt and what its image must show. objects: (kind, colour) of each; all are names of the judge's classes."""
 
     prompt: str
     objects: tuple[tuple[str, str], ...]
@@ -34,19 +34,26 @@ class ScenePrompt:
 
 @dataclass(frozen=True)
 class PromptSets:
-    """The prompts of an evaluation: of the base model's world, of each concept, of all concepts in one image."""
+    """The prompts of an evaluation.
+
+    base: what the base model must still be able to show; concepts: for each concept, by its name; both: of all concepts
+    in one image.
+    """
 
     base: tuple[ScenePrompt, ...]
     concepts: Mapping[str, tuple[str, ...]]
     both: tuple[str, ...]
 
     def texts(self) -> dict[str, tuple[str, ...]]:
-        """The prompts of every set that is not empty, by its name."""
+        """The prompts of every set that is not empty, by its name: "base", each concept's name, "both"."""
         every = {BASE: tuple(scene.prompt for scene in self.base), **self.concepts, BOTH: self.both}
         return {name: texts for name, texts in every.items() if texts}
 
     def some(self, limit: int | None = None, base: bool = True, concepts: bool = True) -> "PromptSets":
-        """The first `limit` prompts of each set (None: all). base, concepts: whether to keep these sets."""
+        """A copy with the first `limit` prompts of each set, or with all if None.
+
+        base: whether to keep that set; concepts: whether to keep the sets of concepts, and with them `both`.
+        """
         of_concepts = limit if concepts else 0
         return PromptSets(
             base=self.base[: limit if base else 0],
@@ -59,7 +66,7 @@ def load_prompts(path: Path, classes: Classes) -> PromptSets:
     """Read the prompts file: {"base": [{"prompt", "objects": [[kind, colour], …], "place"}, …], CONCEPT: [text, …] for
     each of the judge's concepts, "both": [text, …]}.
 
-    Raises `Problems` if it cannot be read or names something that the judge does not know.
+    classes: the judge's. Raises `Problems` if the file cannot be read or names something that the judge does not know.
     """
     try:
         sets = json.loads(path.read_text(encoding="utf-8"))
@@ -99,9 +106,11 @@ def draw_prompts(
     batch: int = 8,
     what: str = "draw",
 ) -> torch.Tensor:
-    """Generate an image for each encoded text ([1, L, D] each): uint8 [n, 3, H, W] on the host. Shows progress.
+    """Generate an image for each encoded text: uint8 [n, 3, H, W] on the host.
 
-    Image i has seed first_seed + i, so that two models start from the same noise, whatever the batch size.
+    texts: each of one prompt, [1, L, D]; settings: size, steps and guidance of all images (its texts and seed are not
+    used); batch: images generated at once; what: the label of the progress display. Image i has seed first_seed + i, so
+    that two models start from the same noise, whatever the batch size.
     """
     pictures = []
     for start in progress(range(0, len(texts), batch), what):
@@ -122,7 +131,10 @@ def _joined(texts: Sequence[Conditioning]) -> Conditioning:
 
 @dataclass(frozen=True)
 class BaseScore:
-    """Percentages over the base prompts: objects and colours of all objects named, places of all prompts."""
+    """What the judge recognised in the images of the base prompts, in percent.
+
+    objects, colours: of all objects that the prompts name; places: of all prompts.
+    """
 
     objects: float
     colours: float
@@ -130,10 +142,12 @@ class BaseScore:
 
 
 def score_base(verdicts: Verdicts, prompts: Sequence[ScenePrompt], classes: Classes) -> BaseScore:
-    """The share of what the prompts name that the judge has found.
+    """The percentages of the objects, colours and places named by the prompts that the judge recognised.
 
-    An object is found if the probability of its kind is above 0.5. Its colour is right if the object is found and that
-    colour is the most probable one of its kind, or has a probability above 0.5 (two objects of a kind may differ).
+    verdicts: probabilities for the prompts' images, in their order; classes: the judge's. An object is found if the
+    probability of its kind is above 0.5. Its colour is right if the object is found and that colour is the most
+    probable one of its kind, or has a probability above 0.5 (two objects of a kind may differ). A place is right if it
+    is the most probable one.
     """
     found, coloured, total = 0, 0, 0
     for index, scene in enumerate(prompts):
@@ -150,19 +164,20 @@ def score_base(verdicts: Verdicts, prompts: Sequence[ScenePrompt], classes: Clas
 
 
 def score_concept(verdicts: Verdicts, concept: str, classes: Classes) -> float:
-    """The mean probability that the concept is in the image, in percent."""
+    """The mean probability that a concept is in the image, in percent. concept: its name among the judge's classes."""
     return 100 * verdicts.concepts[:, classes.concepts.index(concept)].double().mean().item()
 
 
 def score_both(verdicts: Verdicts) -> float:
-    """The percentage of images in which every concept has a probability above 0.5."""
+    """The percentage of images in which each of the judge's concepts has a probability above 0.5."""
     return 100 * (verdicts.concepts > 0.5).all(1).double().mean().item()
 
 
 def score_pictures(judge: Judge, prompts: PromptSets, pictures: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Every percentage for which there are images, by name: PRIOR, the concepts' names, BOTH.
+    """Judge images; returns a percentage by its name: "objects", "colours", "places", each concept's name, "both".
 
-    pictures: for each set of `prompts.texts()`, uint8 [n, 3, H, W] in the prompts' order.
+    pictures: images by the name of their set in `prompts.texts()`, uint8 [n, 3, H, W] in the prompts' order.
+    Percentages of sets without images are left out.
     """
     scores: dict[str, float] = {}
     for name, drawn in pictures.items():
@@ -177,7 +192,7 @@ def score_pictures(judge: Judge, prompts: PromptSets, pictures: Mapping[str, tor
 
 @dataclass(frozen=True)
 class Column:
-    """One model's percentages by name."""
+    """One model's column in a `Table`. name: the heading; scores: percentages by name, as from `score_pictures`."""
 
     name: str
     scores: Mapping[str, float]
@@ -185,13 +200,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Models side by side, the base model first. counts: the number of prompts of each percentage, by its name."""
+    """Models side by side, the first of which the others are compared with.
+
+    counts: the number of prompts that each percentage is about, by the percentage's name.
+    """
 
     columns: tuple[Column, ...]
     counts: Mapping[str, int]
 
     def change(self, column: Column, name: str) -> float:
-        """Percentage points above the base model."""
+        """How far a column's percentage `name` is above the first column's, in percentage points."""
         return column.scores[name] - self.columns[0].scores[name]
 
     def text(self) -> str:
@@ -208,7 +226,10 @@ class Table:
         return "\n".join([*lines, note])
 
     def as_json(self) -> dict[str, Any]:
-        """{"prompts": counts, "columns": [{"name", "scores", "changes"}, …]}."""
+        """The table as values for JSON: {"prompts": counts, "columns": [{"name", "scores", "changes"}, …]}.
+
+        changes: the differences to the first column in percentage points, by the percentage's name.
+        """
         columns = []
         for column in self.columns:
             changes = {name: self.change(column, name) for name in column.scores}
@@ -217,7 +238,7 @@ class Table:
 
 
 def count_prompts(prompts: PromptSets) -> dict[str, int]:
-    """The number of prompts of each percentage of `score_pictures`."""
+    """The number of prompts behind each percentage that `score_pictures` returns, by the percentage's name."""
     counts = {name: len(texts) for name, texts in prompts.texts().items()}
     of_base = counts.pop(BASE, 0)
     return (dict.fromkeys(PRIOR, of_base) if of_base else {}) | counts

@@ -24,7 +24,7 @@ HINT = "give the judge of the tiny FLUX, models/mini/judge.safetensors"
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that a judge knows."""
+    """The names of what a judge recognises, in the order of its outputs. kinds: of objects; concepts: of subjects."""
 
     kinds: tuple[str, ...]
     colours: tuple[str, ...]
@@ -34,7 +34,11 @@ class Classes:
 
 @dataclass(frozen=True)
 class Shape:
-    """The network's size. widths, depths: channels and residual blocks at 1/2, 1/4, 1/8, 1/16 of the image's side."""
+    """The network's size.
+
+    widths, depths: channels and residual blocks at 1/2, 1/4, 1/8, 1/16 of the image's side; hidden: width of the layer
+    before the outputs.
+    """
 
     widths: tuple[int, int, int, int] = (24, 48, 96, 160)
     depths: tuple[int, int, int, int] = (0, 1, 2, 1)
@@ -45,10 +49,10 @@ DEFAULT_SHAPE = Shape()
 
 
 class Verdicts(NamedTuple):
-    """For n images: kinds [n, K], colours of each kind [n, K, C], places [n, P], concepts [n, N].
+    """A judge's outputs for n images: kinds [n, K], colours of each kind [n, K, C], places [n, P], concepts [n, N].
 
-    Logits from the network, probabilities from `judge_pictures`. The colours of a kind are meaningful only if an object
-    of that kind is in the image.
+    Calling a `Judge` gives logits, `judge_pictures` probabilities. The colours of a kind are meaningful only if an
+    object of that kind is in the image.
     """
 
     kinds: torch.Tensor
@@ -58,8 +62,11 @@ class Verdicts(NamedTuple):
 
 
 class Judge(nn.Module):
-    """Residual convolutions with two heads: features pooled over the image for kinds, places and concepts, and
-    features pooled by attention to a kind for that kind's colour."""
+    """A residual convolutional network that classifies images of the tiny FLUX's world.
+
+    It has two heads: one on features pooled over the image, for kinds, places and concepts, and one on features pooled
+    by attention to a kind, for that kind's colour.
+    """
 
     def __init__(self, classes: Classes, shape: Shape = DEFAULT_SHAPE):
         super().__init__()
@@ -76,7 +83,7 @@ class Judge(nn.Module):
         self.colour_of_kind = nn.Linear(shape.hidden, len(classes.colours))
 
     def forward(self, pixels: torch.Tensor) -> Verdicts:
-        """Logits for images [n, 3, H, W] in [-1, 1]."""
+        """Returns logits. pixels: images [n, 3, H, W] in [-1, 1]."""
         features = self.trunk(pixels)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
         sizes = [len(self.classes.kinds), len(self.classes.places), len(self.classes.concepts)]
@@ -101,13 +108,16 @@ def _convolution(into: int, out: int, stride: int = 1) -> nn.Sequential:
 
 
 def to_unit_range(pictures: torch.Tensor) -> torch.Tensor:
-    """Images from uint8 to float32 in [-1, 1], a judge's input."""
+    """Scale uint8 images to float32 in [-1, 1], the range of a judge's input."""
     return pictures.float() / 127.5 - 1
 
 
 @torch.inference_mode()
 def judge_pictures(judge: Judge, pictures: torch.Tensor, batch: int = 32) -> Verdicts:
-    """Probabilities, float32 on the host, for images uint8 [n, 3, 256, 256] on any device."""
+    """Probabilities, float32 on the host, for images uint8 [n, 3, 256, 256] on any device.
+
+    Puts the judge in eval mode. batch: images judged at once.
+    """
     device = next(judge.parameters()).device
     judge.eval()
     parts = [judge(to_unit_range(part.to(device))) for part in pictures.split(batch)]
@@ -118,14 +128,17 @@ def judge_pictures(judge: Judge, pictures: torch.Tensor, batch: int = 32) -> Ver
 
 
 def save_judge(path: Path, judge: Judge) -> None:
-    """Write a judge: matrices in float16, other tensors as they are, classes and sizes in the metadata."""
+    """Write a judge as safetensors: tensors of two or more dimensions in float16; classes and shape in the metadata."""
     tensors = {name: each.half() if each.ndim > 1 else each for name, each in judge.state_dict().items()}
     facts = {"classes": asdict(judge.classes), "shape": asdict(judge.shape)}
     write_safetensors(path, tensors, {METADATA_KEY: json.dumps(facts), "format": "pt"})
 
 
 def load_judge(path: Path, device: torch.device | str = "cpu") -> Judge:
-    """A judge in float32, frozen. Raises `Problems` if the file is not a judge's."""
+    """Load a judge that `save_judge` wrote: in float32, in eval mode, without gradients.
+
+    Raises `Problems` if the file cannot be read or is not a judge's.
+    """
     try:
         header = read_header(path)
     except (ValueError, OSError) as error:

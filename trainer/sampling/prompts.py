@@ -54,8 +54,9 @@ PROMPT = Schema(
 class SamplePrompt:
     """One image to sample.
 
-    guidance: FLUX's embedded guidance; cfg: true classifier-free guidance with the negative prompt, if above 1;
-    seed: None for the caller's choice; where: file and line, for messages.
+    width, height: in pixels; steps: of the Euler sampler; guidance: FLUX's embedded guidance; cfg: true classifier-free
+    guidance with the negative prompt, if above 1; seed: None for the caller's choice; where: file and line, or flag,
+    for messages.
     """
 
     prompt: str
@@ -69,13 +70,16 @@ class SamplePrompt:
     where: str = field(default="", compare=False)
 
     def texts(self) -> tuple[str, ...]:
-        """The texts whose embeddings this image needs."""
+        """The texts to encode for this image: the prompt, and the negative prompt only if cfg is above 1."""
         return (self.prompt, self.negative) if self.cfg > 1 else (self.prompt,)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a prompt file as it was written. where: file and line."""
+    """One entry of a prompt file as it was written.
+
+    where: file and line; written: its values, not yet validated; problems: what was found while it was split into them.
+    """
 
     where: str
     written: Sequence[Given]
@@ -110,7 +114,10 @@ def load_sample_prompts(path: Path) -> list[SamplePrompt]:
 
 
 def read_prompt(where: str, written: Iterable[Given]) -> tuple[SamplePrompt | None, list[Problem]]:
-    """One prompt, or None and why not. where: the place of the entry; written: its values, by our names or kohya's."""
+    """Validate one prompt; returns it and no problems, or None and every problem.
+
+    where: the file and line, or flag, to name in problems; written: its values, under our names or kohya's.
+    """
     given = [_renamed(each) for each in written if each.value is not None]
     given = [each for each in given if each.name != "prompt" or str(each.value).strip()]
     read = PROMPT.read(given)
@@ -124,7 +131,7 @@ def read_prompt(where: str, written: Iterable[Given]) -> tuple[SamplePrompt | No
 
 
 def idle_negatives(prompts: Sequence[SamplePrompt]) -> list[Problem]:
-    """One notice for all negative prompts that have no effect."""
+    """One notice about all negative prompts that have no effect because cfg is at most 1; empty if there are none."""
     idle = [prompt for prompt in prompts if prompt.negative and prompt.cfg <= 1]
     if not idle:
         return []
@@ -153,7 +160,10 @@ def _renamed(given: Given) -> Given:
 
 
 def parse_line(line: str, where: str = "") -> tuple[list[Given], list[Problem]]:
-    """The prompt and the options of one of kohya's prompt lines, and what looks like an option but is none."""
+    """Split one of kohya's prompt lines, like "a toy --w 512 --s 20", into the prompt and its options, not validated.
+
+    where: file and line, for problems. The problems returned are about text that looks like a mistyped option.
+    """
     options = list(OPTION.finditer(line))
     ends = [option.start() for option in options] + [len(line)]
     prompt = line[: ends[0]].strip()

@@ -24,12 +24,19 @@ def sample_latents(
     positive: Conditioning,
     negative: Conditioning | None,
 ) -> torch.Tensor:
-    """Euler steps from noise to the latents of one image, [1, C, H/8, W/8] in float32."""
+    """Generate the latents of one image with the Euler sampler, [1, C, H/8, W/8] in float32.
+
+    prompt: its size, steps, guidance and cfg are used; seed: of the noise, in place of `prompt.seed`; positive,
+    negative: the encoded texts, negative None to sample without cfg.
+    """
     return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative)
 
 
 def start_noise(transformer: FluxTransformer2DModel, prompt: SamplePrompt, seeds: Sequence[int]) -> torch.Tensor:
-    """The initial noise for each seed, [B, C, H/8, W/8], the same as ComfyUI's for that seed."""
+    """The initial noise for each seed, [B, C, H/8, W/8] in float32 on the CPU, the same as ComfyUI's for that seed.
+
+    prompt: only its width and height are used.
+    """
     shape = (1, transformer.x_embedder.in_features // 4, prompt.height // 8, prompt.width // 8)
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -44,8 +51,8 @@ def denoise(
 ) -> torch.Tensor:
     """Euler steps from noise [B, C, H/8, W/8] to the latents of B images, float32.
 
-    prompt: steps, guidance and cfg for all images; positive, negative: for B captions. FLUX.1-schnell is sampled
-    without a timestep shift, as it was trained.
+    prompt: its steps, guidance and cfg are used, for all images; positive, negative: B encoded texts, negative None to
+    sample without cfg. FLUX.1-schnell is sampled without a timestep shift, as it was trained.
     """
     device, dtype = transformer.device, transformer.x_embedder.weight.dtype
     height, width = noise.shape[-2:]
@@ -79,12 +86,15 @@ def decode_picture(vae: AutoencoderKL, latents: torch.Tensor) -> Image.Image:
 
 
 def as_image(picture: torch.Tensor) -> Image.Image:
-    """An image uint8 [3, H, W] on any device as a Pillow image."""
+    """Convert an RGB image, uint8 [3, H, W] on any device, to a Pillow image."""
     return Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
 
 
 def save_picture(path: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
-    """Write a PNG whose text chunks record how it was made (prompt, seed, step …)."""
+    """Write a PNG, atomically, with a text chunk for each of the facts.
+
+    facts: how it was made (prompt, seed, step …); values are written as `str` gives them.
+    """
     info = PngInfo()
     for key, value in facts.items():
         info.add_text(key, str(value))
