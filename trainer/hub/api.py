@@ -17,7 +17,11 @@ TOKEN = re.compile(r"[!-~]+")  # the characters that an HTTP header can carry
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the Hub lists it. digest: hex SHA-256 of a large file (in LFS), git's SHA-1 of a small one."""
+    """A file as the Hub lists it.
+
+    repository: "owner/name"; commit: the revision listed; path: in the repository; size: in bytes; digest: hex SHA-256
+    of a large file (in LFS), git's SHA-1 of a small one.
+    """
 
     repository: str
     commit: str
@@ -28,13 +32,16 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Hub:
-    """A Hub server and the token for it, which is never printed."""
+    """A Hub server and the token for it, which is never printed. endpoint: its URL; token: None without a login."""
 
     endpoint: str
     token: str | None = field(repr=False)
 
     def listing(self, repository: str) -> Mapping[str, HubFile]:
-        """The files on a repository's main branch, by path. Raises the library's errors and `NotTheHub`."""
+        """Ask the Hub for the files on a repository's main branch; returns them by path.
+
+        Raises the errors of huggingface_hub and httpx2, and `NotTheHub` if the answer is not a list of files.
+        """
         api = HfApi(endpoint=self.endpoint, token=self._token_or_none())
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         try:
@@ -47,16 +54,21 @@ class Hub:
         return {file.path: file for file in files}
 
     def check_access(self, file: HubFile) -> None:
-        """Request a file's headers. Raises the library's errors if access is denied, `NotTheHub` for another server."""
+        """Check that a file can be downloaded, by a request for its headers alone.
+
+        Raises the errors of huggingface_hub and httpx2, as when access is denied, and `NotTheHub` if another server
+        answers.
+        """
         found = get_hf_file_metadata(self._url(file), token=self._token_or_none(), endpoint=self.endpoint)
         if found.commit_hash is None:
             raise NotTheHub("a page without the Hub's headers")
 
     @contextmanager
     def bytes_of(self, file: HubFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """(position of the first byte, chunks of bytes): the file from `start`, or from 0 if the server ignores ranges.
+        """Request a file from byte `start` on; the context gives (position of the first byte, chunks of bytes).
 
-        Raises the library's errors, and `NotTheHub` before the first byte if the answer is not this file.
+        The position is `start`, or 0 if the server ignores ranges. Raises the errors of huggingface_hub and httpx2, and
+        `NotTheHub` before the first byte if the answer is not this file.
         """
         headers = build_hf_headers(token=self._token_or_none())
         headers |= {"accept-encoding": "identity"} | ({"range": f"bytes={start}-"} if start else {})
@@ -72,7 +84,7 @@ class Hub:
             yield _first_byte(response, start, file.size), response.iter_bytes()
 
     def scrub(self, text: str) -> str:
-        """The text with the token blotted out."""
+        """The text with this Hub's token, and whatever else looks like one, replaced by "[secret]"."""
         return redact(text.replace(self.token, "[secret]") if self.token else text)
 
     def _token_or_none(self) -> str | bool:
@@ -83,7 +95,10 @@ class Hub:
 
 
 def connect() -> Hub:
-    """The Hub at HF_ENDPOINT, with the token from HF_TOKEN or the saved login. Raises `DownloadFailed`."""
+    """The Hub at HF_ENDPOINT, with the token from HF_TOKEN or the saved login; sends no request.
+
+    Raises `DownloadFailed` if the token contains characters that no token has.
+    """
     token = get_token()
     if token is not None and not TOKEN.fullmatch(token):
         what = "contains characters that no token has"

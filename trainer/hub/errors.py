@@ -46,13 +46,13 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class DownloadProblem(Problem):
-    """A problem with the exit status that it leads to."""
+    """A `Problem` of a download. status: the exit status of the program if this problem is the first."""
 
     status: Status = field(kw_only=True)
 
 
 class DownloadFailed(Problems):
-    """Raised with every problem that was found, each once; the first decides the exit status."""
+    """Raised with every problem that was found, in order, without duplicates; the first decides the exit status."""
 
     problems: tuple[DownloadProblem, ...]
 
@@ -70,21 +70,27 @@ class NotTheHub(Exception):
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a retry may succeed."""
+    """Whether a retry may succeed after this error: a busy Hub or a failed connection.
+
+    Errors of a proxy or a certificate are not transient.
+    """
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in BUSY_STATUSES
     return isinstance(error, httpx2.TransportError) and not _is_proxy_error(error)
 
 
 def reason(error: Exception) -> str:
-    """A transient error in a few words, without addresses, which may carry a signature."""
+    """An error that `is_transient` accepts, in a few words; without URLs, which may carry a signature."""
     if isinstance(error, HfHubHTTPError):
         return _busy(error.response.status_code)
     return f"no connection ({_short(error)})"
 
 
 def explain(error: Exception, repository: str, endpoint: str, has_token: bool) -> tuple[DownloadProblem, ...]:
-    """An error of the network, the Hub or the disk as problems for the user. Raises any other error."""
+    """Turn an error of the network, the Hub or the disk into problems for the user. Raises any other error again.
+
+    repository: the one that the request was about; endpoint: the Hub's URL; has_token: whether a token was sent.
+    """
     card = f"{endpoint}/{repository}"
     if isinstance(error, DownloadFailed):
         return error.problems

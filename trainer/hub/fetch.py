@@ -21,21 +21,26 @@ ROUNDS = 2  # a file that arrives with wrong bytes is downloaded once more from 
 
 
 class Stopped(Exception):
-    """Raised in a thread that has been asked to stop."""
+    """Raised in a downloading thread when its `stop` event is set."""
 
 
 @dataclass(frozen=True)
 class Observer:
-    """Where a download reports to: count is called with the number of bytes that are there, say with a message."""
+    """Callbacks of a download, called in its thread.
+
+    count: called with the number of the file's bytes on disk, those of earlier runs included; say: with a message.
+    """
 
     count: Callable[[int], object]
     say: Callable[[str], object]
 
 
 def fetch(hub: Hub, job: Job, stop: threading.Event, observer: Observer) -> None:
-    """Download one file, continuing from what an earlier run left.
+    """Download one file, continuing from what an earlier run left, verify it and move it to `job.path`.
 
-    Raises `DownloadFailed`, `Stopped`, the library's errors and OSError. The partial file stays for the next run.
+    stop: an event that another thread sets to end the download. An existing file is replaced only if `job.state` is
+    DIFFERENT. Raises `DownloadFailed`, `Stopped`, `NotTheHub`, OSError and the errors of huggingface_hub and httpx2.
+    The partial file then stays for the next run, unless its content is wrong.
     """
     job.part.parent.mkdir(parents=True, exist_ok=True)
     with _open_part(job) as part:

@@ -19,7 +19,11 @@ LARGE = 1 << 30  # bytes; hashing a larger file takes long enough to say so
 
 @dataclass(frozen=True)
 class Job:
-    """A file on the Hub and where it goes. state: COMPLETE, MISSING or DIFFERENT."""
+    """A file on the Hub and where it goes.
+
+    key: as in `Wanted`; models: the models folder; target: the file's path in it; state: what is at that path:
+    COMPLETE (the file itself), MISSING (nothing) or DIFFERENT.
+    """
 
     key: str
     file: HubFile
@@ -29,26 +33,28 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """The file's final name."""
+        """The path of the complete file."""
         return self.models / self.target
 
     @property
     def part(self) -> Path:
-        """Its name until it is complete: specific to this content, on the same disk, hidden from other programs."""
+        """The path of the partial file while it is downloaded: hidden, in the final folder, specific to the content."""
         return self.path.with_name(f".{self.path.name}.{self.file.digest[:12]}.part")
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that have not been downloaded yet."""
+        """Bytes that the partial file lacks, all if there is none; not meaningful for a file that is COMPLETE."""
         return self.file.size - (self.part.stat().st_size if self.part.is_file() else 0)
 
 
 def find_jobs(
     hub: Hub, wanted: Sequence[Wanted], models: Path, say: Callable[[str], object], stated: Record | None = None
 ) -> list[Job]:
-    """Look the wanted files up on the Hub; returns a job for each, whose `state` is still to be found by `with_state`.
+    """Look up the wanted files on the Hub; returns a job for each file, with `state` not yet determined (`with_state`).
 
-    stated: a record of earlier downloads; a listing that it has is not requested again. Raises `DownloadFailed`.
+    models: the folder to download to; say: called with messages about progress and retries; stated: a record of earlier
+    downloads (the Hub is not asked about repositories whose wanted files it lists). Raises `DownloadFailed` with every
+    problem if a repository cannot be listed or lacks a file.
     """
     listings: dict[str, Mapping[str, HubFile]] = {}
     jobs, problems = [], []
@@ -76,7 +82,11 @@ def find_jobs(
 
 
 def with_state(job: Job, record: Record, say: Callable[[str], object], read_anyway: bool = False) -> Job:
-    """The job with its state. read_anyway: hash the file even if the record lists it as verified."""
+    """A copy of the job with its `state`, found by comparing the file at its path with what the Hub lists.
+
+    record: of files verified earlier, which are not hashed again unless read_anyway; say: called with a message before
+    a large file is hashed.
+    """
     if not job.path.exists() and not job.path.is_symlink():
         return replace(job, state=MISSING)
     if not read_anyway and record.is_verified(job.models, job.target, job.file):
@@ -89,7 +99,10 @@ def with_state(job: Job, record: Record, say: Callable[[str], object], read_anyw
 
 
 def digest_of(path: Path, file: HubFile) -> str:
-    """The digest of a file's content, of the kind that the Hub lists for it."""
+    """The hex digest of the content at `path`, to be compared with `file.digest`.
+
+    It is of the same kind: SHA-256, or git's SHA-1 of a blob.
+    """
     if len(file.digest) == 64:
         return sha256_file(path)
     content = path.read_bytes()  # small: not in LFS
@@ -99,7 +112,11 @@ def digest_of(path: Path, file: HubFile) -> str:
 def obstacles(
     hub: Hub, jobs: Sequence[Job], replace_different: bool, say: Callable[[str], object]
 ) -> list[DownloadProblem]:
-    """Everything that would make downloading these jobs fail."""
+    """Everything that would make downloading these jobs fail: files in the way, access, write permission, disk space.
+
+    Jobs that are COMPLETE are ignored. replace_different: an existing file with other content is no obstacle; say:
+    called with messages about retries.
+    """
     due = [job for job in jobs if job.state != COMPLETE]
     problems = [] if replace_different else [_in_the_way(job) for job in due if job.state == DIFFERENT]
     for repository in dict.fromkeys(job.file.repository for job in due):
@@ -119,7 +136,7 @@ def obstacles(
 
 
 def difference(job: Job) -> str:
-    """How an existing file differs from the one on the Hub."""
+    """How what is at `job.path` differs from the file on the Hub, for a message after the path: "has 12 bytes; …"."""
     if why := out_of_reach(job.path):
         return f"cannot be accessed: {why}"
     if job.path.is_symlink() and not job.path.exists():

@@ -20,10 +20,11 @@ def patiently(
     wait: Callable[[float], object] = time.sleep,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
-    """The call's result, after retries if it fails with a temporary error. Raises the last error.
+    """Call `call` and return its result; after a temporary error, wait and retry, at most 5 times in a row.
 
-    what: what the call is for, named in the message about a retry. wait: waits that many seconds. progress: a number
-    that grows if a failed attempt has achieved something, after which the retries are counted from the start.
+    what: what the call is for, named in the message about a retry; say: called with that message; wait: called with the
+    number of seconds to wait; progress: returns a number that grows if a failed attempt has achieved something, after
+    which the retries are counted from the start. Raises the last error, or at once one that is not temporary.
     """
     failures = 0
     while True:

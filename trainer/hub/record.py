@@ -14,13 +14,16 @@ RECORD = Path(".download", "record.json")  # in models/
 
 @dataclass(frozen=True)
 class Record:
-    """Files by their path in models/. stated: as the Hub listed them; seen: size and mtime when last verified."""
+    """The files that were verified, by their path in the models folder.
+
+    stated: as the Hub listed them; seen: size in bytes and mtime in ns when last verified.
+    """
 
     stated: Mapping[str, HubFile]
     seen: Mapping[str, tuple[int, int]]
 
     def is_verified(self, models: Path, target: str, file: HubFile) -> bool:
-        """Whether the file at `target` was verified and has not been written since.
+        """Whether the file at `models / target` was verified as `file` and has not been written since.
 
         A tokenizer or an autoencoder from another repository of the family counts too: either serves all of them.
         """
@@ -30,11 +33,14 @@ class Record:
         return known.repository != file.repository or known.digest == file.digest
 
     def listing(self, repository: str) -> Mapping[str, HubFile]:
-        """The files of a repository as listed when they were downloaded, by their path there."""
+        """The recorded files of a repository, as the Hub listed them at download, by their path in the repository."""
         return {file.path: file for file in self.stated.values() if file.repository == repository}
 
     def with_verified(self, models: Path, targets: Iterable[tuple[str, HubFile]]) -> "Record":
-        """The record plus files that have just been verified."""
+        """A new record with files added that have just been verified.
+
+        models: the models folder; targets: for each file, its path in that folder and what the Hub lists for it.
+        """
         stated, seen = dict(self.stated), dict(self.seen)
         for target, file in targets:
             stated[target], seen[target] = file, _seen(models / target)
@@ -42,7 +48,7 @@ class Record:
 
 
 def load_record(models: Path) -> Record:
-    """The record in `models`; an empty one if there is none or it cannot be read."""
+    """Read the record in the models folder; returns an empty one if there is none or it cannot be read."""
     try:
         held: dict[str, Any] = json.loads((models / RECORD).read_text(encoding="utf-8"))
         stated = {target: HubFile(**entry["stated"]) for target, entry in held.items()}
@@ -53,7 +59,7 @@ def load_record(models: Path) -> Record:
 
 
 def save_record(models: Path, record: Record) -> None:
-    """Write it atomically."""
+    """Write the record to `.download/record.json` in the models folder, atomically."""
     entries = {t: {"stated": asdict(file), "seen": record.seen[t]} for t, file in sorted(record.stated.items())}
     write_json(models / RECORD, entries)
 

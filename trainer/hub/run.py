@@ -21,9 +21,10 @@ LINE_EVERY_SECONDS = 15.0  # if stderr is not a terminal
 
 
 def fetch_all(hub: Hub, jobs: Sequence[Job], models: Path, record: Record) -> Record:
-    """Download every job and return the record with them. Raises `DownloadFailed` with all failures.
+    """Download the file of every job, several at a time, and show progress; returns the record with the files added.
 
-    A failure does not stop the other files: those that are complete are kept and recorded.
+    models: the models folder, where the record is saved after each file. A failure does not stop the other files;
+    afterwards `DownloadFailed` is raised with all failures.
     """
     stop, problems = threading.Event(), []
     meter = Meter(jobs, hub.scrub)
@@ -62,7 +63,10 @@ def _problems_of(future: Future[None], hub: Hub, job: Job) -> tuple[DownloadProb
 
 
 class Meter:
-    """Shows the progress of each file and of all: bars on a terminal, a line every few seconds elsewhere."""
+    """Shows the progress of each file and of all: bars on a terminal, a line every few seconds elsewhere.
+
+    scrub: applied to every message, to take secrets out.
+    """
 
     def __init__(self, jobs: Sequence[Job], scrub: Callable[[str], str]):
         self.scrub = scrub
@@ -74,7 +78,7 @@ class Meter:
         self.total = self._bar("total", sum(self.sizes.values())) if self.bars else None
 
     def observer(self, job: Job) -> Observer:
-        """What the thread that downloads this file reports to."""
+        """The callbacks for the thread that downloads this job's file."""
 
         def count(there: int) -> None:
             self.there[job.target] = there
@@ -82,7 +86,7 @@ class Meter:
         return Observer(count, self.say)
 
     def show(self) -> None:
-        """Refresh the display."""
+        """Refresh the bars; without a terminal, print a line if the last one is 15 s old."""
         there = sum(self.there.values())
         if self.total is not None:
             for bar, count in zip([*self.bars, self.total], [*self.there.values(), there], strict=True):
@@ -93,7 +97,10 @@ class Meter:
             announce(self.line())
 
     def line(self) -> str:
-        """As "4.2 of 33.9 GB (12%), 110 MB/s: flux1-dev.safetensors 9%, …", unfinished files only."""
+        """The progress as text, like "4.2 of 33.9 GB (12%), 110 MB/s: flux1-dev.safetensors 9%, …".
+
+        Only files that have been started and are not complete are named.
+        """
         there, size = sum(self.there.values()), sum(self.sizes.values())
         speed = (there - self.at_first) / max(time.monotonic() - self.began, 1e-3)
         parts = [
@@ -105,7 +112,7 @@ class Meter:
         return f"{total}: {', '.join(parts)}" if parts else total
 
     def say(self, text: str) -> None:
-        """Print a line without breaking the bars."""
+        """Print a message on a line of its own, above the bars if there are any, with secrets taken out."""
         text = self.scrub(text)
         tqdm.write(text, file=sys.stderr) if self.bars else announce(text)
 

@@ -18,8 +18,8 @@ KEYS = (*(file.key for file in FLUX1.files), TOKENIZERS)
 class Wanted:
     """A file of a repository, or a folder with everything in it.
 
-    source: its path there; a folder ends with "/"; "" means the repository's only .safetensors file. target: its path
-    in models/.
+    key: the kind of file, like "t5xxl", by which `download --only` selects. source: its path in the repository; a
+    folder ends with "/"; "" means the repository's only .safetensors file. target: its path in the models folder.
     """
 
     key: str
@@ -29,9 +29,10 @@ class Wanted:
 
 
 def base_model(base: BaseModel = DEV, fp8: bool = False, only: Collection[str] = ()) -> tuple[Wanted, ...]:
-    """The files that training and sampling need, in ComfyUI's folders.
+    """The files of a base model that training and sampling need, each with its place in ComfyUI's folders.
 
-    fp8: the text encoders whose weights the Hub also has in fp8, half the size; only: KEYS to include, all if empty.
+    fp8: choose the fp8 version, half the size, of text encoders that have one; only: the keys (of KEYS) to include, all
+    if empty.
     """
     files = [_wanted(file, _source(file, base, fp8)) for file in FLUX1.files]
     for encoder in (FLUX1.clip, FLUX1.t5):
@@ -64,7 +65,8 @@ def _source(file: ModelFile, base: BaseModel, fp8: bool) -> Source:
 def lora(name: str) -> Wanted:
     """A LoRA given as "owner/name" or, if the repository has several, as "owner/name/file.safetensors".
 
-    The first is saved as loras/name.safetensors, the second under the file's own name. Raises `Problems`.
+    "https://huggingface.co/" may precede it. The first is saved as loras/name.safetensors, the second in loras/ under
+    the file's own name. Raises `Problems` if the text is neither.
     """
     found = LORA.fullmatch(name.removeprefix("https://huggingface.co/").rstrip("/"))
     if found is None or ".." in name:
