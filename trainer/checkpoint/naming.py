@@ -16,7 +16,11 @@ SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is after an optimizer step. step, epoch: counted from 1; 0 is before the first step."""
+    """How far a run is after an optimizer step.
+
+    step: optimizer steps done; epoch: the epoch of that step, counted from 1; both are 0 before the first step.
+    ends_epoch, ends_run: whether the step is the last of its epoch, or of the run.
+    """
 
     step: int
     epoch: int
@@ -25,27 +29,34 @@ class Position:
 
 
 def position_after(schedule: Schedule, step: int) -> Position:
-    """The position after `step` optimizer steps."""
+    """How far a run with this schedule is after `step` optimizer steps (0: before the first)."""
     epoch = -(-step // schedule.steps_per_epoch)
     ends_epoch = step > 0 and step % schedule.steps_per_epoch == 0
     return Position(step, epoch, ends_epoch, step == schedule.total_steps)
 
 
 def is_due(position: Position, every_epochs: int | None, every_steps: int | None) -> bool:
-    """Whether something that happens every n epochs or every n steps (None: never) is due at this position."""
+    """Whether something done every `every_epochs` epochs or `every_steps` steps (None: never) is due at `position`."""
     by_epoch = bool(every_epochs) and position.ends_epoch and position.epoch % (every_epochs or 1) == 0
     by_step = bool(every_steps) and position.step > 0 and position.step % (every_steps or 1) == 0
     return by_epoch or by_step
 
 
 def steps_due(schedule: Schedule, every_epochs: int | None, every_steps: int | None, start_step: int = 0) -> list[int]:
-    """The steps after `start_step` at which `is_due` holds."""
+    """The steps after which something done every `every_epochs` epochs or `every_steps` steps (None: never) is due.
+
+    Only steps after `start_step` are returned, in order.
+    """
     steps = range(start_step + 1, schedule.total_steps + 1)
     return [step for step in steps if is_due(position_after(schedule, step), every_epochs, every_steps)]
 
 
 def checkpoint_name(config: TrainConfig, position: Position) -> str:
-    """kohya's file name, without extension: NAME at the end, NAME-000025 after an epoch, else NAME-step00000100."""
+    """The name, without extension, of the LoRA file saved at a position; the same as in kohya's scripts.
+
+    OUTPUT_NAME at the end of the run, OUTPUT_NAME-000025 after an epoch at which --save_every_n_epochs is due, else
+    OUTPUT_NAME-step00000100.
+    """
     if position.ends_run:
         return config.output_name
     due_by_epoch = is_due(position, config.save_every_n_epochs, None)
@@ -55,27 +66,27 @@ def checkpoint_name(config: TrainConfig, position: Position) -> str:
 
 
 def checkpoint_name_pattern(config: TrainConfig) -> re.Pattern[str]:
-    """Matches every name that `checkpoint_name` gives for a run with this output_name."""
+    """Matches the name, without extension, of every LoRA file that a run with this output_name can save."""
     return re.compile(rf"{re.escape(config.output_name)}(-\d{{6}}|-step\d{{8}})?")
 
 
 def lora_path(config: TrainConfig, position: Position) -> Path:
-    """The path of a position's LoRA file."""
+    """The path of the LoRA file saved at a position, in the output folder."""
     return config.output_dir / f"{checkpoint_name(config, position)}{SAFETENSORS}"
 
 
 def state_path(config: TrainConfig, step: int) -> Path:
-    """The path of a step's state, a folder."""
+    """The folder of the training state saved after `step` optimizer steps, such as runs/NAME/state-step00000100."""
     return run_dir(config) / f"state-step{step:08d}"
 
 
 def run_dir(config: TrainConfig) -> Path:
-    """runs/NAME: everything that a run writes except LoRA files."""
+    """The run's own folder, such as runs/NAME: for its states, samples, log and settings, but not its LoRA files."""
     return config.run_dir / config.output_name
 
 
 def sample_path(config: TrainConfig, step: int, index: int) -> Path:
-    """The image of a sample prompt after a step; index: which of the prompts, from 0."""
+    """The path of a sample image generated after `step` optimizer steps. index: of its prompt, counted from 0."""
     return run_dir(config) / "samples" / f"{config.output_name}-step{step:08d}-{index:02d}.png"
 
 
@@ -88,7 +99,10 @@ def remove_leftovers(config: TrainConfig) -> None:
 
 
 def latest_state(folder: Path) -> Path | None:
-    """The state in a run's folder that was written last, or the folder itself if it is a state; None without one."""
+    """The state in a run's folder that was written last, or the folder itself if it is a state; None without one.
+
+    A state that a killed save had moved aside is put back first.
+    """
     recover(folder.parent)
     if (folder / MANIFEST).is_file():
         return folder
@@ -96,7 +110,11 @@ def latest_state(folder: Path) -> Path | None:
 
 
 def remove_outdated(config: TrainConfig, position: Position, steps_per_epoch: int) -> list[Path]:
-    """Remove this run's numbered files and states that `--save_last_n_*` no longer keeps; returns their paths."""
+    """Delete this run's LoRA files and states that `--save_last_n_*` no longer keeps; returns the deleted paths.
+
+    position: where the run is now. The LoRA file of the end of the run is never deleted. A state with files that are
+    not ours is kept, with a warning.
+    """
     loras, states = config.output_dir.glob("*.safetensors"), list_states(run_dir(config))
     return [path for path in outdated(config, position, steps_per_epoch, loras, states) if _remove(path)]
 
@@ -104,10 +122,10 @@ def remove_outdated(config: TrainConfig, position: Position, steps_per_epoch: in
 def outdated(
     config: TrainConfig, position: Position, steps_per_epoch: int, loras: Iterable[Path], states: Iterable[Path]
 ) -> list[Path]:
-    """Which of these files and states, by their names, `--save_last_n_*` no longer keeps after this position.
+    """Those of the given LoRA files and states that `--save_last_n_*` no longer keeps once the run is at `position`.
 
-    Of epoch files, the last n that were due are kept, not counting the final file; of step files, those of the last n
-    steps.
+    Only names are looked at; nothing is deleted. Of epoch files, the last n that were due are kept, not counting the
+    file of the end of the run; of step files, those of the last n steps.
     """
     epochs, steps = config.save_last_n_epochs, config.save_last_n_steps
     state_epochs = config.save_last_n_epochs_state or epochs

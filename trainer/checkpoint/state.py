@@ -43,21 +43,30 @@ SHARD_BYTES = 2**31
 
 @dataclass(frozen=True)
 class State:
-    """A state whose files were verified. progress: as given to `save_state`; manifest: the content of state.json."""
+    """A saved training state whose files were verified; tensors are read when asked for.
+
+    progress: as given to `save_state`; manifest: the content of state.json.
+    """
 
     folder: Path
     progress: dict[str, Any]
     manifest: dict[str, Any]
 
     def tensors(self, part: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The tensors of a part ("adapter", "optimizer" or "ema"); those saved from the host stay on the host."""
+        """Read the tensors of a part ("adapter", "optimizer" or "ema") onto `device`, by their names in the files.
+
+        Those that were in host memory when they were saved stay in host memory.
+        """
         on_host, found = set(self.manifest["on_host"]), {}
         for path in self._files(part):
             found.update(load_file(path, device=str(device)))
         return {name: tensor.cpu() if name in on_host else tensor for name, tensor in found.items()}
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """The shapes of a part's tensors, read from the files' headers."""
+        """The shapes of a part's tensors, by their names in the files; reads only the files' headers.
+
+        part: "adapter", "optimizer" or "ema".
+        """
         found = {}
         for path in self._files(part):
             with safe_open(path, "pt") as file:
@@ -65,7 +74,11 @@ class State:
         return found
 
     def value(self, part: str, device: torch.device | str = "cpu") -> Any:
-        """A part as it was saved; None if the run had none."""
+        """Read a part: for "adapter" its tensors by name, for "optimizer" or "ema" its state_dict.
+
+        None for "ema" if the run had no moving average. device: where the tensors go, except those that were in host
+        memory when they were saved.
+        """
         return decode(self.manifest[part], self.tensors(part, device))
 
     def _files(self, part: str) -> list[Path]:
@@ -81,9 +94,10 @@ def save_state(
     ema: Ema | None,
     progress: dict[str, Any],
 ) -> None:
-    """Write the state of adapter `tensors`, optimizer, schedule and averages. progress: plain JSON.
+    """Write a training state to `folder`, completely or not at all, and replace a state that is there.
 
-    Everything is written and flushed under a temporary name next to `folder`, then renamed: a kill or a full disk
+    tensors: the adapter's, by name; ema: None without a moving average; progress: plain JSON, as `load_state` gives it
+    back. Everything is written and flushed under a temporary name next to `folder`, then renamed: a kill or a full disk
     leaves existing states intact. A full disk raises one of FULL_DISK_ERRORS.
     """
     parts = {
@@ -102,7 +116,10 @@ def save_state(
 
 
 def load_state(folder: Path) -> State:
-    """Verify the checksum of every file of a state. Raises `Problems` that name what is missing or corrupt."""
+    """Open a saved state after verifying the size and SHA-256 of each of its files.
+
+    Raises `Problems` if `folder` is not a state, or naming each file that is missing or corrupt.
+    """
     recover(folder.parent)
     manifest = _read_manifest(folder)
     raise_if_any(file_problems(folder, manifest["files"]))
@@ -110,7 +127,10 @@ def load_state(folder: Path) -> State:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """The progress that a state was saved with; tensors are not read. Raises `Problems` for a corrupt manifest."""
+    """The `progress` that was given to `save_state`; no tensor is read, no checksum verified.
+
+    Raises `Problems` if `folder` is not a state or its state.json is corrupt.
+    """
     return decode(_read_manifest(folder)["progress"], {})
 
 
@@ -124,10 +144,11 @@ def restore(
     ema: Ema | None,
     keep_settings: bool = False,
 ) -> None:
-    """Restore a state bitwise. Raises `Problems` if it belongs to another adapter or optimizer.
+    """Copy a saved state, bit for bit, into parameters, optimizer, scheduler and moving average.
 
-    keep_settings: keep learning rate, weight decay and the like as they are configured now (--resume_anyway), instead
-    of restoring them.
+    parameters: the adapter's, by name; ema: None without a moving average. keep_settings: keep learning rate, weight
+    decay and the like as they are configured now (--resume_anyway), instead of restoring them. Raises `Problems` if the
+    state belongs to another adapter or optimizer.
     """
     raise_if_any(_mismatches(state, parameters, optimizer, ema))
     device = next(iter(parameters.values())).device

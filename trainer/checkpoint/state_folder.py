@@ -23,7 +23,10 @@ _OWN_FILE = re.compile(
 
 
 def begin(folder: Path) -> Path:
-    """An empty temporary folder next to `folder`. Leftovers of saves and deletions that were killed are removed."""
+    """Create an empty temporary folder next to `folder`, to be filled and then renamed by `put_in_place`.
+
+    Before that, leftovers of killed saves and deletions are removed from the parent folder.
+    """
     recover(folder.parent)
     _remove_leftovers(folder.parent)
     temporary = folder.with_name(f".{folder.name}.saving")
@@ -32,7 +35,11 @@ def begin(folder: Path) -> Path:
 
 
 def put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename the written `temporary` to `folder`. A state that is there is replaced; any other folder is kept aside."""
+    """Rename the filled folder `temporary` to `folder`, and flush that to disk.
+
+    A state already at `folder` is replaced. A folder with any other files is kept: it is renamed to NAME.kept1 or the
+    next free number, with a warning.
+    """
     previous = folder.with_name(f".{folder.name}{_PREVIOUS}")
     if folder.exists() and not _is_ours(folder):
         _keep_aside(folder)
@@ -57,7 +64,7 @@ def _keep_aside(folder: Path) -> None:
 
 
 def recover(parent: Path) -> None:
-    """Restore states that `put_in_place` had renamed when it was killed."""
+    """In the folder `parent`, put back each state that a killed save had moved aside (.NAME.previous to NAME)."""
     for previous in parent.glob(f".*{_PREVIOUS}"):
         folder = parent / previous.name[1 : -len(_PREVIOUS)]
         if not folder.exists() and (previous / MANIFEST).is_file():
@@ -65,15 +72,19 @@ def recover(parent: Path) -> None:
 
 
 def list_states(parent: Path) -> list[Path]:
-    """The complete states in a folder, sorted by name; for states of one run that is the order of their steps."""
+    """The complete states in the folder `parent`, sorted by name; for states of one run that is the order of steps.
+
+    States that a killed save had moved aside are put back first.
+    """
     recover(parent)
     return sorted(path.parent for path in parent.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
 
 
 def delete_state(folder: Path) -> None:
-    """Delete a state's folder. Raises ValueError, and deletes nothing, if it has any other file.
+    """Delete the folder of a saved state.
 
-    It is renamed first, so that a partly deleted state never looks like a state.
+    Raises ValueError, and deletes nothing, if it is not one or holds files not ours. It is renamed first, so that a
+    partly deleted state never looks like a state.
     """
     if not (folder / MANIFEST).is_file() or not _is_ours(folder):
         raise ValueError(f"{folder} is not a state's folder, or has other files in it; it is left alone")
@@ -83,12 +94,15 @@ def delete_state(folder: Path) -> None:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 for the manifest."""
+    """What state.json records of a file: its size in "bytes" and its "sha256"."""
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def file_problems(folder: Path, entries: dict[str, dict[str, Any]]) -> list[Problem]:
-    """A problem for each file of the manifest that is missing or differs from what was saved."""
+    """A problem for each file in a state's folder that is missing or differs from what was saved.
+
+    entries: the "bytes" and "sha256" of each file, by its name, as in state.json.
+    """
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         problems = pool.map(lambda name: _file_problem(folder / name, entries[name]), entries)
         return [problem for problem in problems if problem]

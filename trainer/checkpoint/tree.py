@@ -14,13 +14,20 @@ from torch import Tensor
 
 @dataclass
 class TreeWriter:
-    """Turns values into JSON and collects their tensors, each under the path at which it first occurs."""
+    """Turns nested dicts, lists, tuples, scalars and tensors into plain JSON, and collects the tensors.
+
+    tensors: those collected, by name: the path at which each first occurs, such as "optimizer/state/0/exp_avg".
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)  # by identity: one tensor is written once
 
     def encode(self, value: Any, path: str) -> Any:
-        """`value` as plain JSON. Raises TypeError for a type that could not be restored exactly."""
+        """`value` as plain JSON, in which each tensor is replaced by its name; the tensors go into `self.tensors`.
+
+        path: where `value` belongs, such as "optimizer", with which the names begin. Raises TypeError for a type that
+        could not be restored exactly.
+        """
         if isinstance(value, Tensor):
             return {"tensor": self._name(value, path)}
         if value is None or type(value) in (bool, int, str):
@@ -44,7 +51,7 @@ class TreeWriter:
 
 
 def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `TreeWriter.encode`. tensors: by the names that the writer gave them."""
+    """The nested value that `TreeWriter.encode` turned into `value`. tensors: by the names that it gave them."""
     if isinstance(value, list):
         return [decode(item, tensors) for item in value]
     if not isinstance(value, dict):
