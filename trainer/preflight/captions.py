@@ -43,10 +43,10 @@ STOP_WORDS = frozenset("""
 
 @dataclass(frozen=True)
 class Concept:
-    """What one trigger is taught by: the subsets with these class_tokens, and their captions as they are trained.
+    """A trigger word or phrase (class_tokens) and all captions that teach it.
 
-    where: the first subset's place in the dataset file; captions: of each image, every one that it can have, with
-    the name of its file.
+    where: the place in the dataset file of the first subset with this trigger, for messages; captions: each caption
+    that training can use, with its image's path.
     """
 
     trigger: str
@@ -55,7 +55,7 @@ class Concept:
 
 
 def caption_warnings(data: TrainingData, tokenizers: Tokenizers) -> list[Problem]:
-    """What an experienced trainer would change in captions and triggers, with how."""
+    """Warnings about captions and triggers that may teach the LoRA something unintended, each saying what to change."""
     concepts = _concepts(data)
     return [
         *(warning for concept in concepts for warning in _of_concept(concept, tokenizers.clip)),
@@ -69,7 +69,10 @@ def caption_warnings(data: TrainingData, tokenizers: Tokenizers) -> list[Problem
 def long_caption_warnings(
     data: TrainingData, captions: Sequence[str], tokenizers: Tokenizers, t5_length: int
 ) -> Iterator[Problem]:
-    """The texts of a run (captions and sample prompts) of which an encoder does not read the end."""
+    """One warning for each text encoder, T5 and CLIP, that does not read some texts to their end.
+
+    captions: all texts to encode, sample prompts included; t5_length: the number of tokens that T5 reads.
+    """
     files = {caption: sample.picture.path.name for sample in _all_samples(data) for caption in _texts(sample)}
     for reader, tokenizer, length, hint in (
         ("T5", tokenizers.t5, t5_length, "shorten them, or raise --t5xxl_max_token_length"),
@@ -86,7 +89,7 @@ def long_caption_warnings(
 
 
 def is_taught(sample: Sample) -> bool:
-    """Whether a sample teaches its concept something: not a regularisation image, nor one that preserves the base."""
+    """Whether a sample teaches its concept: it is no regularisation image and does not preserve the base's output."""
     return not sample.is_reg and not sample.preserves_output
 
 

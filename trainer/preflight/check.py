@@ -48,7 +48,7 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
 
     def gather(self, part: Callable[..., T], *arguments: Any) -> T | None:
-        """The result of `part(*arguments)`; None if it raises `Problems` or OSError, which are collected."""
+        """The result of `part(*arguments)`; None if it raises `Problems` or OSError, which go into `problems`."""
         try:
             return part(*arguments)
         except Problems as found:
@@ -59,9 +59,10 @@ class Findings:
 
 
 def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device = CPU) -> RunPlan:
-    """Decode every image, read every header, add up bytes and steps, and look at the device's free memory.
+    """Check a run before any weight is loaded, and plan it; nothing is written.
 
-    Nothing is written. Raises `Problems` with everything that is wrong.
+    Decodes every image, reads every header, adds up bytes and steps, and looks at the free memory of `device`, on which
+    the run is to train. Raises `Problems` with everything that is wrong.
     """
     found = Findings(_model_problems(config))
     models_are_valid = not found.problems
@@ -99,7 +100,7 @@ def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device 
 
 
 def check_models(config: TrainConfig) -> Tokenizers:
-    """Check only the four model files and the tokenizers, which it loads. Raises `Problems`."""
+    """Check the four model files without reading their weights, and load the tokenizers. Raises `Problems`."""
     raise_if_any(_model_problems(config))
     return _tokenizers(config)
 
@@ -145,9 +146,10 @@ def _cache_dir(config: TrainConfig) -> Path | None:
 
 
 def plan_adapter(config: TrainConfig, network: NetworkArgs, start: LoraFile | None = None) -> AdapterPlan:
-    """Which layers are adapted with which rank, and how many parameters are trained.
+    """Which layers are adapted with which rank, and how many parameters are trained; only headers are read.
 
-    start: the file of --network_weights. Raises `Problems` if it does not fit the model.
+    start: the LoRA file of --network_weights, if given; with --dim_from_weights it sets layers and ranks. Raises
+    `Problems` if the file or --network_args do not fit the model.
     """
     assert config.pretrained_model_name_or_path and config.clip_l
     transformer = skeleton(plan_transformer(read_header(config.pretrained_model_name_or_path)).tensors)
@@ -212,7 +214,10 @@ def _t5_length(config: TrainConfig, adapter: AdapterPlan) -> int:
 
 
 def model_fingerprints(config: TrainConfig, keys: CacheKeys) -> dict[str, str]:
-    """A fingerprint of each model file, by its flag. keys: of the run, which have three of them already."""
+    """The fingerprint of each model file, by the name of its command-line option (without dashes).
+
+    keys: the run's cache keys; the fingerprints of autoencoder, CLIP and T5 are taken from them, not computed again.
+    """
     assert config.pretrained_model_name_or_path
     transformer = fingerprint(config.pretrained_model_name_or_path)
     return {

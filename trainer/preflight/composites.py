@@ -19,9 +19,10 @@ QUALITY = 88
 
 
 def write_composite_sheet(config: TrainConfig, data: TrainingData) -> Path | None:
-    """Write RUN_DIR/OUTPUT_NAME/composites.jpg and return its path; None where there are no composites.
+    """Write a sheet of the composites that a run will train to composites.jpg in the run's folder.
 
-    Each composite stands next to its copy in which everything outside of its mask is dark.
+    Each composite is next to a copy in which everything outside its mask is dark. Returns the path; None, with nothing
+    written, if there are no composites.
     """
     rows = [row for own in _by_composition(data) for row in _rows(own[:SHOWN])]
     if not rows:

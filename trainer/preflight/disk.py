@@ -10,14 +10,14 @@ from trainer.data.dataset import Schedule
 
 
 class Growth(NamedTuple):
-    """Bytes that LoRA files and states will take during a save, minus those that they take now."""
+    """Extra disk space in bytes that LoRA files and states take during a save, compared with now."""
 
     loras: int
     states: int
 
 
 def save_steps(config: TrainConfig, schedule: Schedule, start_step: int) -> list[int]:
-    """The steps after `start_step` that are followed by a LoRA file; the last step always is."""
+    """The optimizer steps after `start_step` after which a LoRA file is saved; the run's last step always is one."""
     steps = steps_due(schedule, config.save_every_n_epochs, config.save_every_n_steps, start_step)
     return steps if schedule.total_steps in steps else [*steps, schedule.total_steps]
 
@@ -25,7 +25,11 @@ def save_steps(config: TrainConfig, schedule: Schedule, start_step: int) -> list
 def growth(
     config: TrainConfig, schedule: Schedule, start_step: int, lora_bytes: int, state_bytes: int
 ) -> tuple[Growth, ...]:
-    """The growth at each save of the run. A file that is replaced is removed only after the new one is complete."""
+    """The extra disk space at each save of the run, in order; a state counts as a save of its own.
+
+    lora_bytes, state_bytes: the size of one LoRA file and of one state. A file that is replaced or no longer kept is
+    counted until the new one is complete.
+    """
     loras = _sizes(config.output_dir.glob("*.safetensors"))
     states = _sizes(folder for folder in run_dir(config).glob("state-*") if folder.is_dir())
     loras_now, states_now = sum(loras.values()), sum(states.values())

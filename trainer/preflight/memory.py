@@ -18,7 +18,10 @@ from trainer.preflight.plan import AdapterPlan, RunPlan, optimizer_bytes_per_num
 def plan_memory(
     config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys: CacheKeys, device: torch.device
 ) -> MemoryPlan:
-    """The fastest way to fit the run into a device's memory, and the bytes that it will take."""
+    """The fastest plan that fits into the memory of `device`, or the smallest one if none fits.
+
+    The plan says which blocks are recomputed or swapped, the precision of the base model, and the expected bytes.
+    """
     work = work_of(config, data, adapter, keys)
     gpu = query_device(device)
     plan = make_memory_plan(work, gpu, allowed_by(config, len(work.blocks), gpu, device), device)
@@ -28,12 +31,12 @@ def plan_memory(
 
 
 def with_measured(plan: RunPlan) -> RunPlan:
-    """The plan, with the speed and memory of an earlier run of the same kind on this machine if there was one."""
+    """A copy of the plan with the speed and memory of an earlier run like it on this machine, if one was recorded."""
     return replace(plan, memory=replace(plan.memory, measured=find_measured(plan.cache_dir, measured_key(plan))))
 
 
 def measured_key(plan: RunPlan) -> str:
-    """The key under which this run's speed and memory are recorded."""
+    """The key under which speed and memory of runs like this one are recorded in the cache folder."""
     memory, config = plan.memory, plan.config
     device = memory.device.name if memory.device else "cpu"
     runs = (config.torch_compile, config.cuda_graphs, config.gradient_accumulation_steps, plan.world_size)
@@ -41,7 +44,10 @@ def measured_key(plan: RunPlan) -> str:
 
 
 def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys: CacheKeys) -> Work:
-    """The work of a step: the largest batch of the first epoch, and everything that stays on the device."""
+    """What a training step computes and holds in memory, for the largest batch of the first epoch.
+
+    keys: the run's cache keys, which have the number of T5 tokens.
+    """
     batches = data.batches(0)
     img_tokens, batch = max(
         ((sequence_tokens(draws[0].sample), len(draws)) for draws in batches),

@@ -17,7 +17,10 @@ STATE = re.compile(r"state-step\d{8}")
 
 
 def name_problems(config: TrainConfig) -> list[Problem]:
-    """Names that the file system cannot store, and folders or files where the run needs the opposite."""
+    """Problems with the names of the run's files: too long for the file system, or taken.
+
+    A name is taken if it is that of a folder where the run writes a file, or of a file where it needs a folder.
+    """
     return _unwritable_names(config) + _in_the_way(config)
 
 
@@ -69,7 +72,7 @@ def _in_the_way(config: TrainConfig) -> list[Problem]:
 
 
 def earlier_files(config: TrainConfig) -> list[Path]:
-    """LoRA files, states and samples that an earlier run with the same output_name has left."""
+    """The LoRA files, states and samples that an earlier run with the same output_name has left, sorted."""
     own = run_dir(config)
     sample = re.compile(rf"{re.escape(config.output_name)}-step\d{{8}}-\d{{2,}}\.png")
     return sorted(
@@ -82,7 +85,10 @@ def earlier_files(config: TrainConfig) -> list[Path]:
 
 
 def overwrite_problems(config: TrainConfig, earlier: Sequence[Path]) -> list[Problem]:
-    """Refuse to replace files of an earlier run, unless --overwrite is given."""
+    """A problem if the run would replace files of an earlier run and --overwrite is not given.
+
+    earlier: the paths of these files.
+    """
     if not earlier or config.overwrite:
         return []
     resume = f"continue that run with --resume={run_dir(config)}, " if _has_state(earlier) else ""
@@ -92,7 +98,10 @@ def overwrite_problems(config: TrainConfig, earlier: Sequence[Path]) -> list[Pro
 
 
 def in_words(paths: Sequence[Path]) -> str:
-    """The names of files, by folder: "a.safetensors, b.safetensors in models/loras"."""
+    """File names as text for a message, by folder: "a.safetensors, b.safetensors in models/loras".
+
+    At most MAX_NAMES_SHOWN files are named; the others are counted.
+    """
     shown, folders = paths[:MAX_NAMES_SHOWN], dict.fromkeys(path.parent for path in paths[:MAX_NAMES_SHOWN])
     parts = [f"{', '.join(path.name for path in shown if path.parent == folder)} in {folder}" for folder in folders]
     rest = len(paths) - len(shown)
@@ -100,7 +109,7 @@ def in_words(paths: Sequence[Path]) -> str:
 
 
 def require_names(config: TrainConfig) -> None:
-    """Create a file with the longest of the run's names on the disk of the output folder, and remove it again.
+    """Check that the output disk accepts the run's file names: create a file with the longest, then remove it.
 
     Only the file system knows which characters it refuses. Raises `Problems` if the name cannot be created.
     """

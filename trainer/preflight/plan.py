@@ -38,22 +38,24 @@ GB = 1e9
 
 
 def trained_itemsize(config: TrainConfig) -> int:
-    """Bytes of one parameter of the adapter."""
+    """Bytes of one trained parameter of the adapter: 2 with --full_bf16, else 4."""
     return 2 if config.full_bf16 else 4
 
 
 def optimizer_bytes_per_number(config: TrainConfig) -> float:
-    """Bytes of optimizer state and moving average per parameter of the adapter."""
+    """Bytes of optimizer state, and of the moving average if there is one, per trained parameter."""
     tensors, more = OPTIMIZER_TENSORS.get(config.optimizer_type.lower(), UNKNOWN_OPTIMIZER)
     return trained_itemsize(config) * tensors + more + 4 * bool(config.ema_decay)
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """ranks, clip_ranks: module name -> rank; alpha: None for the rank of each layer; base: the model it is trained on.
+    """Which layers of a base model get an adapter, of which rank, and how many parameters that trains.
 
-    num_parameters: numbers to train, both models together. blocks: the transformer's, each with its part of
-    the adapter; outside: how many frozen numbers it has beside them.
+    network: the parsed --network_args. ranks, clip_ranks: module name -> rank, in the transformer and in CLIP. alpha:
+    None if it equals the rank of each layer. num_parameters: numbers to train, both models together. base: the model
+    that is trained on. blocks: the transformer's, each with its part of the adapter. outside: how many frozen numbers
+    the transformer has outside its blocks.
     """
 
     network: NetworkArgs
@@ -75,10 +77,11 @@ class AdapterPlan:
 class RunPlan:
     """What a run will do, as `trainer.preflight.check.make_plan` returns it if it finds no problem.
 
-    config: the settings, with network_dim and network_alpha as --dim_from_weights found them. models: a fingerprint of
-    each model file, by its flag. start_step: optimizer steps that the resumed state has done. captions: all that will
-    be encoded. missing_latents, missing_texts: how many the cache lacks. replaces: files of an earlier run that
-    --overwrite allows this run to replace.
+    config: the settings, with network_dim and network_alpha as --dim_from_weights found them. world_size: the number of
+    processes. keys: make the names of cached latents and text. models: the fingerprint of each model file, by the name
+    of its option. start_step: optimizer steps that the resumed state has done. t5_width: the size of T5's hidden
+    states. captions: all texts that will be encoded. missing_latents, missing_texts: how many the cache lacks.
+    replaces: files of an earlier run that --overwrite allows this run to replace.
     """
 
     config: TrainConfig
@@ -102,7 +105,7 @@ class RunPlan:
     _epochs: dict[int, list[tuple[Draw, ...]]] = field(default_factory=dict)
 
     def group(self, step: int) -> Sequence[tuple[Draw, ...]]:
-        """The batches of an optimizer step (counted from 1), over all processes."""
+        """The batches of an optimizer step (counted from 1), those of all processes, each as a tuple of draws."""
         epoch, index = divmod(step - 1, self.schedule.steps_per_epoch)
         if epoch not in self._epochs:
             while len(self._epochs) > 1:  # prefetching reads ahead at most into the next epoch
@@ -129,7 +132,7 @@ class RunPlan:
 
     @cached_property
     def growth(self) -> tuple[Growth, ...]:
-        """Bytes that LoRA files and states will take at each save, minus those that they took when first asked."""
+        """The extra disk space at each save of the run, in order; computed once, on first use."""
         return growth(self.config, self.schedule, self.start_step, self.lora_bytes, self.state_bytes)
 
     @property
@@ -144,7 +147,7 @@ class RunPlan:
 
     @property
     def missing_cache_bytes(self) -> int:
-        """Bytes that encoding will add: mean and deviation of latents in float32, T5's output in 2 or 4 bytes."""
+        """About how many bytes encoding will add to the cache, with latents and T5's output counted as float32."""
         views = self.data.views()
         pixels = sum(sample.bucket[0] * sample.bucket[1] for sample, _ in views) // max(len(views), 1)
         kind = FLUX1.latents
@@ -152,7 +155,7 @@ class RunPlan:
         return latents + self.missing_texts * self.keys.t5_length * self.t5_width * 4
 
     def summary(self) -> str:
-        """The plan as lines of text."""
+        """The plan as text for the console: warnings, images, steps, files and memory, one fact a line."""
         return "\n".join(
             [
                 *(f"warning: {warning}" for warning in self.warnings),

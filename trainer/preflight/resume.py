@@ -38,11 +38,12 @@ class Progress:
 
     @classmethod
     def new(cls, config: TrainConfig) -> "Progress":
+        """The progress of a run that starts now, with a new session_id."""
         started_at = now()
         return cls(0, derive_seed(config.seed, "session", config.output_name, started_at) >> 31, started_at)
 
     def record(self, config: TrainConfig, plan: RunPlan) -> dict[str, Any]:
-        """Everything that a state records except tensors, as plain JSON."""
+        """What a state saves in addition to tensors, as plain JSON: progress, settings, data, models, processes."""
         return {
             **asdict(self),
             "config": to_dict(config),
@@ -58,18 +59,21 @@ RECORDED = {*(field.name for field in fields(Progress)), "config", "data", "mode
 
 @dataclass(frozen=True)
 class Saved:
-    """A state as its manifest describes it. record: what `Progress.record` returned when it was saved."""
+    """A saved state as its state.json describes it, without tensors.
+
+    record: what `Progress.record` returned when it was saved.
+    """
 
     folder: Path
     record: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Optimizer steps done when the state was saved."""
         return self.record["step"]
 
     def with_precision(self, config: TrainConfig) -> TrainConfig:
-        """The settings, with the base model's precision that `auto` chose when the run was started."""
+        """`config`, with the base_precision "auto" replaced by the precision that the saved run chose."""
         chosen = self.record.get("base_precision")
         return replace(config, base_precision=chosen) if config.base_precision == "auto" and chosen else config
 
@@ -92,7 +96,11 @@ def read_saved(config: TrainConfig) -> Saved | None:
 
 
 def continues(saved: Saved | None, config: TrainConfig) -> bool:
-    """Whether the run continues the one whose state --resume names, and not under another output_name."""
+    """Whether the run continues a saved one under the same output_name, so that earlier files are its own.
+
+    saved: the state that --resume names. None if there is no --resume (the answer is False) or if the state could not
+    be read (True, since that is reported anyway).
+    """
     if saved is None:
         return config.resume is not None  # the state could not be read, which is reported
     return saved.record["config"].get("output_name") == config.output_name
@@ -101,7 +109,11 @@ def continues(saved: Saved | None, config: TrainConfig) -> bool:
 def resume_problems(
     saved: Saved, config: TrainConfig, data: TrainingData | None, models: Mapping[str, str] | None, world_size: int
 ) -> list[Problem]:
-    """Reasons the saved run cannot be resumed. data, models: None if they could not be read."""
+    """The reasons why this run cannot continue the saved one: it differs, or the saved one is finished.
+
+    Compared are settings, data, models (fingerprints by option name) and the number of processes (world_size), unless
+    --resume_anyway is given. data, models: None if they could not be read; they are then not compared.
+    """
     problems = []
     if not config.resume_anyway:
         hint = "restore what it was, or add --resume_anyway to continue with the change"
@@ -134,9 +146,10 @@ def _differences(
 
 
 def find_state(config: TrainConfig, plan: RunPlan) -> tuple[State, Progress]:
-    """The state that --resume names, with checksums verified, and its progress.
+    """The state that --resume names, with the checksums of its files verified, and its progress.
 
-    Raises `Problems` like `read_saved`, and those of `resume_problems`.
+    config.resume must be set. Raises `Problems` if there is no such state, if one of its files is missing or corrupt,
+    or if this run cannot continue the saved one.
     """
     saved = read_saved(config)
     assert saved

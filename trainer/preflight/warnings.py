@@ -12,7 +12,7 @@ from trainer.sampling.prompts import idle_negatives
 
 
 def plan_notices(plan: RunPlan) -> list[Problem]:
-    """Every warning that needs the data or the models."""
+    """Warnings about settings, captions and prompts that are valid but probably unintended."""
     config = plan.config
     return [
         *(Problem("settings", notice) for notice in optimizer_notices(config.select(OptimizerSettings))),
