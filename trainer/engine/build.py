@@ -22,9 +22,10 @@ from trainer.preflight.plan import RunPlan
 def load_adapted_model(
     config: TrainConfig, plan: RunPlan, tokenizers: Tokenizers, accelerator: Accelerator
 ) -> AdaptedModel:
-    """Load the frozen base, add the adapter, start it from `--network_weights`, compile the blocks.
+    """Load the frozen base onto the accelerator's device, add the adapter, and compile the blocks.
 
-    `plan.memory` says which blocks are recomputed or swapped, and the precision of the base.
+    The adapter starts from `--network_weights` if given. `plan.memory` says which blocks are recomputed or swapped, and
+    the precision of the base. Compiled code is cached in the plan's cache folder.
     """
     assert config.pretrained_model_name_or_path and config.clip_l
     device, network = accelerator.device, plan.adapter.network
@@ -64,7 +65,10 @@ def load_adapted_model(
 
 
 def parameter_groups(config: TrainConfig, model: AdaptedModel, plan: RunPlan) -> list[dict]:
-    """The optimizer's parameter groups, one for each learning rate; LoRA+ gives up projections a rate of their own."""
+    """The optimizer's groups, {"params": ..., "lr": ...}, one for each learning rate.
+
+    LoRA+ gives up projections (lora_B) a learning rate of their own.
+    """
     rates = plan.adapter.network.learning_rates(config.transformer_lr, config.text_encoder_lr)
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in model.parameters.items():

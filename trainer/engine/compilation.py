@@ -21,11 +21,11 @@ OWN_OPERATORS = tuple(Path(__file__).parents[1] / room for room in ("kernels", "
 
 
 def use_cache(folder: Path) -> None:
-    """Cache compiled kernels and graphs in `folder`, unless environment variables name other folders.
+    """Make torch.compile and Triton cache in `folder`, unless environment variables name other folders.
 
-    Complete graphs are cached, forward and backward. Since the blocks contain custom autograd functions, torch would
-    skip such graphs by default: it cannot see the source of an opaque operator. The cache key therefore includes the
-    source of the rooms that define ours.
+    Sets environment variables and torch settings of this process. Complete graphs are cached, forward and backward: by
+    default torch would skip those with custom autograd functions, whose source it does not see. The cache key therefore
+    includes the source of this package's kernels, lora and models.
     """
     # torch writes its own default into the environment when it is imported
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
@@ -40,26 +40,28 @@ def use_cache(folder: Path) -> None:
 
 
 def import_compiler() -> threading.Thread:
-    """Import the compiler, which takes seconds, on a thread while weights are read. Join it before compiling."""
+    """Start importing torch's compiler, which takes seconds, on the returned thread. Join it before compiling."""
     thread = threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), name="compiler", daemon=True)
     thread.start()
     return thread
 
 
 def is_dynamic(choice: str, num_shapes: int) -> bool:
-    """Whether one graph serves all shapes. choice: "auto", "true" or "false" (--compile_dynamic).
+    """Whether blocks are compiled once with dynamic shapes, instead of once for each shape of batch.
 
-    A graph for one shape is never slower than a dynamic one, but each has to be compiled. With "auto", a few shapes
-    therefore get their own graphs, and many share one.
+    choice: "auto", "true" or "false" (--compile_dynamic); num_shapes: number of different shapes in the run. A graph
+    for one shape is never slower than a dynamic one, but each has to be compiled. With "auto", up to STATIC_SHAPES
+    shapes therefore get their own graphs, and more share one.
     """
     return choice == "true" or (choice == "auto" and num_shapes > STATIC_SHAPES)
 
 
 def compile_blocks(transformer: FluxTransformer2DModel, backend: str, choice: str, num_shapes: int) -> None:
-    """Compile each kind of block. num_shapes: number of different (batch, image tokens) in the run.
+    """Compile the transformer's blocks, in place, each kind of block once for all its repetitions.
 
-    Torch limits the number of graphs of one function, to catch code that recompiles by mistake. Here their number is
-    known, and the limit is raised to it.
+    backend: of torch.compile; choice: "auto", "true" or "false" (--compile_dynamic); num_shapes: number of different
+    (batch, image tokens) in the run. Torch limits the number of graphs of one function, to catch code that recompiles
+    by mistake. Here their number is known, and the limit is raised to it.
     """
     dynamic = is_dynamic(choice, num_shapes)
     limit = GRAPHS_PER_SHAPE * (2 if dynamic else max(num_shapes, 1))  # dynamic: for one image, and for several
@@ -72,7 +74,7 @@ def compile_blocks(transformer: FluxTransformer2DModel, backend: str, choice: st
 
 
 def compile_report() -> str | None:
-    """How many compiled graphs came from the cache so far, in words; None if nothing was compiled."""
+    """How many graphs compiled so far came from the cache, as text for the log; None if nothing was compiled."""
     found = counters["inductor"]
     hits, misses = found["fxgraph_cache_hit"], found["fxgraph_cache_miss"]
     if not hits + misses:

@@ -36,7 +36,10 @@ Kind = tuple[Any, ...]
 
 
 class Recorded(Protocol):
-    """A recorded `batch_gradient` for batches of one kind: adds to `.grad` and returns the loss, a scalar."""
+    """A gradient computation recorded as a CUDA graph; call it with a batch of the shapes it was recorded with.
+
+    Adds the gradient to `.grad` and returns the batch's loss, a scalar that the next call may overwrite.
+    """
 
     def __call__(self, batch: Batch) -> torch.Tensor: ...
 
@@ -45,11 +48,11 @@ Record = Callable[[AdaptedModel, Batch, Any], Recorded]
 
 
 class GradientGraphs:
-    """`batch_gradient` that records CUDA graphs once every kind of batch has run, and replays them from then on.
+    """Computes gradients as `batch_gradient` does, but by replaying CUDA graphs once every kind of batch has run.
 
-    num_kinds: number of kinds of batches in the run (`kinds_of`); record: how to record one, given the handle of the
-    shared memory pool; free: bytes free on a device. If recording fails or leaves too little memory, batches keep
-    running eagerly, and the log says why.
+    num_kinds: number of kinds of batches (shapes and tensors) in the run; record: records the gradient of one kind,
+    given the model, a batch and the handle of the shared memory pool; free: bytes free on a device. If recording fails
+    or leaves too little memory, batches keep running eagerly, and the log says why.
     """
 
     def __init__(
@@ -137,12 +140,12 @@ def why_not(config: TrainConfig, model: AdaptedModel) -> str | None:
 
 
 def kind_of(batch: Batch) -> Kind:
-    """The kind of a batch: names, shapes and dtypes of its tensors."""
+    """What two batches must have in common to share a CUDA graph: names, shapes and dtypes of their tensors."""
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.tensors().items())
 
 
 def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
-    """The number of kinds of batches that these draws will give."""
+    """How many CUDA graphs a run needs, one for each kind of batch. batches: the draws of each batch."""
     return len(
         {
             (
@@ -157,13 +160,20 @@ def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """Free memory of a GPU; if it shares memory with the host, including what the system would release on demand."""
+    """Free memory of a GPU in bytes.
+
+    If the GPU shares memory with the host, this includes what the system would release on demand.
+    """
     free, _ = torch.cuda.mem_get_info(device)
     return max(free, psutil.virtual_memory().available) if shares_host_memory(device) else free
 
 
 def record_gradient(model: AdaptedModel, batch: Batch, pool: Any) -> Recorded:
-    """Record `batch_gradient` without running it. Raises RuntimeError if something cannot be recorded."""
+    """Record `batch_gradient` for batches like this one as a CUDA graph, without running it.
+
+    pool: handle of the memory pool that graphs share, from `torch.cuda.graph_pool_handle`. Raises RuntimeError if
+    something cannot be recorded.
+    """
     inputs = batch.copied()
     loss = torch.zeros((), device=model.device)  # outside the graphs' pool, which the next replay overwrites
     graph, swap = torch.cuda.CUDAGraph(), block_swap(model.transformer)

@@ -20,7 +20,7 @@ OUTLIER = 3  # a step that takes this many times the median was compiling, which
 
 
 def pause_steps(config: TrainConfig, schedule: Schedule) -> dict[str, list[int]]:
-    """The steps after which training pauses, by what it pauses for: the argument `pauses` of `Estimate`."""
+    """The steps after which training pauses, in order, by kind of pause: "checkpoint", "sample", "validation"."""
     return {
         "checkpoint": save_steps(config, schedule, start_step=0),
         "sample": steps_due(schedule, config.sample_every_n_epochs, config.sample_every_n_steps),
@@ -38,9 +38,11 @@ class Forecast:
 
 @dataclass
 class Estimate:
-    """Measured times of steps and pauses, and how much of both is still to come.
+    """Estimates when a run will end, from the measured times of its steps and pauses.
 
-    pauses: kind of pause ("checkpoint", "sample", "validation") → the steps, in order, after which it happens.
+    pauses: kind of pause ("checkpoint", "sample", "validation") → the steps, in order, after which it happens. steps,
+    images: seconds per step and per image of the last 100 steps; paused: the measured seconds of each kind of pause;
+    is_warming_up: whether later steps will be faster.
     """
 
     total_steps: int
@@ -52,7 +54,10 @@ class Estimate:
     is_warming_up: bool = False
 
     def add_step(self, seconds: float, seconds_per_image: float, is_warming_up: bool = False) -> None:
-        """Record a step. is_warming_up: later steps will be faster."""
+        """Record the time of a step. is_warming_up: whether later steps will be faster.
+
+        The first step that is not a warm-up step discards the times recorded before.
+        """
         if self.is_warming_up and not is_warming_up:
             self.steps.clear()
             self.images.clear()
@@ -62,32 +67,38 @@ class Estimate:
         del self.steps[:-100], self.images[:-100]
 
     def add_pause(self, kind: str, seconds: float) -> None:
-        """Record how long training paused for a checkpoint, samples or a validation."""
+        """Record for how many seconds training paused. kind: "checkpoint", "sample" or "validation"."""
         self.paused.setdefault(kind, []).append(seconds)
 
     @property
     def seconds_per_image(self) -> float:
-        """The mean over recent steps, outliers left out."""
+        """The mean over the last 100 steps, without those that took over three times the median."""
         return _typical(self.images)
 
     def seconds_left(self, step: int) -> float:
-        """Seconds from the end of `step` to the end of the run, with those pauses that have been measured."""
+        """Estimated seconds from the end of step `step` to the end of the run.
+
+        Pauses to come count if their kind was measured before.
+        """
         pauses = sum(
             statistics.fmean(self.paused[kind]) * n for kind, n in self._left(step).items() if kind in self.paused
         )
         return (self.total_steps - step) * _typical(self.steps) + pauses
 
     def unmeasured(self, step: int) -> dict[str, int]:
-        """How many pauses are still to come of each kind that was never measured."""
+        """How many pauses are still to come after `step`, by kind, of kinds that were never measured."""
         return {kind: number for kind, number in self._left(step).items() if kind not in self.paused}
 
     def is_due(self, step: int) -> bool:
-        """Whether to make the forecast now."""
+        """Whether to make the forecast after `step`: none was made yet, and enough steps have been measured."""
         has_seen_enough = not self.is_warming_up and len(self.steps) >= AFTER_STEPS
         return self.forecast is None and has_seen_enough and step < self.total_steps
 
     def make_forecast(self, step: int, now: float) -> str:
-        """Make the forecast; returns it in words."""
+        """Forecast when the run will end, and keep it in `forecast` for `review`; returns it in words, for the log.
+
+        step: optimizer steps done so far; now: the current time in Unix seconds.
+        """
         left = self.seconds_left(step)
         self.forecast = Forecast(now, now + left)
         unmeasured = [f"{number} x {kind}" for kind, number in self.unmeasured(step).items()]
@@ -98,7 +109,10 @@ class Estimate:
         )
 
     def review(self, now: float) -> str | None:
-        """The forecast against the actual time, in words; None if no forecast was made."""
+        """The forecast compared with the actual end of the run, in words; None if no forecast was made.
+
+        now: the time of the end in Unix seconds.
+        """
         if self.forecast is None:
             return None
         expected, taken = self.forecast.finish - self.forecast.made, now - self.forecast.made

@@ -27,7 +27,7 @@ PLAIN_EVERY = 10  # steps between two lines if the output is not a terminal
 
 
 def accelerator_arguments(config: TrainConfig) -> dict[str, Any]:
-    """Arguments for `Accelerator`: trackers, their folder, and how long processes wait for each other.
+    """Keyword arguments for `Accelerator`: trackers, their folder, and how long processes wait for each other.
 
     Raises `Problems` if --log_with names a tracker that is not installed.
     """
@@ -46,7 +46,7 @@ def _start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
 
 
 class RunLog:
-    """Writes `runs/NAME/log.jsonl`, the trackers' files and the console, in the main process only."""
+    """Writes a run's log.jsonl, the trackers' files and the console, in the main process only."""
 
     def __init__(
         self,
@@ -57,7 +57,11 @@ class RunLog:
         step: int,
         pauses: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """step: steps that are done already; pauses: see `Estimate`."""
+        """Open the log and start the trackers; log.jsonl is appended to if step > 0, else started anew.
+
+        total_steps: of the run; step: steps that are done already; pauses: kind of pause ("checkpoint", "sample",
+        "validation") → the steps after which it will happen.
+        """
         self.active = accelerator.is_main_process
         self.accelerator = accelerator
         self.every = config.log_every
@@ -78,7 +82,11 @@ class RunLog:
         self.redirect.__enter__()
 
     def step(self, step: int, values: dict[str, float], is_warming_up: bool = False) -> None:
-        """Log an optimizer step: its loss and whatever else was measured. is_warming_up: see `Estimate.add_step`."""
+        """Log an optimizer step, on the console and, every --log_every steps, in log.jsonl and the trackers.
+
+        values: numbers by name: "loss", "epoch", "seconds", "seconds_per_picture" and whatever else was measured.
+        is_warming_up: whether later steps will be faster.
+        """
         if not self.active:
             return
         self.recent.append(values["loss"])
@@ -98,7 +106,7 @@ class RunLog:
             self._write_estimate(step)
 
     def paused(self, kind: str, step: int, seconds: float) -> None:
-        """Record how long training paused for a checkpoint, samples or a validation."""
+        """Record for how many seconds training paused after `step`. kind: "checkpoint", "sample" or "validation"."""
         if not self.active:
             return
         first = kind not in self.estimate.paused
@@ -107,7 +115,10 @@ class RunLog:
             self._write_estimate(step)
 
     def event(self, kind: str, step: int, **values: Any) -> None:
-        """Log an event other than a step: the start, a checkpoint, a sample, a validation."""
+        """Log an event other than a step. kind: "start", "checkpoint", "sample" or "validation".
+
+        values: what to log of it, by name; the trackers get only the floats.
+        """
         if not self.active:
             return
         self._write(kind, step, values)
@@ -117,7 +128,7 @@ class RunLog:
         log.info("%s at step %d: %s", kind, step, ", ".join(f"{key} {_short(v)}" for key, v in values.items()))
 
     def close(self) -> None:
-        """Finish the progress line and the files."""
+        """Log how good the forecast was, and close the progress bar, log.jsonl and the trackers."""
         if self.active:
             self._review_forecast()
             self.bar.close()

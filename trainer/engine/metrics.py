@@ -24,7 +24,7 @@ class Timestamp:
             self.event.synchronize()
 
     def seconds_since(self, earlier: "Timestamp") -> float:
-        """Seconds between two points that the device has reached."""
+        """Seconds from the point `earlier` to this one. A GPU must have reached both."""
         if self.event and earlier.event:
             return earlier.event.elapsed_time(self.event) / 1000
         return self.host_time - earlier.host_time
@@ -43,8 +43,9 @@ class _Sent:
 class Readback:
     """Delivers each step's numbers one step late, when the device has already computed them.
 
-    The host therefore never waits for the step that it has just launched, the device always has the next step
-    in its queue, and the host runs at most one step ahead. On the CPU numbers are delivered at once.
+    deliver: called with the step and its numbers by name. The host therefore never waits for the step that it has just
+    launched, the device always has the next step in its queue, and the host runs at most one step ahead. On the CPU
+    numbers are delivered at once.
     """
 
     def __init__(self, device: torch.device, deliver: Callable[[int, Numbers], None]) -> None:
@@ -53,14 +54,14 @@ class Readback:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Measure the next step's time from here: call it after anything else that took time."""
+        """Measure the next step's time from now on: call it after saving, sampling or anything else that took time."""
         self.start = Timestamp(self.device)
 
     def push(self, step: int, values: Mapping[str, torch.Tensor], known: Mapping[str, float] | None = None) -> None:
-        """Start copying a step's scalars from the device, and deliver those of the step before.
+        """Start copying a step's numbers to the host, and deliver those of the step before.
 
-        known: numbers of this step that the host has already. They are delivered together with the values and
-        with `seconds`, the step's time on the device.
+        values: scalars on the device, by name; known: numbers of this step that the host has already. All are delivered
+        together, with "seconds", the step's time on the device.
         """
         numbers = torch.stack([value.detach().float() for value in values.values()])
         if numbers.is_cuda:
@@ -72,7 +73,7 @@ class Readback:
             self._deliver_oldest()
 
     def flush(self) -> None:
-        """Wait for everything outstanding and deliver it."""
+        """Wait for all numbers that were pushed and not delivered yet, and deliver them."""
         while self.waiting:
             self._deliver_oldest()
 

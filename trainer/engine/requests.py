@@ -22,7 +22,11 @@ class Request(NamedTuple):
 
 
 class Requests:
-    """Polled after each step: `runs/NAME/save` saves; `runs/NAME/stop`, SIGINT and SIGTERM save and stop."""
+    """What users and signals ask of a running training; polled after each step.
+
+    A file runs/NAME/save asks to save; runs/NAME/stop, SIGINT and SIGTERM ask to save and stop. stop: true once a
+    signal has come.
+    """
 
     def __init__(self, run_dir: Path, stop: StopRequest, accelerator: Accelerator) -> None:
         self.run_dir, self.stop, self.accelerator = run_dir, stop, accelerator
@@ -30,10 +34,10 @@ class Requests:
         self.readback = Readback(accelerator.device, self._agree)
 
     def poll(self) -> Request:
-        """The request for this step, the same in every process. A touched file is removed when it is seen.
+        """What was asked since the last call, the same in every process. A file is removed when it is seen.
 
-        Several processes agree through the device. On a GPU they learn the result one step later, so that
-        none of them has to wait for it.
+        Every process must call this. Several processes agree through the device. On a GPU they learn the result one
+        step later, so that none of them has to wait for it.
         """
         own = Request(self._touched("save"), self._touched("stop") or bool(self.stop))
         if self.accelerator.num_processes == 1:
@@ -54,7 +58,10 @@ class Requests:
 
 
 def discard_requests(run_dir: Path) -> None:
-    """Remove files that were touched too late for the previous run, so that the next run does not obey them."""
+    """Remove files `save` and `stop` from a run's folder that were created too late for the previous run.
+
+    Otherwise the next run would obey them.
+    """
     for name in Request._fields:
         if _take(run_dir / name):
             log.info("removed %s, left over from an earlier run", run_dir / name)

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 class Run:
     """A training run in progress: its model, optimizer, data, log and files.
 
+    maker: makes batches from the cache; ema: the moving average, if there is one; progress: steps and time so far;
     requests: what users and signals ask of it; graphs: recorded gradients, if batches run as CUDA graphs;
     last_checkpoint: the LoRA file that was written last; saving: the background thread that writes LoRA files;
     measuring: records speed and memory for the next plan, on a GPU.
@@ -66,11 +67,11 @@ class Run:
     measuring: Measuring | None = None
 
     def own_share(self, step: int) -> Sequence[tuple[Draw, ...]]:
-        """The batches of a step that this process trains on."""
+        """The batches of optimizer step `step` that this process trains on, each as a tuple of draws."""
         return self.plan.group(step)[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def num_images(self, step: int) -> int:
-        """The number of images in a step, over all processes."""
+        """The number of images in optimizer step `step`, over all processes."""
         return sum(len(draws) for draws in self.plan.group(step))
 
     @property
@@ -80,7 +81,10 @@ class Run:
 
     @property
     def optimizer_bytes_to_come(self) -> int:
-        """Bytes that the optimizer will still allocate, as planned; averages are allocated from the start."""
+        """Bytes that the optimizer will still allocate for its state, as planned.
+
+        The moving average is not counted: it is allocated from the start.
+        """
         state = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
         averages = 0 if self.ema is None else 4 * self.memory.work.trained
         return self.memory.work.optimizer - averages - sum(x.numel() * x.element_size() for x in state)
@@ -91,7 +95,7 @@ class Run:
         return self.graphs is not None and not self.graphs.is_settled
 
     def clear_gradients(self) -> None:
-        """Clear the gradients after an optimizer step."""
+        """Clear the gradients after an optimizer step; in place if CUDA graphs write to them, else freed."""
         clear_gradients(self.model.parameters.values(), self.graphs is not None and self.graphs.holds_gradients)
 
     def release_graphs(self) -> None:
@@ -106,16 +110,19 @@ class Run:
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
-        """Training pauses while the block runs: its time is logged and counts for the estimate of the time left."""
+        """In this context training pauses: its time is logged and counts for the estimate of the time left.
+
+        kind: "checkpoint", "sample" or "validation".
+        """
         start = time.perf_counter()
         yield
         self.log.paused(kind, self.progress.step, time.perf_counter() - start)
 
     @contextmanager
     def as_saved(self) -> Iterator[None]:
-        """While the block runs, the adapter is as it would be saved: averaged if it is to be, and without dropout.
+        """In this context the adapter has the values that would be saved (averaged, with EMA) and no dropout.
 
-        Nothing is compiled for it, and it has the memory of recorded CUDA graphs.
+        The model runs uncompiled. The memory of recorded CUDA graphs is released; they are recorded again later.
         """
         self.release_graphs()
         self.model.train(False)
@@ -126,12 +133,15 @@ class Run:
             self.model.train(True)
 
     def release_memory(self) -> None:
-        """Drop the model and the optimizer."""
+        """Drop the model, the optimizer, the moving average and the CUDA graphs; `reload` creates them again."""
         del self.model, self.optimizer, self.scheduler, self.ema
         self.graphs = None
 
     def reload(self, memory: MemoryPlan) -> None:
-        """Load model and optimizer as they were before the first step, with another memory plan."""
+        """Load model and optimizer again as they were before this run's first step, with another memory plan.
+
+        With --resume, that is as the saved state has them.
+        """
         self.plan = replace(self.plan, memory=memory)
         found = find_state(self.config, self.plan)[0] if self.config.resume else None
         self.model, self.optimizer, self.scheduler, self.ema = _load(self.config, self.accelerator, self.plan, found)
@@ -139,11 +149,11 @@ class Run:
         self.measuring = _measuring(self.plan, self.accelerator)
 
     def step_size(self) -> dict[str, torch.Tensor]:
-        """The step size that Prodigy has found, a scalar on the device; nothing for other optimizers."""
+        """The step size that Prodigy has found, {"prodigy_d": scalar on the device}; {} for other optimizers."""
         return {"prodigy_d": self.optimizer.d} if isinstance(self.optimizer, Prodigy) else {}
 
     def close(self) -> None:
-        """Wait for files that are being written, then finish the log."""
+        """Wait for files that are being written, then close the log, even if writing failed."""
         try:
             self.saving.close()
         finally:
@@ -151,7 +161,11 @@ class Run:
 
 
 def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, requests: Requests) -> Run:
-    """Fill the cache, load the model, build the optimizer, and restore the state that --resume names."""
+    """Get a run ready for its first step: fill the cache, load the model, build the optimizer and open the log.
+
+    With --resume, adapter, optimizer and progress are restored from the state that it names. Raises `Problems` if the
+    run cannot continue that state.
+    """
     found = None
     if config.resume:
         with phase("state read and checked"):

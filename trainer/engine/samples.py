@@ -14,7 +14,10 @@ from trainer.sampling.sampler import decode_picture, sample_latents, save_pictur
 
 
 def make_samples(run: Run) -> None:
-    """Generate an image for each of --sample_prompts into runs/NAME/samples."""
+    """Generate an image for each of --sample_prompts with the current model, into runs/NAME/samples.
+
+    Only the main process generates; the others wait. Each image is logged.
+    """
     with run.pause("sample"):
         if run.accelerator.is_main_process:
             _make_samples(run)

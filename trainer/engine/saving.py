@@ -17,10 +17,11 @@ SAVE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float": torch.flo
 
 
 def save(run: Run, position: Position, with_state: bool) -> None:
-    """Write the LoRA file of this position, a state if one is due or `with_state`, and remove outdated ones.
+    """Save a checkpoint: write the LoRA file, and a state if `with_state` or the settings ask for one.
 
-    Training pauses while the LoRA is copied to the host; a thread writes the copy while training continues. With a
-    state, and at the end of the run, training waits until everything is on disk.
+    position: where the run is now. Files that --save_last_n_* no longer keeps are deleted. Training pauses while the
+    LoRA is copied to the host; a thread writes the copy while training continues. With a state, and at the end of the
+    run, training waits until everything is on disk.
     """
     with run.pause("checkpoint"):
         if run.accelerator.is_main_process:

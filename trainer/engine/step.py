@@ -26,7 +26,7 @@ class AdaptedModel:
     """The frozen transformer with its adapter, CLIP if it is trained too, and the settings of the run.
 
     config: the settings, with the memory plan's choices; parameters, alphas: the adapters', by their names in the LoRA
-    file.
+    file; process_index: of this process, from 0, so that each has its own dropout.
     """
 
     config: TrainConfig
@@ -42,14 +42,17 @@ class AdaptedModel:
         self._rotary: dict[tuple[int, int, int], RotaryTable] = {}
 
     def train(self, mode: bool = True) -> None:
-        """Switch the adapters' dropouts on or off. The base model is left alone, so compiled blocks stay valid."""
+        """Switch the adapters' dropouts on (True) or off. The base is left alone, so compiled blocks stay valid."""
         models = [model for model in (self.transformer, self.text_encoder) if model is not None]
         for module in (module for model in models for module in model.modules()):
             if isinstance(module, DownLinear):
                 module.train(mode)
 
     def rotary(self, height: int, width: int, txt_length: int) -> RotaryTable:
-        """The rotary table of a latent shape, computed once."""
+        """The transformer's rotary table for latents of this height and width and a text of txt_length tokens.
+
+        It is computed once for each shape.
+        """
         shape = (height, width, txt_length)
         if shape not in self._rotary:
             self._rotary[shape] = rotary_table(self.transformer, *shape, self.device)
@@ -62,10 +65,10 @@ class AdaptedModel:
         txt_mask: torch.Tensor | None,
         clip_ids: torch.Tensor | None,
     ) -> Conditioning:
-        """Text on the device in the compute dtype.
+        """The text inputs of the transformer, on its device and in its dtype.
 
         txt: T5's hidden states [B, L, D]; pooled: CLIP's cached output [B, P]; txt_mask: [B, L] or None. If CLIP is
-        trained, its output is computed from clip_ids [B, 77] instead.
+        trained, its output is computed from clip_ids [B, 77] instead of `pooled`.
         """
         if self.text_encoder is not None:
             assert clip_ids is not None
@@ -73,7 +76,7 @@ class AdaptedModel:
         return Conditioning(txt, pooled, txt_mask).to(self.device, self.dtype)
 
     def losses(self, batch: Batch) -> torch.Tensor:
-        """The unweighted loss of each image, [B] in float32, differentiable."""
+        """The unweighted loss of each image of a batch on the device: [B] in float32, differentiable."""
         config = self.config
         noisy = add_noise(batch.latents, batch.noise, batch.sigmas).to(self.dtype)
         conditioning = self.conditioning(batch.txt, batch.pooled, batch.txt_mask, batch.clip_ids)
@@ -109,7 +112,10 @@ class AdaptedModel:
 
 
 def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:
-    """Add the gradient of a batch on the device to `.grad`; returns its loss, a weighted sum over images, a scalar."""
+    """Run forward and backward on a batch: adds its gradient to `.grad` and returns its loss, a detached scalar.
+
+    batch: on the model's device. The loss is the sum over images of loss times weight.
+    """
     weights = batch.weights * loss_weights(batch.sigmas, model.config.weighting_scheme)
     loss = (model.losses(batch) * weights).sum()
     loss.backward()
@@ -117,7 +123,7 @@ def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter], in_place: bool = False) -> None:
-    """Clear gradients after an optimizer step. in_place: zero them where they are, for CUDA graphs that write there."""
+    """Free the gradients of `parameters`. in_place: zero them instead, for CUDA graphs that write to them."""
     reached = with_gradient(parameters)
     if in_place:
         torch._foreach_zero_(gradients(reached))
@@ -136,10 +142,10 @@ def accumulate_gradients(
 ) -> torch.Tensor:
     """Forward and backward over this process's share of a step's batches; gradients add up in `.grad`.
 
-    num_batches: how many of `batches` belong to the step; num_images: images in the step, those of other processes
-    included, so that every image has the same weight and a smaller last step is divided by its true size; gradient:
-    `batch_gradient`, or the same recorded as CUDA graphs. Returns this process's share of the mean loss, a scalar on
-    the device.
+    batches: the first num_batches are taken from it; num_images: images in the step, those of other processes included,
+    so that every image has the same weight and a smaller last step is divided by its true size; step: the number of the
+    step, which seeds dropout; gradient: `batch_gradient`, or the same recorded as CUDA graphs. Returns this process's
+    share of the mean loss, a scalar on the device.
     """
     total = torch.zeros((), device=model.device)
     for index, batch in enumerate(islice(batches, num_batches)):

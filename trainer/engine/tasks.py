@@ -22,9 +22,11 @@ MAX_IMAGES_NAMED = 8
 
 
 def record_step(run: Run, step: int, numbers: Numbers) -> None:
-    """Log a step whose numbers have arrived from the device. Raises `Problems` if loss or gradient is not finite.
+    """Log the numbers of a step once they have arrived from the device.
 
-    Also finishes a checkpoint that has been written in the background meanwhile.
+    numbers: "loss", "gradient_norm", "seconds" (its time) and others; epoch, seconds per image and, on a GPU, peak
+    memory are added to it in place. Also finishes a checkpoint that was written in the background meanwhile. Raises
+    `Problems` if loss or gradient norm is not finite.
     """
     run.saving.collect()
     if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
@@ -51,7 +53,10 @@ def _not_finite(run: Run, step: int, numbers: Numbers) -> Problem:
 
 
 def due_tasks(run: Run, position: Position, request: Request) -> list[Callable[[], None]]:
-    """What to do at the end of this step: by the schedule, on request, or because the run ends."""
+    """The functions to call after the step at `position`, in order: save, validate, generate samples.
+
+    They are due by the schedule, on request, or because the run ends; the list is often empty.
+    """
     config = run.config
     stopping = request.stop and not position.ends_run
     saves = is_due(position, config.save_every_n_epochs, config.save_every_n_steps)

@@ -17,7 +17,10 @@ QUANTILES = torch.tensor([0.125, 0.375, 0.625, 0.875], dtype=torch.float64)
 
 
 def validate(run: Run) -> None:
-    """Log the validation loss over the held-out images or, if there are none, over the training images."""
+    """Log the validation loss over the held-out images or, if there are none, over the training images.
+
+    Only the main process computes it, on at most --max_validation_steps images; the others wait.
+    """
     with run.pause("validation"):
         if run.accelerator.is_main_process:
             draws = _evenly(run.plan.data.validation_draws(), run.config.max_validation_steps)
@@ -37,9 +40,10 @@ def _evenly(draws: Sequence[Draw], limit: int | None) -> list[Draw]:
 def validation_loss(
     draws: Sequence[Draw], maker: BatchMaker, losses_of: Callable[[Batch], torch.Tensor]
 ) -> dict[str, float]:
-    """The mean loss over images, overall and per quantile: {"loss": …, "loss_q125": …, …}.
+    """The mean loss over images, overall and per timestep quantile: {"loss": …, "loss_q125": …, …}.
 
-    losses_of: maps a batch to its unweighted losses, [B].
+    draws: the images; maker: makes a batch of each at fixed timesteps and noise; losses_of: maps a batch to its
+    unweighted losses, [B].
     """
     rows = torch.stack([losses_of(maker.at_quantiles(draw, QUANTILES)).float().cpu() for draw in draws])
     means = rows.mean(0)
