@@ -73,9 +73,10 @@ def train(
 
 @contextmanager
 def own_run_dir(config: TrainConfig) -> Iterator[None]:
-    """Lock the run's folder, clean up after a process that was killed, and write the settings to config.toml.
+    """In this context the run's folder is locked. Raises `Problems` if another process holds the lock.
 
-    Raises `Problems` if another process holds the lock, or if the LoRA files' names cannot be created.
+    On entry, leftovers of a process that was killed are removed, and the settings are written to config.toml. Raises
+    `Problems` also if the LoRA files' names cannot be created.
     """
     with run_lock(run_dir(config)):
         require_names(config)
@@ -86,7 +87,7 @@ def own_run_dir(config: TrainConfig) -> Iterator[None]:
 
 
 def loop(run: Run) -> bool:
-    """Train until the last step (True) or until a stop is requested (False); either way a checkpoint is saved."""
+    """Train until the last step (returns True) or a requested stop (returns False); both save a checkpoint."""
     config, schedule = run.config, run.plan.schedule
     steps = range(run.progress.step + 1, schedule.total_steps + 1)
     run.log.event("start", run.progress.step, total_steps=schedule.total_steps, epochs=schedule.num_epochs)
@@ -120,17 +121,18 @@ def loop(run: Run) -> bool:
 def compute_gradient(run: Run, batches: Iterator[Batch], step: int) -> torch.Tensor:
     """Forward and backward over this process's share of a step's batches; gradients add up in `.grad`.
 
-    Every image has the same weight, whichever process it is on. Returns this process's share of the mean loss, a
-    scalar on the device.
+    batches: the run's batches in order, of which this takes the next ones. Every image has the same weight, whichever
+    process it is on. Returns this process's share of the mean loss, a scalar on the device.
     """
     num_batches, num_images = len(run.own_share(step)), run.num_images(step)
     return accumulate_gradients(run.model, batches, num_batches, num_images, step, run.graphs or batch_gradient)
 
 
 def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
-    """Sum gradients and `loss` over processes in place, clip, and take the optimizer's step.
+    """Take an optimizer step with the gradients in `.grad`, which are summed over processes, clipped and then cleared.
 
-    Returns the gradient's norm before clipping, a scalar on the device.
+    Learning rate and moving average follow. loss: this process's share, summed over processes in place; step: the
+    number of the step, from 1. Returns the gradient's norm before clipping, a scalar on the device.
     """
     sum_over_processes(run.model.parameters.values(), loss, run.accelerator)
     norm = clip_gradients(run.model, run.config.max_grad_norm)
@@ -143,7 +145,11 @@ def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
 
 
 def first_step(run: Run, batches: Iterator[Batch], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first step's loss and gradient norm. If memory runs out, it is repeated with a smaller memory plan."""
+    """Do the first step; if memory runs out, load the model again with a smaller memory plan and repeat it.
+
+    batches: the run's batches in order. Returns the mean loss and the gradient's norm before clipping, scalars on the
+    device.
+    """
     own = list(islice(batches, len(run.own_share(step))))
 
     def gradient_with_room() -> torch.Tensor:
@@ -154,7 +160,10 @@ def first_step(run: Run, batches: Iterator[Batch], step: int) -> tuple[torch.Ten
 
 
 def clip_gradients(model: AdaptedModel, max_norm: float) -> torch.Tensor:
-    """Scale the gradients down to a norm of max_norm (0: do not clip); returns the norm before, a scalar."""
+    """Scale the adapter's gradients, in place, down to a norm of at most max_norm (0: leave them as they are).
+
+    Returns the norm before, a scalar on the device.
+    """
     parameters = with_gradient(model.parameters.values())
     norm = get_total_norm(gradients(parameters))
     if max_norm > 0:
