@@ -25,10 +25,10 @@ OUTSIDE = {"bench": "benchmarks.command"}  # verbs whose module is not in traine
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb.
+    """Run one verb of the command line. argv: the verb and its arguments.
 
     Returns the exit status: 0, 1 for problems, 2 for an unknown verb, 130 and 143 after a signal, 141 if the reader of
-    the output closed it.
+    the output closed it; verbs may have others.
     """
     try:
         try:
@@ -64,7 +64,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def entry_point() -> int:
-    """The console script `flux-dreambooth`: `main` with the command line of this process."""
+    """The console script `flux-dreambooth`: `main` with this process's command line; returns the exit status."""
     return main(sys.argv[1:])
 
 

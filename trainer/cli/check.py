@@ -7,7 +7,10 @@ from trainer.config import parse_config, placed_problems
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the plan. Raises `Problems` with everything that is wrong."""
+    """Check the run that the flags describe, print its plan, and write a sheet of its composites if it has any.
+
+    argv: the flags after `check`. Returns the exit status, 0. Raises `Problems` with everything that is wrong.
+    """
     config, notices = parse_config(argv)
     set_up_logging()
     for notice in notices:

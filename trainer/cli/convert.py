@@ -14,7 +14,10 @@ DTYPES = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def run(argv: Sequence[str]) -> int:
-    """Convert, resize or merge, and print what was done."""
+    """Convert, resize or merge LoRA files, write the result to --output, and print what was done.
+
+    argv: the arguments after `convert`. Returns the exit status, 0.
+    """
     parser = argparse.ArgumentParser("python -m trainer convert", description=__doc__)
     parser.add_argument("sources", nargs="+", metavar="FILE[:WEIGHT]", help="LoRA files; several are merged")
     parser.add_argument("--output", required=True, type=Path, help="file to write")
@@ -37,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse_source(text: str) -> "Source":
-    """FILE or FILE:WEIGHT; the file name may contain colons."""
+    """A LoRA file and its weight (1 if not given) from FILE or FILE:WEIGHT; the file name may contain colons."""
     from trainer.lora.convert import Source
 
     path, colon, weight = text.rpartition(":")

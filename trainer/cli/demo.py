@@ -44,14 +44,17 @@ SHEET_QUALITY = 90
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A LoRA file that the demo writes, and the name of its column."""
+    """A LoRA file that the demo writes; name: of its column on the contact sheet, "epoch 1" or "final"."""
 
     name: str
     path: Path
 
 
 def run(argv: Sequence[str]) -> int:
-    """Check, train, generate, score; print the scores, all paths and the time. Raises `Problems`."""
+    """Run the demo: check, train, generate images, score them; print the scores, all paths and the time.
+
+    argv: the flags after `demo`. Returns the exit status, that of `train` if it was stopped. Raises `Problems`.
+    """
     start = time.perf_counter()
     given, rest = _parser().parse_known_args(argv)
     config, notices = parse_config([f"--config_file={given.config_file}", *rest])
@@ -98,7 +101,7 @@ def _prompts_problems(count: int) -> list[Problem]:
 def planned_checkpoints(plan: RunPlan) -> list[Checkpoint]:
     """The LoRA files that the run will write, the final one last.
 
-    Raises `Problems` if there is a file with one of these names that no run of this name has written.
+    Raises `Problems` if there is a file with one of these names that no run with this output_name has written.
     """
     config, schedule = plan.config, plan.schedule
     positions = [position_after(schedule, step) for step in save_steps(config, schedule, start_step=0)]
@@ -123,7 +126,7 @@ def _is_of_run(path: Path, output_name: str) -> bool:
 
 
 def announce_replaced(checkpoints: Sequence[Checkpoint]) -> None:
-    """Log which files of an earlier demo the run will replace."""
+    """Log which existing LoRA files, of an earlier demo, the run will replace."""
     earlier = [checkpoint.path for checkpoint in checkpoints if checkpoint.path.exists()]
     if earlier:
         names = ", ".join(path.name for path in earlier)
@@ -131,13 +134,19 @@ def announce_replaced(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def evaluation_of(config: TrainConfig, prompts: int, device: torch.device) -> Evaluation:
-    """The judge and the prompts, which are next to the base model. Raises `Problems`."""
+    """Load what the demo's LoRA files are scored with: the judge and the prompts, from the base model's folder.
+
+    prompts: how many for each concept. Raises `Problems` if a file is missing or invalid.
+    """
     assert config.pretrained_model_name_or_path
     return load_evaluation(config.pretrained_model_name_or_path.parent, config.seed, prompts, "concepts", device)
 
 
 def draw(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> dict[str, Pictures]:
-    """Images of PROMPTS without and with each LoRA, from the same noise; those to score without and with the last."""
+    """Generate the demo's images without and with each LoRA, from the same noise, by column name.
+
+    Each column has the images of PROMPTS under SHOWN; "base" and "final" also have those of the prompts to score.
+    """
     shown = PromptSets(base=(), concepts={SHOWN: PROMPTS}, both=())
     scored = replace(evaluation.prompts, concepts={**shown.concepts, **evaluation.prompts.concepts})
     adapters = [Adapter(BASE), *map(_adapter, checkpoints)]
@@ -148,7 +157,10 @@ def draw(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> dict[str,
 
 
 def save_shown(columns: Mapping[str, Pictures], output: Path, seed: int) -> list[Path]:
-    """Write the images of PROMPTS, separately and on one sheet; returns their paths."""
+    """Write the images of PROMPTS into the folder `output`, separately and on one sheet; returns their paths.
+
+    columns: the images by column and set, as `draw` returns them; seed: of the first prompt, stored with the images.
+    """
     shown = {name: pictures[SHOWN] for name, pictures in columns.items()}
     sheet = output / "contact_sheet.jpg"
     _save_sheet(sheet, shown)
@@ -156,7 +168,10 @@ def save_shown(columns: Mapping[str, Pictures], output: Path, seed: int) -> list
 
 
 def score(evaluation: Evaluation, columns: Mapping[str, Pictures]) -> Table:
-    """The concepts' scores with the base model and with the final LoRA."""
+    """A table of the concepts' scores with the base model and with the final LoRA.
+
+    columns: the images by column and set, as `draw` returns them.
+    """
     sets = evaluation.prompts.texts()
     return make_table(evaluation, {name: {each: columns[name][each] for each in sets} for name in SCORED})
 

@@ -36,7 +36,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Download the files that are not complete yet. Returns 0 or a `Status`; 130 and 143 after a signal."""
+    """Download the requested files that are missing or incomplete.
+
+    argv: the flags after `download`. Returns the exit status: 0, a `Status` saying what failed, 130 or 143 after a
+    signal.
+    """
     arguments = _parse(argv)
     hub_logging.set_verbosity_error()  # its other lines contain signed addresses
     hub = None

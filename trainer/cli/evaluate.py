@@ -59,7 +59,11 @@ Pictures = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What all columns share: models, judge, prompts, first seed and device."""
+    """What the images of all columns are generated and judged with.
+
+    config: names the files of the tiny FLUX; judge: the classifier that scores; seed: of the first image of each set of
+    prompts, the next image has the next seed.
+    """
 
     config: TrainConfig
     tokenizers: Tokenizers
@@ -70,20 +74,23 @@ class Evaluation:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the text encoders and the transformer."""
+        """The dtype of T5 and the transformer: bfloat16 where the device computes in it, else float32."""
         return torch.bfloat16 if computes_bf16(self.device) else torch.float32
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA (None: the base model alone) and the name of its column."""
+    """A LoRA to evaluate (None: the base model alone). name: of its column in the table."""
 
     name: str
     lora: LoraFile | None = field(default=None, repr=False)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Generate, judge and print the table; write the files of --json and --sheet. Raises `Problems`."""
+    """Generate and judge images for each LoRA, print the table, and write the files of --json and --sheet.
+
+    argv: the flags after `evaluate`. Returns the exit status, 0. Raises `Problems`.
+    """
     given = _parser().parse_args(argv)
     raise_if_any(_argument_problems(given))
     set_up_logging()
@@ -132,7 +139,10 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
 
 
 def load_adapters(sources: Sequence[Source]) -> list[Adapter]:
-    """Read LoRA files; columns have their names, with the weight unless it is 1. Raises `Problems`."""
+    """Read LoRA files and apply their weights. Raises `Problems` for a file that cannot be read.
+
+    Each is named after its file, with its path if two have the same name, and with the weight unless it is 1.
+    """
     adapters = []
     for source in sources:
         namesakes = {other.path for other in sources if other.path.stem == source.path.stem}
@@ -146,9 +156,10 @@ def load_adapters(sources: Sequence[Source]) -> list[Adapter]:
 def load_evaluation(
     models: Path = MODELS, seed: int = 0, most: int | None = None, only: str = "all", device: torch.device | None = None
 ) -> Evaluation:
-    """Check the folder's files and read judge and prompts. Raises `Problems`.
+    """Check the files in the folder `models`, and read its judge and prompts. Raises `Problems`.
 
-    most: number of prompts of each list (None: all); only: "concepts", "base" or "all".
+    seed: of the first image of each set of prompts; most: number of prompts of each set (None: all); only: which sets:
+    "concepts", "base" or "all"; device: None for the GPU if there is one.
     """
     raise_if_any(_missing(models))
     paths = {flag: models / name for flag, name in FILES.items()}
@@ -180,7 +191,10 @@ def _t5_length(path: Path) -> int:
 
 
 def draw_column(evaluation: Evaluation, adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The images of every set of prompts, uint8 [n, 3, 256, 256] on the host. Raises `Problems`."""
+    """Generate the images of every set of prompts with one LoRA: uint8 [n, 3, 256, 256] on the host, by set.
+
+    Raises `Problems` if the LoRA does not fit the model.
+    """
     config, device, dtype = evaluation.config, evaluation.device, evaluation.dtype
     assert config.pretrained_model_name_or_path and config.ae
     texts = evaluation.prompts.texts()
@@ -206,13 +220,19 @@ def _encodings(encoded: Mapping[str, Conditioning], texts: Sequence[str]) -> lis
 
 
 def make_table(evaluation: Evaluation, drawn: Mapping[str, Pictures]) -> Table:
-    """Judge the images of each column, by the columns' names. The others are compared with the first."""
+    """Judge the images of each column; the table compares the later columns with the first.
+
+    drawn: the images by column and set of prompts, uint8 [n, 3, H, W].
+    """
     scores = {name: score_pictures(evaluation.judge, evaluation.prompts, each) for name, each in drawn.items()}
     return Table(tuple(Column(name, each) for name, each in scores.items()), count_prompts(evaluation.prompts))
 
 
 def make_sheet(prompts: PromptSets, drawn: Mapping[str, Pictures], rows_of_each: int = SHEET_ROWS) -> Image.Image:
-    """A contact sheet of the first images of each set of prompts, with a column for each model."""
+    """A contact sheet with a column for each model and a row for each prompt.
+
+    drawn: the images by column and set of prompts, uint8 [n, 3, H, W]; rows_of_each: at most so many prompts of a set.
+    """
     rows = []
     for name, texts in prompts.texts().items():
         for index, text in enumerate(texts[:rows_of_each]):

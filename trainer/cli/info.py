@@ -9,7 +9,10 @@ from trainer.lora.info import describe, render
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print a description of each file, as text or as JSON, one line per file."""
+    """Print a description of each LoRA file, as text or, with --json, as one JSON object a line.
+
+    argv: the arguments after `info`. Returns the exit status, 0.
+    """
     parser = argparse.ArgumentParser("python -m trainer info", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="LoRA file of any common layout")
     parser.add_argument("--json", action="store_true", help="print one JSON object per file")

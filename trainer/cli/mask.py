@@ -27,7 +27,10 @@ STOPPED = "Stopped. Masks that were written are complete; run it again for the o
 
 
 def run(argv: Sequence[str]) -> int:
-    """Create the masks that are missing, and a contact sheet of each concept. Raises `Problems`."""
+    """Create the masks that are missing, and a contact sheet of each concept.
+
+    argv: the arguments after `mask`. Returns the exit status, 0. Raises `Problems`.
+    """
     given = _parser().parse_args(argv)
     raise_if_any(_argument_problems(given))
     set_up_logging()

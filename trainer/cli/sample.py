@@ -52,7 +52,10 @@ OF_TRAIN = (
 
 @dataclass(frozen=True)
 class SampleJob:
-    """What to generate: prompts, each with its seed, the LoRA (merged if several), and the output folder."""
+    """What to generate: prompts, each with its seed, the LoRA (merged if several), and the output folder.
+
+    lora_names: the LoRA files as given on the command line, stored with each image.
+    """
 
     prompts: tuple[SamplePrompt, ...]
     lora: LoraFile | None
@@ -61,7 +64,10 @@ class SampleJob:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Generate an image for each prompt and print its path. Raises `Problems`."""
+    """Generate an image for each prompt, write it to --output and print its path.
+
+    argv: the flags after `sample`. Returns the exit status, 0. Raises `Problems`.
+    """
     job, config, notices = parse(argv)
     set_up_logging()
     for notice in notices:
@@ -83,7 +89,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]:
-    """The job, the settings of the models, and notices. Raises `Problems`."""
+    """Read the flags after `sample`, prompt file and LoRA files: the job, the models' settings, and notices.
+
+    Raises `Problems` with everything that is wrong with flags and prompts.
+    """
     given, rest = _parser().parse_known_args(argv)
     written = read_flags(rest)
     problems = _foreign_flags(written.settings)
@@ -159,7 +168,10 @@ def _seeded(prompts: Sequence[SamplePrompt], seed: int, problems: list[Problem])
 
 
 def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str) -> None:
-    """Add the modules of a LoRA that start with `prefix` to a model. Raises `Problems` if they do not fit."""
+    """Add to a model, in place, the adapter modules of a LoRA whose names start with `prefix`, if there are any.
+
+    prefix: "transformer." or "text_encoder.". Raises `Problems` if they do not fit the model.
+    """
     part = {name: module for name, module in lora.modules.items() if name.startswith(prefix)} if lora else {}
     if not part:
         return
@@ -177,7 +189,11 @@ def encode_texts(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Conditioning]:
-    """The conditioning of each text, with the LoRA applied to CLIP if it has such layers. Raises `Problems`."""
+    """Encode texts with CLIP and T5: the transformer's conditioning for each text, on `device` in `dtype`.
+
+    The LoRA (None: none) is applied to CLIP if it has layers of CLIP. Both encoders are loaded and released here.
+    Raises `Problems` if these layers do not fit.
+    """
     assert config.pretrained_model_name_or_path and config.clip_l and config.t5xxl
     clip = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
     apply_lora(lora, clip, "text_encoder.")

@@ -10,7 +10,11 @@ log = logging.getLogger(__name__)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train; see `trainer.train.train`."""
+    """Train a LoRA with the settings of the command line.
+
+    argv: the flags after `train`. Returns the exit status: 0, or 130 or 143 if SIGINT or SIGTERM stopped the run.
+    Raises `Problems` for mistakes of the user and for a loss or gradient that is not finite.
+    """
     config, notices = parse_config(argv)
     # imported late, so that a mistake in a flag is reported at once
     from accelerate import Accelerator
