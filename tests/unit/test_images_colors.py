@@ -102,6 +102,25 @@ def test_grey_and_transparent_images_are_converted_too() -> None:
     assert read_picture(save(solid, "PNG", icc_profile=dark)).getpixel((0, 0)) == grey.getpixel((0, 0))
 
 
+def grey_profile(gamma: float) -> bytes:
+    """A grey ICC 2.4 display profile with a power curve (ICC.1:2001-04)."""
+    d50 = struct.pack(">3i", 63190, 65536, 54061)  # XYZ, in 65536ths
+    white, curve = b"XYZ \0\0\0\0" + d50, struct.pack(">4s4xIH2x", b"curv", 1, round(gamma * 256))
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 156 + len(white), len(curve))
+    header = struct.pack(
+        ">I4xI4s4s4s12x4s28x12s48x", 156 + len(white) + len(curve), 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp", d50
+    )
+    return header + tags + white + curve
+
+
+def test_a_transparent_grey_level_stays_transparent_through_a_profile() -> None:
+    image = Image.new("L", (4, 4), 55)
+    image.putpixel((0, 0), 200)
+    read = read_picture(save(image, "PNG", icc_profile=grey_profile(1.0), transparency=200))
+    assert read.getpixel((0, 0)) == (255, 255, 255)
+    assert read.getpixel((1, 1)) == pytest.approx((127, 127, 127), abs=1)  # 55/255 of the light
+
+
 def test_a_profile_that_cannot_be_used_is_named_and_passed_over() -> None:
     plain = np.asarray(read_picture(save(patches(), "PNG")))
     for profile in (b"no profile" * 40, SRGB[:200]):

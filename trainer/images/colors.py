@@ -193,7 +193,7 @@ def _fitting_mode(image: Image.Image, profile: bytes) -> Image.Image:
     """The image with the channels that the profile is for, and alpha where it has transparency."""
     mode = _transform(profile).input_mode
     if mode == "L" and image.mode in ("1", "L", "LA", "La"):
-        return image if image.mode in ("L", "LA") else image.convert("LA" if image.mode == "La" else "L")
+        return image.convert("LA" if image.has_transparency_data else "L")
     if mode == "RGB" and image.mode not in ("CMYK", "LAB"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     if mode == image.mode == "CMYK":
