@@ -78,7 +78,7 @@ def resolve(name: str) -> Target | None:
 
 
 def comfyui_names(target: Target) -> tuple[str, ...]:
-    """The names that ComfyUI's own key map has for a layer, to try where it does not know the file's name for it.
+    """A layer's names in ComfyUI's own key map: what the node tries when ComfyUI does not know the name in the file.
 
     target: the layer, as `resolve` returns it.
     """

@@ -78,7 +78,7 @@ def choose_attention(
 
 
 def candidates(masked: bool) -> list[str]:
-    """The kernels to try, as diffusers names its attention backends, the usually fastest first.
+    """The kernels to try, as diffusers names its attention backends, usually fastest first.
 
     masked: leave out the kernels that take no mask.
     """

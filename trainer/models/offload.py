@@ -117,9 +117,9 @@ class BlockSwap:
     def load_in_backward(
         self, index: int, txt: torch.Tensor | None, img: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return a block's outputs with the same values; the backward pass calls `load` before it reaches the block.
+        """Return (txt, img) unchanged, but so that the backward pass calls `load` before it reaches the block.
 
-        Use the returned tensors, (txt, img), in place of those given. index: of the block. txt: None if img holds text
+        Use the returned tensors in place of those given. index: the block that they come from. txt: None if img holds text
         and image tokens as one sequence.
         """
         outputs = [img] if txt is None else [txt, img]
