@@ -119,8 +119,8 @@ class BlockSwap:
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Return (txt, img) unchanged, but so that the backward pass calls `load` before it reaches the block.
 
-        Use the returned tensors in place of those given. index: the block that they come from. txt: None if img holds text
-        and image tokens as one sequence.
+        Use the returned tensors in place of those given. index: the block that they come from. txt: None if img holds
+        text and image tokens as one sequence.
         """
         outputs = [img] if txt is None else [txt, img]
         if index not in self.positions or not any(output.requires_grad for output in outputs):

@@ -48,8 +48,8 @@ class Description:
 def look_into(path: Path) -> Surveyed:
     """Read the header and alphas of a LoRA file.
 
-    path: the file, or a folder saved by PEFT or diffusers. Raises OSError, and ValueError saying what the file is instead of
-    a LoRA or what is wrong with it.
+    path: the file, or a folder saved by PEFT or diffusers. Raises OSError, and ValueError saying what the file is
+    instead of a LoRA or what is wrong with it.
     """
     header, found = survey_file(path)
     return with_strengths(header, found, read_alphas(header, found))
@@ -58,8 +58,8 @@ def look_into(path: Path) -> Surveyed:
 def survey_file(path: Path) -> tuple[Header, Survey]:
     """The header of a LoRA file and the modules and layout that it shows; no tensor is read.
 
-    path: the file, or a folder saved by PEFT or diffusers. Raises OSError, and ValueError saying what the file is instead of
-    a LoRA or what is wrong with it.
+    path: the file, or a folder saved by PEFT or diffusers. Raises OSError, and ValueError saying what the file is
+    instead of a LoRA or what is wrong with it.
     """
     header = read_header(file_in(path))
     found = survey(header.shapes, header.metadata)
@@ -71,8 +71,9 @@ def survey_file(path: Path) -> tuple[Header, Survey]:
 def with_strengths(header: Header, found: Survey, alphas: Mapping[str, Sequence[float]]) -> Surveyed:
     """The survey of a file with the scale of each of its modules added.
 
-    header, found: the file's header and what `look_into` found in it. alphas: the numbers of each alpha tensor, by its key; none is read here. Raises OSError, and ValueError for an alpha
-    that is no number or for an adapter_config.json next to the file that cannot be read.
+    header, found: the file's header and what `look_into` found in it. alphas: the numbers of each alpha tensor,
+    by its key. Of the disk only an adapter_config.json next to the file is read. Raises OSError, and ValueError for an
+    alpha that is no number or for an adapter_config.json that cannot be read.
     """
     return Surveyed(header, found, strengths(found, alphas, header.metadata, adapter_config(header.path)))
 
@@ -80,8 +81,8 @@ def with_strengths(header: Header, found: Survey, alphas: Mapping[str, Sequence[
 def describe(path: Path) -> Description:
     """Read a complete LoRA file, weights included, and describe it: ranks, norms, what is not finite.
 
-    path: the file, or a folder saved by PEFT or diffusers. Raises OSError, and ValueError saying what the file is instead of
-    a LoRA or what is wrong with it, such as two matrices that do not fit together.
+    path: the file, or a folder saved by PEFT or diffusers. Raises OSError, and ValueError saying what the file is
+    instead of a LoRA or what is wrong with it, such as two matrices that do not fit together.
     """
     file = look_into(path)
     found = file.survey
