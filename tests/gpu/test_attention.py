@@ -128,7 +128,7 @@ def test_a_kernel_is_chosen_on_this_gpu_in_little_time(tiny_flux: ModelFiles, ca
     use_training_blocks(transformer)
     choose_attention(transformer, 32, {(1, 4096): 5, (1, 1024): 1}, masked)
     name = transformer.single_transformer_blocks[0].attn.processor._attention_backend
-    assert "attention: " in caplog.text and float(caplog.text.split("found in ")[1].split()[0]) < 5
+    assert "attention: " in caplog.text and float(caplog.text.split("chosen in ")[1].split()[0]) < 5
     assert attention_error(transformer, 32, 4096, name, masked) < 0.05
 
 
