@@ -235,10 +235,8 @@ def triggers(data: TrainingData) -> list[str]:
 def _our_settings(config: TrainConfig, data: TrainingData, base: BaseModel) -> dict[str, Any]:
     concepts = [
         {
-            "concept": subset.concept
-            if (named := subset.is_reg or data.trains_trigger(subset))
-            else subset.image_dir.name,
-            "trigger": subset.class_tokens if named else None,
+            "concept": subset.concept if _is_named(data, subset) else subset.image_dir.name,
+            "trigger": subset.class_tokens if _is_named(data, subset) else None,
             "is_reg": subset.is_reg,
             "pictures": sum(1 for sample in data.samples if sample.subset == subset),
             "num_repeats": subset.num_repeats,
@@ -251,6 +249,7 @@ def _our_settings(config: TrainConfig, data: TrainingData, base: BaseModel) -> d
 
 
 def _is_named(data: TrainingData, subset: SubsetConfig) -> bool:
+    """Whether the file may name a subset by its class_tokens: no trigger is promised that was not trained."""
     return subset.is_reg or data.trains_trigger(subset)
 
 
