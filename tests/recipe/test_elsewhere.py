@@ -15,10 +15,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.parity import test_lora_comfyui as comfyui
 from tests.recipe_files import Finished, Workshop
-from trainer.cli.sample import apply_lora
 from trainer.lora.file import load_lora
 from trainer.models.load import load_transformer
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
+from trainer.sampling.adapted import apply_lora
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from PIL import Image
 
 from trainer.cli.convert import parse_source
-from trainer.cli.sample import apply_lora, encode_texts
 from trainer.common.devices import computes_bf16, free_memory
 from trainer.common.disk import write_problems
 from trainer.common.files import atomic_write, write_json
@@ -30,6 +29,7 @@ from trainer.models.text import Tokenizers
 from trainer.models.transformer import Conditioning
 from trainer.models.weights import read_header
 from trainer.preflight.check import check_models
+from trainer.sampling.adapted import apply_lora, encode_texts
 from trainer.sampling.contact_sheet import Row, contact_sheet
 from trainer.sampling.evaluation import (
     USUAL,

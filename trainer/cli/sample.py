@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from trainer.cli.convert import parse_source
 from trainer.common.devices import free_memory
@@ -23,13 +22,12 @@ from trainer.config import TrainConfig, parse_config
 from trainer.config.fields import Given
 from trainer.config.settings import MAX_SEED
 from trainer.config.sources import CONFIG_FILE, read_flags
-from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora
 from trainer.lora.convert import merge
-from trainer.lora.file import LoraFile, copy_into, load_lora, ranks_from
-from trainer.models.load import base_model_of, load_autoencoder, load_clip, load_t5, load_transformer
-from trainer.models.text import Tokenizers, clip_ids, encode_t5
+from trainer.lora.file import LoraFile, load_lora
+from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.transformer import Conditioning
 from trainer.preflight.check import check_models
+from trainer.sampling.adapted import apply_lora, encode_texts
 from trainer.sampling.prompts import SamplePrompt, idle_negatives, load_sample_prompts, read_prompt
 from trainer.sampling.sampler import decode_picture, sample_latents, save_picture
 
@@ -165,49 +163,6 @@ def _seeded(prompts: Sequence[SamplePrompt], seed: int, problems: list[Problem])
     if not 0 <= seed <= most:
         problems.append(Problem("--seed", f"{seed} is not from 0 to {most}"))
     return [p if p.seed is not None else replace(p, seed=seed + i) for i, p in enumerate(prompts)]
-
-
-def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str) -> None:
-    """Add to a model, in place, the adapter modules of a LoRA whose names start with `prefix`, if there are any.
-
-    prefix: "transformer." or "text_encoder.". Raises `Problems` if they do not fit the model.
-    """
-    part = {name: module for name, module in lora.modules.items() if name.startswith(prefix)} if lora else {}
-    if not part:
-        return
-    found = LoraFile(part, {})
-    add_lora(model, ranks_from(found, model), alpha=None, seed=0)
-    copy_into(found, adapter_parameters(model), adapter_alphas(model), "--lora")
-
-
-@torch.inference_mode()
-def encode_texts(
-    config: TrainConfig,
-    lora: LoraFile | None,
-    texts: Sequence[str],
-    tokenizers: Tokenizers,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Conditioning]:
-    """Encode texts with CLIP and T5: the transformer's conditioning for each text, on `device` in `dtype`.
-
-    The LoRA (None: none) is applied to CLIP if it has layers of CLIP. Both encoders are loaded and released here.
-    Raises `Problems` if these layers do not fit.
-    """
-    assert config.pretrained_model_name_or_path and config.clip_l and config.t5xxl
-    clip = load_clip(config.clip_l, device, torch.float32, tokenizers.clip.eos_token_id)
-    apply_lora(lora, clip, "text_encoder.")
-    pooled = [clip(clip_ids(tokenizers.clip, [text]).to(device)).pooler_output for text in texts]
-    t5 = load_t5(config.t5xxl, device, dtype)
-    length = config.t5xxl_max_token_length or base_model_of(config.pretrained_model_name_or_path).t5_tokens
-    masked = config.apply_t5_attn_mask
-    encoded = [encode_t5(t5, tokenizers.t5, [text], length, masked) for text in texts]
-    del clip, t5
-    free_memory(device)
-    return {
-        text: Conditioning(txt, vector, mask if masked else None).to(device, dtype)
-        for text, vector, (txt, mask) in zip(texts, pooled, encoded, strict=True)
-    }
 
 
 def _draw(
