@@ -11,7 +11,8 @@ from tests.recipe_files import ROOT
 from trainer.cli import evaluate
 from trainer.cli.evaluate import Adapter, draw_column, load_evaluation
 from trainer.lora.file import load_lora
-from trainer.sampling.evaluation import PromptSets, score_pictures
+from trainer.sampling.evaluation import score_pictures
+from trainer.sampling.prompt_sets import PromptSets
 
 PROMPTS, SAMPLING_STEPS = 6, 10
 MINI = ROOT / "models" / "mini"
@@ -28,11 +29,11 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def score(lora: Path | None = None) -> float:
     """How surely the judge sees tjtoy in pictures of unseen prompts, in percent."""
-    evaluation = load_evaluation(MINI, most=PROMPTS, only="concepts", device=torch.device("cpu"))
-    prompts = PromptSets(base=(), concepts={CONCEPT: evaluation.prompts.concepts[CONCEPT]}, both=())
+    evaluation = load_evaluation(MINI, only="concepts", device=torch.device("cpu"))
+    prompts = PromptSets(base=(), concepts={CONCEPT: evaluation.prompts.concepts[CONCEPT][:PROMPTS]}, both=())
     evaluation = replace(evaluation, prompts=prompts)
     pictures = draw_column(evaluation, Adapter("", load_lora(lora) if lora else None))
-    return score_pictures(evaluation.judge, prompts, pictures)[CONCEPT]
+    return score_pictures(evaluation.judge, prompts, pictures).percentages[CONCEPT]
 
 
 def test_a_concept_is_learned_from_its_pictures_and_name(tmp_path):

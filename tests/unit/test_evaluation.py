@@ -1,7 +1,8 @@
-"""Scores from verdicts, the table, pictures in batches, the sheet, and `python -m trainer evaluate` on random files."""
+"""Prompts, scores from verdicts, pictures in batches, and `python -m trainer evaluate` on random files."""
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from PIL import Image
 
 from benchmarks.random_flux import ModelFiles
+from mini.world.scene import COLOURS, CONCEPTS, KINDS, PLACES
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
+from tests.recipe_files import ROOT
 from trainer.cli import evaluate
 from trainer.common.problems import Problems
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
@@ -19,26 +22,23 @@ from trainer.lora.file import save_lora
 from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.transformer import Conditioning
 from trainer.sampling import evaluation
-from trainer.sampling.contact_sheet import Row, contact_sheet
 from trainer.sampling.evaluation import (
     USUAL,
     BaseScore,
-    Column,
-    PromptSets,
-    ScenePrompt,
-    Table,
     count_prompts,
     draw_prompts,
-    load_prompts,
     score_base,
-    score_both,
+    score_companions,
     score_concept,
     score_pictures,
+    score_relations,
 )
 from trainer.sampling.judge import Classes, Judge, Shape, Verdicts, save_judge
+from trainer.sampling.prompt_sets import PromptSets, ScenePrompt, evenly_spaced, load_prompts
 from trainer.sampling.sampler import decode_picture, sample_latents
 
 CLASSES = Classes(("toy", "gpu"), ("red", "green", "blue"), ("beach", "snow"), ("tjtoy", "sparkgpu"))
+WORLD = Classes(KINDS, tuple(COLOURS), PLACES, CONCEPTS)
 SMALL = Shape(widths=(8, 8, 8, 8), depths=(0, 0, 0, 0), hidden=8)
 TINY = replace(USUAL, width=64, height=64, steps=2)
 PROMPTS = {
@@ -46,7 +46,7 @@ PROMPTS = {
         {"prompt": "red toy, beach", "objects": [["toy", "red"]], "place": "beach"},
         {"prompt": "blue toy with a red gpu", "objects": [["toy", "blue"], ["gpu", "red"]], "place": "snow"},
     ],
-    "tjtoy": ["tjtoy toy", "tjtoy toy in the snow"],
+    "tjtoy": ["tjtoy toy", {"prompt": "tjtoy toy holding a red gpu", "objects": [["gpu", "red"]]}],
     "sparkgpu": ["sparkgpu gpu", "sparkgpu gpu on a beach"],
     "both": ["tjtoy toy holding sparkgpu gpu"],
 }
@@ -83,19 +83,65 @@ def test_a_wrong_colour_and_nothing_at_all(sets):
     assert score_base(SEEN._replace(kinds=torch.zeros(2, 2)), sets.base, CLASSES).objects == 0
 
 
-def test_concepts_score_their_probability_and_both_their_share():
+def test_concepts_score_their_probability():
     assert score_concept(SEEN, "tjtoy", CLASSES) == pytest.approx(80)
     assert score_concept(SEEN, "sparkgpu", CLASSES) == pytest.approx(40)
-    assert score_both(SEEN) == 50
+
+
+def test_what_is_next_to_a_concept_needs_its_kind_and_its_colour():
+    """The second picture's toy is red with 0.8 and blue with 0.6, both likely enough; its gpu is not there."""
+    toys = [ScenePrompt("", (("toy", colour),)) for colour in ("red", "blue")]
+    assert score_companions(SEEN, toys, CLASSES) == 100
+    assert score_companions(SEEN, [toys[1], ScenePrompt("", (("toy", "green"),))], CLASSES) == 0
+    two_things = ScenePrompt("", (("gpu", "red"), ("toy", "red")))
+    assert score_companions(SEEN, [ScenePrompt("alone"), two_things], CLASSES) == 50
+    assert score_companions(SEEN, [ScenePrompt("alone")] * 2, CLASSES) is None
+
+
+def together(text: str, *names: str) -> ScenePrompt:
+    return ScenePrompt(text, concepts=names or CLASSES.concepts)
+
+
+@pytest.mark.parametrize(
+    ("scene", "relation"),
+    [
+        (together("tjtoy toy holding sparkgpu gpu in front of server racks"), "holding"),
+        (together("a photo of sparkgpu gpu next to tjtoy toy in front of server racks"), "next to"),
+        (together("tjtoy toy in front of sparkgpu gpu on a desk next to a wall"), "in front of"),
+        (together("tjtoy toy, sparkgpu gpu"), "another relation"),
+        (together("the toy next to sparkgpu gpu"), "next to"),
+        (together("a, b and c", "a", "b", "c"), "3 concepts"),
+    ],
+)
+def test_the_relation_is_what_is_said_between_the_names(scene, relation):
+    assert scene.relation == relation
+
+
+def test_together_counts_pictures_with_every_concept_that_the_prompt_names():
+    held, beside = together("tjtoy toy holding sparkgpu gpu"), together("tjtoy toy next to sparkgpu gpu")
+    assert score_relations(SEEN, [held, beside], CLASSES) == {"holding": (1, 1), "next to": (0, 1)}
+    assert score_relations(SEEN, [beside, beside], CLASSES) == {"next to": (1, 2)}
+    assert score_relations(SEEN, [held, together("tjtoy toy", "tjtoy")], CLASSES)["1 concepts"] == (1, 1)
 
 
 def test_prompts_of_some_sets_and_the_first_of_each(sets):
     assert sets.base[1] == ScenePrompt("blue toy with a red gpu", (("toy", "blue"), ("gpu", "red")), "snow")
     assert list(sets.texts()) == ["base", "tjtoy", "sparkgpu", "both"]
+    assert sets.both[0].concepts == CLASSES.concepts and sets.concepts["tjtoy"][1].objects == (("gpu", "red"),)
     assert sets.some(1).texts()["tjtoy"] == ("tjtoy toy",)
     assert list(sets.some(base=False).texts()) == ["tjtoy", "sparkgpu", "both"]
     assert list(sets.some(concepts=False).texts()) == ["base"]
-    assert count_prompts(sets) == {"objects": 2, "colours": 2, "places": 2, "tjtoy": 2, "sparkgpu": 2, "both": 1}
+    numbers = {"objects": 2, "colours": 2, "places": 2, "tjtoy": 2, "companion of tjtoy": 1, "sparkgpu": 2, "both": 1}
+    assert count_prompts(sets) == numbers
+
+
+def test_some_prompts_are_a_fair_sample_of_all():
+    """Of the demo's 16 prompts with "holding", 10 with "next to" and 6 with "in front of"."""
+    both = load_prompts(ROOT / "models" / "mini" / "prompts.json", WORLD).both
+    for limit, counts in ((None, (16, 10, 6)), (16, (8, 5, 3)), (8, (4, 3, 1))):
+        relations = Counter(scene.relation for scene in evenly_spaced(both, limit))
+        assert tuple(relations[name] for name in ("holding", "next to", "in front of")) == counts
+    assert evenly_spaced(both, 40) == evenly_spaced(both, None) == both and evenly_spaced(both, 0) == ()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +151,8 @@ def test_prompts_of_some_sets_and_the_first_of_each(sets):
         ({"both": [1]}, "a concept's prompts are not texts"),
         ({"base": [{"prompt": "x", "objects": [], "place": "snow"}]}, "names no object"),
         ({"base": [{"prompt": "x", "objects": [["cat", "mauve"]], "place": "sea"}]}, "does not know: cat, mauve, sea"),
+        ({"tjtoy": [{"prompt": "x", "objects": [["dog", "red"]]}]}, "does not know: dog"),
+        ({"both": [{"prompt": "x", "concepts": ["tjtoy", "other"]}]}, "does not know: other"),
     ],
 )
 def test_prompts_that_cannot_be_used(tmp_path, change, words):
@@ -112,18 +160,6 @@ def test_prompts_that_cannot_be_used(tmp_path, change, words):
     path.write_text(json.dumps(PROMPTS | change))
     with pytest.raises(Problems, match=words):
         load_prompts(path, CLASSES)
-
-
-def test_the_table_shows_changes_in_points():
-    columns = Column("base", {"objects": 90.0, "tjtoy": 4.0}), Column("demo", {"objects": 87.5, "tjtoy": 81.26})
-    table = Table(columns, {"objects": 200, "tjtoy": 32})
-    lines = [line.split() for line in table.text().splitlines()]
-    assert lines[0] == ["base", "demo"]
-    assert lines[1] == ["right", "object", "(200", "prompts)", "90.0", "87.5", "(-2.5)"]
-    assert lines[2][-4:] == ["prompts)", "4.0", "81.3", "(+77.3)"]
-    assert len({len(line) for line in table.text().splitlines()[:3]}) == 1
-    written = json.loads(json.dumps(table.as_json()))
-    assert written["columns"][1]["changes"] == {"objects": -2.5, "tjtoy": pytest.approx(77.26)}
 
 
 @pytest.fixture(scope="module")
@@ -167,35 +203,9 @@ def test_every_set_is_scored(sets):
         name: torch.randint(256, (len(texts), 3, 32, 32), dtype=torch.uint8) for name, texts in sets.texts().items()
     }
     scores = score_pictures(Judge(CLASSES, SMALL), sets, pictures)
-    assert scores.keys() == count_prompts(sets).keys()
-    assert all(0 <= score <= 100 for score in scores.values())
-
-
-# the sheet
-
-
-def test_a_sheet_has_its_pictures_where_they_belong():
-    colours = [["red", "lime"], ["blue", None]]
-    rows = [
-        Row(f"a prompt of many words, number {n}", [name and Image.new("RGB", (64, 64), name) for name in line])
-        for n, line in enumerate(colours)
-    ]
-    sheet = contact_sheet(rows, ["base", "epoch 4"], "A title", "and a note", size=64)
-    pixels = np.array(sheet)
-    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
-        assert (pixels == colour).all(-1).sum() == 64 * 64
-    red, lime, blue = (
-        np.argwhere((pixels == colour).all(-1)).min(0) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-    )
-    assert red[0] == lime[0] and red[1] == blue[1] and lime[1] - red[1] == blue[0] - red[0] > 64
-    assert (pixels[:, : red[1]] < 128).any() and (pixels[: red[0]] < 128).any()  # labels and heads are there
-
-
-def test_long_words_stay_in_their_column():
-    row = Row("averyverylongwordthatfitsnowhere" * 2, [Image.new("RGB", (96, 96), "red")])
-    pixels = np.array(contact_sheet([row], size=96))
-    assert (pixels == (255, 0, 0)).all(-1).sum() == 96 * 96
-    assert (pixels[:, -1] == 255).all()
+    assert scores.percentages.keys() == count_prompts(sets).keys()
+    assert all(0 <= score <= 100 for score in scores.percentages.values())
+    assert scores.relations.keys() == {"holding"}
 
 
 # the verb
@@ -239,10 +249,11 @@ def test_evaluate_compares_a_lora_with_the_base_model(models, lora, tmp_path, ca
     argv = [f"--models={models}", f"--lora={lora}", f"--lora={lora}:0", f"--json={table}", f"--sheet={sheet}"]
     assert evaluate.run(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["base", "demo", "demo:0"] and len(lines) == 9
+    assert lines[0].split() == ["base", "demo", "demo:0"] and len(lines) == 11
     written = json.loads(table.read_text())
     base, drawn, zero = written["columns"]
-    assert base["scores"].keys() == {"objects", "colours", "places", "tjtoy", "sparkgpu", "both"}
+    assert base["scores"].keys() == {"objects", "colours", "places", "tjtoy", "companion of tjtoy", "sparkgpu", "both"}
+    assert base["relations"]["holding"]["prompts"] == 1
     assert drawn["changes"]["tjtoy"] != 0
     assert all(change == pytest.approx(0, abs=0.5) for change in zero["changes"].values())
     assert written["prompts"]["both"] == 1 and written["seed"] == 0
@@ -256,6 +267,20 @@ def test_only_some_lists_and_some_prompts(models, tmp_path):
     argv = [f"--models={models}", "--only=concepts", "--prompts=1", f"--json={table}", "--seed=5"]
     assert evaluate.run(argv) == 0
     assert json.loads(table.read_text())["prompts"] == {"tjtoy": 1, "sparkgpu": 1, "both": 1}
+
+
+@pytest.mark.usefixtures("quick", "logging_kept")
+def test_other_concepts_with_their_own_prompts_and_judge(models, tmp_path):
+    """The base model's folder stays as it is; a judge of other concepts and their prompts come from elsewhere."""
+    prompts, judge, table = tmp_path / "pair.json", tmp_path / "pair.safetensors", tmp_path / "table.json"
+    save_judge(judge, Judge(replace(CLASSES, concepts=("mopbot", "rexcar")), SMALL))
+    pair = {"mopbot": ["mopbot toy"], "rexcar": ["rexcar toy"], "both": ["mopbot toy next to rexcar toy"]}
+    prompts.write_text(json.dumps({"base": PROMPTS["base"], **pair}))
+    argv = [f"--models={models}", "--only=concepts", f"--prompt_file={prompts}", f"--judge={judge}", f"--json={table}"]
+    assert evaluate.run(argv) == 0
+    assert json.loads(table.read_text())["prompts"] == {"mopbot": 1, "rexcar": 1, "both": 1}
+    assert "pair.json: cannot be read" in problems_of(f"--models={models}", f"--prompt_file={prompts}")
+    assert "none.json" in problems_of(f"--models={models}", f"--prompt_file={tmp_path / 'none.json'}")
 
 
 def problems_of(*argv: str) -> str:

@@ -30,8 +30,10 @@ from trainer.preflight.check import make_plan
 from trainer.preflight.disk import save_steps
 from trainer.preflight.plan import RunPlan
 from trainer.sampling.contact_sheet import Row, contact_sheet
-from trainer.sampling.evaluation import USUAL, PromptSets, Table
+from trainer.sampling.evaluation import USUAL
+from trainer.sampling.prompt_sets import PromptSets, ScenePrompt
 from trainer.sampling.sampler import as_image, save_picture
+from trainer.sampling.score_table import Table
 from trainer.train import train
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config_file", type=Path, default=CONFIG, help="settings of the training (%(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for images and scores (%(default)s)")
     parser.add_argument(
-        "--prompts", type=int, default=8, metavar="N", help="number of prompts per concept to score (%(default)s)"
+        "--prompts", type=int, default=8, metavar="N", help="score N prompts of each concept and of both (%(default)s)"
     )
     return parser
 
@@ -147,7 +149,7 @@ def draw(evaluation: Evaluation, checkpoints: Sequence[Checkpoint]) -> dict[str,
 
     Each column has the images of PROMPTS under SHOWN; "base" and "final" also have those of the prompts to score.
     """
-    shown = PromptSets(base=(), concepts={SHOWN: PROMPTS}, both=())
+    shown = PromptSets(base=(), concepts={SHOWN: tuple(map(ScenePrompt, PROMPTS))}, both=())
     scored = replace(evaluation.prompts, concepts={**shown.concepts, **evaluation.prompts.concepts})
     adapters = [Adapter(BASE), *map(_adapter, checkpoints)]
     return {

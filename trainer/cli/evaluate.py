@@ -31,18 +31,11 @@ from trainer.models.weights import read_header
 from trainer.preflight.check import check_models
 from trainer.sampling.adapted import apply_lora, encode_texts
 from trainer.sampling.contact_sheet import Row, contact_sheet
-from trainer.sampling.evaluation import (
-    USUAL,
-    Column,
-    PromptSets,
-    Table,
-    count_prompts,
-    draw_prompts,
-    load_prompts,
-    score_pictures,
-)
+from trainer.sampling.evaluation import USUAL, count_prompts, draw_prompts, score_pictures
 from trainer.sampling.judge import Judge, load_judge
+from trainer.sampling.prompt_sets import PromptSets, load_prompts
 from trainer.sampling.sampler import as_image
+from trainer.sampling.score_table import Column, Table
 
 MODELS = Path("models/mini")
 FILES = {
@@ -95,7 +88,9 @@ def run(argv: Sequence[str]) -> int:
     raise_if_any(_argument_problems(given))
     set_up_logging()
     adapters = [Adapter("base"), *load_adapters([parse_source(text) for text in given.lora])]
-    evaluation = load_evaluation(given.models, given.seed, given.prompts, given.only)
+    evaluation = load_evaluation(
+        given.models, given.seed, given.prompts, given.only, prompt_file=given.prompt_file, judge=given.judge
+    )
     drawn = {adapter.name: draw_column(evaluation, adapter) for adapter in adapters}
     table = make_table(evaluation, drawn)
     print(table.text())
@@ -113,7 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trainer evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="one more column each")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the tiny FLUX (%(default)s)")
-    parser.add_argument("--prompts", type=int, metavar="N", help="use only the first N of each list")
+    parser.add_argument("--prompts", type=int, metavar="N", help="use only N of each list, evenly spaced")
+    parser.add_argument(
+        "--prompt_file", type=Path, metavar="FILE", help=f"lists of prompts (default: {PROMPTS} in --models)"
+    )
+    parser.add_argument(
+        "--judge", type=Path, metavar="FILE", help=f"judge that knows the prompts' concepts (default: {JUDGE} there)"
+    )
     parser.add_argument(
         "--only", choices=("concepts", "base", "all"), default="all", help="lists of prompts (%(default)s)"
     )
@@ -154,14 +155,22 @@ def load_adapters(sources: Sequence[Source]) -> list[Adapter]:
 
 
 def load_evaluation(
-    models: Path = MODELS, seed: int = 0, most: int | None = None, only: str = "all", device: torch.device | None = None
+    models: Path = MODELS,
+    seed: int = 0,
+    limit: int | None = None,
+    only: str = "all",
+    device: torch.device | None = None,
+    prompt_file: Path | None = None,
+    judge: Path | None = None,
 ) -> Evaluation:
-    """Check the files in the folder `models`, and read its judge and prompts. Raises `Problems`.
+    """Check the files in the folder `models`, and read the judge and the prompts. Raises `Problems`.
 
-    seed: of the first image of each set of prompts; most: number of prompts of each set (None: all); only: which sets:
-    "concepts", "base" or "all"; device: None for the GPU if there is one.
+    seed: of the first image of each set of prompts; limit: number of prompts of each set (None: all); only: which sets:
+    "concepts", "base" or "all"; device: None for the GPU if there is one; prompt_file, judge: None for those of
+    `models`.
     """
-    raise_if_any(_missing(models))
+    prompt_file, judge = prompt_file or models / PROMPTS, judge or models / JUDGE
+    raise_if_any(_missing(models, judge, prompt_file))
     paths = {flag: models / name for flag, name in FILES.items()}
     config = TrainConfig(
         pretrained_model_name_or_path=paths["pretrained_model_name_or_path"],
@@ -172,15 +181,19 @@ def load_evaluation(
     )
     tokenizers = check_models(config)
     device = device or Accelerator(mixed_precision="no").device
-    judge = load_judge(models / JUDGE, device)
-    prompts = load_prompts(models / PROMPTS, judge.classes).some(most, base=only != "concepts", concepts=only != "base")
-    return Evaluation(config, tokenizers, judge, prompts, seed, device)
+    loaded = load_judge(judge, device)
+    prompts = load_prompts(prompt_file, loaded.classes)
+    prompts = prompts.some(limit, base=only != "concepts", concepts=only != "base")
+    return Evaluation(config, tokenizers, loaded, prompts, seed, device)
 
 
-def _missing(models: Path) -> list[Problem]:
+def _missing(models: Path, *others: Path) -> list[Problem]:
     reason = "evaluate works only with the tiny FLUX in models/mini: the judge knows no other world"
-    absent = [name for name in (*FILES.values(), JUDGE, PROMPTS) if not (models / name).is_file()]
-    return [Problem(f"--models={models}", f"has no {', no '.join(absent)}", reason)] if absent else []
+    files = [*(models / name for name in FILES.values()), *others]
+    absent = [path.name for path in files if path.parent == models and not path.is_file()]
+    problems = [Problem(f"--models={models}", f"has no {', no '.join(absent)}", reason)] if absent else []
+    elsewhere = [path for path in others if path.parent != models and not path.is_file()]
+    return problems + [Problem(str(path), "is not there") for path in elsewhere]
 
 
 def _t5_length(path: Path) -> int:
@@ -224,8 +237,11 @@ def make_table(evaluation: Evaluation, drawn: Mapping[str, Pictures]) -> Table:
 
     drawn: the images by column and set of prompts, uint8 [n, 3, H, W].
     """
-    scores = {name: score_pictures(evaluation.judge, evaluation.prompts, each) for name, each in drawn.items()}
-    return Table(tuple(Column(name, each) for name, each in scores.items()), count_prompts(evaluation.prompts))
+    columns = []
+    for name, pictures in drawn.items():
+        scores = score_pictures(evaluation.judge, evaluation.prompts, pictures)
+        columns.append(Column(name, scores.percentages, scores.relations))
+    return Table(tuple(columns), count_prompts(evaluation.prompts))
 
 
 def make_sheet(prompts: PromptSets, drawn: Mapping[str, Pictures], rows_of_each: int = SHEET_ROWS) -> Image.Image:

@@ -22,7 +22,8 @@ from trainer.cli.evaluate import Adapter, draw_column, load_evaluation, make_tab
 from trainer.common.files import atomic_write, write_json, write_text
 from trainer.models.load import load_autoencoder
 from trainer.sampling.contact_sheet import Row, contact_sheet
-from trainer.sampling.evaluation import BASE, USUAL
+from trainer.sampling.evaluation import USUAL
+from trainer.sampling.prompt_sets import BASE
 from trainer.sampling.sampler import as_image
 
 SHEET, FIGURES, CARD = "contact_sheet.jpg", "figures.json", "README.md"

@@ -6,8 +6,9 @@ from torch import Tensor
 from mini.training.images.pictures import Pictures
 from mini.training.judge.data import CLASSES, targets_of
 from mini.world.concepts import DESIGNS
-from trainer.sampling.evaluation import ScenePrompt, score_base
+from trainer.sampling.evaluation import score_base
 from trainer.sampling.judge import Judge, judge_pictures
+from trainer.sampling.prompt_sets import ScenePrompt
 
 
 def accuracies(judge: Judge, held_out: Pictures) -> dict[str, float]:
