@@ -19,7 +19,8 @@ from trainer.hub.errors import DownloadFailed, DownloadProblem, Status
 from trainer.hub.jobs import COMPLETE, DIFFERENT, MISSING, Job, difference, find_jobs, obstacles, with_state
 from trainer.hub.record import Record, load_record, save_record
 from trainer.hub.run import fetch_all
-from trainer.hub.wanted import KEYS, Wanted, base_model, lora, mask_models
+from trainer.hub.wanted import KEYS, Wanted, base_model, lora, published
+from trainer.masking.description import MASK_MODELS
 from trainer.models.description import FLUX1
 
 STATUSES = "exit statuses: 0 all files are complete, " + ", ".join(
@@ -78,7 +79,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _wanted(arguments: argparse.Namespace) -> tuple[Wanted, ...]:
     if arguments.lora or arguments.masks:
-        return (*map(lora, arguments.lora or ()), *(mask_models() if arguments.masks else ()))
+        return (*map(lora, arguments.lora or ()), *(published(MASK_MODELS) if arguments.masks else ()))
     return base_model(arguments.base, arguments.fp8, arguments.only or ())
 
 

@@ -1,13 +1,13 @@
 """Which files to download, from which repository, into which folder: the layout of ComfyUI and the trainer."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from trainer.common.problems import Problem, Problems
-from trainer.masking.description import MASK_MODELS
 from trainer.models.description import DEV, FLUX1, BaseModel, ModelFile, Source
+from trainer.models.published_files import PublishedModel
 
 LORA = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)(/(?P<source>[^/].*\.safetensors))?")
 TOKENIZERS = "tokenizers"
@@ -41,11 +41,11 @@ def base_model(base: BaseModel = DEV, fp8: bool = False, only: Collection[str] =
     return tuple(file for file in files if not only or file.key in only)
 
 
-def mask_models() -> tuple[Wanted, ...]:
-    """The files that `python -m trainer mask` needs, a folder for each model."""
+def published(models: Iterable[PublishedModel]) -> tuple[Wanted, ...]:
+    """The files of published helper models, a folder for each model; their key is the model's group."""
     return tuple(
-        Wanted("masks", model.repository, name, f"{model.folder}/{name}")
-        for model in MASK_MODELS
+        Wanted(model.group, model.repository, name, f"{model.folder}/{name}")
+        for model in models
         for name in model.files
     )
 

@@ -1,27 +1,29 @@
 """GroundingDINO and SAM 2 from their folders, through transformers' own classes.
 
-Images are prepared here with Pillow and torch, as the published preprocessing does it, because transformers' fast image
-processors need torchvision.
+Images are prepared as the published preprocessing does it.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 
-from trainer.common.problems import Problem, Problems
-from trainer.lora_file.header import read_header
+from trainer.common.problems import Problem
 from trainer.masking.create import Box, Detection
-from trainer.masking.description import DETECTOR, SEGMENTER, MaskModel
+from trainer.masking.description import DETECTOR, SEGMENTER
+from trainer.models.published import (
+    class_problems,
+    config_values,
+    folder_problems,
+    load_model,
+    load_tokenizer,
+    normalized,
+    read_json,
+    without_kind,
+)
 
-DOWNLOAD = "run `sh download.sh --masks`"
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which both models were trained with
-WEIGHTS = "model.safetensors"
 POSITIONS = (  # one tensor of SAM 2 under two names; a file written by some versions of transformers has only one
     "shared_image_embedding.positional_embedding",
     "prompt_encoder.shared_embedding.positional_embedding",
@@ -36,11 +38,18 @@ class GroundingDino:
         """Raises `Problems` if the folder does not hold a complete model."""
         from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
-        values = _config_values(folder)
+        values = config_values(DETECTOR, folder)
         values["disable_custom_kernels"] = True
-        self.model = _load(GroundingDinoForObjectDetection, folder, GroundingDinoConfig.from_dict(values), device)
-        self.tokenizer = _tokenizer(folder)
-        sizes = _read_json(folder / "preprocessor_config.json").get("size", {})
+        self.model = load_model(
+            DETECTOR,
+            folder,
+            GroundingDinoForObjectDetection,
+            GroundingDinoConfig.from_dict(values),
+            device,
+            _not_computed,
+        )
+        self.tokenizer = load_tokenizer(DETECTOR, folder)
+        sizes = read_json(DETECTOR, folder / "preprocessor_config.json").get("size", {})
         self.shortest, self.longest = int(sizes.get("shortest_edge", 800)), int(sizes.get("longest_edge", 1333))
         self.device = device
 
@@ -53,7 +62,7 @@ class GroundingDino:
         tokens = self.tokenizer.encode(f"{phrase.strip().rstrip('.').lower()}.")
         scale = min(self.shortest / min(image.size), self.longest / max(image.size))
         width, height = (max(1, round(side * scale)) for side in image.size)
-        pixels = _normalized(image.resize((width, height), Image.Resampling.BILINEAR), self.device)
+        pixels = normalized(image.resize((width, height), Image.Resampling.BILINEAR), self.device)
         found = self.model(
             pixel_values=pixels,
             pixel_mask=torch.ones(1, height, width, dtype=torch.long, device=self.device),
@@ -78,10 +87,10 @@ class Sam2:
         """Raises `Problems` if the folder does not hold a complete model."""
         from transformers import Sam2Config, Sam2Model
 
-        values = _config_values(folder)
+        values = config_values(SEGMENTER, folder)
         parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")  # those of the video model fit too
-        config: Any = Sam2Config.from_dict({name: _without_kind(values[name]) for name in parts if name in values})
-        self.model = _load(Sam2Model, folder, config, device)
+        config: Any = Sam2Config.from_dict({name: without_kind(values[name]) for name in parts if name in values})
+        self.model = load_model(SEGMENTER, folder, Sam2Model, config, device, _with_positions)
         side = config.prompt_encoder_config.image_size
         self.side = side if isinstance(side, int) else int(side[0])
         self.device = device
@@ -95,7 +104,7 @@ class Sam2:
         resized = image.resize((self.side, self.side), Image.Resampling.BILINEAR)
         scale = torch.tensor([self.side / side for side in (*image.size, *image.size)])
         found = self.model(
-            pixel_values=_normalized(resized, self.device),
+            pixel_values=normalized(resized, self.device),
             input_boxes=(torch.tensor([list(boxes)]) * scale).to(self.device),
             multimask_output=False,  # a box is not ambiguous
         )
@@ -111,108 +120,22 @@ def model_problems(detector: Path, segmenter: Path) -> list[Problem]:
     It checks that all files exist, that config.json is of the right model, and the header of the weights file.
     """
     return [
-        *_version_problems(),
-        *_folder_problems(DETECTOR, detector),
-        *_folder_problems(SEGMENTER, segmenter),
+        *class_problems(("GroundingDinoForObjectDetection", "Sam2Model"), "4.56"),
+        *folder_problems(DETECTOR, detector),
+        *folder_problems(SEGMENTER, segmenter),
     ]
 
 
-def _version_problems() -> Iterator[Problem]:
-    import transformers
-
-    missing = [name for name in ("GroundingDinoForObjectDetection", "Sam2Model") if not hasattr(transformers, name)]
-    if missing:
-        what = f"version {transformers.__version__} has no {' and no '.join(missing)}"
-        yield Problem("transformers", what, "pip install 'transformers>=4.56'")
+def _not_computed(_: torch.nn.Module, missing: Collection[str]) -> set[str]:
+    return {key for key in missing if not key.endswith(COMPUTED)}
 
 
-def _folder_problems(model: MaskModel, folder: Path) -> Iterator[Problem]:
-    missing = [name for name in model.files if not (folder / name).is_file()]
-    if missing:
-        what = f"the {model.key} ({model.title}) lacks {', '.join(missing)}"
-        yield Problem(str(folder), what, f"{DOWNLOAD}, or give another folder with --{model.key}")
-        return
-    try:
-        kind = _read_json(folder / "config.json").get("model_type")
-        if kind not in model.kinds:
-            what = f"holds a model of type {kind!r}, not {model.title}"
-            yield Problem(str(folder / "config.json"), what, f"give a folder of {model.title} with --{model.key}")
-    except Problems as found:
-        yield from found.problems
-    try:
-        read_header(folder / WEIGHTS)
-    except ValueError as error:
-        yield Problem(str(folder / WEIGHTS), f"cannot be read: {error}", f"delete it, then {DOWNLOAD}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(held, dict):
-            raise ValueError("is not an object")
-        return held
-    except (OSError, ValueError) as error:
-        problem = Problem(str(path), f"cannot be read: {error}", f"delete it, then {DOWNLOAD}")
-        raise Problems([problem]) from error
-
-
-def _config_values(folder: Path) -> dict[str, Any]:
-    """config.json without what would name code of its own or a class."""
-    held = _read_json(folder / "config.json")
-    return {name: value for name, value in held.items() if name not in ("auto_map", "model_type")}
-
-
-def _without_kind(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != "model_type"}
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        problem = Problem(str(path), f"cannot be read as a tokenizer: {error}", f"delete it, then {DOWNLOAD}")
-        raise Problems([problem]) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _load(kind: Any, folder: Path, config: Any, device: torch.device) -> Any:
-    """The model in float32, every one of its weights taken from the file."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what it would warn of is checked below
-    logging.disable_progress_bar()
-    try:
-        model, info = kind.from_pretrained(
-            str(folder), config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # the library raises many types for a damaged file
-        problem = Problem(str(folder), f"cannot be loaded: {error}", f"delete it, then {DOWNLOAD}")
-        raise Problems([problem]) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = {key for key in info["missing_keys"] if not key.endswith(COMPUTED)}
-    if len(lacking := missing & {*POSITIONS}) == 1:
-        missing -= lacking
-        _copy_positions(model, *lacking)
-    wrong = sorted({*missing, *(str(key) for key in info["mismatched_keys"])})
-    if wrong:
-        what = f"lacks {len(wrong)} of the model's tensors, {wrong[0]} first"
-        raise Problems([Problem(str(folder / WEIGHTS), what, f"delete it, then {DOWNLOAD}")])
-    return model.to(device, torch.float32).eval()
-
-
-def _copy_positions(model: torch.nn.Module, lacking: str) -> None:
-    (held,) = {*POSITIONS} - {lacking}
+def _with_positions(model: torch.nn.Module, missing: Collection[str]) -> set[str]:
+    """Copy the tensor of POSITIONS that the file has to the one that it lacks; returns what else is missing."""
+    lacking = {*missing} & {*POSITIONS}
+    if len(lacking) != 1:
+        return {*missing}
     tensors = model.state_dict()
-    tensors[lacking].copy_(tensors[held])
-
-
-def _normalized(image: Image.Image, device: torch.device) -> torch.Tensor:
-    """RGB as float32 [1, 3, H, W] with ImageNet's mean and deviation."""
-    pixels = torch.from_numpy(np.array(image, np.uint8)).to(device).permute(2, 0, 1).float()[None] / 255
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return (pixels - mean) / std
+    (name,), (held,) = lacking, {*POSITIONS} - lacking
+    tensors[name].copy_(tensors[held])
+    return {*missing} - lacking
