@@ -2,7 +2,7 @@
 # make check    formatting, lint and types, and lint of shell scripts and Dockerfiles
 # make format   apply the formatting and the fixes that ruff can make
 # make test-containers   build both images and run them; needs root, buildah and debootstrap
-# make pack     copy trainer/lora_file into the node pack, which works without the trainer
+# make pack     copy what the nodes use of trainer/ into the node pack, which works without the trainer
 # make docs     write docs/reference/kohya.md from the program's own tables
 # make demo     train the tiny FLUX for a few minutes; images before and after; no GPU, no download
 

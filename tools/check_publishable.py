@@ -7,7 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tools.pack_nodes import differences
+from tools.pack_nodes import all_differences
 
 PACK = Path(__file__).parents[1] / "custom_nodes/flux_dreambooth"
 TAG = "nodes-v"
@@ -24,8 +24,8 @@ def problems(pack: Path = PACK, tag: str = "") -> list[str]:
         found.append("[tool.comfy] PublisherId is not set: create a publisher at https://registry.comfy.org")
     if tag.startswith(TAG) and tag.removeprefix(TAG) != project["version"]:
         found.append(f"the tag is {tag} but [project] version is {project['version']}: change one of them")
-    if different := differences(copy=pack / "lora_file"):
-        found.append(f"lora_file/ differs from trainer/lora_file in {', '.join(different)}: run make pack")
+    if different := all_differences(pack):
+        found.append(f"the pack's copy of trainer/ differs in {', '.join(different)}: run make pack")
     return found
 
 

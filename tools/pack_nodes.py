@@ -1,20 +1,25 @@
-"""Copy trainer/lora_file into the node pack, which works without the trainer (make pack)."""
+"""Copy the rooms of trainer/ that the ComfyUI nodes use into the node pack, which works without it (make pack)."""
 
 import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "trainer/lora_file"
-COPY = ROOT / "custom_nodes/flux_dreambooth/lora_file"
+PACK = ROOT / "custom_nodes/flux_dreambooth"
+COPIED = ("lora_file", "routing")
 
 
-def differences(source: Path = SOURCE, copy: Path = COPY) -> list[str]:
+def all_differences(pack: Path = PACK) -> list[str]:
+    """The files of all copied rooms that are missing, left over or different in a pack, like "routing/words.py"."""
+    return [f"{room}/{name}" for room in COPIED for name in differences(ROOT / "trainer" / room, pack / room)]
+
+
+def differences(source: Path, copy: Path) -> list[str]:
     """The names of files that are missing, left over or different in the copy."""
     ours, theirs = ({path.name: path.read_bytes() for path in folder.glob("*.py")} for folder in (source, copy))
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 
-def pack(source: Path = SOURCE, copy: Path = COPY) -> list[str]:
+def pack(source: Path, copy: Path) -> list[str]:
     """Make the copy byte for byte that of the source; returns the names of the files that changed."""
     changed = differences(source, copy)
     copy.mkdir(exist_ok=True)
@@ -27,4 +32,5 @@ def pack(source: Path = SOURCE, copy: Path = COPY) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(", ".join(pack()) or "the copy is up to date")
+    changed = [f"{room}/{name}" for room in COPIED for name in pack(ROOT / "trainer" / room, PACK / room)]
+    print(", ".join(changed) or "the copies are up to date")

@@ -13,11 +13,12 @@ from trainer.config import TrainConfig
 
 # in import order: a module imports only rooms that come before its own, or its own room
 ROOMS = """
-common lora_file config images kernels flow models optim data lora memory sampling masking checkpoint preflight engine
-train hub cli __main__
+common lora_file routing config images kernels flow models optim data lora memory sampling masking checkpoint preflight
+engine train hub cli __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 LORA_FILE = ROOT / "trainer/lora_file"
+COPIED = (LORA_FILE, ROOT / "trainer/routing")  # into the node pack
 LAZY = ("numpy", "torch")  # imported by the functions of lora_file that compute
 FORBIDDEN = re.compile(
     r"\b(import pickle|pickle\.|torch\.load\b|trust_remote_code|weights_only|hf_hub_download|snapshot_download"
@@ -46,11 +47,12 @@ def imports(path: Path) -> set[str]:
 
 
 def origin(path: Path, node: ast.ImportFrom) -> str:
-    """The module that is imported from. Only `lora_file`, which the node pack copies, may import relatively."""
+    """The module that is imported from. Only rooms that the node pack copies may import relatively."""
     if node.level == 0:
         return node.module or ""
-    assert node.level == 1 and path.parent == LORA_FILE, f"{path}: a relative import"
-    return f"trainer.lora_file.{node.module}" if node.module else "trainer.lora_file"
+    assert node.level == 1 and path.parent in COPIED, f"{path}: a relative import"
+    room = f"trainer.{path.parent.name}"
+    return f"{room}.{node.module}" if node.module else room
 
 
 def room(module: str) -> str:
@@ -71,9 +73,10 @@ def test_imports_go_one_way(module):
             assert not late, f"{module} imports {imported}, a later room"
 
 
-def test_the_room_that_the_node_pack_copies_needs_nothing_but_itself():
-    """At import it needs the standard library and itself; in functions also what ComfyUI has."""
-    for path in LORA_FILE.glob("*.py"):
+@pytest.mark.parametrize(("folder", "early"), [(COPIED[0], ()), (COPIED[1], ("torch",))], ids=str)
+def test_the_rooms_that_the_node_pack_copies_need_nothing_but_themselves(folder: Path, early: tuple[str, ...]):
+    """At import they need the standard library, themselves and `early`; in functions also what ComfyUI has."""
+    for path in folder.glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         inside = {id(each) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for each in ast.walk(node)}
         for node in ast.walk(tree):
@@ -81,7 +84,7 @@ def test_the_room_that_the_node_pack_copies_needs_nothing_but_itself():
                 continue
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            allowed = {*sys.stdlib_module_names, *(LAZY if id(node) in inside else ())}
+            allowed = {*sys.stdlib_module_names, *early, *(LAZY if id(node) in inside else ())}
             assert {name.split(".")[0] for name in names} <= allowed, f"{path}: {names}"
 
 
