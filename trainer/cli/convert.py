@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.lora_file.writing import LAYOUTS
 
 if TYPE_CHECKING:
@@ -26,7 +27,22 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--energy", type=float, help="resize, keeping this fraction of each layer's squared norm")
     parser.add_argument("--save_precision", choices=DTYPES, help="if not given, that of the first file")
     parser.add_argument("--device", help="device for the SVDs (a GPU if there is one)")
+    parser.add_argument(
+        "--keep_apart",
+        action="store_true",
+        help="also store which ranks are whose, so that each LoRA can act in its own region (sample --route)",
+    )
+    parser.add_argument(
+        "--class_words",
+        action="append",
+        default=[],
+        metavar="TRIGGER=WORDS",
+        help='with --keep_apart: what the base model calls it, as "tjtoy toy=a toy"',
+    )
     arguments = parser.parse_args(argv)
+    class_words = read_class_words(arguments.class_words)
+    if class_words and not arguments.keep_apart:
+        raise Problems([Problem("--class_words", "acts with --keep_apart only", "add --keep_apart or remove it")])
     import torch
 
     from trainer.lora.convert import convert
@@ -34,9 +50,20 @@ def run(argv: Sequence[str]) -> int:
     dtype = getattr(torch, DTYPES[arguments.save_precision]) if arguments.save_precision else None
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     sources = [parse_source(text) for text in arguments.sources]
-    for line in convert(sources, arguments.output, arguments.format, arguments.rank, arguments.energy, dtype, device):
+    how = (arguments.format, arguments.rank, arguments.energy, dtype, device)
+    for line in convert(sources, arguments.output, *how, class_words if arguments.keep_apart else None):
         print(line)
     return 0
+
+
+def read_class_words(given: Sequence[str]) -> dict[str, str]:
+    """From each TRIGGER=WORDS, the words by trigger. Raises `Problems` for one that is not of this form."""
+    pairs = [(text, *(part.strip() for part in text.partition("=")[::2])) for text in given]
+    hint = 'write --class_words "tjtoy toy=a toy"'
+    raise_if_any(
+        Problem(f"--class_words={text}", "is not TRIGGER=WORDS", hint) for text, *pair in pairs if not all(pair)
+    )
+    return {trigger: words for _, trigger, words in pairs}
 
 
 def parse_source(text: str) -> "Source":

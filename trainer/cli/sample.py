@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from trainer.cli.convert import parse_source
+from trainer.cli.convert import parse_source, read_class_words
 from trainer.common.devices import free_memory
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
@@ -24,12 +24,17 @@ from trainer.config.settings import MAX_SEED
 from trainer.config.sources import CONFIG_FILE, read_flags
 from trainer.lora.convert import merge
 from trainer.lora.file import LoraFile, load_lora
+from trainer.lora.routed_files import RoutedLora, route_loras
 from trainer.models.load import load_autoencoder, load_transformer
+from trainer.models.text import Tokenizers
 from trainer.models.transformer import Conditioning
 from trainer.preflight.check import check_models
+from trainer.routing.masks import mask_pixels
+from trainer.routing.words import route_prompt
 from trainer.sampling.adapted import apply_lora, encode_texts
 from trainer.sampling.prompts import SamplePrompt, idle_negatives, load_sample_prompts, read_prompt
-from trainer.sampling.sampler import decode_picture, sample_latents, save_picture
+from trainer.sampling.routed import Router
+from trainer.sampling.sampler import as_image, decode_picture, sample_latents, save_picture, start_noise
 
 log = logging.getLogger(__name__)
 DEFAULTS = SamplePrompt("", width=1024, height=1024, steps=28)
@@ -52,13 +57,23 @@ OF_TRAIN = (
 class SampleJob:
     """What to generate: prompts, each with its seed, the LoRA (merged if several), and the output folder.
 
-    lora_names: the LoRA files as given on the command line, stored with each image.
+    lora_names: the LoRA files as given on the command line, stored with each image; routed: with --route, the LoRAs
+    that act in their own regions, in place of `lora`.
     """
 
     prompts: tuple[SamplePrompt, ...]
     lora: LoraFile | None
     lora_names: str
     output: Path
+    routed: tuple[RoutedLora, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One image: its latents [1, C, H/8, W/8], and with --route the masks of the LoRAs, [LoRAs, image tokens]."""
+
+    latents: torch.Tensor
+    masks: torch.Tensor | None = None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -73,16 +88,23 @@ def run(argv: Sequence[str]) -> int:
     tokenizers = check_models(config)
     device = Accelerator(mixed_precision="no").device
     dtype = torch.float32 if device.type == "cpu" or config.mixed_precision == "no" else torch.bfloat16
-    wanted = list(dict.fromkeys(text for prompt in job.prompts for text in prompt.texts()))
-    texts = encode_texts(config, job.lora, wanted, tokenizers, device, dtype)
-    latents = _draw(config, job, texts, device, dtype)
+    wanted = [text for prompt in job.prompts for text in prompt.texts()]
+    wanted += [class_text for prompt in job.prompts if (class_text := _class_text(prompt, job.routed))]
+    texts = encode_texts(config, job.lora, list(dict.fromkeys(wanted)), tokenizers, device, dtype)
+    generated = _draw(config, job, texts, tokenizers, device, dtype)
     assert config.ae
     vae = load_autoencoder(config.ae, device, dtype)
-    for index, (prompt, drawn) in enumerate(zip(job.prompts, latents, strict=True)):
+    for index, (prompt, drawn) in enumerate(zip(job.prompts, generated, strict=True)):
         path = job.output / f"{index:03d}-seed{prompt.seed}.png"
         facts = {name: getattr(prompt, name) for name in ("prompt", "negative", "seed", "steps", "guidance", "cfg")}
-        save_picture(path, decode_picture(vae, drawn), facts | {"lora": job.lora_names})
+        facts |= {"lora": job.lora_names} | ({"routed": True} if job.routed else {})
+        save_picture(path, decode_picture(vae, drawn.latents), facts)
         print(path)
+        if drawn.masks is not None:
+            height, width = prompt.height, prompt.width
+            pixels = mask_pixels(drawn.masks, height // 16, width // 16, height, width)
+            save_picture(path.with_suffix(".masks.png"), as_image(pixels.permute(2, 0, 1)), facts)
+            print(path.with_suffix(".masks.png"))
     return 0
 
 
@@ -107,11 +129,33 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
     raise_if_any(problems)
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
-    job = SampleJob(tuple(prompts), merge(loras) if loras else None, " ".join(given.lora), given.output)
+    names, output = " ".join(given.lora), given.output
+    if given.route:
+        named = [(str(s.path), lora, s.weight) for s, (_, lora, _) in zip(sources, loras, strict=True)]
+        routed, left_out = _routed(named, given.class_words)
+        job = SampleJob(tuple(prompts), None, names, output, tuple(routed))
+        left_out += [f"{each.prompt!r} calls no LoRA" for each in prompts if not _class_text(each, job.routed)]
+    else:
+        job, left_out = SampleJob(tuple(prompts), merge(loras) if loras else None, names, output), []
     assumed = [
         f"--lora={source.path}: {lora.note}" for source, (_, lora, _) in zip(sources, loras, strict=True) if lora.note
     ]
-    return job, config, (*written.notices, *assumed, *map(str, idle_negatives(prompts)))
+    return job, config, (*written.notices, *assumed, *left_out, *map(str, idle_negatives(prompts)))
+
+
+def _routed(
+    loras: Sequence[tuple[str, LoraFile, float]], class_words: Sequence[str]
+) -> tuple[list[RoutedLora], list[str]]:
+    """The LoRAs of --route, and notices on what of them is left out."""
+    if not loras:
+        raise Problems([Problem("--route", "no LoRA to route", "give --lora FILE, once for each concept")])
+    return route_loras(loras, read_class_words(class_words))
+
+
+def _class_text(prompt: SamplePrompt, routed: Sequence[RoutedLora]) -> str | None:
+    """The prompt with class words in place of triggers; None if it has no trigger."""
+    route = route_prompt(prompt.prompt, [lora.triggers for lora in routed])
+    return route.class_text if route.called else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +169,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE[:WEIGHT]",
         help="several add up",
     )
+    parser.add_argument("--route", action="store_true", help="each LoRA acts only where its trigger's words attend")
+    parser.add_argument(
+        "--class_words",
+        action="append",
+        default=[],
+        metavar="TRIGGER=WORDS",
+        help='with --route: what the base model calls it, as "tjtoy toy=a toy"; usually the words after the first one',
+    )
     parser.add_argument("--output", type=Path, default=Path("output"), help="output folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next seed")
     for name in OF_PROMPT:
@@ -135,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _foreign_flags(names: Iterable[str]) -> list[Problem]:
     """Problems for flags that only train reads, or that do not exist."""
-    known = [*OF_TRAIN, "prompt", "lora", "output", "seed", *OF_PROMPT]
+    known = [*OF_TRAIN, "prompt", "lora", "route", "class_words", "output", "seed", *OF_PROMPT]
     problems = []
     for name in sorted({*names} - {*OF_TRAIN}):
         near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
@@ -169,17 +221,25 @@ def _draw(
     config: TrainConfig,
     job: SampleJob,
     texts: dict[str, Conditioning],
+    tokenizers: Tokenizers,
     device: torch.device,
     dtype: torch.dtype,
-) -> list[torch.Tensor]:
+) -> list[Generated]:
     assert config.pretrained_model_name_or_path
     transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
     apply_lora(job.lora, transformer, "transformer.")
-    latents = []
+    router = Router(transformer, job.routed, tokenizers.t5) if job.routed else None
+    generated = []
     for prompt in job.prompts:
-        positive, *negative = (texts[text] for text in prompt.texts())
+        positive, *negatives = (texts[text] for text in prompt.texts())
+        negative = negatives[0] if negatives else None
         assert prompt.seed is not None
-        latents.append(sample_latents(transformer, prompt, prompt.seed, positive, negative[0] if negative else None))
-    del transformer
+        if router and (route := router.route(prompt.prompt)).called:
+            noise = start_noise(transformer, prompt, [prompt.seed])
+            images = router.sample(noise, prompt, [route], positive, texts[route.class_text], negative)
+            generated.append(Generated(images.latents, images.masks[0]))
+        else:
+            generated.append(Generated(sample_latents(transformer, prompt, prompt.seed, positive, negative)))
+    del transformer, router
     free_memory(device)
-    return latents
+    return generated

@@ -5,7 +5,8 @@ layer reads the outputs of attention and MLP without concatenating them. The gra
 contiguous, which cuDNN's attention assumes (`trainer.models.attention`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -40,6 +41,23 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     for attn in (module for module in transformer.modules() if isinstance(module, FluxAttention)):
         norms = [module for name, module in attn.named_children() if name.startswith("norm_")]
         attn.can_norm_and_rotate = can_norm_and_rotate(transformer.device, norms, attn.head_dim)  # type: ignore[assignment]
+
+
+@contextmanager
+def training_blocks(transformer: FluxTransformer2DModel) -> Iterator[None]:
+    """While the block runs, the transformer's blocks are `DoubleBlock` and `SingleBlock`; then they are as before."""
+    before, repeated = [(block, type(block)) for block in _blocks(transformer)], transformer._repeated_blocks
+    use_training_blocks(transformer)
+    try:
+        yield
+    finally:
+        for block, kind in before:
+            block.__class__ = kind
+        transformer._repeated_blocks = repeated
+
+
+def _blocks(transformer: FluxTransformer2DModel) -> list[nn.Module]:
+    return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
 
 
 def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
@@ -113,8 +131,8 @@ class DoubleBlock(FluxTransformerBlock):
         """
         img, txt, attn = hidden_states, encoder_hidden_states, self.attn
         of_img, of_txt = project((F.silu(temb),), _modulation_of_double(self))
-        shift_img, scale_img, gate_img, *mlp_img = of_img[:, None].chunk(6, dim=-1)
-        shift_txt, scale_txt, gate_txt, *mlp_txt = of_txt[:, None].chunk(6, dim=-1)
+        shift_img, scale_img, gate_img, *mlp_img = _by_token(of_img).chunk(6, dim=-1)
+        shift_txt, scale_txt, gate_txt, *mlp_txt = _by_token(of_txt).chunk(6, dim=-1)
         normed_img = _modulated(self.norm1.norm, img, shift_img, scale_img)
         normed_txt = _modulated(self.norm1_context.norm, txt, shift_txt, scale_txt)
         qkv_img = project((normed_img,), _qkv(attn))
@@ -153,7 +171,7 @@ class SingleBlock(FluxSingleTransformerBlock):
         if txt is not None:
             tokens = torch.cat([txt, tokens], dim=1)
         (modulation,) = project((F.silu(temb),), _modulation_of_single(self))
-        shift, scale, gate = modulation[:, None].chunk(3, dim=-1)
+        shift, scale, gate = _by_token(modulation).chunk(3, dim=-1)
         normed = _modulated(self.norm.norm, tokens, shift, scale)
         up, *qkv = project((normed,), _firsts(self))
         norms = (attn.norm_q,), (attn.norm_k,)
@@ -173,6 +191,14 @@ class _DenseGradient(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return gradient.contiguous()
+
+
+def _by_token(modulation: Tensor) -> Tensor:
+    """A modulation layer's output, [B, N] for all tokens, as [B, 1, N]; [B, tokens, N] stays as it is.
+
+    `trainer.routing.adapters` makes it differ between tokens.
+    """
+    return modulation if modulation.ndim == 3 else modulation[:, None]
 
 
 def _modulated(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

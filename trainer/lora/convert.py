@@ -1,7 +1,7 @@
 """LoRA files made from LoRA files: another layout, a smaller rank, several in one."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import torch
 from trainer.common.files import FULL_DISK_ERRORS
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.lora.file import LoraFile, load_lora, write_tensors
+from trainer.lora.routed_files import read_parts
 from trainer.lora_file import algebra
-from trainer.lora_file.metadata import merged_metadata, with_new_ranks, without_outdated
+from trainer.lora_file.apart import apart_json
+from trainer.lora_file.metadata import APART, merged_metadata, with_new_ranks, without_outdated
 from trainer.lora_file.modules import LoraModule
 from trainer.lora_file.writing import LAYOUTS, all_finite, diffusers_tensors, kohya_tensors, lost_by_rounding
 
@@ -32,23 +34,31 @@ def convert(
     energy: float | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    class_words: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Merge LoRA files if there are several, resize if a rank or an energy is given, and write the result to `output`.
 
     layout: "diffusers" or "kohya"; rank: the highest new rank; energy: the share of each module's squared norm to keep
     with as few ranks as possible, above 0 and at most 1; dtype: of the new file, the first source's when None (bfloat16
-    for fp8); device: where SVDs are computed. Returns lines for the user that say what was done, assumed and lost.
-    Raises `Problems` for bad arguments, a source that cannot be read or merged, numbers that are not finite in dtype,
-    or an output that cannot be written.
+    for fp8); device: where SVDs are computed; class_words: if not None, the adapters of the sources are kept apart in
+    the result, which needs the "diffusers" layout and no resizing, and the words for a trigger's kind of thing are
+    stored with it. Returns lines for the user that say what was done, assumed and lost. Raises `Problems` for bad
+    arguments, a source that cannot be read or merged, numbers that are not finite in dtype, or an output that cannot be
+    written.
     """
-    raise_if_any(_argument_problems(sources, layout, rank, energy) + _output_problems(output))
+    apart = class_words is not None
+    raise_if_any(_argument_problems(sources, layout, rank, energy, apart) + _output_problems(output))
     loras = [load_lora(source.path, with_t5=True) for source in sources]
     new_type: torch.dtype = dtype or next(iter(loras[0].modules.values())).down.dtype
     lines = []
     for source, each in zip(sources, loras, strict=True):
         lines.append(f"{source.path}: {describe_ranks(each)}")
         lines += [f"{source.path}: {each.note}"] if each.note else []
+        if APART in each.metadata and not apart:
+            lines.append(f"{source.path}: its adapters become one; --keep_apart keeps them apart")
     lora = loras[0]
+    named = [(str(source.path), each) for source, each in zip(sources, loras, strict=True)]
+    parts = [] if class_words is None else read_parts(named, class_words)
     if len(sources) > 1 or sources[0].weight != 1:
         lora = merge([(s.path.stem, each, s.weight) for s, each in zip(sources, loras, strict=True)])
         lines.append(f"merged: {describe_ranks(lora)}")
@@ -59,17 +69,25 @@ def convert(
         tensors = all_finite(_as_tensors(lora, layout, new_type), new_type)
     except ValueError as error:
         raise Problems([Problem("--save_precision", str(error))]) from error
+    metadata = without_outdated(lora.metadata) | ({APART: apart_json([part for _, part in parts])} if apart else {})
     try:
-        write_tensors(output, tensors, without_outdated(lora.metadata))
+        left_out = write_tensors(output, tensors, metadata)
     except FULL_DISK_ERRORS as error:
         raise Problems([_unwritable(output, error)]) from error
+    lines += [f"{output}: left out of the metadata, for its size: {key}" for key in left_out]
+    lines += [f"kept apart: {part.title}, called by {' or '.join(map(repr, part.triggers))}" for _, part in parts]
     if lost := lost_by_rounding(lora.modules, new_type):
         lines.append(f"{output}: {lost} (--save_precision)")
     return [*lines, f"{output}: {layout} layout, {output.stat().st_size / 1e9:.3f} GB"]
 
 
-def _argument_problems(sources: Sequence[Source], layout: str, rank: int | None, energy: float | None) -> list[Problem]:
+def _argument_problems(
+    sources: Sequence[Source], layout: str, rank: int | None, energy: float | None, apart: bool = False
+) -> list[Problem]:
     problems = [] if sources else [Problem("convert", "no file given")]
+    for flag, given in (("--format", layout == "kohya"), ("--rank", rank), ("--energy", energy)):
+        if apart and given:
+            problems.append(Problem(flag, "mixes adapters that --keep_apart keeps apart", "leave one of the two out"))
     if layout not in LAYOUTS:
         problems.append(Problem("--format", f"{layout!r} is not known", f"one of {', '.join(LAYOUTS)}"))
     if rank is not None and rank < 1:

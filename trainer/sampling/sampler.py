@@ -1,6 +1,7 @@
 """Generating images: an Euler sampler, decoding, and PNG files that record how they were made."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,6 @@ def start_noise(transformer: FluxTransformer2DModel, prompt: SamplePrompt, seeds
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-@torch.inference_mode()
 def denoise(
     transformer: FluxTransformer2DModel,
     noise: torch.Tensor,
@@ -54,6 +54,23 @@ def denoise(
     prompt: its steps, guidance and cfg are used, for all images; positive, negative: B encoded texts, negative None to
     sample without cfg. FLUX.1-schnell is sampled without a timestep shift, as it was trained.
     """
+    return deque(denoising_steps(transformer, noise, prompt, positive, negative), maxlen=1).pop()
+
+
+@torch.inference_mode()
+def denoising_steps(
+    transformer: FluxTransformer2DModel,
+    noise: torch.Tensor,
+    prompt: SamplePrompt,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    predict: Callable[..., torch.Tensor] = predict_velocity,
+) -> Iterator[torch.Tensor]:
+    """The latents after each of the steps of `denoise`, whose arguments these are; a step runs when it is asked for.
+
+    predict: called with the arguments of `predict_velocity` in place of it; its conditioning is `positive` or
+    `negative` itself.
+    """
     device, dtype = transformer.device, transformer.x_embedder.weight.dtype
     height, width = noise.shape[-2:]
     latents = noise.to(device)
@@ -63,14 +80,14 @@ def denoise(
     def velocity(conditioning: Conditioning, sigma: torch.Tensor) -> torch.Tensor:
         sigma_of_each = sigma.expand(len(latents))
         noisy = latents.to(dtype)
-        return predict_velocity(transformer, noisy, sigma_of_each, conditioning, prompt.guidance, rotary).float()
+        return predict(transformer, noisy, sigma_of_each, conditioning, prompt.guidance, rotary).float()
 
     for sigma, following in pairwise(sigmas):
         v = velocity(positive, sigma)
         if negative is not None:
             v = (base := velocity(negative, sigma)) + prompt.cfg * (v - base)
         latents = latents + (following - sigma) * v
-    return latents
+        yield latents
 
 
 @torch.inference_mode()

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 from .concepts import read_concepts
 
 OURS = "flux_dreambooth"  # our trainer's JSON: concepts and settings
+APART = "flux_dreambooth_adapters"  # JSON: which ranks belong to which adapter (see `apart`)
 RANKS = ("network_dim", "network_alpha")
 # Keys about the tensors of the source. diffusers refuses a file that has both `lora_adapter_metadata` and alphas.
 OUTDATED = (
     "lora_adapter_metadata", "lora_alpha", "lora_rank", "use_rslora",
-    "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256",
+    "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", APART,
 )  # fmt: skip
 
 T = TypeVar("T")

@@ -1,0 +1,133 @@
+"""Words, attention maps and masks of routing; no model is needed."""
+
+import pytest
+import torch
+
+from trainer.routing.adapters import TokenMasks, stream_of
+from trainer.routing.attention import AttentionMaps, recorded_steps
+from trainer.routing.masks import COLOURS, MaskSettings, mask_pixels, masks_from_maps
+from trainer.routing.words import Trigger, route_prompt, token_spans, usual_class_words
+
+TOY, GPU = [Trigger("tjtoy toy", "toy")], [Trigger("sparkgpu gpu", "gpu")]
+
+
+@pytest.mark.parametrize(
+    ("text", "class_text", "nouns"),
+    [
+        ("tjtoy toy holding sparkgpu gpu", "a toy holding a gpu", [["toy"], ["gpu"]]),
+        ("a photo of tjtoy toy on a desk", "a photo of a toy on a desk", [["toy"], []]),
+        ("my tjtoy toy, sparkgpu gpu and a red sparkgpu gpu", "my toy, a gpu and a red gpu", [["toy"], ["gpu", "gpu"]]),
+        ("a bear toy next to a gpu", "a bear toy next to a gpu", [[], []]),
+        ("xtjtoy toy, tjtoy toys", "xtjtoy toy, tjtoy toys", [[], []]),
+    ],
+)
+def test_the_class_prompt_has_class_words_in_place_of_triggers(text, class_text, nouns):
+    route = route_prompt(text, [TOY, GPU])
+    assert route.class_text == class_text
+    assert [[class_text[start:end] for start, end in spans] for spans in route.nouns] == nouns
+    triggers = [[text[start:end] for start, end in spans] for spans in route.triggers]
+    assert triggers == [["tjtoy toy"] * len(nouns[0]), ["sparkgpu gpu"] * len(nouns[1])]
+    assert route.called == tuple(index for index, found in enumerate(nouns) if found)
+
+
+def test_other_things_of_the_kind_are_not_the_concept():
+    route = route_prompt("a bear toy next to tjtoy toy", [TOY])
+    assert route.class_text == "a bear toy next to a toy" and route.nouns == (((21, 24),),)
+
+
+def test_of_triggers_that_overlap_the_longer_one_counts():
+    route = route_prompt("tjtoy toy", [[Trigger("tjtoy", "doll")], TOY])
+    assert route.called == (1,) and route.class_text == "a toy"
+
+
+def test_class_words_of_ones_own_and_an_article():
+    assert route_prompt("ohwx on a hill", [[Trigger("ohwx", "old man")]]).class_text == "an old man on a hill"
+    route = route_prompt("a photo of ohwx", [[Trigger("ohwx", "the red plush toy")]])
+    assert route.class_text == "a photo of the red plush toy" and route.class_text[slice(*route.nouns[0][0])] == "toy"
+    assert (usual_class_words("tjtoy plush toy"), usual_class_words("ohwx")) == ("plush toy", "")
+
+
+def test_words_are_found_among_tokens():
+    def count(text: str) -> int:  # two letters a token, from each word's start
+        return sum((len(word) + 1) // 2 for word in text.split())
+
+    assert token_spans("tjtoy toy and gpu", [(0, 9), (14, 17)], count) == ((0, 5), (7, 9))
+    assert token_spans('"gpu"', [(1, 4)], count) == ((1, 2),)
+
+
+def test_attention_is_the_mean_share_of_the_words():
+    torch.manual_seed(0)
+    maps = AttentionMaps([[[(1, 3)], []], [[(0, 1)], [(2, 4)]]], [4, 6], "cpu")
+    expected = torch.zeros(2, 2, 5)
+    for _ in range(2):
+        queries, keys = torch.randn(2, 5, 6, 8), torch.randn(2, 9, 6, 8)
+        maps.add(queries, keys)
+        for image, (length, groups) in enumerate([(4, [[1, 2], []]), (6, [[0], [2, 3]])]):
+            for head in range(6):
+                scores = queries[image, :, head] @ keys[image, :length, head].T / 8**0.5
+                for group, tokens in enumerate(groups):
+                    expected[image, group] += scores.softmax(-1)[:, tokens].sum(-1) / 12
+    torch.testing.assert_close(maps.mean(), expected)
+
+
+def test_the_recorded_steps_are_early_and_never_none():
+    assert recorded_steps(20) == range(2, 12) and recorded_steps(28) == range(3, 17)
+    assert [len(recorded_steps(count)) for count in (1, 2, 3, 4)] == [1, 1, 2, 2]
+
+
+def test_masks_exclude_one_another():
+    left = torch.tensor([[1.0, 0.9, 0.6, 0.1, 0.0, 0.0]])
+    maps = torch.stack([left, left.flip(1)])[None].flatten(2)
+    called = torch.tensor([[True, True]])
+    masks = masks_from_maps(maps, 1, 6, called, MaskSettings(grow=0))
+    assert masks[0].tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+    grown = masks_from_maps(maps, 1, 6, called, MaskSettings(threshold=0.7, grow=1))
+    assert grown[0].tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+    torch.manual_seed(0)
+    for settings in (MaskSettings(), MaskSettings(softness=0.4, smooth=1, grow=2)):
+        random = masks_from_maps(torch.rand(4, 3, 64), 8, 8, torch.ones(4, 3, dtype=torch.bool), settings)
+        assert random.max() > 0 and random.min() >= 0 and random.sum(1).max() <= 1 + 1e-6
+
+
+def test_a_concept_that_is_not_called_has_no_mask_and_takes_nothing():
+    maps = torch.rand(1, 2, 16)
+    alone = masks_from_maps(maps[:, :1], 4, 4, torch.tensor([[True]]))
+    both = masks_from_maps(maps, 4, 4, torch.tensor([[True, False]]))
+    assert torch.equal(both[:, :1], alone) and not both[:, 1].any()
+
+
+def test_a_soft_mask_rises_around_the_threshold():
+    maps = torch.linspace(0, 1, 11)[None, None]
+    masks = masks_from_maps(maps, 1, 11, torch.tensor([[True]]), MaskSettings(0.5, softness=0.4, grow=0))
+    torch.testing.assert_close(masks[0, 0, [3, 4, 5, 6, 7]], torch.tensor([0, 0.25, 0.5, 0.75, 1]))
+
+
+def test_masks_as_a_picture():
+    pixels = mask_pixels(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), 1, 2, 16, 32)
+    assert pixels.shape == (16, 32, 3) and pixels.dtype == torch.uint8
+    assert tuple(pixels[8, 4].tolist()) == COLOURS[0] and pixels[8, 28].tolist() == [40, 40, 40]
+
+
+@pytest.mark.parametrize(
+    ("name", "stream"),
+    [
+        ("transformer_blocks.0.attn.to_q", "image"),
+        ("transformer_blocks.0.attn.add_q_proj", "text"),
+        ("transformer_blocks.11.attn.to_add_out", "text"),
+        ("transformer_blocks.0.ff_context.net.2", "text"),
+        ("transformer_blocks.0.ff.net.2", "image"),
+        ("transformer_blocks.0.norm1_context.linear", "text"),
+        ("single_transformer_blocks.0.proj_out", "both"),
+        ("context_embedder", "text"),
+        ("time_text_embed.text_embedder.linear_1", None),
+        ("text_encoder.text_model.encoder.layers.0.mlp.fc1", None),
+    ],
+)
+def test_whose_tokens_a_layer_reads(name: str, stream: str | None):
+    assert stream_of(name) == stream
+
+
+def test_masks_of_both_streams_have_the_text_first():
+    masks = TokenMasks(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.5, 0.25, 0.0]]]))
+    assert masks.of(0, "both").flatten().tolist() == [1, 0, 0.5, 0.25, 0]
+    assert masks.of(0, "text").shape == (1, 2, 1) and masks.of(0, "image").shape == (1, 3, 1)

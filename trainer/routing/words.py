@@ -1,0 +1,115 @@
+"""Triggers in a prompt, the same prompt with class words in their place, and the tokens of both. Pure.
+
+The base model does not know a trigger like "tjtoy toy". It draws the same scene from the class prompt, in which "a toy"
+is in its place, and its attention to the word "toy" shows where the concept will be.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+DETERMINERS = frozenset(
+    "a an the this that these those my your his her its our their one two three some any each".split()
+)
+# Words after which a noun phrase starts: there, class words without an article get one.
+OPENERS = frozenset(
+    """about above across after against along and around as at before behind below beneath beside between beyond by
+    for from in inside into is like near next of on onto or outside over past plus through to toward towards under
+    versus vs was with within without""".split()
+)
+Span = tuple[int, int]  # start and end in a text, in characters or tokens
+CountTokens = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What calls a concept, such as "tjtoy toy", and the words for which the base model draws one, such as "a toy".
+
+    class_words: with the article or adjectives that the class prompt shall have; attention is measured to the last of
+    these words, the noun.
+    """
+
+    phrase: str
+    class_words: str
+
+    @property
+    def noun(self) -> str:
+        """The last of the class words."""
+        return self.class_words.split()[-1]
+
+
+def usual_class_words(phrase: str) -> str:
+    """The class words within a trigger: what follows its first word, such as "toy" in "tjtoy toy"; "" if nothing."""
+    return " ".join(phrase.split()[1:])
+
+
+@dataclass(frozen=True)
+class RoutedPrompt:
+    """A prompt and its class prompt, with the places of one group of triggers for each adapter.
+
+    triggers: for each adapter, the spans of its triggers in `text`, in characters; nouns: the spans of the nouns of
+    their class words in `class_text`. Both are empty for an adapter that the prompt does not call.
+    """
+
+    text: str
+    class_text: str
+    triggers: tuple[tuple[Span, ...], ...]
+    nouns: tuple[tuple[Span, ...], ...]
+
+    @property
+    def called(self) -> tuple[int, ...]:
+        """The indices of the adapters that the prompt calls."""
+        return tuple(index for index, spans in enumerate(self.triggers) if spans)
+
+
+def route_prompt(text: str, adapters: Sequence[Sequence[Trigger]]) -> RoutedPrompt:
+    """Find the triggers of each adapter in a prompt, and write its class prompt.
+
+    A trigger counts only as complete words; of two that overlap, the longer one. Class words without an article get "a"
+    or "an" where a noun phrase starts: at the beginning, after punctuation, and after a word like "of" or "holding".
+    """
+    class_text, end = "", 0
+    triggers: list[list[Span]] = [[] for _ in adapters]
+    nouns: list[list[Span]] = [[] for _ in adapters]
+    for start, stop, index, trigger in _occurrences(text, adapters):
+        class_text += text[end:start]
+        words = _with_article(class_text, trigger.class_words)
+        class_text += words
+        triggers[index].append((start, stop))
+        nouns[index].append((len(class_text) - len(trigger.noun), len(class_text)))
+        end = stop
+    return RoutedPrompt(text, class_text + text[end:], *(tuple(map(tuple, each)) for each in (triggers, nouns)))
+
+
+def _occurrences(text: str, adapters: Sequence[Sequence[Trigger]]) -> list[tuple[int, int, int, Trigger]]:
+    """The triggers in a text, in its order: start, end, index of the adapter, trigger."""
+    every = [(index, trigger) for index, group in enumerate(adapters) for trigger in group]
+    taken: list[tuple[int, int, int, Trigger]] = []
+    for index, trigger in sorted(every, key=lambda each: -len(each[1].phrase)):
+        for match in re.finditer(rf"(?<!\w){re.escape(trigger.phrase)}(?!\w)", text):
+            if all(match.end() <= start or end <= match.start() for start, end, *_ in taken):
+                taken.append((match.start(), match.end(), index, trigger))
+    return sorted(taken, key=lambda each: each[:3])
+
+
+def _with_article(before: str, words: str) -> str:
+    """Class words with an article if they have none and a noun phrase starts here; before: the text up to here."""
+    if words.split()[0].casefold() in DETERMINERS:
+        return words
+    previous = re.search(r"(\w+)\s*$", before)
+    opens = previous is None or previous[1].casefold() in OPENERS or previous[1].endswith("ing")
+    article = "an" if words[0].casefold() in "aeiou" else "a"
+    return f"{article} {words}" if opens else words
+
+
+def token_spans(text: str, spans: Sequence[Span], count: CountTokens) -> tuple[Span, ...]:
+    """The tokens of parts of a text. spans: in characters; returns them in tokens.
+
+    count: the number of tokens of a text, without start, end and padding. A part that begins within a token, as after
+    an opening quote, includes that token.
+    """
+    found = []
+    for start, end in spans:
+        first, stop = count(text[:start].rstrip()), count(text[:end])
+        found.append((min(first, stop - 1), stop))
+    return tuple(found)
