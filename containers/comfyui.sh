@@ -14,7 +14,7 @@ shift 3
     python3 "$here/check_models.py" "$base/models" "${FLUX_FIRST_WORKFLOW:-base_flux}"
 umask 022
 mkdir -p "$base/user/default/workflows" "$base/input" "$base/output"
-python3 "$here/seed_user.py" "$workflows" "$base/user/default"
+python3 "$base/custom_nodes/flux_dreambooth/user_folder.py" "$workflows" "$base/user/default"
 exec python3 "$here/init.py" --as SIGINT python3 "$comfyui/main.py" \
     --base-directory "$base" --temp-directory "$base/user/.temp" \
     --database-url "sqlite:///$base/user/comfyui.db" --disable-auto-launch "$@"

@@ -1,4 +1,4 @@
-"""The HTTP routes of the node pack: GET reads runs, images and concepts; POST saves, stops and checks a prompt.
+"""The HTTP routes of the node pack: GET reads; POST saves or stops a run, checks a prompt, or seeds workflows.
 
 Every answer is JSON (pictures apart); an error is {"error": a sentence} with a fitting status.
 A POST must say that it is JSON: another site's page cannot do that without being asked first.
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import nodes_prompt
+from . import nodes_prompt, user_folder
 from .concepts import Concept, build_prompt
 from .runs import NotNow, Runs, find_runs_dir
 
@@ -26,7 +26,8 @@ def register(server: Any) -> None:
 
     pack = Path(__file__).parent
     runs = Runs(find_runs_dir(os.environ, Path(folder_paths.base_path), pack))
-    add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"), first_workflow(os.environ, pack))
+    add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"))
+    add_first_start(server.routes, server.user_manager, first_workflow(os.environ, pack), pack / "example_workflows")
 
 
 def first_workflow(environment: Mapping[str, str], pack: Path) -> dict[str, Any]:
@@ -36,13 +37,32 @@ def first_workflow(environment: Mapping[str, str], pack: Path) -> dict[str, Any]
     return {"name": name if name in ours else None, "ours": ours}
 
 
-def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]], first: dict[str, Any]) -> None:
-    """routes: aiohttp's RouteTableDef. loras: gives the names of the LoRA files. first: of `first_workflow`."""
+def add_first_start(routes: Any, users: Any, first: dict[str, Any], workflows: Path) -> None:
+    """The first workflow, and our workflows for a user who has none of them yet (--multi-user).
+
+    users: ComfyUI's UserManager. first: of `first_workflow`. workflows: the folder of the project's.
+    """
+
+    def folder(request: Any) -> Path:
+        record = users.get_request_user_filepath(request, user_folder.RECORD, create_dir=False)
+        return Path(record).parent
 
     @routes.get(PREFIX + "/first_workflow")
     @_answers
-    async def first_one(_request: Any) -> Any:
-        return first
+    async def first_one(request: Any) -> Any:
+        return {**first, "seeded": user_folder.was_seeded(folder(request))}
+
+    @routes.post(PREFIX + "/first_workflow")
+    @_answers
+    async def seed(request: Any) -> Any:
+        await _body(request)
+        if first["name"] is None:
+            raise LookupError("FLUX_FIRST_WORKFLOW names no workflow.")
+        return {"new": await asyncio.to_thread(user_folder.seed_workflows, workflows, folder(request))}
+
+
+def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
+    """routes: aiohttp's RouteTableDef. loras: gives the names of the LoRA files."""
 
     @routes.get(PREFIX + "/runs")
     @_answers

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer, prepare_base
+from tests.nodes.server import COMFYUI, NO_COMFYUI, PACK, ComfyServer, prepare_base
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 NO_CHROMIUM = "no browser: apt-get install chromium, or set CHROMIUM to one's path"
 NO_PLAYWRIGHT = "playwright is not here: pip install playwright"
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}  # else the page opens on ComfyUI's templates
-READY = "() => window.app?.graph?.nodes && document.querySelector('.fluxDreamBooth-tab-button')"
+LOCALES = [json.loads(path.read_text()) for path in sorted(PACK.glob("locales/*/main.json"))]
+# the button of our sidebar tab has our tooltip as its accessible name, in whatever element ComfyUI draws it
+TAB = ", ".join(f"[aria-label='{texts['fluxDreamBooth']['training']['tooltip']}']" for texts in LOCALES)
+READY = f"() => window.app?.graph?.nodes && document.querySelector({json.dumps(TAB)})"
+TOAST = "[role=alert]"
+WORKFLOWS = "[role=button][aria-label^='Workflows'], button[aria-label^='Workflows']"
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from custom_nodes.flux_dreambooth.safetensors_header import read_header
+from tests.browser.conftest import TAB, TOAST, WORKFLOWS
 from tests.nodes.run_writer import CONCEPTS, RunWriter, write_lora
 from tests.nodes.server import ROOT, ComfyServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
 OpenPage = Callable[..., Any]
-TAB = ".fluxDreamBooth-tab-button"
 ADD_NODES = """(types) => {
   const nodes = types.map((type, index) => {
     const node = LiteGraph.createNode(type)
@@ -68,7 +68,7 @@ def test_the_tab_follows_a_run_that_is_being_written(open_page: OpenPage, runs: 
     run.samples("tjtoy toy on a beach", "<img src=x onerror=alert(1)>")
     file = run.checkpoint(comfyui.loras, with_state=True)
     page.wait_for_selector("text=step 80 of 400")
-    page.wait_for_selector(f".p-toast >> text={file}")
+    page.wait_for_selector(f"{TOAST} >> text={file}")
     assert len(page.get_attribute(".fdb-average", "d")) > len(before)
     assert page.locator(".fdb-validation").count() == 1 and page.locator(".fdb-mark").count() == 1
     assert page.locator(".fdb-rate").count() == 1
@@ -106,7 +106,7 @@ def test_news_come_while_the_tab_is_closed_and_loaders_know_the_file(
     page.wait_for_timeout(1500)  # the first look finds what was there before
     run.steps(10)
     file = run.checkpoint(comfyui.loras)
-    page.wait_for_selector(f".p-toast >> text={file}")
+    page.wait_for_selector(f"{TOAST} >> text={file}")
     values = "(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'lora_name').options.values"
     assert file in page.evaluate(values, node)
 
@@ -123,7 +123,7 @@ def test_one_click_puts_a_checkpoint_into_the_graph(
     nodes = page.evaluate(ADD_NODES, [loader]) if loader else []
     page.click(TAB)
     page.click(".fdb-list li:has-text('Epoch 1') button")
-    page.wait_for_selector(".p-toast >> text=tj-000001.safetensors")
+    page.wait_for_selector(f"{TOAST} >> text=tj-000001.safetensors")
     (found,) = page.evaluate("() => app.graph.nodes.map(({ id, type }) => [id, type])")
     assert found[1] == (loader or "LoadFluxDreamBoothLoRA") and (not nodes or found[0] == nodes[0])
     assert widget(page, found[0], "lora_name") == "tj-000001.safetensors"
@@ -210,8 +210,8 @@ def test_a_workflow_of_the_left_panel_draws_with_a_concept(open_page: OpenPage, 
     small_workflow(comfyui.folder / "user/default/workflows/mini_finetuned.json")
     lora_for(comfyui.folder / "models/mini/flux1-mini.safetensors", comfyui.loras / "demo.safetensors")
     page = open_page()
-    page.click(".workflows-tab-button")
-    page.click(".workflows-sidebar-tab >> text=mini_finetuned")
+    page.click(WORKFLOWS)
+    page.click("[role=treeitem] >> text=mini_finetuned")
     page.wait_for_function("() => app.graph.nodes.some(({ type }) => type === 'ConceptPrompt')")
     page.click(".fdb-chip.fdb-missing >> text=tjtoy toy")
     page.wait_for_selector(".fdb-chip.fdb-present >> text=tjtoy toy")

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import READY
-from tests.nodes.server import COMFYUI, NO_COMFYUI, ROOT, ComfyServer, prepare_base
+from tests.browser.conftest import READY, WORKFLOWS
+from tests.nodes.server import COMFYUI, NO_COMFYUI, PACK, ROOT, ComfyServer, prepare_base
+from tests.nodes.workflows import NAMES
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
 OPENED = "FluxDreamBooth.OpenedWorkflows"
 TITLES = "() => app.extensionManager.workflow.openWorkflows.map(({ path }) => path)"
 TYPES = "() => app.graph.nodes.map(({ type }) => type)"
+STORED = """(word) => [localStorage, sessionStorage].some((storage) =>
+  Object.keys(storage).some((key) => storage.getItem(key).includes(word)))"""
 OPEN = "(path) => app.extensionManager.workflow.activeWorkflow?.path === path"
 
 
@@ -35,7 +38,7 @@ def user(server: ComfyServer) -> Path:
     folder = server.folder / "user/default"
     for file in [*folder.rglob("*.json"), *folder.glob(".flux*")]:
         file.unlink()
-    subprocess.run([sys.executable, ROOT / "containers/seed_user.py", ROOT / "workflows", folder], check=True)
+    subprocess.run([sys.executable, PACK / "user_folder.py", ROOT / "workflows", folder], check=True)
     return folder
 
 
@@ -83,16 +86,16 @@ def test_the_first_visit_opens_our_workflow_and_the_second_what_the_user_left(
     page.wait_for_function(OPEN, arg="workflows/base_flux.json")
     page.wait_for_timeout(1000)
     assert page.evaluate(TITLES) == ["workflows/base_flux.json"]
-    assert "ModelSamplingFlux" in page.evaluate(TYPES) and page.locator(".p-dialog").count() == 0
+    assert "ModelSamplingFlux" in page.evaluate(TYPES) and page.get_by_role("dialog").count() == 0
     assert not page.evaluate("() => app.extensionManager.workflow.activeWorkflow.isModified")
-    assert page.locator(".workflows-tab-button").is_visible()
+    assert page.locator(WORKFLOWS).is_visible()
     assert settings(user)[OPENED] == ["base_flux"]
     before = (user / "workflows/base_flux.json").read_bytes()
     assert before == (ROOT / "workflows/base_flux.json").read_bytes()
 
     page.evaluate("() => { app.graph.clear(); app.graph.add(LiteGraph.createNode('VAELoader')) }")
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
-    page.wait_for_function("() => localStorage.getItem('workflow').includes('VAELoader')")
+    page.wait_for_function(STORED, arg="VAELoader")
     page.close()
     page = visit(browser, server)
     stays(page, "workflows/base_flux.json")
@@ -130,3 +133,36 @@ def test_an_address_that_names_a_template_wins(server: ComfyServer, profile: Cal
     page.wait_for_function("() => app.graph.nodes.some(({ type }) => type === 'LoadMiniFlux')")
     page.wait_for_timeout(2000)
     assert "workflows/base_flux.json" not in page.evaluate(TITLES)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """One for several users. The launcher has put our workflows into the default user's folder alone."""
+    if not COMFYUI:
+        pytest.skip(NO_COMFYUI)
+    folder = prepare_base(tmp_path_factory.mktemp("shared"))
+    with ComfyServer(folder, "--multi-user", environment={"FLUX_FIRST_WORKFLOW": "base_flux"}) as server:
+        yield server
+
+
+def logged_in(profile: Any, user: str) -> Any:
+    """A browser that has chosen its user on ComfyUI's page before."""
+    keys = {"Comfy.userId": user, "Comfy.userName": user}
+    profile.add_init_script(f"location.protocol === 'http:' && Object.assign(localStorage, {json.dumps(keys)})")
+    return profile
+
+
+def test_a_user_of_several_gets_our_workflows_once(shared_server: ComfyServer, profile: Callable[[], Any]):
+    ada = shared_server.post("/users", {"username": "ada"})
+    folder = shared_server.folder / "user" / ada
+    page = visit(logged_in(profile(), ada), shared_server)
+    page.wait_for_function(OPEN, arg="workflows/base_flux.json")
+    assert page.get_by_role("dialog").count() == 0
+    assert {file.name for file in (folder / "workflows").iterdir()} == {f"{name}.json" for name in NAMES}
+    assert not (shared_server.folder / "user/default/workflows/base_flux.json").exists()
+    page.wait_for_function("(id) => app.extensionManager.setting.get(id).includes('base_flux')", arg=OPENED)
+    (folder / "workflows/base_flux.json").unlink()
+    (folder / "comfy.settings.json").write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+    page.close()
+    stays(visit(logged_in(profile(), ada), shared_server), "workflows/Unsaved Workflow.json")
+    assert not (folder / "workflows/base_flux.json").exists()

@@ -5,7 +5,8 @@
         result = server.run(prompt)         # API format; waits
         result.outputs["9"]["images"], result.pictures(server)
 
-COMFYUI_DIR is a checkout of the pinned ComfyUI, COMFYUI_PYTHON its interpreter (this one if not set).
+COMFYUI_DIR is a checkout of a ComfyUI that is supported, COMFYUI_PYTHON its interpreter (this one if not set), and
+COMFYUI_FRONTEND the `static` folder of another release of the package comfyui-frontend-package.
 """
 
 import io
@@ -35,8 +36,9 @@ ROOT = Path(__file__).parents[2]
 RUN = Path(__file__).with_name("run_comfyui.py")
 PACK = ROOT / "custom_nodes/flux_dreambooth"
 COMFYUI = os.environ.get("COMFYUI_DIR")
+FRONTEND = os.environ.get("COMFYUI_FRONTEND")
 NO_COMFYUI = (
-    "ComfyUI is not here: git clone --branch v0.8.0 https://github.com/comfyanonymous/ComfyUI, "
+    "ComfyUI is not here: git clone --branch v0.33.0 https://github.com/comfyanonymous/ComfyUI, "
     "pip install -r ComfyUI/requirements.txt, then set COMFYUI_DIR=ComfyUI and COMFYUI_PYTHON"
 )
 Prompt = dict[str, dict[str, Any]]
@@ -107,6 +109,7 @@ class ComfyServer:
         python = os.environ.get("COMFYUI_PYTHON", sys.executable)
         where = ["--base-directory", self.folder, "--database-url", f"sqlite:///{self.folder}/comfyui.db"]
         options = ["--cpu", "--port", self.port, "--disable-auto-launch", "--disable-api-nodes", *where]
+        options += ["--front-end-root", FRONTEND] if FRONTEND else []
         command = [python, RUN, COMFYUI, *options, *self.arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | self.environment
         with (self.folder / "log").open("ab") as log:
@@ -142,10 +145,11 @@ class ComfyServer:
         except (OSError, Refused):
             return False
 
-    def request(self, path: str, body: Any = None, method: str | None = None) -> bytes:
-        """body: sent as JSON, makes it a POST. Raises Refused on an error status."""
+    def request(self, path: str, body: Any = None, method: str | None = None, user: str | None = None) -> bytes:
+        """body: sent as JSON, makes it a POST. user: one of --multi-user. Raises Refused on an error status."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        headers = {"Content-Type": "application/json"} | ({"Comfy-User": user} if user else {})
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.read()
@@ -156,13 +160,13 @@ class ComfyServer:
             except ValueError:
                 raise Refused(error.code, text) from None
 
-    def get(self, path: str) -> Any:
-        """An answer in JSON."""
-        return json.loads(self.request(path))
+    def get(self, path: str, user: str | None = None) -> Any:
+        """An answer in JSON; user: one of --multi-user."""
+        return json.loads(self.request(path, user=user))
 
-    def post(self, path: str, body: Any = None) -> Any:
-        """An answer in JSON, None when it is empty."""
-        answer = self.request(path, {} if body is None else body)
+    def post(self, path: str, body: Any = None, user: str | None = None) -> Any:
+        """An answer in JSON, None when it is empty; user: one of --multi-user."""
+        answer = self.request(path, {} if body is None else body, user=user)
         return json.loads(answer) if answer else None
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -45,11 +46,33 @@ def send(server: ComfyServer, method: str, target: str, body: bytes | None = Non
 
 
 def test_the_first_workflow_is_one_of_ours(comfyui: ComfyServer):
-    assert comfyui.get(ROUTES + "/first_workflow") == {"name": None, "ours": sorted(NAMES)}
+    assert comfyui.get(ROUTES + "/first_workflow") == {"name": None, "ours": sorted(NAMES), "seeded": False}
     for name in ("base_flux", "mini_base"):
         assert first_workflow({"FLUX_FIRST_WORKFLOW": name}, PACK)["name"] == name
     for name in ("", "mine", "../base_flux", "base_flux.json", "workflows/base_flux"):
         assert first_workflow({"FLUX_FIRST_WORKFLOW": name}, PACK)["name"] is None
+
+
+def test_workflows_are_copied_only_where_the_launcher_asks_for_a_first_one(comfyui: ComfyServer):
+    with pytest.raises(Refused, match="names no workflow") as refused:
+        comfyui.post(ROUTES + "/first_workflow")
+    assert refused.value.status == 404 and not list((comfyui.folder / "user/default/workflows").iterdir())
+
+
+def test_a_user_who_was_not_there_at_the_start_gets_the_workflows(start_comfyui: Callable[..., ComfyServer]):
+    server = start_comfyui("--multi-user", environment={"FLUX_FIRST_WORKFLOW": "mini_base"})
+    ada = server.post("/users", {"username": "ada"})
+    route = ROUTES + "/first_workflow"
+    assert server.get(route, ada) == {"name": "mini_base", "ours": sorted(NAMES), "seeded": False}
+    assert server.post(route, user=ada) == {"new": [f"{name}.json" for name in sorted(NAMES)]}
+    own = server.folder / "user" / ada / "workflows"
+    assert {file.stem for file in own.iterdir()} == {*NAMES} and server.get(route, ada)["seeded"]
+    (own / "mini_base.json").unlink()
+    assert server.post(route, user=ada) == {"new": []} and not (own / "mini_base.json").exists()
+    for nobody in ("eve", "../default", "__system"):
+        with pytest.raises(Refused) as refused:
+            server.post(route, user=nobody)
+        assert refused.value.status == 404
 
 
 def test_a_run_is_read(comfyui: ComfyServer, run: RunWriter):

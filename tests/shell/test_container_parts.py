@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from custom_nodes.flux_dreambooth import user_folder
 from tests.recipe_files import PATIENCE, ROOT
 from tests.shell.parts import CONTAINERS, part
 
@@ -19,7 +20,7 @@ def test_workflows_are_put_there_once(tmp_path: Path):
     source.mkdir()
     for name in ("base", "finetuned"):
         (source / f"{name}.json").write_text(name)
-    seed = part("seed_user").seed_workflows
+    seed = user_folder.seed_workflows
     assert seed(source, user) == ["base.json", "finetuned.json"]
     (user / "workflows/base.json").write_text("changed by the user")
     (user / "workflows/finetuned.json").unlink()
@@ -34,12 +35,12 @@ def test_a_workflow_of_the_users_own_is_not_overwritten(tmp_path: Path):
     for folder, text in ((source, "ours"), (user / "workflows", "theirs")):
         folder.mkdir(parents=True)
         (folder / "base.json").write_text(text)
-    part("seed_user").main([str(source), str(user)])
+    user_folder.main([str(source), str(user)])
     assert (user / "workflows/base.json").read_text() == "theirs"
     settings = user / "comfy.settings.json"
     assert json.loads(settings.read_text())["Comfy.TutorialCompleted"] is True
     settings.write_text("{}")
-    part("seed_user").main([str(source), str(user)])
+    user_folder.main([str(source), str(user)])
     assert settings.read_text() == "{}"
 
 

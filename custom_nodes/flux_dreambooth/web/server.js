@@ -6,6 +6,7 @@ const PREFIX = '/flux_dreambooth'
 export const fetchRuns = () => ask('/runs')
 export const fetchRun = (name) => ask(`/runs/${encodeURIComponent(name)}`)
 export const fetchFirstWorkflow = () => ask('/first_workflow')
+export const seedWorkflows = () => send('/first_workflow', {})
 export const askRun = (name, wish) => send(`/runs/${encodeURIComponent(name)}/${wish}`, {})
 export const checkPrompt = (loras, text) => send('/prompt', { loras, text })
 

@@ -1,6 +1,8 @@
-"""Copy our workflows into a ComfyUI user's folder, each only once: what the user changed or deleted stays that way.
+"""Copy the project's workflows into a ComfyUI user's folder, each only once: what the user changed or deleted stays.
 
-usage: seed_user.py WORKFLOWS USER_FOLDER
+usage: user_folder.py WORKFLOWS USER_FOLDER
+
+The launcher runs it for ComfyUI's default user; routes.py does the same for users of --multi-user.
 """
 
 import json
@@ -8,13 +10,18 @@ import shutil
 import sys
 from pathlib import Path
 
-SEEDED = ".flux_dreambooth_seeded"  # names of the workflows that were copied before
+RECORD = ".flux_dreambooth_seeded"  # names of the workflows that were copied before
 SETTINGS = {"Comfy.TutorialCompleted": True}  # otherwise the first visit opens ComfyUI's own templates
+
+
+def was_seeded(user: Path) -> bool:
+    """Whether workflows were copied into this user's folder before."""
+    return (user / RECORD).is_file()
 
 
 def seed_workflows(source: Path, user: Path) -> list[str]:
     """Copy each workflow that was never copied before, unless a file of its name exists. Returns the new names."""
-    record = user / SEEDED
+    record = user / RECORD
     before = record.read_text().split("\n") if record.is_file() else []
     folder = user / "workflows"
     folder.mkdir(parents=True, exist_ok=True)
