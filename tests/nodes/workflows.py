@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from custom_nodes.flux_dreambooth import NODE_DISPLAY_NAME_MAPPINGS
 from tests.nodes.server import PACK, ROOT, ComfyServer, prepare_base
 
 WORKFLOWS = ROOT / "workflows"
@@ -51,7 +52,10 @@ def widget_values(node: Graph, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_api(graph: Graph, object_info: Mapping[str, Any]) -> Graph:
-    """The form that POST /prompt takes. Raises AssertionError for whatever does not resolve."""
+    """The form that POST /prompt takes. Raises AssertionError for whatever does not resolve.
+
+    A node of ComfyUI's has its id as a title, since its displayed name changes from release to release.
+    """
     nodes, links = {node["id"]: node for node in graph["nodes"]}, {link[0]: link for link in graph["links"]}
 
     def source(link_id: int) -> list[Any]:
@@ -67,8 +71,8 @@ def to_api(graph: Graph, object_info: Mapping[str, Any]) -> Graph:
         assert node["type"] in object_info, f"there is no node {node['type']}"
         linked = {each["name"]: source(each["link"]) for each in node.get("inputs", []) if each.get("link") is not None}
         inputs = widget_values(node, object_info[node["type"]]) | linked
-        meta = {"title": node.get("title") or object_info[node["type"]]["display_name"] or node["type"]}
-        api[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": meta}
+        title = node.get("title") or NODE_DISPLAY_NAME_MAPPINGS.get(node["type"], node["type"])
+        api[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
     return api
 
 
