@@ -1,11 +1,11 @@
 #!/bin/sh
-# fetch_comfyui.sh FOLDER: fetches ComfyUI at exactly the commit that this project is tested with.
+# fetch_comfyui.sh FOLDER: fetches ComfyUI at exactly the commit that the image contains.
 # COMFYUI_REPOSITORY and COMFYUI_COMMIT select another source.
 set -eu
 
 folder=$1
 repository=${COMFYUI_REPOSITORY:-https://github.com/comfyanonymous/ComfyUI}
-commit=${COMFYUI_COMMIT:-fc0cb10bcbee6e73ed3caf34c27f7bde4559a07f} # v0.8.0
+commit=${COMFYUI_COMMIT:-2f35f4a08176d993cded35dac3332be4f7287f41} # v0.33.0
 
 current_commit() { git -C "$folder" rev-parse --verify --quiet HEAD; }
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.comfyui,
     pytest.mark.skipif(
         not COMFYUI,
-        reason="ComfyUI is not here: git clone --branch v0.8.0 https://github.com/comfyanonymous/ComfyUI, "
+        reason="ComfyUI is not here: git clone --branch v0.33.0 https://github.com/comfyanonymous/ComfyUI, "
         "pip install -r ComfyUI/requirements.txt, then set COMFYUI_DIR=ComfyUI",
     ),
 ]

@@ -65,10 +65,16 @@ def test_workflows_ask_for_little(path: Path):
 
 def test_ci_compares_with_the_pinned_comfyui():
     pinned = re.search(r"COMFYUI_COMMIT:-([0-9a-f]{40})", (ROOT / "containers/fetch_comfyui.sh").read_text())
-    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["comfyui"]["strategy"]["matrix"]
-    commits = {entry["version"]: entry["commit"] for entry in matrix["include"]}
-    assert pinned and commits["0.8.0"] == pinned[1]
-    assert 'requires-comfyui = ">=0.8.0"' in (PACK / "pyproject.toml").read_text()
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    commits, seen = (
+        {entry["version"]: entry["commit"] for entry in jobs[job]["strategy"]["matrix"]["include"]}
+        for job in ("comfyui", "browser")
+    )
+    assert seen == commits
+    oldest, newest = commits
+    assert pinned and commits[newest] == pinned[1] and f'"{newest}"' in (ROOT / "Dockerfile.inference").read_text()
+    tested = f'requires-comfyui = ">={oldest}" # tested with {oldest} and {newest}\n'
+    assert tested in (PACK / "pyproject.toml").read_text()
 
 
 def test_what_make_installs_is_pinned_and_brings_its_own_node():
