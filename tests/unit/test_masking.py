@@ -9,10 +9,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from trainer.common.problems import Problems
+from trainer.data.class_words import class_word_of
 from trainer.data.dataset_config import SubsetConfig
 from trainer.masking.create import Box, Detection, Models, create_mask, distinct, shape_doubts
 from trainer.masking.files import read_mark, write_mask
-from trainer.masking.plan import Concept, ConceptPlan, class_word_of, concepts_of, make_plan
+from trainer.masking.plan import Concept, ConceptPlan, concepts_of, make_plan
 
 SIZE = (80, 60)
 MIDDLE = (20.0, 10.0, 60.0, 50.0)

@@ -1,4 +1,4 @@
-"""`python -m trainer check`: takes the flags of train; reads no weights, writes only a sheet of composites."""
+"""`python -m trainer check`: takes the flags of train; reads no weights, writes only sheets of images."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from trainer.config import parse_config, placed_problems
 
 
 def run(argv: Sequence[str]) -> int:
-    """Check the run that the flags describe, print its plan, and write a sheet of its composites if it has any.
+    """Check the run that the flags describe, print its plan, and write sheets of its composites and generated images.
 
     argv: the flags after `check`. Returns the exit status, 0. Raises `Problems` with everything that is wrong.
     """
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     from trainer.preflight.check import make_plan
-    from trainer.preflight.composites import write_composite_sheet
+    from trainer.preflight.composites import write_composite_sheet, write_generated_sheet
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with placed_problems(argv):
@@ -28,5 +28,7 @@ def run(argv: Sequence[str]) -> int:
     print(summary if notices else summary.lstrip("\n"))
     if sheet := write_composite_sheet(plan.config, plan.data):
         print(f"look at the composites: {sheet}")
+    if sheet := write_generated_sheet(plan.config, plan.data):
+        print(f"look at what the base model generated: {sheet}")
     print("\nNo problems found.")
     return 0

@@ -40,15 +40,16 @@ class CompositionConfig:
     mask_dilation: int = 0
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+def texts(value: Any) -> tuple[str, ...]:
+    """The texts of a key that takes one or several. Raises `Invalid` if there are none, or an empty one."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) and text.strip() for text in found):
         raise Invalid(f"is {shown(value)}", "it must be a text, or a list of texts")
-    return tuple(texts)
+    return tuple(found)
 
 
 def _templates(value: Any) -> tuple[str, ...]:
-    for text in (templates := _texts(value)):
+    for text in (templates := texts(value)):
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
         except ValueError as error:
@@ -72,13 +73,13 @@ def _counts(value: Any) -> tuple[int, ...]:
 
 SCHEMA = Schema(
     specs={
-        "concepts": Spec(parse=_texts),
+        "concepts": Spec(parse=texts),
         "together": Spec(parse=_counts),
         "num_images": Spec(type=int, ge=1, le=100_000),
         "images_per_epoch": Spec(type=int, ge=1),
         "relations": Spec(parse=parse_relations),
         "captions": Spec(parse=_templates),
-        "backgrounds": Spec(parse=_texts),
+        "backgrounds": Spec(parse=texts),
         "mask_background": SPECS["mask_background"],
         "mask_dilation": Spec(type=int, ge=0, le=256),
     },

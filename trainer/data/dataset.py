@@ -17,6 +17,9 @@ from trainer.data.compositions import compose_samples
 from trainer.data.dataset_config import MASK_SETTINGS, DatasetConfig, DatasetSection, SubsetConfig
 from trainer.data.dataset_file import read_dataset_config
 from trainer.data.epochs import Group, Rotation, hold_out, make_groups
+from trainer.data.generated import Generated, generator_of
+from trainer.data.preservation import preserved_samples
+from trainer.data.preservation_file import preservation_settings
 from trainer.data.samples import Picture, Sample, scan_dataset
 from trainer.images.decode import Size
 
@@ -122,6 +125,10 @@ class TrainingData:
             for group in self._groups
         ]
 
+    def generated_images(self) -> list[Generated]:
+        """The images that the run needs from the base model, whether or not they have been generated, each once."""
+        return list(dict.fromkeys(image for sample in self.samples for image in sample.generated_images))
+
     def rotations(self) -> list[Rotation]:
         """The sets of samples of which each epoch uses only some: regularisation images and composites."""
         return [rotation for group in self._groups for rotation in group.rotations]
@@ -129,9 +136,10 @@ class TrainingData:
     def validation_draws(self) -> tuple[Draw, ...]:
         """One use of each image for validation, not mirrored and with a caption that never varies.
 
-        These are the held-out images or, if there are none, the training images without regularisation and composites.
+        These are the held-out images or, if there are none, the training images without regularisation, composites and
+        generated ones.
         """
-        samples = self.validation or [s for s in self.samples if not s.is_reg and s.composition is None]
+        samples = self.validation or [s for s in self.samples if not s.is_reg and s.is_from_subset]
         return tuple(
             Draw(sample, 0, 0, plain_caption(sample.subset, sample.lines, self.seed, sample.key), False)
             for sample in samples
@@ -193,6 +201,11 @@ class TrainingData:
             for index, section in enumerate(self.config.sections)
             for number, composition in enumerate(section.compositions)
         }
+        preservation = {
+            f"dataset {index} preservation {number}": preservation_settings(preservation)
+            for index, section in enumerate(self.config.sections)
+            for number, preservation in enumerate(section.preservation)
+        }
         parts = (("train", self.samples), ("validation", self.validation))
         pictures = {
             f"picture {sample.key}": f"{_content(sample.picture)} {part} {' | '.join(sample.lines)}"
@@ -205,7 +218,7 @@ class TrainingData:
             for sample in samples
             if sample.mask and sample.masks_loss
         }
-        return {**sections, **subsets, **compositions, **pictures, **masks}
+        return {**sections, **subsets, **compositions, **preservation, **pictures, **masks}
 
     @cached_property
     def _groups(self) -> list[Group]:
@@ -227,8 +240,10 @@ class TrainingData:
         return Draw(sample, epoch, repeat, caption, sample.subset.flip_aug and coin < 0.5)
 
 
-def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingData, list[Problem]]:
+def load_dataset(config: TrainConfig, num_processes: int = 1, models: str = "") -> tuple[TrainingData, list[Problem]]:
     """Read the dataset file, decode every image and read every caption; returns the data, and warnings for the user.
+
+    models: a digest of the base model, by which the images that it generates are known.
 
     Raises `Problems` with every problem of the file and the folders (their warnings are then logged) or, if there are
     none, with those of validation_split or of the compositions.
@@ -243,9 +258,10 @@ def load_dataset(config: TrainConfig, num_processes: int = 1) -> tuple[TrainingD
         raise Problems([*problems, *scan.problems])
     samples, validation, warnings = hold_out(scan.samples, dataset_config, config.seed)
     composed = compose_samples(dataset_config, samples, config.seed)
-    raise_if_any(composed.problems)
-    samples += composed.samples
-    warnings += composed.warnings
+    preserved = preserved_samples(dataset_config, samples, generator_of(config, models), config.prior_loss_weight)
+    raise_if_any([*composed.problems, *preserved.problems])
+    samples += composed.samples + preserved.samples
+    warnings += composed.warnings + preserved.warnings
     num_batches = sum(group.num_batches for group in make_groups(samples, dataset_config))
     schedule = plan_schedule(config, num_batches, num_processes)
     data = TrainingData(dataset_config, tuple(samples), tuple(validation), config.seed, schedule, tuple(scan.notes))
@@ -273,11 +289,11 @@ def plan_schedule(config: TrainConfig, num_batches: int, num_processes: int = 1)
 
 def _settings(table: DatasetSection | SubsetConfig) -> str:
     """A table as one line, without where it stands, where its images are and how they are masked."""
-    skipped = ("where", "subsets", "compositions", "image_dir", "conditioning_data_dir", *MASK_SETTINGS)
+    skipped = ("where", "subsets", "compositions", "preservation", "image_dir", "conditioning_data_dir", *MASK_SETTINGS)
     return " ".join(f"{name}={value!r}" for name, value in asdict(table).items() if name not in skipped)
 
 
-def _content(picture: Picture | Composite) -> str:
+def _content(picture: Picture | Composite | Generated) -> str:
     return f"{picture.sha256} in sRGB" if picture.converted else picture.sha256
 
 

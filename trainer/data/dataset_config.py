@@ -6,6 +6,7 @@ from pathlib import Path
 from trainer.common.problems import Problem
 from trainer.config import TrainConfig
 from trainer.data.composition_file import CompositionConfig
+from trainer.data.preservation_file import PreservationConfig
 
 PIXELS_PER_TOKEN = 16  # the autoencoder's factor of 8 times the transformer's 2x2 patches
 Size = tuple[int, int]  # width, height in pixels
@@ -85,6 +86,7 @@ class DatasetSection:
 
     subsets: tuple[SubsetConfig, ...]
     compositions: tuple[CompositionConfig, ...] = ()
+    preservation: tuple[PreservationConfig, ...] = ()
     where: str = ""
     resolution: Size = USUAL_SIZE
     batch_size: int = TrainConfig.train_batch_size

@@ -25,6 +25,7 @@ from trainer.data.dataset_config import (
 )
 from trainer.data.effects import OF_SECTION, OF_SUBSET, Place, Rules, Usage, idle_keys
 from trainer.data.keys import DATASETS, FLAGS, GENERAL, KEYS, MEANINGLESS, SCHEMAS, SUBSETS, SUPPORTED
+from trainer.data.preservation_file import PRESERVATION, PreservationConfig, read_preservation
 
 
 def load_dataset_config(path: Path, config: TrainConfig) -> DatasetConfig:
@@ -66,9 +67,9 @@ def _structure_problems(file: TomlFile) -> Iterator[Problem]:
         yield Problem(str(file.path), "has no [[datasets]]", f"add one, with {SUBSETS} for each folder")
     for index, dataset in enumerate(datasets):
         subsets = dataset.get("subsets", [])
-        if not _are_tables(dataset.get("compositions", [])):
-            what = "compositions is not a list of tables"
-            yield Problem(file.where("datasets", index), what, f"write {COMPOSITIONS}")
+        for name, header in _TABLES_BELOW.items():
+            if name != "subsets" and not _are_tables(dataset.get(name, [])):
+                yield Problem(file.where("datasets", index), f"{name} is not a list of tables", f"write {header}")
         if not _are_tables(subsets):
             yield Problem(file.where("datasets", index), "subsets is not a list of tables", f"write {SUBSETS}")
         elif not subsets:
@@ -79,7 +80,7 @@ def _are_tables(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
-_TABLES_BELOW = ("subsets", "compositions")  # of [[datasets]]
+_TABLES_BELOW = {"subsets": SUBSETS, "compositions": COMPOSITIONS, "preservation": PRESERVATION}  # of [[datasets]]
 FLAG_PLACE: Place = ()
 GENERAL_PLACE: Place = ("general",)
 
@@ -114,7 +115,7 @@ class _Reader:
 
     def _table(self, level: str, *place: str | int) -> None:
         """Read the keys of one table."""
-        below = _TABLES_BELOW if level == DATASETS else ()
+        below = _TABLES_BELOW if level == DATASETS else {}
         written = {name: value for name, value in self.file.table(*place).items() if name not in below}
         read = SCHEMAS[level].read(
             Given(name, value, self.file.where(*place, name), subject=name) for name, value in written.items()
@@ -156,7 +157,11 @@ class _Reader:
         subsets = tuple(subset for subset in found if subset is not None)
         self.problems += _repeated_folders(subsets)
         values = self._resolve(above, SECTION_DEFAULTS, OF_SECTION)
-        tables = {"subsets": subsets, "compositions": tuple(self._compositions(place))}
+        tables = {
+            "subsets": subsets,
+            "compositions": tuple(self._compositions(place)),
+            "preservation": tuple(self._preservation(place)),
+        }
         section = DatasetSection(**{**values, "where": self.file.where(*place), **tables})
         if section.enable_bucket and not section.bucket_no_upscale:
             section = self._round_outward(section)
@@ -175,14 +180,33 @@ class _Reader:
         return SubsetConfig(**{**values, **folders, "where": where})
 
     def _compositions(self, section: Place) -> Iterator[CompositionConfig]:
-        for number in range(len(self.file.table(*section).get("compositions", []))):
-            place = (*section, "compositions", number)
-            written = self.file.table(*place).items()
-            given = [Given(name, value, self.file.where(*place, name), subject=name) for name, value in written]
-            composition, problems = read_composition(given, self.file.where(*place))
+        for given, where in self._tables_below(section, "compositions"):
+            composition, problems = read_composition(given, where)
             self.problems += problems
             folders = (name if name == PLAIN else str(self._folder(Path(name))) for name in composition.backgrounds)
             yield replace(composition, backgrounds=tuple(folders))
+
+    def _preservation(self, section: Place) -> Iterator[PreservationConfig]:
+        for given, where in self._tables_below(section, "preservation"):
+            preservation, problems = read_preservation(given, where)
+            self.problems += problems
+            prompts = preservation.prompts
+            yield replace(preservation, prompts=self._file(prompts)) if isinstance(prompts, Path) else preservation
+
+    def _tables_below(self, section: Place, name: str) -> Iterator[tuple[list[Given], str]]:
+        """The keys of each table of this name below a dataset, and the table's place in the file."""
+        for number in range(len(self.file.table(*section).get(name, []))):
+            place = (*section, name, number)
+            written = self.file.table(*place).items()
+            yield (
+                [Given(key, value, self.file.where(*place, key), subject=key) for key, value in written],
+                (self.file.where(*place)),
+            )
+
+    def _file(self, file: Path) -> Path:
+        """The file, from the current folder or else from that of the dataset file."""
+        next_to_file = self.file.path.parent / file
+        return next_to_file if not file.exists() and next_to_file.exists() else file
 
     def _folder(self, folder: Path) -> Path:
         """The folder, from the current folder or else from that of the dataset file."""

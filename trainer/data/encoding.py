@@ -18,6 +18,7 @@ from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys, Encoded, TensorCache, Tensors
 from trainer.data.compose import Composite
 from trainer.data.dataset import Sample, TrainingData
+from trainer.data.generated import Generated
 from trainer.data.masks import latent_mask
 from trainer.images.inspection import Picture
 from trainer.images.resize import fit, to_tensor
@@ -57,7 +58,22 @@ def fill_cache(
     entry that turns out to be corrupt when it is read is encoded again then, on the CPU, since the device may be full.
     Raises `Problems` naming an image or mask that has changed since it was checked, or whose latents are not finite.
     """
-    jobs = encoding_jobs(config, data, captions, tokenizers, keys)
+    return _filled(encoding_jobs(config, data, captions, tokenizers, keys), keys, cache, accelerator)
+
+
+def fill_text(
+    config: TrainConfig,
+    captions: Iterable[str],
+    tokenizers: Tokenizers,
+    keys: CacheKeys,
+    cache: TensorCache,
+    accelerator: Accelerator,
+) -> Encoded:
+    """Encode and write the texts that the cache lacks, as `fill_cache` does; returns a reader of text alone."""
+    return _filled(text_jobs(config, captions, tokenizers, keys), keys, cache, accelerator)
+
+
+def _filled(jobs: list[Job], keys: CacheKeys, cache: TensorCache, accelerator: Accelerator) -> Encoded:
     for job in jobs:
         _fill(cache, accelerator, job)
 
@@ -76,20 +92,12 @@ def encoding_jobs(
 
     captions: all that the run uses.
     """
-    assert config.ae and config.clip_l and config.t5xxl
-    ae, clip_l, t5xxl = config.ae, config.clip_l, config.t5xxl
-    captions = list(dict.fromkeys(captions))
+    assert config.ae
+    ae = config.ae
     views = sorted(data.views(), key=lambda view: view[0].key)  # both views of an image in a row: it is read once
 
     def encode_view(vae: AutoencoderKL, view: tuple[Sample, bool]) -> Tensors:
         return encode_picture(vae, *view)
-
-    def encode_pooled(clip: CLIPTextModel, caption: str) -> Tensors:
-        return {"pooled": encode_clip(clip, tokenizers.clip, [caption])[0]}
-
-    def encode_long(t5: T5EncoderModel, caption: str) -> Tensors:
-        txt, mask = encode_t5(t5, tokenizers.t5, [caption], keys.t5_length, keys.masked)
-        return {"txt": txt[0], "mask": mask[0]}
 
     return [
         Job(
@@ -104,6 +112,24 @@ def encoding_jobs(
             lambda _: None,
             lambda _, view: encode_mask(*view),
         ),
+        *text_jobs(config, captions, tokenizers, keys),
+    ]
+
+
+def text_jobs(config: TrainConfig, captions: Iterable[str], tokenizers: Tokenizers, keys: CacheKeys) -> list[Job]:
+    """The jobs of the two text encoders. captions: all texts that are needed."""
+    assert config.clip_l and config.t5xxl
+    clip_l, t5xxl = config.clip_l, config.t5xxl
+    captions = list(dict.fromkeys(captions))
+
+    def encode_pooled(clip: CLIPTextModel, caption: str) -> Tensors:
+        return {"pooled": encode_clip(clip, tokenizers.clip, [caption])[0]}
+
+    def encode_long(t5: T5EncoderModel, caption: str) -> Tensors:
+        txt, mask = encode_t5(t5, tokenizers.t5, [caption], keys.t5_length, keys.masked)
+        return {"txt": txt[0], "mask": mask[0]}
+
+    return [
         Job(
             "CLIP text",
             {keys.clip_text(caption): caption for caption in captions},
@@ -152,7 +178,7 @@ def _fitted(sample: Sample) -> Image.Image:
 
 
 @lru_cache(maxsize=1)
-def _fitted_once(picture: Picture | Composite, flatten: bool, *fitting: Any) -> Image.Image:
+def _fitted_once(picture: Picture | Composite | Generated, flatten: bool, *fitting: Any) -> Image.Image:
     pixels = picture.recipe.image() if isinstance(picture, Composite) else picture.read(flatten)
     return fit(pixels, *fitting)
 

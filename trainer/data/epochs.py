@@ -64,7 +64,7 @@ def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> lis
 
     In each epoch, a dataset uses as many regularisation images as training images, repeats counted, as in kohya's
     trainer. They are divided among the shapes by the number of regularisation images that each has. The composites of
-    each [[datasets.compositions]] are one rotation.
+    each [[datasets.compositions]], and the images of each [[datasets.preservation]], are one rotation.
     """
     groups: list[Group] = []
     for index, section in enumerate(dataset_config.sections):
@@ -72,15 +72,14 @@ def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> lis
         for sample in samples:
             if sample.dataset_index == index:
                 shapes[sample.bucket].append(sample)
-        train = {
-            shape: tuple(s for s in found if not s.is_reg and s.composition is None) for shape, found in shapes.items()
-        }
-        reg = {shape: tuple(s for s in found if s.is_reg) for shape, found in shapes.items()}
+        train = {shape: tuple(s for s in found if not s.is_reg and s.is_from_subset) for shape, found in shapes.items()}
+        reg = {shape: tuple(s for s in found if s.is_reg and s.is_from_subset) for shape, found in shapes.items()}
         num_train = sum(len(expand(found)) for found in train.values())
         shares = share_out(num_train, {shape: len(expand(found)) for shape, found in reg.items() if found})
         for shape in sorted(shapes):
             rotations = [Rotation(reg[shape], shares[shape])] if reg[shape] else []
             rotations += _composites(section, shapes[shape], train)
+            rotations += _preserved(section, shapes[shape], num_train)
             groups.append(Group(index, shape, section.batch_size, train[shape], tuple(rotations)))
     return groups
 
@@ -100,6 +99,14 @@ def _composites(
                 if not sample.preserves_output
             ]
             yield Rotation(own, composition.images_per_epoch or len(expand(named)))
+
+
+def _preserved(section: DatasetSection, samples: Sequence[Sample], num_train: int) -> Iterator[Rotation]:
+    """A rotation for the generated images of each [[datasets.preservation]]. num_train: samples of training images."""
+    for number, preservation in enumerate(section.preservation):
+        own = tuple(sample for sample in samples if sample.preservation == number)
+        if own:
+            yield Rotation(own, preservation.images_per_epoch or num_train)
 
 
 def expand(samples: Sequence[Sample]) -> list[Sample]:

@@ -14,6 +14,7 @@ from trainer.data.buckets import place, section_buckets
 from trainer.data.captions import read_caption, split_caption
 from trainer.data.compose import Composite, CompositeMask
 from trainer.data.dataset_config import DatasetConfig, DatasetSection, SubsetConfig
+from trainer.data.generated import Generated
 from trainer.data.masks import Mask, scan_masks
 from trainer.images.decode import Size
 from trainer.images.folder import NAMES_SHOWN, Folder, count_images, read_folder, some
@@ -33,11 +34,12 @@ class Sample:
     captions from which each use chooses; else the one caption. resized, bucket: (width, height) in pixels after
     resizing and after the crop. crop: (left, top) of the crop in pixels. loss_weight: prior_loss_weight for
     regularisation images, else 1. preserves_output: whether the target is the base model's own prediction. mask: where
-    the concept is, None if unknown. composition: for a composite, the index of its [[datasets.compositions]].
+    the concept is, None if unknown. composition, preservation: for a composite or a generated image, the index of its
+    [[datasets.compositions]] or [[datasets.preservation]].
     """
 
     key: str
-    picture: Picture | Composite
+    picture: Picture | Composite | Generated
     subset: SubsetConfig
     dataset_index: int
     lines: tuple[str, ...]
@@ -51,6 +53,17 @@ class Sample:
     preserves_output: bool
     mask: Mask | CompositeMask | None = None
     composition: int | None = None
+    preservation: int | None = None
+
+    @property
+    def is_from_subset(self) -> bool:
+        """Whether it is an image of a folder, neither a composite nor generated."""
+        return self.composition is None and self.preservation is None
+
+    @property
+    def generated_images(self) -> tuple[Generated, ...]:
+        """The images that it needs from the base model."""
+        return (self.picture,) if isinstance(self.picture, Generated) else ()
 
     @property
     def masks_loss(self) -> bool:

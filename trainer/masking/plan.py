@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.common.disk import write_problems
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.data.class_words import class_word_of
 from trainer.data.dataset_config import SubsetConfig
 from trainer.data.masks import find_mask_files
 from trainer.images.decode import NotReadable, decode
@@ -84,12 +85,6 @@ class ConceptPlan:
     def images(self) -> tuple[Path, ...]:
         """All images of the folder, sorted by path."""
         return tuple(sorted([*(each.image for each in self.due), *(each.image for each in self.kept)]))
-
-
-def class_word_of(class_tokens: str | None) -> str:
-    """What follows the first word, the trigger, in class_tokens: "toy" for "tjtoy toy"; "" if nothing does."""
-    _, _, rest = (class_tokens or "").strip().partition(" ")
-    return rest.strip(" ,.")
 
 
 def concepts_of(subsets: Sequence[SubsetConfig]) -> tuple[list[Concept], list[str]]:

@@ -1,5 +1,6 @@
 """A checked run in numbers: what it will train, in how many steps, and what it will write."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from trainer.common.problems import Problem
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys
 from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
+from trainer.data.generated import Generated
 from trainer.lora.network_args import NetworkArgs
 from trainer.memory.bytes import Block
 from trainer.memory.choose import MemoryPlan
@@ -80,8 +82,9 @@ class RunPlan:
     config: the settings, with network_dim and network_alpha as --dim_from_weights found them. world_size: the number of
     processes. keys: make the names of cached latents and text. models: the fingerprint of each model file, by the name
     of its option. start_step: optimizer steps that the resumed state has done. t5_width: the size of T5's hidden
-    states. captions: all texts that will be encoded. missing_latents, missing_texts: how many the cache lacks.
-    replaces: files of an earlier run that --overwrite allows this run to replace.
+    states. captions: all texts that will be encoded. images_to_generate: those that the base model generates before
+    training. missing_latents, missing_texts: how many the cache lacks. replaces: files of an earlier run that
+    --overwrite allows this run to replace.
     """
 
     config: TrainConfig
@@ -97,6 +100,7 @@ class RunPlan:
     start_step: int
     t5_width: int
     captions: tuple[str, ...]
+    images_to_generate: tuple[Generated, ...]
     sample_prompts: tuple[SamplePrompt, ...]
     missing_latents: int
     missing_texts: int
@@ -176,10 +180,21 @@ class RunPlan:
         )
         return [
             f"{len(self.data.samples)} images{held_out}",
-            *_subset_lines([sample for sample in self.data.samples if sample.composition is None]),
+            *_subset_lines([sample for sample in self.data.samples if sample.is_from_subset]),
             *_composition_lines(self.data),
+            *self._generated_lines(),
             *buckets,
             *self._note_lines(),
+        ]
+
+    def _generated_lines(self) -> list[str]:
+        missing = self.images_to_generate
+        if not missing:
+            return []
+        passes = sum(image.steps for image in missing)
+        return [
+            f"  {len(missing)} images to generate with the base model before training: {passes} forward passes,"
+            f" about the time of {math.ceil(passes / 3)} training samples"  # whose backward pass takes twice as long
         ]
 
     def _note_lines(self) -> list[str]:
@@ -220,10 +235,15 @@ def _subset_lines(samples: Sequence[Sample]) -> list[str]:
 
 def _composition_lines(data: TrainingData) -> list[str]:
     return [
-        f"  {len(rotation.samples)} composites, {rotation.count} an epoch, such as {rotation.samples[0].lines[0]!r}"
+        f"  {len(rotation.samples)} {_kind(rotation.samples[0])}, {rotation.count} an epoch, such as"
+        f" {rotation.samples[0].lines[0]!r}"
         for rotation in data.rotations()
-        if rotation.samples[0].composition is not None
+        if not rotation.samples[0].is_from_subset
     ]
+
+
+def _kind(sample: Sample) -> str:
+    return "composites" if sample.preservation is None else "preserved images"
 
 
 def _ranks_in_words(adapter: AdapterPlan) -> str:

@@ -1,0 +1,143 @@
+"""[[datasets.preservation]] of the dataset file: images that the base model generates and that training preserves."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from trainer.common.problems import Problem
+from trainer.config.fields import Given, Invalid, Schema, Spec, shown
+from trainer.config.kohya import DOCS
+from trainer.config.values import sides
+from trainer.data.composition_file import texts
+from trainer.data.generated import SAMPLER_SPECS, Sampler
+from trainer.images.decode import Size
+
+PRESERVATION = "[[datasets.preservation]]"
+PROMPT_FILE = ".txt"
+PLACES = (
+    "on a desk",
+    "in a kitchen",
+    "on a beach",
+    "in the snow",
+    "in a forest",
+    "in a meadow",
+    "in a desert",
+    "in a studio",
+    "in a datacenter",
+    "on the moon",
+)
+COLORS = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "teal",
+    "blue",
+    "purple",
+    "pink",
+    "white",
+    "black",
+    "gray",
+    "brown",
+)
+OBJECTS = ("ball", "cube", "mug", "car", "mushroom", "duck", "house")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreservationConfig:
+    """One [[datasets.preservation]]: images that the base model generates, and whose prediction training keeps.
+
+    prompts: what they show, in turn, or a text file with a prompt a line; None for prompts with the concepts' class
+    words. num_images: how many there are. images_per_epoch: how many of them each epoch trains, going on where the last
+    one stopped; None for as many as the dataset has photographs. resolution: None for the dataset's. sampler: how they
+    are generated.
+
+    For prompts with class words: concepts, by their class_tokens, empty for all; places, relations, colors, objects
+    (things next to a concept), where relations are None for those of the dataset's composites.
+
+    where: the place in the file, for messages.
+    """
+
+    where: str = ""
+    prompts: tuple[str, ...] | Path | None = None
+    num_images: int = 120
+    images_per_epoch: int | None = None
+    resolution: Size | None = None
+    concepts: tuple[str, ...] = ()
+    places: tuple[str, ...] = PLACES
+    relations: tuple[str, ...] | None = None
+    colors: tuple[str, ...] = COLORS
+    objects: tuple[str, ...] = OBJECTS
+    sampler: Sampler = field(default_factory=Sampler)
+
+
+def _any_texts(value: Any) -> tuple[str, ...]:
+    return () if value == [] else texts(value)
+
+
+def _prompts(value: Any) -> tuple[str, ...] | Path:
+    if isinstance(value, str) and value.lower().endswith(PROMPT_FILE):
+        return Path(value)
+    return texts(value)
+
+
+def _size(value: Any) -> Size:
+    if isinstance(value, str):
+        raise Invalid(f"is {shown(value)}", "it must be a side or [width, height]")
+    found = sides(value)
+    return found[0], found[-1]
+
+
+_OWN = {
+    "prompts": Spec(parse=_prompts),
+    "num_images": Spec(type=int, ge=1, le=100_000),
+    "images_per_epoch": Spec(type=int, ge=1),
+    "resolution": Spec(parse=_size),
+    "concepts": Spec(parse=texts),
+    "places": Spec(parse=texts),
+    "relations": Spec(parse=texts),
+    "colors": Spec(parse=_any_texts),
+    "objects": Spec(parse=_any_texts),
+}
+SCHEMA = Schema(
+    specs={**_OWN, **SAMPLER_SPECS},
+    noun=f"a key of {PRESERVATION}",
+    elsewhere={
+        "count": "use num_images",
+        "num_repeats": "use images_per_epoch",
+        "colours": "use colors",
+        "prompt": "use prompts",
+        "image_dir": f"images of a folder are preserved in a subset with {{ diff_output_preservation = true }}; "
+        f"those of {PRESERVATION} are generated",
+    },
+    listing=f"{DOCS} lists the keys",
+)
+
+
+def read_preservation(written: Iterable[Given], where: str) -> tuple[PreservationConfig, list[Problem]]:
+    """Read one [[datasets.preservation]] table; returns it without its faulty keys, and a problem for each of those.
+
+    written: the keys of the table. where: the table's place in the file, for messages.
+    """
+    written = list(written)
+    read = SCHEMA.read(written)
+    problems = list(read.problems)
+    if "prompts" in read.values:
+        idle = ("concepts", "places", "relations", "colors", "objects")
+        problems += [
+            given.problem("has no effect with prompts", "remove one of the two")
+            for given in written
+            if given.name in idle
+        ]
+    sampler = Sampler(**{name: read.values.pop(name) for name in SAMPLER_SPECS if name in read.values})
+    return PreservationConfig(where=where, **read.values, sampler=sampler), problems
+
+
+def preservation_settings(preservation: PreservationConfig) -> str:
+    """All settings of a table as one line of text, without its place in the file, for a run's manifest.
+
+    A file of prompts is left out too: what it says is in the images' own entries.
+    """
+    values = {each.name: getattr(preservation, each.name) for each in fields(preservation) if each.name != "where"}
+    return " ".join(f"{name}={value!r}" for name, value in values.items() if not isinstance(value, Path))

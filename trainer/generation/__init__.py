@@ -1,0 +1,1 @@
+"""Images that the base model generates for training, before it is trained."""

@@ -1,0 +1,130 @@
+"""Generates the images that a run needs from its base model, before the model is loaded for training.
+
+The transformer goes first: it makes the latents of one image after the other, each kept in the cache. Then it is
+released, and the autoencoder decodes them to PNG files. So an interrupted run continues with the next image, and the
+two are never in memory together, nor with anything of training.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from accelerate import Accelerator
+from diffusers import FluxTransformer2DModel
+
+from trainer.common.devices import free_memory
+from trainer.common.process import progress
+from trainer.config import TrainConfig
+from trainer.data.cache import CacheKeys, Encoded, TensorCache
+from trainer.data.encoding import fill_text
+from trainer.data.generated import PIXELS_PER_TOKEN, Generated, missing_images
+from trainer.images.decode import Size
+from trainer.lora.blocks import layers_on_one_input, use_training_blocks
+from trainer.memory.choose import MemoryPlan
+from trainer.models.load import load_autoencoder, load_transformer
+from trainer.models.offload import swap_blocks, swapped_names
+from trainer.models.text import Tokenizers
+from trainer.models.transformer import Conditioning
+from trainer.sampling.prompts import SamplePrompt
+from trainer.sampling.sampler import decode_picture, denoise, save_picture, start_noise
+
+log = logging.getLogger(__name__)
+
+TOKENS_AT_ONCE = {"cpu": 256, "cuda": 4096}  # image tokens of the images that are generated together
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What images are generated with: the settings of the run, its memory plan, text encoders and cache."""
+
+    config: TrainConfig
+    memory: MemoryPlan
+    tokenizers: Tokenizers
+    keys: CacheKeys
+    cache: TensorCache
+    accelerator: Accelerator
+
+    def generate(self, images: Sequence[Generated], captions: Sequence[str]) -> None:
+        """Generate those of the images that have no file yet. Several processes share the work; all must call this.
+
+        captions: further texts to encode while the text encoders are loaded. The transformer has the precision and the
+        swapped blocks of the memory plan, and no adapter. Where GPUs generate several images together, the last bits of
+        their latents depend on which ones. Raises `Problems` if a model file cannot be used.
+        """
+        missing = missing_images(images)
+        if not missing:
+            return
+        texts = [*captions, *(image.prompt for image in missing)]
+        encoded = fill_text(self.config, texts, self.tokenizers, self.keys, self.cache, self.accelerator)
+        self.accelerator.wait_for_everyone()  # every process sees the same files before anyone writes
+        own = missing[self.accelerator.process_index :: self.accelerator.num_processes]
+        self._sample(own, encoded)
+        self._decode(own)
+        self.accelerator.wait_for_everyone()
+
+    def _sample(self, images: Sequence[Generated], encoded: Encoded) -> None:
+        due = [image for image in images if not self.cache.has(_latents_key(image))]
+        if not due:
+            return
+        transformer = self._load_transformer()
+        batches = list(_batches(due, self.accelerator.device.type))
+        for batch in progress(batches, "generate", quiet=not self.accelerator.is_main_process):
+            for image, latents in zip(batch, self._latents(transformer, batch, encoded), strict=True):
+                self.cache.write(_latents_key(image), {"latents": latents[None]})
+        del transformer
+        free_memory(self.accelerator.device)
+
+    def _latents(self, transformer: FluxTransformer2DModel, images: Sequence[Generated], encoded: Encoded):
+        first = images[0]
+        settings = SamplePrompt("", width=first.width, height=first.height, steps=first.steps, guidance=first.guidance)
+        text = self.conditioning([image.prompt for image in images], encoded).to(transformer.device, transformer.dtype)
+        noise = start_noise(transformer, settings, [image.seed for image in images])
+        return denoise(transformer, noise, settings, text, None)
+
+    def conditioning(self, prompts: Sequence[str], encoded: Encoded) -> Conditioning:
+        """The prompts as the transformer takes them, on the host."""
+        txt, masks, pooled = (torch.stack(column) for column in zip(*map(encoded.text, prompts), strict=True))
+        return Conditioning(txt, pooled, masks if self.config.apply_t5_attn_mask else None)
+
+    def _load_transformer(self) -> FluxTransformer2DModel:
+        config, device, choice, work = self.config, self.accelerator.device, self.memory.choice, self.memory.work
+        assert config.pretrained_model_name_or_path
+        dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+        waiting = swapped_names(work.num_double, len(work.blocks) - work.num_double, choice.swapped)
+        transformer = load_transformer(
+            config.pretrained_model_name_or_path, device, dtype, choice.weight_format, waiting, layers_on_one_input
+        )
+        swap_blocks(transformer, choice.swapped, device)
+        use_training_blocks(transformer)
+        return transformer
+
+    def _decode(self, images: Sequence[Generated]) -> None:
+        assert self.config.ae
+        device = self.accelerator.device
+        vae = load_autoencoder(self.config.ae, device, torch.float32)
+        for image in progress(images, "decode", quiet=not self.accelerator.is_main_process):
+            key = _latents_key(image)
+            entry = self.cache.read(key)
+            assert entry, "its latents have just been written"
+            facts = {"prompt": image.prompt, "seed": image.seed, "steps": image.steps, "guidance": image.guidance}
+            save_picture(image.file, decode_picture(vae, entry["latents"]), facts)
+            self.cache.path(key).unlink()  # the PNG takes its place
+        del vae
+        free_memory(device)
+
+
+def _latents_key(image: Generated) -> str:
+    return image.sha256[::-1]  # a name of its own next to the entries of encoded images
+
+
+def _batches(images: Sequence[Generated], device: str) -> Iterator[list[Generated]]:
+    """The images in groups of one size and one sampler, as large as the device takes at once."""
+
+    def alike(image: Generated) -> tuple[Size, int, float]:
+        return image.size, image.steps, image.guidance
+
+    for (size, _, _), group in groupby(sorted(images, key=alike), key=alike):
+        own, most = list(group), max(1, TOKENS_AT_ONCE[device] * PIXELS_PER_TOKEN**2 // (size[0] * size[1]))
+        yield from (own[start : start + most] for start in range(0, len(own), most))
