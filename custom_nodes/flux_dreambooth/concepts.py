@@ -52,15 +52,18 @@ def find(text: str, concepts: Iterable[Concept]) -> tuple[Found, ...]:
     return tuple(_find_one(plain, concept) for concept in concepts)
 
 
-def build_prompt(text: str, concepts: Iterable[Concept], weights: bool = False) -> Built:
+def build_prompt(
+    text: str, concepts: Iterable[Concept], weights: bool = False, elsewhere: Iterable[Concept] = ()
+) -> Built:
     """Put triggers in the place of `{name}` or `{1}`, and make parentheses plain characters.
 
     weights: parentheses of the text keep ComfyUI's meaning, "(word:1.2)"; those of triggers are always escaped.
+    elsewhere: concepts that are looked for in the text, too, and that no placeholder stands for.
     """
-    known = list(concepts)
+    known, others = list(concepts), list(elsewhere)
     filled, unknown = _fill(text, known)
-    escaped = _escape_triggers(filled, known) if weights else escape_parentheses(filled)
-    return Built(escaped, find(filled, known), tuple(unknown))
+    escaped = _escape_triggers(filled, known + others) if weights else escape_parentheses(filled)
+    return Built(escaped, find(filled, known + others), tuple(unknown))
 
 
 def escape_parentheses(text: str) -> str:

@@ -4,10 +4,13 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 THIS_FILE, NEWEST = "this file", "newest of its run"
+DEMO = "demo.safetensors"  # what `make demo` writes, and the workflow mini_finetuned loads
 CHECKPOINTS = (THIS_FILE, NEWEST)
 _CHECKPOINT = re.compile(r"(?P<run>.+?)(?:-(?P<epoch>\d{6})|-step(?P<step>\d{8}))?\.(?:safetensors|sft)", re.IGNORECASE)
 
@@ -31,6 +34,38 @@ def by_run(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (run_of(name).lower(), label_of(name) != "final", name))
 
 
+class Names:
+    """The names of ComfyUI's list of LoRA files, found as workflows and loaders write them."""
+
+    def __init__(self, listed: Iterable[str]):
+        self.listed = tuple(listed)
+
+    @cached_property
+    def _by_path(self) -> dict[str, str]:
+        return {_slashes(name): name for name in self.listed}
+
+    @cached_property
+    def _by_part(self) -> dict[str, str | None]:
+        """By the name without folder, without ending, or without both; None where two files share it."""
+        found: dict[str, str | None] = {}
+        for name in self.listed:
+            path = PurePosixPath(_slashes(name))
+            for part in {path.name, path.stem, str(path.with_suffix(""))} - {str(path)}:
+                found[part] = None if part in found else name
+        return found
+
+    def find(self, written: Any, loosely: bool = False) -> str | None:
+        """The listed name for a path of either system's slashes; loosely: also without its folder or ending."""
+        if not isinstance(written, str):
+            return None
+        path = _slashes(written)
+        return self._by_path.get(path) or (self._by_part.get(path) if loosely else None)
+
+
+def _slashes(name: str) -> str:
+    return name.replace("\\", "/")
+
+
 def lora_names() -> list[str]:
     """What a user can choose from: every file below models/loras that ComfyUI lists now."""
     import folder_paths
@@ -38,17 +73,59 @@ def lora_names() -> list[str]:
     return by_run(folder_paths.get_filename_list("loras"))
 
 
+class NoSuchLora(ValueError, LookupError):
+    """A LoRA's name that is not in ComfyUI's list."""
+
+
 def lora_path(name: str, checkpoint: str = THIS_FILE) -> Path:
-    """The file of a listed name, or the newest one of its run. Raises ValueError."""
+    """The file of a listed name, or the newest one of its run; no other file is ever opened.
+
+    The name may have either system's slashes, as workflows from elsewhere do. Raises NoSuchLora.
+    """
     import folder_paths
 
-    names = [name]
-    if checkpoint == NEWEST:
-        names = [other for other in folder_paths.get_filename_list("loras") if run_of(other) == run_of(name)] or names
-    paths = [Path(path) for each in names if (path := folder_paths.get_full_path("loras", each))]
-    if not paths:
-        raise ValueError(f"{name} is not in models/loras (any more); press R to refresh the list")
-    return max(paths, key=_changed)
+    listed = folder_paths.get_filename_list("loras")
+    found = Names(listed).find(name)
+    if found is None and checkpoint == NEWEST:  # its run may go on without it
+        found = next((other for other in listed if run_of(_slashes(other)) == run_of(_slashes(name))), None)
+    if found is not None and checkpoint == NEWEST:
+        found = newest_name(found, listed)
+    path = folder_paths.get_full_path("loras", found) if found is not None else None
+    if path is None:
+        raise NoSuchLora(absent(name))
+    return Path(path)
+
+
+def absent(name: str) -> str:
+    """Why a LoRA cannot be used that is not in the list, and what to do."""
+    if _slashes(name) == DEMO:
+        return f"{name} is not in models/loras yet: run `make demo` first, which trains it in some ten minutes on a CPU"
+    return f"{name} is not in models/loras (any more): choose another, or copy it there and press R"
+
+
+def valid_names(*names: Any, checkpoint: Any = THIS_FILE) -> bool | str:
+    """What ComfyUI's VALIDATE_INPUTS wants of LoRAs' names: True, or why one cannot be used.
+
+    A name that another node gives is None here, and is checked when it is there.
+    """
+    if checkpoint not in (*CHECKPOINTS, None):
+        return f"{checkpoint!r} is none of {', '.join(CHECKPOINTS)}"
+    try:
+        for name in names:
+            if name is not None:
+                lora_path(str(name), checkpoint or THIS_FILE)
+    except NoSuchLora as error:
+        return str(error)
+    return True
+
+
+def newest_name(name: str, listed: Collection[str]) -> str:
+    """The file of a LoRA's run that was written last, by its name in ComfyUI's list."""
+    import folder_paths
+
+    run = [other for other in listed if run_of(other) == run_of(name)]
+    paths = {other: folder_paths.get_full_path("loras", other) for other in run}
+    return max((other for other in run if paths[other]), key=lambda other: _changed(Path(paths[other])), default=name)
 
 
 def _changed(path: Path) -> int:

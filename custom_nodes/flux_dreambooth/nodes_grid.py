@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import grid, lora_loading, sampling
+from .applied_loras import AppliedLoras
+from .lora_files import lora_path
 from .node_texts import Node
-from .nodes_prompt import file_version, lora_path
+from .nodes_prompt import file_version
 from .nodes_sample import sampling_widgets, t5_length_of
+from .safetensors_header import read_header
 from .sheet import Sheet
 
 LARGEST_PREVIEW = 1024
@@ -66,7 +69,8 @@ class CheckpointGrid(Node):
         if not chosen and any(numbers):
             raise ValueError(f"there is no LoRA of the run {run!r} in models/loras")
         rows = grid.plan(grid.read_prompts(prompts), chosen, numbers)
-        length = t5_length or t5_length_of(model, [each.file for each in chosen])
+        applied = AppliedLoras(tuple((each.file, read_header(lora_path(each.file)).metadata) for each in chosen))
+        length = t5_length or t5_length_of(model, applied).tokens
         sheet = Sheet(
             run,
             f"seed {seed}, {steps} steps, {sampler}, {schedule}, guidance {guidance:g}, {width} x {height}",

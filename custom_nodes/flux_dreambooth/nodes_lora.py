@@ -52,6 +52,10 @@ class LoadFluxDreamBoothLoRA(Node):
         }
 
     @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str | None, checkpoint: str | None) -> bool | str:  # noqa: N802
+        return lora_files.valid_names(lora_name, checkpoint=checkpoint)
+
+    @classmethod
     def IS_CHANGED(cls, lora_name: str, checkpoint: str = lora_files.THIS_FILE, **_: Any) -> str:  # noqa: N802
         """The selected file and its signature: ComfyUI runs the node again only if they have changed."""
         return state_of(lora_name, checkpoint)
@@ -109,6 +113,10 @@ class LoRAReport(Node):
                 "clip": ("CLIP",),
             },
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str | None) -> bool | str:  # noqa: N802 (ComfyUI's name)
+        return lora_files.valid_names(lora_name)
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:  # noqa: N802

@@ -45,6 +45,10 @@ class ResizeLoRA(Node):
         }  # fmt: skip
 
     @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str | None) -> bool | str:  # noqa: N802 (ComfyUI's name)
+        return lora_files.valid_names(lora_name)
+
+    @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:  # noqa: N802
         return state_of(lora_name)
 
@@ -98,6 +102,12 @@ class MergeLoRAs(Node):
             },
             "optional": optional,
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(  # noqa: N802
+        cls, lora_1: str | None, lora_2: str | None, lora_3: str | None = NO_LORA, lora_4: str | None = NO_LORA
+    ) -> bool | str:
+        return lora_files.valid_names(*(name for name in (lora_1, lora_2, lora_3, lora_4) if name != NO_LORA))
 
     @classmethod
     def IS_CHANGED(cls, **inputs: Any) -> str:  # noqa: N802

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .concepts import build_prompt
+from .loaded_loras import Loaded, NodeClasses, comfyui_classes, comfyui_names, loras_before, loras_of_users
 from .lora_file.concepts import Concept, read_concepts
-from .lora_files import lora_names
+from .lora_files import Names, lora_names, lora_path, valid_names
 from .node_texts import Node
 from .safetensors_header import read_header
 
@@ -38,6 +41,10 @@ class ConceptPrompt(Node):
         }
 
     @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str | None) -> bool | str:  # noqa: N802 (ComfyUI's name)
+        return True if lora_name == FOLLOW else valid_names(lora_name)
+
+    @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> Any:  # noqa: N802 (ComfyUI's name)
         """Changes if the chosen file is replaced. LoRAs of loaders before this node have an IS_CHANGED of their own."""
         return None if lora_name == FOLLOW else file_version(lora_name)
@@ -54,34 +61,63 @@ class ConceptPrompt(Node):
         """Returns what ComfyUI wants: the warnings for the browser, and the node's two outputs."""
         if clip is None:
             raise ValueError("Concept Prompt has no CLIP: connect a CLIP loader, or the LoRA loader's CLIP output.")
-        names = loras_before(prompt or {}, str(unique_id), lora_names()) if lora_name == FOLLOW else [lora_name]
-        built = build_prompt(text, concepts_of(names), weights=parentheses == WEIGHTS)
-        warnings = built.warnings or ([] if built.found else [_nothing_known(names)])
+        chosen = LoraChoice.of(lora_name, prompt or {}, str(unique_id), comfyui_names(), comfyui_classes())
+        built = build_prompt(text, concepts_of(chosen.names), parentheses == WEIGHTS, concepts_of(chosen.elsewhere))
+        warnings = built.warnings or ([] if built.found else chosen.nothing_known())
         for warning in warnings:
             log.warning("Concept Prompt: %s", warning)
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(built.text))
         return {"ui": {"text": [built.text], "warnings": warnings}, "result": (conditioning, built.text)}
 
 
-def _nothing_known(names: list[str]) -> str:
-    if names:
-        return f"{', '.join(names)} does not say what it was taught."
-    return "No LoRA is loaded before this node; choose one in it to check the prompt."
+@dataclass(frozen=True)
+class LoraChoice:
+    """The LoRAs whose concepts a Concept Prompt offers.
+
+    names: chosen in the node, or loaded before its CLIP input; elsewhere: where there are none, those of the models
+    that its prompt is used with; loaded: what the graph says.
+    """
+
+    names: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+    loaded: Loaded
+
+    @classmethod
+    def of(
+        cls, lora_name: str, prompt: Mapping[str, Any], node_id: str, names: Names, classes: NodeClasses
+    ) -> "LoraChoice":
+        """The choice of a node in a prompt of API format."""
+        if lora_name != FOLLOW:
+            name = names.find(lora_name)
+            loaded = Loaded((name,)) if name else Loaded(missing=(lora_name,))
+            return cls(loaded.names, (), loaded)
+        loaded = loras_before(prompt, node_id, names, classes)
+        if loaded.names:
+            return cls(loaded.names, (), loaded)
+        loaded |= loras_of_users(prompt, node_id, names, classes)
+        return cls((), loaded.names, loaded)
+
+    def nothing_known(self) -> list[str]:
+        """Why a prompt cannot be checked, as far as the graph tells."""
+        if names := (*self.names, *self.elsewhere):
+            return [f"{', '.join(names)} does not say what it was taught."]
+        if self.loaded.complete and not self.loaded.missing:
+            return ["No LoRA is loaded before this node; choose one in it to check the prompt."]
+        return []
 
 
 def concepts_of(names: Iterable[str]) -> list[Concept]:
     """The concepts of LoRA files by their names in ComfyUI's list. Raises LookupError, ValueError or OSError."""
-    return [concept for name in names for concept in read_concepts(read_header(lora_path(name)).metadata)]
+    found = []
+    for name in names:
+        path = lora_path(name)
+        found += _concepts_in(path, path.stat().st_mtime_ns, path.stat().st_size)
+    return found
 
 
-def lora_path(name: str) -> Path:
-    """A LoRA's path; only names of ComfyUI's own list lead to a file. Raises LookupError."""
-    import folder_paths
-
-    path = folder_paths.get_full_path("loras", name) if name in lora_names() else None
-    if path is None:
-        raise LookupError(f"There is no LoRA called {name!r} in models/loras.")
-    return Path(path)
+@lru_cache(maxsize=64)
+def _concepts_in(path: Path, _time: int, _size: int) -> tuple[Concept, ...]:
+    return tuple(read_concepts(read_header(path).metadata))
 
 
 def file_version(name: str) -> tuple[int, int] | None:
@@ -91,21 +127,6 @@ def file_version(name: str) -> tuple[int, int] | None:
     except (LookupError, OSError):
         return None
     return stat.st_mtime_ns, stat.st_size
-
-
-def loras_before(prompt: Mapping[str, Any], node_id: str, known: Iterable[str]) -> list[str]:
-    """The LoRAs named in the inputs of nodes before this one, in the order of loading. prompt: in API format."""
-    names, found, queue = set(known), [], [node_id]
-    for node in queue:  # grows while it is read
-        inputs = prompt.get(node, {}).get("inputs", {})
-        queue += [str(value[0]) for value in inputs.values() if _is_link(value) and str(value[0]) not in queue]
-        named = [value for value in inputs.values() if isinstance(value, str) and value in names]
-        found += [name for name in named if node != node_id and name not in found]
-    return found[::-1]
-
-
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2
 
 
 NODES = (ConceptPrompt,)

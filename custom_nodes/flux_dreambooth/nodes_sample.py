@@ -1,12 +1,12 @@
 """The node that generates images with FLUX.1 as it was trained."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from . import mini, sampling
+from .applied_loras import AppliedLoras, applied_loras
+from .loaded_loras import comfyui_classes, comfyui_names, loras_before
 from .node_texts import Node
-from .nodes_prompt import lora_path, loras_before
-from .safetensors_header import read_header
 
 LARGEST = 16384
 
@@ -29,10 +29,11 @@ def sampling_widgets(steps: int = 28) -> dict[str, Any]:
     }
 
 
-def t5_length_of(model: Any, loras: Iterable[str]) -> int:
-    """What prompts were padded to in training, by the LoRAs of ComfyUI's list that act on a MODEL."""
-    metadata = [read_header(lora_path(name)).metadata for name in loras]
-    return sampling.trained_t5_length(metadata, model.get_attachment(mini.T5_LENGTH), sampling.is_schnell(model))
+def t5_length_of(model: Any, loras: AppliedLoras) -> sampling.T5Length:
+    """What prompts were padded to in training, by the LoRAs that are applied to a MODEL."""
+    return sampling.trained_t5_length(
+        loras.files, model.get_attachment(mini.T5_LENGTH), sampling.is_schnell(model), loras.unknown
+    )
 
 
 class FluxSampleAsTrained(Node):
@@ -86,19 +87,17 @@ class FluxSampleAsTrained(Node):
     ) -> tuple[dict[str, Any], str]:
         sampling.refuse_other_models(model, clip)
         settings = sampling.Settings(seed, steps, guidance, sampler, schedule, denoise, base_shift, max_shift)
-        length = t5_length or t5_length_of(model, _loras_in(graph or {}, str(unique_id)))
+        length = sampling.T5Length(t5_length)
+        if not t5_length:
+            names = comfyui_names()
+            likely = loras_before(graph or {}, str(unique_id), names, comfyui_classes()).names
+            length = t5_length_of(model, applied_loras(model, clip, likely, names.listed))
         start = latent or sampling.empty_latent(model, width, height, batch_size)
-        positive = sampling.encode(clip, prompt, length, guidance)
+        positive = sampling.encode(clip, prompt, length.tokens, guidance)
         shift = sampling.shift_for(model, start, settings)
         told = "none" if shift is None else f"{shift:.4f}"
-        text = f"seed {seed}, {steps} steps, {sampler}, {schedule}, guidance {guidance:g}, shift {told}, T5 {length}"
+        text = f"seed {seed}, {steps} steps, {sampler}, {schedule}, guidance {guidance:g}, shift {told}, {length}"
         return sampling.sample(model, positive, start, settings), text
-
-
-def _loras_in(graph: Mapping[str, Any], node_id: str) -> list[str]:
-    import folder_paths
-
-    return loras_before(graph, node_id, folder_paths.get_filename_list("loras"))
 
 
 NODES = (FluxSampleAsTrained,)

@@ -11,12 +11,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import nodes_prompt, user_folder
-from .concepts import Concept, build_prompt
+from . import nodes_prompt, page_prompt, user_folder
+from .concepts import build_prompt
+from .loaded_loras import comfyui_classes, comfyui_names
+from .lora_file.concepts import Concept
+from .page_prompt import MAX_LORAS
 from .runs import NotNow, Runs, find_runs_dir
 
 MAX_BODY = 64 * 2**10
-MAX_LORAS = 16
+MAX_NODES = 16  # instances of one subgraph that are asked about together
+MAX_GRAPH = 4 * 2**20  # bytes of a body that holds a graph
 PREFIX = "/flux_dreambooth"
 
 
@@ -92,7 +96,7 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
     @_answers
     async def concepts(request: Any) -> Any:
         names = request.query.getall("lora", [])
-        return {"concepts": [_concept(concept) for concept in await _concepts_of(names)]}
+        return {"concepts": [page_prompt.concept_as_json(concept) for concept in await _concepts_of(names)]}
 
     @routes.post(PREFIX + "/prompt")  # it only reads, but a prompt is too long for a URL
     @_answers
@@ -102,16 +106,22 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
         if not isinstance(text, str) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise ValueError('The body must be {"loras": [names], "text": a prompt}.')
         built = await asyncio.to_thread(build_prompt, text, await _concepts_of(names))
-        found = [{"state": found.state, "written": found.written, **_concept(found.concept)} for found in built.found]
+        found = [page_prompt.as_json(each) for each in built.found]
         return {"found": found, "unknown": built.unknown, "warnings": built.warnings}
+
+    @routes.post(PREFIX + "/concept_prompt")
+    @_answers
+    async def concept_prompt(request: Any) -> Any:
+        body = await _body(request, MAX_GRAPH)
+        graph, nodes = body.get("prompt"), body.get("nodes")
+        if not isinstance(graph, dict) or not isinstance(nodes, list) or not nodes[:MAX_NODES]:
+            raise ValueError('The body must be {"prompt": a graph in API format, "nodes": [ids]}.')
+        ids = [str(node) for node in nodes[:MAX_NODES]]
+        return await asyncio.to_thread(lambda: page_prompt.answer(graph, ids, comfyui_names(), comfyui_classes()))
 
 
 async def _concepts_of(names: list[str]) -> list[Concept]:
     return await asyncio.to_thread(nodes_prompt.concepts_of, names[:MAX_LORAS])
-
-
-def _concept(concept: Concept) -> dict[str, Any]:
-    return {"name": concept.name, "trigger": concept.trigger, "pictures": concept.pictures}
 
 
 def _answers(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
@@ -136,15 +146,15 @@ def _answers(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaita
     return answer
 
 
-async def _body(request: Any) -> dict[str, Any]:
+async def _body(request: Any, limit: int = MAX_BODY) -> dict[str, Any]:
     """The JSON object in a request's body. Raises ValueError if it is no object, or too large."""
     if request.content_type != "application/json":
         raise ValueError("Send JSON, with Content-Type: application/json.")
     data = bytearray()
     async for chunk in request.content.iter_chunked(2**14):
         data += chunk
-        if len(data) > MAX_BODY:
-            raise ValueError(f"The body is larger than {MAX_BODY:,} bytes.")
+        if len(data) > limit:
+            raise ValueError(f"The body is larger than {limit:,} bytes.")
     try:
         body = json.loads(bytes(data) or b"{}")
     except RecursionError:

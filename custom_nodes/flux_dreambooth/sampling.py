@@ -32,6 +32,17 @@ class Settings:
     max_shift: float = MAX_SHIFT
 
 
+@dataclass(frozen=True)
+class T5Length:
+    """How many T5 tokens a prompt is padded or truncated to, and where that number is from."""
+
+    tokens: int
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"T5 {self.tokens}" + (f" ({self.source})" if self.source else "")
+
+
 def flux_shift(width: int, height: int, base_shift: float = BASE_SHIFT, max_shift: float = MAX_SHIFT) -> float:
     """The shift's exponent for an image's size in pixels, bit for bit that of ComfyUI's ModelSamplingFlux."""
     slope = (max_shift - base_shift) / (MAX_TOKENS - BASE_TOKENS)
@@ -48,13 +59,23 @@ def trained_sigmas(steps: int, shift: float | None, denoise: float = 1.0) -> lis
     return [factor * x / (1 + (factor - 1) * x) for x in line][-(steps + 1) :]
 
 
-def trained_t5_length(metadata: Iterable[Mapping[str, str]], own: int | None, schnell: bool) -> int:
+def trained_t5_length(
+    loras: Iterable[tuple[str, Mapping[str, str]]], own: int | None, schnell: bool, unknown: bool = False
+) -> T5Length:
     """How many T5 tokens a prompt had in training.
 
-    metadata: of the LoRAs; the last that tells counts. own: what the base model itself was trained with, if known.
+    loras: names and metadata; the last that states a length counts. own: what the base model itself was trained with,
+    if known. unknown: whether a LoRA is applied whose file is not known.
     """
-    found = [length for each in metadata if (length := _stated_length(each))]
-    return found[-1] if found else own or (SCHNELL_LENGTH if schnell else DEV_LENGTH)
+    unstated = []
+    for name, metadata in reversed([*loras]):
+        if length := _stated_length(metadata):
+            return T5Length(length, f"as {name} was trained")
+        unstated.append(name)
+    usual = own or (SCHNELL_LENGTH if schnell else DEV_LENGTH)
+    if unknown:
+        return T5Length(usual, "the base model's; the length that the applied LoRA was trained with is not known")
+    return T5Length(usual, f"the base model's; {unstated[0]} does not state its own" if unstated else "")
 
 
 def _stated_length(metadata: Mapping[str, str]) -> int | None:

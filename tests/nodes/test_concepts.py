@@ -12,7 +12,6 @@ from custom_nodes.flux_dreambooth.concepts import (
     find,
 )
 from custom_nodes.flux_dreambooth.lora_file.concepts import MAX_CONCEPTS, MAX_LENGTH, read_concepts
-from custom_nodes.flux_dreambooth.nodes_prompt import loras_before
 from tests.nodes.run_writer import CONCEPTS
 
 TOY, GPU = Concept("tjtoy", "tjtoy toy", 6), Concept("sparkgpu", "sparkgpu gpu (small)", 5)
@@ -139,23 +138,7 @@ def test_a_concept_without_a_trigger_in_its_metadata_gives_no_warning():
     assert build_prompt("a red car", []).warnings == []
 
 
-GRAPH = {
-    "1": {"class_type": "LoadMiniFlux", "inputs": {"folder": "b.safetensors"}},
-    "2": {"class_type": "LoraLoader", "inputs": {"clip": ["1", 1], "model": ["1", 0], "lora_name": "a.safetensors"}},
-    "3": {"class_type": "LoadFluxDreamBoothLoRA", "inputs": {"clip": ["2", 1], "lora_name": "b.safetensors"}},
-    "4": {"class_type": "ConceptPrompt", "inputs": {"clip": ["3", 1], "text": "c.safetensors"}},
-    "5": {"class_type": "LoraLoader", "inputs": {"clip": ["4", 0], "lora_name": "c.safetensors"}},
-}
-FILES = ("a.safetensors", "b.safetensors", "c.safetensors")
-
-
-def test_the_loras_before_a_node_are_found_in_their_order():
-    graph = GRAPH | {"1": {"class_type": "LoadMiniFlux", "inputs": {}}}
-    assert loras_before(graph, "4", FILES) == ["a.safetensors", "b.safetensors"]
-    assert loras_before(graph, "2", FILES) == []
-    assert loras_before({}, "4", FILES) == []
-
-
-def test_a_graph_that_goes_round_ends():
-    graph = {"1": {"inputs": {"clip": ["2", 0]}}, "2": {"inputs": {"clip": ["1", 0], "lora_name": "a.safetensors"}}}
-    assert loras_before(graph, "1", FILES) == ["a.safetensors"]
+def test_concepts_of_another_branch_are_looked_for_and_have_no_placeholders():
+    built = build_prompt("{1} with a TJ toy", [], elsewhere=[TOY])
+    assert built.unknown == ("1",)
+    assert [(found.state, found.written) for found in built.found] == [("differs", "TJ toy")]

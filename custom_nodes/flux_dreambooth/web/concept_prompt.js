@@ -1,16 +1,18 @@
 // Concept Prompt in the browser: the LoRA's concepts as buttons, and a word on how the prompt names them.
+// All of it is the server's answer about the open graph; what the server cannot know is not shown.
 import { app } from '../../scripts/app.js'
 import { addStyle, h, section } from './elements.js'
-import { lorasBefore, widgetOf } from './graph.js'
-import { checkPrompt } from './server.js'
+import { linkedPart, openPrompt, sourceOf } from './open_graph.js'
+import { askConceptPrompt } from './server.js'
 import { text } from './texts.js'
 
 const NODE = 'ConceptPrompt'
-const FOLLOW = "(the loader's)"
 const LOOK = 400 // milliseconds; what comes before a node changes without telling it
+const AGAIN = 3000 // milliseconds until the same is asked again, as files change, too
 const HEIGHT = 88 // pixels: buttons and two lines of text; more of them scroll
 const ICONS = { present: 'pi-check', differs: 'pi-exclamation-triangle', missing: 'pi-plus' }
-const shown = new Set()
+const DEMO = 'demo.safetensors' // what `make demo` writes
+const shown = new Map() // node -> its watcher
 
 app.registerExtension({
   name: 'FluxDreamBooth.ConceptPrompt',
@@ -19,81 +21,106 @@ app.registerExtension({
   },
   setup() {
     addStyle()
-    setInterval(() => { if (!document.hidden) shown.forEach((look) => look()) }, LOOK)
+    setInterval(look, LOOK)
   }
 })
 
+function look() {
+  if (document.hidden || !shown.size) return
+  const graph = openPrompt(shown)
+  for (const [node, watch] of shown) {
+    const places = graph.places.filter((place) => place.node === node)
+    if (places.length) watch(graph.prompt, places)
+  }
+}
+
 function addConcepts(node) {
   const element = h('div', { class: 'fdb-concepts' })
-  const draw = section(element, (answer) => drawConcepts(node, answer))
-  const look = watcher(node, draw)
+  const draw = section(element, (answer, editable) => drawConcepts(node, answer, editable))
   node.addDOMWidget('concepts', 'flux_dreambooth_concepts', element, {
     serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT, getValue: () => '', setValue: () => {}
   })
-  node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], 325)])
-  shown.add(look)
+  node.setSize([Math.max(node.size[0], 340), Math.max(node.size[1], 325)])
+  shown.set(node, watcher(draw))
   const removed = node.onRemoved
   node.onRemoved = function (...facts) {
-    shown.delete(look)
+    shown.delete(node)
     return removed?.apply(this, facts)
   }
 }
 
-/** Asks the server again when the prompt or the LoRAs have changed, one question at a time. */
-function watcher(node, draw) {
-  let asked, busy = false
-  return async () => {
-    const chosen = widgetOf(node, 'lora_name')?.value
-    const loras = chosen === FOLLOW ? lorasBefore(node) : [chosen]
-    const prompt = promptOf(node)
-    const question = JSON.stringify([loras, prompt])
-    if (busy || question === asked) return
+/** Asks the server when the graph has changed, and now and then without that; one question at a time. */
+function watcher(draw) {
+  let asked, busy = false, next = 0
+  return async (prompt, places) => {
+    const part = linkedPart(prompt, places.map(({ id }) => id))
+    const question = JSON.stringify([part, places.map(({ id }) => id)])
+    if (busy || (question === asked && Date.now() < next)) return
     busy = true
     asked = question
     try {
-      draw({ loras, ...(loras.length ? await checkPrompt(loras, prompt) : {}) })
+      draw(await askConceptPrompt(part, places.map(({ id }) => id)), Boolean(promptWidget(places[0])))
     } catch (error) {
-      draw({ loras, error: error.message })
+      draw({ problem: error.status ? error.message : text('training.unreachable') }, false)
     }
+    next = Date.now() + AGAIN
     busy = false
   }
 }
 
-const promptOf = (node) => String(widgetOf(node, 'text')?.value ?? '')
+/** The widget that the prompt is written in; undefined where a node that runs gives it. */
+function promptWidget({ frame, node }) {
+  const slot = node.inputs?.findIndex(({ name, link }) => name === 'text' && link !== null && link !== undefined) ?? -1
+  return slot < 0 ? node.widgets?.find(({ name }) => name === 'text') : sourceOf(frame, node, slot)?.widget
+}
 
-function drawConcepts(node, { loras, found = [], unknown = [], error }) {
-  const chips = found.map((each) => h('button', {
-    class: `fdb-chip fdb-${each.state}`, type: 'button', title: tip(each), onclick: () => put(node, each)
-  }, h('i', { class: `pi ${ICONS[each.state]}` }), each.trigger))
-  const lines = [error, ...unknown.map((name) => text('concepts.unknown', { name })), ...warnings(found)].filter(Boolean)
-  if (!loras.length) lines.push(text('concepts.noLora'))
-  else if (!found.length && !error) lines.push(text('concepts.nothingKnown', { lora: loras.join(', ') }))
-  const good = !lines.length
+function drawConcepts(node, answer, editable) {
+  const { found = [] } = answer
+  const chips = found.map((each) => {
+    const does = editable && ['differs', 'missing'].includes(each.state)
+    return h('button', { class: `fdb-chip fdb-${each.state ?? 'unchecked'}`, type: 'button', disabled: !does, title: tip(each, does), onclick: () => put(node, each) },
+      h('i', { class: `pi ${ICONS[each.state] ?? 'pi-tag'}` }), h('span', {}, each.trigger))
+  })
+  const lines = warnings(answer, editable)
+  const good = !lines.length && answer.certain && answer.text !== null && found.some(({ state }) => state === 'present')
   if (good) lines.push(text('concepts.good'))
   return [h('div', { class: 'fdb-chips' }, chips), h('div', { class: `fdb-says ${good ? 'fdb-good' : 'fdb-warning'}` }, lines.map((line) => h('div', {}, line)))]
 }
 
-function warnings(found) {
-  const differing = found.filter(({ state }) => state === 'differs').map(({ written, trigger }) => text('concepts.differs', { written, trigger }))
-  const missing = found.length && found.every(({ state }) => state === 'missing') ? [text('concepts.missing')] : []
-  return [...differing, ...missing]
+/** What is wrong, as far as the server knows. */
+function warnings({ problem, loras = [], missing = [], complete, certain, problems = [], found = [], unknown = [] }, editable) {
+  if (problem) return [problem]
+  const lines = [
+    ...missing.map((lora) => text(lora === DEMO ? 'concepts.demo' : 'concepts.absent', { lora })),
+    ...problems.map(({ lora }) => text('concepts.unreadable', { lora })),
+    ...unknown.map((name) => text('concepts.unknown', { name })),
+    ...found.filter(({ state }) => state === 'differs').map(({ written, trigger }) => text(editable ? 'concepts.differs' : 'concepts.differsElsewhere', { written, trigger }))
+  ]
+  if (certain && found.length && found.every(({ state }) => state === 'missing')) lines.push(text(editable ? 'concepts.missing' : 'concepts.missingElsewhere'))
+  if (complete && !loras.length && !missing.length) lines.push(text('concepts.noLora'))
+  if (certain && loras.length && !found.length && !problems.length) lines.push(text('concepts.nothingKnown', { lora: loras.join(', ') }))
+  return lines
 }
 
-function tip({ name, trigger, pictures, state }) {
+function tip({ name, trigger, pictures, state }, does) {
   const what = pictures === null ? name : text('concepts.pictures', { name, n: pictures })
-  return `${what}\n${text(`concepts.${state === 'present' ? 'isThere' : state === 'differs' ? 'correct' : 'insert'}`, { trigger })}`
+  const action = state === 'present' ? 'isThere' : does ? (state === 'differs' ? 'correct' : 'insert') : null
+  return action ? `${what}\n${text(`concepts.${action}`, { trigger })}` : what
 }
 
 /** Insert the trigger at the cursor, or correct the words that were meant to be it. */
 function put(node, { trigger, state, written }) {
-  const widget = widgetOf(node, 'text')
-  const before = promptOf(node)
-  if (state === 'present') return
-  const replaces = state === 'differs' && before.includes(written)
-  const now = replaces ? before.replace(written, () => trigger) : insert(before, trigger, widget.element)
+  const place = openPrompt(shown).places.find((each) => each.node === node)
+  const widget = place && promptWidget(place)
+  if (!widget) return
+  const before = String(widget.value ?? '')
+  const now = state === 'differs' && before.includes(written)
+    ? before.replace(written, () => trigger)
+    : insert(before, trigger, widget.element ?? widget.inputEl)
   widget.value = now
   widget.callback?.(now, app.canvas, node)
   app.graph.setDirtyCanvas(true, true)
+  look()
 }
 
 function insert(prompt, trigger, area) {

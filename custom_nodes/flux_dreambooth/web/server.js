@@ -8,7 +8,8 @@ export const fetchRun = (name) => ask(`/runs/${encodeURIComponent(name)}`)
 export const fetchFirstWorkflow = () => ask('/first_workflow')
 export const seedWorkflows = () => send('/first_workflow', {})
 export const askRun = (name, wish) => send(`/runs/${encodeURIComponent(name)}/${wish}`, {})
-export const checkPrompt = (loras, text) => send('/prompt', { loras, text })
+/** What is known about a Concept Prompt: prompt, the graph around it in API format; nodes, its ids there. */
+export const askConceptPrompt = (prompt, nodes) => send('/concept_prompt', { prompt, nodes })
 
 export function sampleUrl(run, file) {
   return api.apiURL(`${PREFIX}/runs/${encodeURIComponent(run)}/samples/${encodeURIComponent(file)}`)
@@ -18,10 +19,10 @@ function send(path, body) {
   return ask(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
 }
 
-/** The answer's JSON; throws an Error with the server's sentence. */
+/** The answer's JSON; throws an Error with the server's sentence and its status, or without one if there is no answer. */
 async function ask(path, options = {}) {
   const answer = await api.fetchApi(PREFIX + path, { cache: 'no-store', ...options })
   const content = await answer.json().catch(() => ({}))
-  if (!answer.ok) throw new Error(content.error ?? `${answer.status} ${answer.statusText}`)
+  if (!answer.ok) throw Object.assign(new Error(content.error ?? `${answer.status} ${answer.statusText}`), { status: answer.status })
   return content
 }
