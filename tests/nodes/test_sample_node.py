@@ -1,6 +1,7 @@
 """FLUX sample (as trained): its numbers are the trainer's, its picture the nine-node graph's, bit for bit."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,16 @@ def test_denoise_leaves_the_last_steps():
 def test_t5_length(stated: list[Any], own: int | None, schnell: bool, length: int):
     metadata = [{"flux_dreambooth": json.dumps({"config": {"t5xxl_max_token_length": each}})} for each in stated]
     broken = [{}, {"flux_dreambooth": "{"}, {"flux_dreambooth": "[]"}, {"flux_dreambooth": '{"config": 3}'}]
-    assert sampling.trained_t5_length([*metadata, *broken], own, schnell) == length
+    loras = [(str(number), each) for number, each in enumerate([*metadata, *broken])]
+    assert sampling.trained_t5_length(loras, own, schnell).tokens == length
+
+
+def test_t5_length_says_where_it_is_from():
+    stated = {"flux_dreambooth": json.dumps({"config": {"t5xxl_max_token_length": 32}})}
+    assert str(sampling.trained_t5_length([], 64, False)) == "T5 64"
+    assert str(sampling.trained_t5_length([("a", stated), ("b", {})], 64, False)) == "T5 32 (as a was trained)"
+    assert "b does not state its own" in str(sampling.trained_t5_length([("b", {})], 64, False))
+    assert "is not known" in str(sampling.trained_t5_length([("b", {})], 64, False, unknown=True))
 
 
 def test_long_prompts_keep_their_end():
@@ -162,9 +172,56 @@ def test_the_lora_says_how_long_its_prompts_were(comfyui: ComfyServer):
     wires = {"model": ["1", 0], "clip": ["1", 1], "lora_name": "sample-t5.safetensors"}
     prompt["5"] = {"class_type": "LoraLoader", "inputs": strengths | wires}
     prompt["2"]["inputs"] |= {"model": ["5", 0], "clip": ["5", 1]}
-    assert "T5 96" in settings(comfyui, prompt)
+    assert "T5 96 (as sample-t5.safetensors was trained)" in settings(comfyui, prompt)
     prompt["2"]["inputs"]["t5_length"] = 72
     assert "T5 72" in settings(comfyui, prompt)
+    prompt["2"]["inputs"]["t5_length"] = 0
+    prompt["5"]["inputs"] |= {"strength_model": 0.0, "strength_clip": 0.0}
+    assert "T5 64" in settings(comfyui, prompt)
+
+
+LOADERS = """
+import comfy.sd, comfy.utils, folder_paths
+
+class ByNumber:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP"), "load", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        numbers = {name: ("INT", {"default": 0}) for name in ("number", "doubled")}
+        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), **numbers}}
+
+    def load(self, model, clip, number, doubled):
+        lora = comfy.utils.load_torch_file(folder_paths.get_full_path("loras", f"by-number-{number}.safetensors"))
+        lora = {key: 2 * value for key, value in lora.items()} if doubled else lora
+        return comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+
+NODE_CLASS_MAPPINGS = {"ByNumber": ByNumber}
+"""
+
+
+@pytest.mark.comfyui
+def test_the_length_of_a_lora_that_no_input_names(start_comfyui: Callable[..., ComfyServer], tmp_path: Path):
+    """A pack's loader takes a number: the file is recognized by its numbers, and one that was changed is not."""
+    pack = tmp_path / "by_number"
+    pack.mkdir()
+    (pack / "__init__.py").write_text(LOADERS)
+    server = start_comfyui(packs=(pack,))
+    for number, length in ((1, 32), (2, 48)):
+        ours = {"flux_dreambooth": json.dumps({"config": {"t5xxl_max_token_length": length}})}
+        write_lora(server.loras / f"by-number-{number}.safetensors", server.folder / "models/mini", ours, seed=number)
+    prompt = as_trained(model=["5", 0], clip=["5", 1])
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "number": 1, "doubled": 0}
+    prompt["5"] = {"class_type": "ByNumber", "inputs": inputs}
+    assert "T5 32 (as by-number-1.safetensors was trained)" in settings(server, prompt)
+    prompt["6"] = {"class_type": "ByNumber", "inputs": inputs | {"model": ["5", 0], "clip": ["5", 1], "number": 2}}
+    prompt["2"]["inputs"] |= {"model": ["6", 0], "clip": ["6", 1]}
+    assert "T5 48 (as by-number-2.safetensors was trained)" in settings(server, prompt)
+    prompt["2"]["inputs"] |= {"model": ["5", 0], "clip": ["5", 1]}
+    prompt["5"]["inputs"]["doubled"] = 1
+    assert "T5 64 (the base model's; the length that the applied LoRA was trained with is not known)" in settings(
+        server, prompt
+    )
 
 
 @pytest.mark.comfyui
