@@ -70,16 +70,20 @@ def blocks(sizes: Sizes) -> list[str]:
     return list(dict.fromkeys(block for name in sizes if (block := block_of(name))))
 
 
+def in_backward(sizes: Sizes, ranks: Mapping[str, int]) -> list[str]:
+    """The blocks that the backward pass reaches: all from the first adapted one on, in the order of `blocks`."""
+    order, adapted = blocks(sizes), {block_of(name) for name, rank in ranks.items() if rank}
+    first = next((index for index, block in enumerate(order) if block in adapted), len(order))
+    return order[first:]
+
+
 def pass_flops(sizes: Sizes, ranks: Mapping[str, int], tokens: Tokens, recomputed: Collection[str] = ()) -> Flops:
     """The arithmetic of one forward and backward pass.
 
     sizes: see `linear_sizes`. ranks: the rank of each layer's adapter, by name; other layers have none. recomputed: the
     checkpointed blocks. Blocks before the first adapted one run forward only.
     """
-    order = blocks(sizes)
-    adapted = {block_of(name) for name, rank in ranks.items() if rank}
-    first = next((index for index, block in enumerate(order) if block in adapted), len(order))
-    trained = set(order[first:])
+    order, trained = blocks(sizes), set(in_backward(sizes, ranks))
     total = Flops()
     for block in (*order, None):
         layers = {name: size for name, size in sizes.items() if block_of(name) == block}

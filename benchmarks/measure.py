@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flops import Flops, Tokens, blocks, linear_sizes, pass_flops
+from benchmarks.flops import Flops, Tokens, in_backward, linear_sizes, pass_flops
 from benchmarks.settings import Setting, merge_flags
 from benchmarks.worker import Job
 from benchmarks.workspace import write_dataset
@@ -224,12 +224,12 @@ def figures_of(
 def flops_of(config: TrainConfig, plan: RunPlan, checkpointed: int) -> Flops:
     """The arithmetic per image, averaged over the run's images. A trained CLIP is not included.
 
-    checkpointed: number of recomputed blocks, counted from the first.
+    checkpointed: number of recomputed blocks, counted from the first one that the backward pass reaches.
     """
     assert config.pretrained_model_name_or_path
     module = plan_transformer(read_header(config.pretrained_model_name_or_path)).module
     sizes = linear_sizes(module)
-    recomputed = blocks(sizes)[:checkpointed]
+    recomputed = in_backward(sizes, plan.adapter.ranks)[:checkpointed]
     buckets = [sample.bucket for sample in plan.data.samples for _ in range(sample.num_repeats)]
     total = Flops()
     for width, height in set(buckets):

@@ -1,5 +1,7 @@
 """Layers in fp8 that read one input, stored and multiplied as one."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,9 +9,9 @@ from torch import Tensor, nn
 from tests.compilers import needs_inductor
 from tests.quantized_layers import Adapted, cosine, draw
 from trainer.kernels.quantize import FP8, gelu, quantize_rows
-from trainer.lora import projection
+from trainer.lora import fp8_projection, projection
 from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter
-from trainer.lora.projection import are_alike, project
+from trainer.lora.projection import are_alike, can_go_together, project
 from trainer.models.quantized import QuantizedLinear, WeightFormat, fill, join
 
 WIDTHS = {"to_q": 32, "to_k": 32, "to_v": 48}  # of what the layers give, for an input of 64 numbers
@@ -25,9 +27,9 @@ def as_on_a_gpu(monkeypatch):
 
 
 def stored(
-    weight_format: WeightFormat, joined: bool = True, dropouts: Dropouts = NO_DROPOUTS
+    weight_format: WeightFormat, joined: bool = True, dropouts: Dropouts = NO_DROPOUTS, names: Iterable[str] = WIDTHS
 ) -> tuple[nn.Module, list[nn.Module]]:
-    """A model of one block with three adapted layers, and these layers."""
+    """A model of one block with three layers, of which those with these names are adapted, and the layers."""
     model, block = nn.Module(), nn.Module()
     model.transformer_blocks = nn.ModuleList([block])  # type: ignore[assignment]
     layers = {name: QuantizedLinear(64, width, weight_format) for name, width in WIDTHS.items()}
@@ -37,7 +39,7 @@ def stored(
         layer.store(draw(layer.out_features, 64, seed=seed) / 8)
         fill(layer, "bias", draw(layer.out_features, seed=seed + 10))
         block.add_module(name, layer)
-    add_lora(model, {f"transformer_blocks.0.{name}": 4 for name in WIDTHS}, 8.0, seed=0, dropouts=dropouts)
+    add_lora(model, {f"transformer_blocks.0.{name}": 4 for name in names}, 8.0, seed=0, dropouts=dropouts)
     for seed, parameter in enumerate(adapter_parameters(model).values()):
         parameter.data.copy_(draw(*parameter.shape, seed=seed) / 4)
     return model, [block.get_submodule(name) for name in WIDTHS]
@@ -63,8 +65,11 @@ def layer_by_layer(inputs: list[Tensor], layers: list[nn.Module], activated: tup
     x = x + ((values.float() * scale).view(x.shape) - x).detach()
     outputs = []
     for layer in layers:
-        base = layer.base_layer  # type: ignore[union-attr]
+        base = getattr(layer, "base_layer", layer)
         weight = base.weight.float() * base.scale[:, None]  # type: ignore[operator, union-attr]
+        if base is layer:
+            outputs.append(x @ weight.t() + base.bias)  # type: ignore[operator]
+            continue
         up, down = layer.lora_B["default"].weight, layer.lora_A["default"].weight  # type: ignore[index, union-attr]
         outputs.append(x @ weight.t() + base.bias + 2.0 * (x @ down.t()) @ up.t())  # type: ignore[operator, union-attr]
     return outputs
@@ -81,6 +86,32 @@ def test_joined_layers_give_what_each_gives(weight_format, parts, activated):
         # of the input alone the gradient is another: all layers' gradients are quantised as one row
         error = 0.04 if len(WIDTHS) <= index < len(WIDTHS) + len(parts) else 2e-6
         assert (one - other).norm() <= error * other.norm(), index
+
+
+@LAYOUTS
+@PARTS
+@pytest.mark.parametrize("names", [("to_q", "to_v"), ("to_k",)], ids=str)
+def test_joined_layers_without_an_adapter_take_part(weight_format, parts, activated, names):
+    model, layers = stored(weight_format, names=names)
+    assert can_go_together(layers) and not are_alike(layers)
+    found = results(model, layers, parts, activated)
+    expected = results(model, layers, parts, activated, run=layer_by_layer)
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        error = 0.04 if len(WIDTHS) <= index < len(WIDTHS) + len(parts) else 2e-6
+        assert (one - other).norm() <= error * other.norm(), index
+
+
+@PARTS
+def test_an_input_that_needs_no_gradient_costs_no_product(monkeypatch, parts, activated):
+    """As in the first block of the backward pass: neither dy nor the weight is multiplied for it."""
+    model, layers = stored(WeightFormat("fp8"))
+    expected = results(model, layers, parts, activated)[len(WIDTHS) + len(parts) :]
+    inputs = [x.contiguous() for x in draw(2, 20, 64, seed=30).split(parts, dim=-1)]
+    outputs = project(inputs, layers, activated)
+    monkeypatch.setattr(fp8_projection, "multiply_fp8", None)
+    loss = torch.stack([(y * draw(*y.shape, seed=seed)).sum() for seed, y in enumerate(outputs)]).sum()
+    found = torch.autograd.grad(loss, [*adapter_parameters(model).values()])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @LAYOUTS

@@ -102,7 +102,7 @@ def test_a_forgotten_copy_would_be_seen(plain):
     model = make_model(5)
     swap = block_swap(model.transformer)
     assert swap
-    swap.load_in_backward = lambda _index, txt, img: (txt, img)  # type: ignore[method-assign]
+    swap.load_in_backward = lambda _index, txt, img, _last: (txt, img)  # type: ignore[method-assign]
     assert not torch.equal(gradient(model, [make_batch(2, 0), make_batch(1, 1)])[0], plain[0])
 
 

@@ -1,5 +1,7 @@
 """Layers that are multiplied together: peft's numbers, and when each layer works alone."""
 
+from itertools import compress
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from trainer.lora import projection
 from trainer.lora.adapter import NO_DROPOUTS, Dropouts, adapter_parameters, add_lora, disabled_adapter, linear_modules
 from trainer.lora.blocks import place_adapters_together, use_training_blocks
 from trainer.lora.low_rank import in_precision_of_product, place_together
-from trainer.lora.projection import adapters_of, are_alike, project
+from trainer.lora.projection import adapters_of, are_alike, can_go_together, project
 
 WIDTHS = {"to_q": 6, "to_k": 6, "to_v": 10}  # of what the layers give
 
@@ -77,6 +79,18 @@ def test_together_is_what_each_gives(shapes):
     assert are_alike(block.layers)
     expected = results(separately, model, block.layers, drawn(*shapes))
     assert_close(results(project, model, block.layers, drawn(*shapes)), expected, 2e-6)
+
+
+@pytest.mark.parametrize("ranks", [(4, 0, 4), (0, 4, 0)], ids=str)
+@pytest.mark.parametrize("shapes", [((2, 5, 8),), ((2, 5, 3), (2, 5, 5))], ids=["tokens", "parts"])
+def test_layers_without_an_adapter_take_part(shapes, ranks):
+    model, block = adapted(ranks)
+    assert can_go_together(block.layers) and not are_alike(block.layers)
+    assert len(adapters_of(block.layers)[0]) == sum(rank > 0 for rank in ranks)
+    expected = results(separately, model, block.layers, drawn(*shapes))
+    assert_close(results(project, model, block.layers, drawn(*shapes)), expected, 2e-6)
+    with disabled_adapter(model):
+        assert not can_go_together(block.layers)
 
 
 def test_layers_of_different_ranks_with_one_scale_go_together():
@@ -176,11 +190,13 @@ def test_the_operators_tell_the_compiler_the_truth():
         downs, ups = (
             [getattr(layer, name)["default"].weight.detach() for layer in block.layers] for name in ("lora_A", "lora_B")
         )
-        torch.library.opcheck(projection._forward, ([x, y], weights, biases, downs, ups, 2.0))
-        *outputs, hidden = projection._forward([x, y], weights, biases, downs, ups, 2.0)
-        for wanted, activated in ([True, False], [False, True]), ([True, True], [False, False]):
-            arguments = (outputs, hidden, [x, y], weights, downs, ups, 2.0, wanted, activated)
-            torch.library.opcheck(projection._backward, arguments)
+        for own in [True, True, True], [False, True, False]:
+            adapters = [*compress(downs, own)], [*compress(ups, own)]
+            torch.library.opcheck(projection._forward, ([x, y], weights, biases, *adapters, 2.0, own))
+            *outputs, hidden = projection._forward([x, y], weights, biases, *adapters, 2.0, own)
+            for wanted, activated in ([True, False], [False, True]), ([True, True], [False, False]):
+                arguments = (outputs, hidden, [x, y], weights, *adapters, 2.0, wanted, activated, own)
+                torch.library.opcheck(projection._backward, arguments)
 
 
 @pytest.mark.parametrize("recomputed", [True, False], ids=["as on a GPU", "as on a CPU"])

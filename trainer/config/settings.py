@@ -143,7 +143,10 @@ class TrainConfig(OutputSettings, InputSettings):  # fields are in this order: I
         OURS,
     )
     checkpoint_blocks: int | None = _memory(
-        None, "recompute the activations of the first n blocks only (gradient_checkpointing: of all blocks)", OURS, ge=0
+        None,
+        "recompute the activations of the first n blocks that backward reaches (gradient_checkpointing: of all)",
+        OURS,
+        ge=0,
     )
     blocks_to_swap: int | None = _memory(
         None,

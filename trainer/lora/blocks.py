@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from trainer.kernels.qk_norm_rope import can_norm_and_rotate, norm_and_rotate
 from trainer.lora.low_rank import place_together
-from trainer.lora.projection import adapters_of, are_alike, project
+from trainer.lora.projection import adapters_of, are_alike, can_go_together, project
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -63,13 +63,13 @@ def _blocks(transformer: FluxTransformer2DModel) -> list[nn.Module]:
 def place_adapters_together(transformer: FluxTransformer2DModel) -> None:
     """Make the adapters of layers that are computed together adjacent in memory, so that one kernel can cast them all.
 
-    Layers that read the same input are computed together if `are_alike` accepts them; others are left as they are. The
+    Layers that read the same input are computed together if `can_go_together`; others are left as they are. The
     parameters stay the same objects with the same values, only their storage changes.
     """
     modulation = [_modulation_of_double(block) for block in transformer.transformer_blocks]
     modulation += [_modulation_of_single(block) for block in transformer.single_transformer_blocks]
     for group in [*layers_on_one_input(transformer), *modulation]:
-        if are_alike(group):
+        if can_go_together(group):
             place_together(*adapters_of(group))
 
 

@@ -4,7 +4,8 @@ What a block keeps for the backward pass is counted layer by layer, in numbers o
 autograd keeps them: the input of a norm, the input of a product with an adapter, both sides of a gate, and what
 attention and the activation function need. Frozen products keep nothing.
 
-Blocks are recomputed from the first one on. A double block keeps more than a single one (17 against 14 times the width)
+The backward pass ends at the first block with an adapter; blocks before it keep nothing. Blocks are recomputed from the
+first one on that it reaches. A double block keeps more than a single one (17 against 14 times the width)
 for the same arithmetic. The first blocks are also recomputed last, when the activations of all later ones have been
 freed, so each recomputed block lowers the peak by everything that it does not keep. Recomputing the last block never
 helps: its backward pass starts at the peak, right after its forward pass.
@@ -17,7 +18,7 @@ from typing import get_args
 
 from torch import nn
 
-from trainer.models.offload import DOUBLE, NUM_SLOTS, SINGLE, swapped_blocks
+from trainer.models.offload import DOUBLE, NUM_SLOTS, SINGLE, copied_positions, swapped_blocks
 from trainer.models.quantized import Precision, WeightFormat
 
 # Gradients of activations that exist at the same time within a block, in widths per token: the MLP's (4 and 4, or 5 and
@@ -56,7 +57,7 @@ class Work:
     trained_itemsize: bytes of each. optimizer: bytes of its state, weight averages included. accumulates: whether a
     step has several batches. compiled: whether blocks are compiled. beside: bytes of other models on the device.
     recorded: whether steps are captured as CUDA graphs. drops: whether adapters have dropout, which keeps layers from
-    being fused.
+    being fused. through_all: whether gradients pass through all blocks, adapted or not, as they do to reach CLIP.
     """
 
     blocks: tuple[Block, ...]
@@ -73,6 +74,23 @@ class Work:
     beside: int = 0
     recorded: bool = False
     drops: bool = False
+    through_all: bool = False
+
+    @cached_property
+    def first_in_backward(self) -> int:
+        """The index of the first block that the backward pass reaches."""
+        if self.through_all:
+            return 0
+        return next((index for index, block in enumerate(self.blocks) if block.adapter), len(self.blocks))
+
+    @property
+    def num_in_backward(self) -> int:
+        """The number of blocks that the backward pass reaches."""
+        return len(self.blocks) - self.first_in_backward
+
+    def is_recomputed(self, index: int, checkpointed: int) -> bool:
+        """Whether block `index` is recomputed in the backward pass if the first `checkpointed` ones it reaches are."""
+        return self.first_in_backward <= index < self.first_in_backward + checkpointed
 
     @property
     def has_gradients(self) -> bool:
@@ -92,8 +110,11 @@ class Work:
     def kept(self) -> Mapping[Precision, tuple[int, ...]]:
         """Precision of the base -> bytes that each block keeps for the backward pass if it is not recomputed."""
         precisions: tuple[Precision, ...] = get_args(Precision)
+        reached = self.blocks[self.first_in_backward :]
+        nothing = (0,) * self.first_in_backward
         return {
-            precision: tuple(kept_bytes(block, self, precision) for block in self.blocks) for precision in precisions
+            precision: nothing + tuple(kept_bytes(block, self, precision) for block in reached)
+            for precision in precisions
         }
 
 
@@ -102,8 +123,8 @@ class Choice:
     """How a run saves memory.
 
     precision, both_layouts: how the blocks' frozen weights are stored, as in `WeightFormat`. checkpointed: how many
-    blocks are recomputed in the backward pass, from the first one on. swapped: how many have their weights in host
-    memory.
+    blocks are recomputed in the backward pass, from the first one on that it reaches. swapped: how many have their
+    weights in host memory.
     """
 
     precision: Precision = "bf16"
@@ -195,13 +216,17 @@ def host_bytes(work: Work, choice: Choice) -> int:
 
 def copied_bytes(work: Work, choice: Choice) -> int:
     """Bytes of swapped blocks that are copied to the device in one forward and backward pass."""
-    sizes = [block_bytes(block, work, choice) for block in work.blocks]
-    swapped = _swapped_sizes(work, sizes, choice.swapped)
-    return 2 * sum(swapped[NUM_SLOTS:])
+    sizes, indices = [block_bytes(block, work, choice) for block in work.blocks], _swapped(work, choice.swapped)
+    reached = sum(index < work.first_in_backward for index in indices)
+    return sum(sizes[indices[position]] for position in copied_positions(len(indices), reached))
 
 
 def _swapped_sizes(work: Work, sizes: Sequence[int], count: int) -> list[int]:
-    return [sizes[index] for index in swapped_blocks(work.num_double, len(sizes) - work.num_double, count)]
+    return [sizes[index] for index in _swapped(work, count)]
+
+
+def _swapped(work: Work, count: int) -> list[int]:
+    return swapped_blocks(work.num_double, len(work.blocks) - work.num_double, count)
 
 
 def block_bytes(block: Block, work: Work, choice: Choice) -> int:
@@ -214,12 +239,12 @@ def _peak_activations(work: Work, choice: Choice) -> int:
     """The peak, found by walking backward from the last block: activations are freed, gradients are added."""
     full, checkpointed = work.kept[choice.precision], choice.checkpointed
     unit = work.tokens * work.blocks[0].hidden * work.itemsize  # a block's input is all that a recomputed block keeps
-    kept = [unit if index < checkpointed else size for index, size in enumerate(full)]
+    kept = [unit if work.is_recomputed(index, checkpointed) else size for index, size in enumerate(full)]
     gradients = [block.adapter * work.trained_itemsize for block in work.blocks]
     there = work.trained * work.trained_itemsize if work.has_gradients else 0
-    left, peak = sum(kept), 0
-    for index in reversed(range(len(kept))):
-        again = full[index] if index < checkpointed else 0
+    left, peak = sum(kept), WORK_WIDTHS * unit + there
+    for index in reversed(range(work.first_in_backward, len(kept))):
+        again = full[index] if work.is_recomputed(index, checkpointed) else 0
         peak = max(peak, left + again + WORK_WIDTHS * unit + there)
         left -= kept[index]
         there += 0 if work.has_gradients else gradients[index]
@@ -296,13 +321,15 @@ def _single_numbers(block: Block, tokens: int, work: Work, inputs: _Inputs) -> f
 def step_flops(work: Work, checkpointed: int) -> float:
     """Floating-point operations of a forward and backward pass, without the adapter's, which are few.
 
-    checkpointed: how many blocks are recomputed, from the first one on. A product counts twice, forward and for the
-    gradient of its input. Attention's backward pass counts 2.5 times.
+    checkpointed: how many blocks are recomputed, from the first one on that the backward pass reaches. A product counts
+    twice there, forward and for the gradient of its input. Attention's backward pass counts 2.5 times.
     """
     total = 0.0
     for index, block in enumerate(work.blocks):
         per_token = 4 * block.hidden**2 + 2 * block.hidden * block.mlp
         products = 2 * per_token * work.tokens
         attention = 4 * work.batch * (work.img_tokens + work.txt_tokens) ** 2 * block.hidden
-        total += 2 * products + 3.5 * attention + (products + attention if index < checkpointed else 0)
+        forward = products + attention
+        total += forward + (products + 2.5 * attention if index >= work.first_in_backward else 0)
+        total += forward if work.is_recomputed(index, checkpointed) else 0
     return total

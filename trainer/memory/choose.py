@@ -32,7 +32,7 @@ HOST_SHARE = 0.7  # of free host memory may be used for swapped blocks
 LESS = 0.08  # of the peak: how much less the next attempt uses after one did not fit
 CLEARLY = 0.95  # another choice is mentioned if it is expected to take less than this share of the time
 COPY_COST = 0.1  # of a copy's time is lost even if it overlaps with computation
-LAUNCHING = 0.008  # seconds for a host to launch a block's kernels, forward and backward; recomputing adds a third
+LAUNCHING = 0.008  # seconds for a host to launch a block's kernels, a third of it forward and two thirds backward
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -217,7 +217,8 @@ def _swapped_counts(
 def _least_recomputed(
     work: Work, device: Device, allowed: Allowed, weight_format: WeightFormat, swapped: int
 ) -> Choice | None:
-    counts = range(len(work.blocks)) if allowed.checkpointed is None else [allowed.checkpointed]  # not the last one
+    # not the last one; if no block is reached there is nothing to recompute
+    counts = range(max(work.num_in_backward, 1)) if allowed.checkpointed is None else [allowed.checkpointed]
     choices = [Choice(weight_format.precision, weight_format.both_layouts, count, swapped) for count in counts]
     first = bisect_left(choices, True, key=lambda choice: needed_bytes(work, choice) <= device.free)
     return choices[first] if first < len(choices) else None
@@ -226,7 +227,7 @@ def _least_recomputed(
 def smallest(work: Work, device: Device, allowed: Allowed) -> Choice:
     """The allowed choice that needs the least memory, whether it fits or not."""
     weight_format = allowed.formats[-1]
-    most = len(work.blocks) - 1 if allowed.checkpointed is None else allowed.checkpointed
+    most = max(work.num_in_backward - 1, 0) if allowed.checkpointed is None else allowed.checkpointed
     counts = _swapped_counts(work, device, allowed, weight_format, later=False) or [0]
     choices = (Choice(weight_format.precision, weight_format.both_layouts, most, swapped) for swapped in counts)
     return min(choices, key=lambda choice: needed_bytes(work, choice))
@@ -239,15 +240,16 @@ def expected_seconds(work: Work, device: Device, choice: Choice) -> float:
     """
     computing = step_flops(work, choice.checkpointed) / device.flops
     copying = copied_bytes(work, choice) / device.link
-    launching = 0.0 if work.recorded else LAUNCHING * (len(work.blocks) + choice.checkpointed / 3)
+    passes = len(work.blocks) + min(choice.checkpointed, work.num_in_backward) + 2 * work.num_in_backward
+    launching = 0.0 if work.recorded else LAUNCHING * passes / 3
     return max(computing + COPY_COST * copying, copying, launching)
 
 
 def in_words(work: Work, choice: Choice) -> str:
     """A choice in words for messages, like "12 of 57 blocks recomputed in backward"."""
     parts = [] if choice.precision == "bf16" else [f"the base in {choice.precision}"]
-    if choice.checkpointed:
-        parts.append(f"{choice.checkpointed} of {len(work.blocks)} blocks recomputed in backward")
+    if recomputed := min(choice.checkpointed, work.num_in_backward):
+        parts.append(f"{recomputed} of {work.num_in_backward} blocks recomputed in backward")
     if choice.swapped:
         waiting = host_bytes(work, choice) / GIB
         parts.append(f"the weights of {choice.swapped} blocks ({waiting:.1f} GiB) in host memory")

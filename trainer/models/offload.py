@@ -79,20 +79,25 @@ class BlockSwap:
         """Bytes of weights in host memory."""
         return sum(len(host) for host in self.hosts)
 
-    def load(self, index: int, direction: int = 1) -> None:
+    def load(self, index: int, direction: int = 1, last: int = 0) -> None:
         """Make block `index`'s weights available to what is enqueued next, and start copying the next swapped block's.
 
-        direction: 1 in the forward pass, -1 in the backward pass, where the next block is the preceding one. Never
-        blocks the host on a GPU. Does nothing for a block that is not swapped.
+        direction: 1 in the forward pass, -1 in the backward pass, where the next block is the preceding one. last: the
+        index of the block at which the backward pass ends; the next block after it is the first one of the next forward
+        pass. Never blocks the host on a GPU. Does nothing for a block that is not swapped.
         """
         position = self.positions.get(index)
         if position is None:
             return
         if self.copying:
             self.copying.mark()
+        first = sum(other < last for other in self.positions)
         for ahead in range(len(self.slots)):
-            if 0 <= position + direction * ahead < len(self.hosts):
-                self._fetch(position + direction * ahead)
+            wanted = position + direction * ahead
+            if direction < 0 and 0 <= wanted < first:
+                wanted %= len(self.slots)
+            if 0 <= wanted < len(self.hosts):
+                self._fetch(wanted)
         if self.copying:
             self.copying.wait_for(position % len(self.slots))
 
@@ -115,17 +120,17 @@ class BlockSwap:
             self.copying.is_under_way = [False] * len(self.slots)
 
     def load_in_backward(
-        self, index: int, txt: torch.Tensor | None, img: torch.Tensor
+        self, index: int, txt: torch.Tensor | None, img: torch.Tensor, last: int = 0
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Return (txt, img) unchanged, but so that the backward pass calls `load` before it reaches the block.
 
         Use the returned tensors in place of those given. index: the block that they come from. txt: None if img holds
-        text and image tokens as one sequence.
+        text and image tokens as one sequence. last: the index of the block at which the backward pass ends.
         """
         outputs = [img] if txt is None else [txt, img]
         if index not in self.positions or not any(output.requires_grad for output in outputs):
             return txt, img
-        *before, img = _LoadInBackward.apply(self, index, *outputs)  # type: ignore[misc]
+        *before, img = _LoadInBackward.apply(self, index, last, *outputs)  # type: ignore[misc]
         return (before[0] if before else None), img
 
     def _fetch(self, position: int) -> None:
@@ -173,16 +178,16 @@ class _LoadInBackward(torch.autograd.Function):
     """The identity on a block's outputs: one node whose backward runs before the block's."""
 
     @staticmethod
-    def forward(ctx, swap: BlockSwap, index: int, *outputs: torch.Tensor):  # type: ignore[override]
-        ctx.swap, ctx.index = swap, index
+    def forward(ctx, swap: BlockSwap, index: int, last: int, *outputs: torch.Tensor):  # type: ignore[override]
+        ctx.swap, ctx.index, ctx.last = swap, index, last
         ctx.set_materialize_grads(False)
         # keeps the strides, which view_as changes for a single image
         return tuple(output[...] for output in outputs)
 
     @staticmethod
     def backward(ctx, *gradients):  # type: ignore[override]
-        ctx.swap.load(ctx.index, direction=-1)
-        return None, None, *gradients
+        ctx.swap.load(ctx.index, direction=-1, last=ctx.last)
+        return None, None, None, *gradients
 
 
 def swap_blocks(transformer: nn.Module, count: int, device: torch.device) -> None:
@@ -199,6 +204,21 @@ def swap_blocks(transformer: nn.Module, count: int, device: torch.device) -> Non
 def block_swap(transformer: nn.Module) -> BlockSwap | None:
     """The transformer's `BlockSwap`; None if no blocks are swapped."""
     return getattr(transformer, "block_swap", None)
+
+
+def copied_positions(count: int, reached: int = 0) -> list[int]:
+    """The swapped blocks that one step copies to the device, in order, by their position among all `count` of them.
+
+    reached: the position of the first one that the backward pass reaches (`count`: it reaches none). Blocks that are
+    still in a slot when their turn comes are not copied. Each step starts with the first blocks in the slots.
+    """
+    slots = min(NUM_SLOTS, count)
+    held, copied = list(range(slots)), []
+    for position in (*range(count), *reversed(range(reached, count)), *range(slots)):
+        if held[position % slots] != position:
+            held[position % slots] = position
+            copied.append(position)
+    return copied
 
 
 def swapped_names(num_double: int, num_single: int, count: int) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """One forward pass of diffusers' FLUX transformer, written out for training.
 
-It differs from `FluxTransformer2DModel.forward` in four ways. Timestep and guidance stay in float32 until they are
+It differs from `FluxTransformer2DModel.forward` in five ways. Timestep and guidance stay in float32 until they are
 embedded (the original rounds them to bfloat16, in steps of 4 in 1000). The rotary table is computed once per shape. The
-first blocks can be checkpointed, that is recomputed in the backward pass (see `trainer.memory.bytes`). Any block can be
-swapped (see `trainer.models.offload`).
+backward pass ends at the first block that has something to train: blocks before it run without autograd and keep
+nothing. The first blocks that it reaches can be checkpointed, that is recomputed (see `trainer.memory.bytes`). Any
+block can be swapped (see `trainer.models.offload`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,30 +88,46 @@ def predict_velocity(
     """The velocity that the transformer predicts at x_sigma, [B, C, H, W].
 
     noisy: x_sigma, [B, C, H, W] in the compute dtype. sigmas: [B] in float32. guidance: the value to embed, one for all
-    or float32 [B]; ignored by a transformer without guidance. checkpointed: how many blocks, from the first one on, are
-    recomputed in the backward pass; True for all.
+    or float32 [B]; ignored by a transformer without guidance. checkpointed: how many blocks are recomputed in the
+    backward pass, from the first one that it reaches on; True for all.
     """
     height, width = noisy.shape[-2:]
     img = transformer.x_embedder(pack_latents(noisy))
     txt = transformer.context_embedder(conditioning.txt)
     temb = _time_embedding(transformer, sigmas, guidance, conditioning.pooled)
     attention = _attention_arguments(conditioning.txt_mask, img.shape[1])
-    double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
-    if _is_compiled(double[0]):
-        img, txt = _like_later_inputs(img), _like_later_inputs(txt)
-    recomputed = len(double) + len(single) if checkpointed is True else checkpointed
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    first = first_in_backward(blocks, (img, txt, temb))
+    recomputed = range(first, len(blocks) if checkpointed is True else first + checkpointed)
     swap, txt_length = block_swap(transformer), txt.shape[1]
-    for index, block in enumerate((*double, *single)):
+    for index, block in enumerate(blocks):
         if txt is not None and takes_joint_sequence(block):
             txt, img = None, torch.cat([txt, img], dim=1)
+        if index == first and _is_compiled(block):
+            txt, img = None if txt is None else _like_later_inputs(txt), _like_later_inputs(img)
         if swap:
             swap.load(index)
-        txt, img = _run_block(block, img, txt, temb, rotary, attention, index < recomputed)
+        with torch.set_grad_enabled(index >= first and torch.is_grad_enabled()):
+            txt, img = _run_block(block, img, txt, temb, rotary, attention, index in recomputed)
         if swap:
-            txt, img = swap.load_in_backward(index, txt, img)
+            txt, img = swap.load_in_backward(index, txt, img, first)
     img = img if txt is not None else img[:, txt_length:]
     tokens = transformer.proj_out(transformer.norm_out(img, temb))
     return unpack_latents(tokens, height, width)
+
+
+def first_in_backward(blocks: Sequence[nn.Module], inputs: Sequence[torch.Tensor]) -> int:
+    """The index of the first block that the backward pass has to reach; the number of blocks if it reaches none.
+
+    It is the first block with a parameter to train, or 0 if an input needs a gradient itself, as the time embedding
+    does while CLIP is trained. inputs: what the blocks read apart from each other's outputs.
+    """
+    if not torch.is_grad_enabled():
+        return len(blocks)
+    if any(each.requires_grad for each in inputs):
+        return 0
+    trained = (any(parameter.requires_grad for parameter in block.parameters()) for block in blocks)
+    return next((index for index, is_trained in enumerate(trained) if is_trained), len(blocks))
 
 
 def takes_joint_sequence(block: nn.Module) -> bool:
@@ -126,9 +144,9 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def _like_later_inputs(tokens: torch.Tensor) -> torch.Tensor:
-    """A copy that requires a gradient, like the tensors between blocks.
+    """A copy that requires a gradient, like the tensors between the blocks that backward reaches.
 
-    Without it the first block would be compiled separately, which takes longer than the unused gradient.
+    Without it the first of these blocks would be compiled separately, which takes longer than the unused gradient.
     """
     return tokens.clone().requires_grad_(torch.is_grad_enabled())
 

@@ -70,4 +70,5 @@ def work_of(config: TrainConfig, data: TrainingData, adapter: AdapterPlan, keys:
         beside=clip,
         recorded=config.cuda_graphs,
         drops=bool(config.network_dropout or adapter.network.rank_dropout or adapter.network.module_dropout),
+        through_all=config.text_encoder_lr > 0,
     )
