@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.parity.test_transformer import make_transformer
 from tests.quantized_layers import Adapted
-from tests.unit.test_step import CONFIG, gradient, make_batch
+from tests.unit.test_step import CONFIG, PRESERVES_FIRST, gradient, make_batch
 from trainer.config import TrainConfig
 from trainer.engine.step import AdaptedModel
 from trainer.lora.adapter import add_lora, linear_modules
@@ -120,7 +120,7 @@ def test_forward_alone_is_the_same_too_and_in_any_order_with_training(plain):
     assert torch.equal(velocity(model.transformer), expected)
     assert torch.equal(gradient(model, [make_batch(2, 0), make_batch(1, 1)])[0], plain[0])
     assert torch.equal(velocity(model.transformer), expected)
-    preserved = make_batch(2, preserve=torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 4, 6))
+    preserved = make_batch(2, **PRESERVES_FIRST)
     assert torch.equal(gradient(model, [preserved])[0], gradient(unswapped, [preserved])[0])
 
 

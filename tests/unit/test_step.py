@@ -20,6 +20,10 @@ from trainer.models.transformer import Conditioning, predict_velocity, rotary_ta
 from trainer.optim.foreach import chunks
 
 CONFIG = TrainConfig(guidance_scale=1.0, loss_type="l2")
+PRESERVES_FIRST = {  # of two images
+    "preserve": torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 4, 6),
+    "preserved_rows": torch.tensor([0]),
+}
 
 
 def make_model(config: TrainConfig = CONFIG, dropouts: Dropouts = Dropouts()) -> AdaptedModel:  # noqa: B008
@@ -49,6 +53,7 @@ def make_batch(size: int, seed: int = 0, **changes) -> Batch:
         txt_mask=None,
         clip_ids=None,
         preserve=None,
+        preserved_rows=None,
         loss_mask=None,
         draws=(),
     )
@@ -130,10 +135,23 @@ def test_weighting_scheme_weighs_each_picture_by_its_sigma():
 
 
 def test_preserved_pictures_learn_the_base_models_own_prediction():
-    model, batch = make_model(), make_batch(2, preserve=torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 1, 4, 6))
+    model, batch = make_model(), make_batch(2, **PRESERVES_FIRST)
     change = velocity(model.transformer, batch) - velocity(make_transformer(), batch)
     expected = torch.stack([change[0].square().mean(), loss_in_plain_words(model, batch)[1]])
     torch.testing.assert_close(model.losses(batch), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_only_images_that_preserve_something_are_predicted_a_second_time(monkeypatch):
+    model, sizes = make_model(), []
+    predict = trainer.engine.step.predict_velocity
+
+    def counted(transformer, noisy, *others):
+        sizes.append(len(noisy))
+        return predict(transformer, noisy, *others)
+
+    monkeypatch.setattr(trainer.engine.step, "predict_velocity", counted)
+    gradient(model, [make_batch(2), make_batch(2, **PRESERVES_FIRST)])
+    assert sizes == [2, 1, 2]
 
 
 def test_checkpointing_and_mask_reach_the_transformer():

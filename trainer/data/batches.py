@@ -24,8 +24,8 @@ class Batch:
     with --apply_t5_attn_mask. pooled: [B, P], CLIP's pooled output. clip_ids: [B, 77], only if CLIP is trained.
 
     Maps of [B, 1, H/8, W/8], only if an image of the batch has one: preserve, the share of the base model's own
-    prediction in the target; loss_mask, the weight of each position in the loss. draws: where each row is from, for
-    messages.
+    prediction in the target; loss_mask, the weight of each position in the loss. preserved_rows: [P] int64, the rows
+    that have such a share, if there is `preserve`. draws: where each row is from, for messages.
     """
 
     latents: torch.Tensor
@@ -37,6 +37,7 @@ class Batch:
     txt_mask: torch.Tensor | None
     clip_ids: torch.Tensor | None
     preserve: torch.Tensor | None
+    preserved_rows: torch.Tensor | None
     loss_mask: torch.Tensor | None
     draws: tuple[Draw, ...]
 
@@ -116,6 +117,7 @@ class BatchMaker:
         txt, mask, pooled = (torch.stack(t) for t in zip(*(self.encoded.text(d.caption) for d in draws), strict=True))
         trains_clip = self.settings.text_encoder_lr > 0
         maps = [self._maps(draw, latents.shape[-2:]) for draw in draws]
+        preserved = [row for row, (preserve, _) in enumerate(maps) if preserve is not None]
         return Batch(
             latents=latents,
             noise=noise,
@@ -126,6 +128,7 @@ class BatchMaker:
             txt_mask=mask if self.settings.apply_t5_attn_mask else None,
             clip_ids=clip_ids(self.tokenizers.clip, [d.caption for d in draws]) if trains_clip else None,
             preserve=_stacked([preserve for preserve, _ in maps], neutral=0.0),
+            preserved_rows=torch.tensor(preserved) if preserved else None,
             loss_mask=_stacked([weight for _, weight in maps], neutral=1.0),
             draws=draws,
         )

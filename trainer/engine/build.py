@@ -60,8 +60,20 @@ def load_adapted_model(
         copy_into(start, model.parameters, model.alphas, f"--network_weights={config.network_weights}")
     if compiler:
         compiler.join()
-        compile_blocks(transformer, config.dynamo_backend, config.compile_dynamic, len(shapes))
+        compile_blocks(
+            transformer, config.dynamo_backend, config.compile_dynamic, len(shapes), _shapes_without_adapter(plan)
+        )
     return model
+
+
+def _shapes_without_adapter(plan: RunPlan) -> int:
+    """The number of shapes in which the base model predicts what images preserve: as many of a batch as do."""
+    shapes = {
+        (preserved, sequence_tokens(draws[0].sample))
+        for draws in plan.data.batches(0)
+        if (preserved := sum(draw.sample.preserves_some for draw in draws))
+    }
+    return len(shapes)
 
 
 def parameter_groups(config: TrainConfig, model: AdaptedModel, plan: RunPlan) -> list[dict]:

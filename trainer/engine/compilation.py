@@ -56,15 +56,19 @@ def is_dynamic(choice: str, num_shapes: int) -> bool:
     return choice == "true" or (choice == "auto" and num_shapes > STATIC_SHAPES)
 
 
-def compile_blocks(transformer: FluxTransformer2DModel, backend: str, choice: str, num_shapes: int) -> None:
+def compile_blocks(
+    transformer: FluxTransformer2DModel, backend: str, choice: str, num_shapes: int, num_without_adapter: int = 0
+) -> None:
     """Compile the transformer's blocks, in place, each kind of block once for all its repetitions.
 
     backend: of torch.compile; choice: "auto", "true" or "false" (--compile_dynamic); num_shapes: number of different
-    (batch, image tokens) in the run. Torch limits the number of graphs of one function, to catch code that recompiles
-    by mistake. Here their number is known, and the limit is raised to it.
+    (batch, image tokens) in the run; num_without_adapter: the same for forward passes with the adapter switched off.
+    Torch limits the number of graphs of one function, to catch code that recompiles by mistake. Here their number is
+    known, and the limit is raised to it.
     """
     dynamic = is_dynamic(choice, num_shapes)
-    limit = GRAPHS_PER_SHAPE * (2 if dynamic else max(num_shapes, 1))  # dynamic: for one image, and for several
+    # dynamic: for one image, and for several
+    limit = GRAPHS_PER_SHAPE * (2 if dynamic else max(num_shapes + num_without_adapter, 1))
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, limit)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, limit)

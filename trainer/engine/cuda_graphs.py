@@ -151,7 +151,7 @@ def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
             (
                 len(draws),
                 draws[0].sample.bucket,
-                any(draw.sample.preserves_some for draw in draws),
+                sum(draw.sample.preserves_some for draw in draws),
                 any(draw.sample.weighs_places for draw in draws),
             )
             for draws in batches

@@ -85,7 +85,8 @@ class AdaptedModel:
 
         target = velocity_target(batch.latents, batch.noise)
         if batch.preserve is not None:
-            target = self._preserved(batch, batch.preserve, noisy, rotary, target)
+            assert batch.preserved_rows is not None
+            target = self._preserved(batch, batch.preserve, batch.preserved_rows, noisy, rotary, target)
         checkpointed = config.gradient_checkpointing or config.checkpoint_blocks or 0
         prediction = predict_velocity(
             self.transformer, noisy, batch.sigmas, conditioning, config.guidance_scale, rotary, checkpointed
@@ -93,21 +94,24 @@ class AdaptedModel:
         return sample_losses(prediction, target, batch.sigmas, config.select(LossSettings), batch.loss_mask)
 
     def _preserved(
-        self, batch: Batch, preserve: torch.Tensor, noisy: torch.Tensor, rotary: RotaryTable, target: torch.Tensor
+        self,
+        batch: Batch,
+        preserve: torch.Tensor,
+        rows: torch.Tensor,
+        noisy: torch.Tensor,
+        rotary: RotaryTable,
+        target: torch.Tensor,
     ) -> torch.Tensor:
         """`target`, moved towards the base model's own prediction (without any adapter) by `preserve` [B, 1, H, W].
 
-        A CPU predicts only images that preserve something. A GPU predicts the complete batch: selecting images would
-        wait for the GPU and give batches of other sizes.
+        Only images that preserve something are predicted. rows: [P] on the device, which of the batch they are.
         """
         text = Conditioning(batch.txt, batch.pooled, batch.txt_mask).to(self.device, self.dtype)
-        rows = preserve.flatten(1).any(1).nonzero().flatten() if self.device.type == "cpu" else slice(None)
         with torch.no_grad(), disabled_adapter(self.transformer):
             predicted = predict_velocity(
                 self.transformer, noisy[rows], batch.sigmas[rows], text.at(rows), self.config.guidance_scale, rotary
             )
-        own = torch.zeros_like(target)
-        own[rows] = predicted.to(own.dtype)
+        own = torch.zeros_like(target).index_copy(0, rows, predicted.to(target.dtype))
         return torch.lerp(target, own, preserve)
 
 
