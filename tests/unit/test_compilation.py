@@ -31,11 +31,16 @@ def fresh_compiler():
     counters.clear()
 
 
-def graphs(tiny_flux: ModelFiles, shapes: list[tuple[int, int]], choice: str, preserve: bool = False) -> list[int]:
-    """How many graphs there are after each batch of (pictures, width of the latents)."""
+def graphs(
+    tiny_flux: ModelFiles, shapes: list[tuple[int, int]], choice: str, preserve: bool = False, adapted: str = "to_q"
+) -> list[int]:
+    """How many graphs there are after each batch of (pictures, width of the latents).
+
+    adapted: how the names of the layers with an adapter end.
+    """
     transformer = load_transformer(tiny_flux.transformer, torch.device("cpu"), torch.float32)
     use_training_blocks(transformer)
-    add_lora(transformer, {name: 2 for name in linear_modules(transformer) if name.endswith("to_q")}, None, 0)
+    add_lora(transformer, {name: 2 for name in linear_modules(transformer) if name.endswith(adapted)}, None, 0)
     compile_blocks(transformer, "eager", choice, len(set(shapes)))
     counts = []
     for batch, width in shapes:
@@ -59,6 +64,10 @@ KINDS = 2  # double block, single block
 
 def test_twelve_buckets_share_one_graph_of_each_kind(tiny_flux):
     assert graphs(tiny_flux, BUCKETS, "auto") == [KINDS] * 12
+
+
+def test_they_share_it_if_all_layers_are_adapted_too(tiny_flux):
+    assert graphs(tiny_flux, BUCKETS[:3], "true", adapted="") == [KINDS] * 3
 
 
 def test_a_few_buckets_have_their_own_graphs_and_none_is_made_twice(tiny_flux):

@@ -14,6 +14,7 @@ place like the others'. x may come in parts, x = [x_1 | x_2], which are never co
 part first; on a GPU its output is not saved for backward but recomputed by the adapter's gradient.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import compress, islice
 from typing import Any, cast
@@ -202,7 +203,7 @@ def _forward(
 def _(inputs, weights, _biases, downs, _ups, _scale, _adapted):
     x = inputs[0]
     outputs = [x.new_empty(*x.shape[:-1], len(weight)) for weight in weights]
-    return [*outputs, x.new_empty(x.shape[:-1].numel(), sum(ranks_of(downs)))]
+    return [*outputs, x.new_empty(math.prod(x.shape[:-1]), sum(ranks_of(downs)))]
 
 
 @torch.library.custom_op("flux_dreambooth::adapted_linear_backward", mutates_args=())
