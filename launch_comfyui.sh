@@ -65,6 +65,11 @@ main() {
     [ -z "$demo" ] || first_workflow=mini_base
     run_checks "$@"
     make_caches
+    unified=''
+    if [ -z "$cpu$shell" ] && has_unified_memory; then
+        unified=yes
+        say "The GPU shares this computer's memory: ComfyUI will not keep model files mapped, so that weights are held once."
+    fi
     if [ -n "$native" ]; then run_native "$@"; else run_in_container "$@"; fi
 }
 
@@ -81,6 +86,7 @@ run_native() {
     [ -z "$cpu" ] || set -- --cpu "$@"
     set -- sh "$root/containers/comfyui.sh" "$comfyui" "$root" "$root/workflows" --listen "$address" --port "$port" "$@"
     [ -z "$skip_checks" ] || set -- FLUX_SKIP_CHECKS=yes "$@"
+    [ -z "$unified" ] || set -- FLUX_UNIFIED_MEMORY=yes "$@"
     say_address
     perform_last env "PATH=$PATH" "TORCHINDUCTOR_CACHE_DIR=$inductor_cache" "TRITON_CACHE_DIR=$triton_cache" \
         "FLUX_FIRST_WORKFLOW=$first_workflow" "$@"
@@ -111,6 +117,7 @@ run_in_container() {
         [ -z "$cpu" ] || set -- "$@" --cpu
         set -- --env "FLUX_FIRST_WORKFLOW=$first_workflow" "$image" --listen 0.0.0.0 "$@"
         [ -z "$skip_checks" ] || set -- --env FLUX_SKIP_CHECKS=yes "$@"
+        [ -z "$unified" ] || set -- --env FLUX_UNIFIED_MEMORY=yes "$@"
         set -- --publish "$address:$port:8188" "$@"
     fi
     say_address

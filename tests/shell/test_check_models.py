@@ -106,3 +106,23 @@ def test_comfyui_starts_only_with_its_models(models: Path, tmp_path: Path):
     assert start(FLUX_FIRST_WORKFLOW="mini_base")[0] == 0
     status, said = start(FLUX_SKIP_CHECKS="yes")
     assert status == 0 and "started" in said
+
+
+UNIFIED = ["--disable-mmap", "--disable-dynamic-vram"]
+
+
+@pytest.mark.parametrize("known", [UNIFIED, UNIFIED[:1]], ids=["with DynamicVRAM", "before it"])
+def test_weights_are_held_once_where_the_gpu_shares_memory(models: Path, tmp_path: Path, known: list[str]):
+    """Flags that this ComfyUI has, in front of the user's own."""
+    comfyui = tmp_path / "my comfyui"
+    (comfyui / "comfy").mkdir(parents=True)
+    (comfyui / "main.py").write_text("import sys; print(*sys.argv[1:], sep='|')")
+    (comfyui / "comfy/cli_args.py").write_text("".join(f'parser.add_argument("{flag}")\n' for flag in known))
+    command = ["bash", CONTAINERS / "comfyui.sh", comfyui, models.parent, ROOT / "workflows", "--port", "1 2"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for variables, flags in ({}, []), ({"FLUX_UNIFIED_MEMORY": "yes"}, known):
+        done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        *said, words = done.stdout.splitlines()
+        assert words.endswith("|".join(["--disable-auto-launch", *flags, "--port", "1 2"]))
+        assert (f"Unified memory: ComfyUI starts with {' '.join(flags)}" in said) == bool(flags)

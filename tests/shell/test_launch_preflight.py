@@ -110,6 +110,17 @@ def test_memory(place: Place, total: str, free: int, enough: bool):
     assert enough or (f"Only {free} GiB of memory" in done.err and "drop_caches" in done.err and "process" in done.err)
 
 
+@pytest.mark.parametrize("words", [[], ["--native"]], ids=["container", "native"])
+@pytest.mark.parametrize(("total", "unified"), [("[N/A]", True), ("81559 MiB", False)])
+def test_comfyui_is_told_of_unified_memory(place: Place, words: list[str], total: str, unified: bool):
+    place.program("nvidia-smi", f"case $* in *memory.total*) echo '{total}' ;; esac")
+    place.environment()
+    done = place.launch("comfyui", "--dry-run", *words)
+    assert done.status == 0, done.err
+    assert ("FLUX_UNIFIED_MEMORY=yes" in done.out) == unified == ("weights are held once" in done.err)
+    assert "FLUX_UNIFIED_MEMORY" not in place.launch("comfyui", "--dry-run", "--cpu", *words).out
+
+
 def test_disk(place: Place):
     place.program("df", "printf 'x\\n/dev/x 100 90 1048576 9%% /\\n'")
     said = refused(place, "comfyui")
