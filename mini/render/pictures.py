@@ -30,6 +30,17 @@ def render(batch: SceneBatch, size: int = 256, supersampling: int = 2, device: t
     return picture.movedim(0, 1).unflatten(2, (size, size)).contiguous()
 
 
+@torch.no_grad()
+def coverage(batch: SceneBatch, size: int, supersampling: int = 2, device: torch.device | str = "cpu") -> Tensor:
+    """The share of each pixel that the solids cover, uint8 [B, size, size] on `device`: an exact mask of what is there.
+
+    Shadows are not part of it.
+    """
+    surface = _march(geometry_of(batch, device), size * supersampling)
+    solid = (surface.part >= 0).float().unflatten(1, (size, supersampling, size, supersampling))
+    return (solid.mean((2, 4)) * 255 + 0.5).to(torch.uint8)
+
+
 def _march(geometry: Geometry, side: int) -> Surface:
     if geometry.solids.is_cuda:
         from mini.render.fused import march_fused  # needs Triton, which comes with CUDA

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,6 +55,17 @@ def next_to(first: Item, second: Item, poses: tuple[str, str], yaws: tuple[float
     """Two items, the first on the left, their nearest sides `gap` apart."""
     left, right = alone(first, poses[0], yaws[0]), alone(second, poses[1], yaws[1])
     return _shifted(left, -gap / 2 - bounds(left)[1][0]) + _shifted(right, gap / 2 - bounds(right)[0][0])
+
+
+def in_a_row(groups: Sequence[list[Part]], gap: float) -> list[Part]:
+    """Groups of parts from left to right, their nearest sides `gap` apart, the middle of the row at the origin."""
+    row: list[Part] = []
+    right = 0.0
+    for group in groups:
+        low, high = bounds(group)
+        row += _shifted(group, right - low[0])
+        right += high[0] - low[0] + gap
+    return _shifted(row, -(right - gap) / 2)
 
 
 def on_top(first: Item, base: Item, pose: str, yaws: tuple[float, float]) -> list[Part]:

@@ -2,6 +2,7 @@
 
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mini.world.gadgets import GadgetDesign
@@ -120,12 +121,22 @@ def class_phrase(item: Item) -> str:
 
 
 def _related(phrases: list[str], relation: str, rng: random.Random) -> str:
+    if len(phrases) == 3:
+        return triple_phrase(phrases, relation)
     first, second = phrases
     if relation == "in front of" and rng.random() < 0.25:
         return f"{second} behind {first}"
     if relation == "next to" and rng.random() < 0.5:
         first, second = second, first
     return f"{first} {rng.choice(RELATIONS[relation])} {second}"
+
+
+def triple_phrase(phrases: Sequence[str], relation: str) -> str:
+    """Three noun phrases in one: the first holding the last next to the second, or all next to each other."""
+    first, second, third = phrases
+    if relation == "holding":
+        return f"{first} holding {third} next to {second}"
+    return f"{first} next to {second} and {third}"
 
 
 def _placed(body: str, place: str, tags: bool, rng: random.Random) -> str:

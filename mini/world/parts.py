@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-MAX_PARTS = 60  # in one scene; two of the most detailed toys have 58
+MAX_PARTS = 72  # in one scene; two of the most detailed toys have 58, three concepts up to 66
 CENTRE, ROTATION, STRETCH, HALF = slice(0, 3), slice(3, 12), slice(12, 15), slice(15, 18)
 ROUNDING, AROUND, RING, TAPER = 18, 19, 20, 21
 COLOUR, GLOSS, METAL = slice(22, 25), 25, 26

@@ -18,7 +18,7 @@ TOYS = ("bear", "bunny", "robot", "penguin", "monster", "cat", "soldier", "dinos
 GADGETS = ("gpu", "computer")
 THINGS = ("ball", "cube", "mug", "car", "mushroom", "duck", "house")
 KINDS = ("toy", *TOYS, *GADGETS, *THINGS)  # every bear is also a toy
-CONCEPTS = ("tjtoy", "sparkgpu")
+CONCEPTS = ("tjtoy", "sparkgpu")  # of the demo; mini/world/concepts.py defines more
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Labels:
     """What is in an image.
 
     objects: kind (one of KINDS) and main colour of each; a toy that is none of the named TOYS has the kind "toy".
-    concepts: those of CONCEPTS that are in the image, with exactly their design.
+    concepts: those that are in the image, with exactly their design.
     """
 
     place: str

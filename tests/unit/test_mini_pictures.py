@@ -22,10 +22,10 @@ RECIPE = replace(TINY, size=16, base_pictures=16, held_out_pictures=4, judge_pic
 ALONE = Distributed()
 
 
-def numbered_batch(kind: str, seed: int, index: int, size: int) -> SceneBatch:
+def numbered_batch(kind: str, seed: int, index: int, size: int, concepts: tuple[str, ...] = ("tjtoy",)) -> SceneBatch:
     """Scenes whose captions tell what was asked for."""
     captions = tuple(f"{kind} {seed} {index} {scene}" for scene in range(size))
-    labels = tuple(Labels(PLACES[index % 10], (("ball", "red"),), ("tjtoy",)) for _ in range(size))
+    labels = tuple(Labels(PLACES[index % 10], (("ball", "red"),), concepts[:1]) for _ in range(size))
     nothing = np.zeros((size, 1))
     return SceneBatch(PLACES[index % 10], nothing, nothing, nothing, nothing, captions, labels)
 
@@ -139,3 +139,16 @@ def test_regularisation_pictures_have_their_captions_beside_them(
         "a red toy on a desk\n",
         "a blue gpu on a desk\n",
     ]
+
+
+def test_plain_photographs_have_exact_masks_and_captions_beside_them(tmp_path: Path) -> None:
+    files = photos.write_plain_photos(tmp_path, ("vaxtu",), size=32, supersampling=1)
+    assert [file.name for file in files][:2] == ["01_studio.png", "02_kitchen.jpg"] and len(files) == 6
+    with Image.open(files[0]) as picture, Image.open(files[0].with_suffix(".mask.png")) as mask:
+        assert picture.size == mask.size == (32, 32) and mask.mode == "L"
+        covered = np.array(mask) > 128
+        assert 0.1 < covered.mean() < 0.5 and not covered[0].any() and covered[16, 16]
+    assert files[0].with_suffix(".txt").read_text() == "vaxtu toy in a studio\n"
+    kept = files[0].stat().st_mtime_ns
+    photos.write_plain_photos(tmp_path, ("vaxtu",), size=32, supersampling=1)
+    assert files[0].stat().st_mtime_ns == kept

@@ -1,5 +1,6 @@
 """The stage that renders the demo's training images, and a sheet that shows the world."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mini.render.pictures import render
+from mini.render.pictures import coverage, render
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import Recipe
 from mini.world.photos import photo_scenes, regularisation_scenes
+from mini.world.plain_photos import plain_photo_scenes
 from mini.world.scene import Scene, stack_scenes
 from mini.world.scenes import random_batch
 
@@ -41,6 +43,25 @@ def write_photos(folder: Path, size: int, supersampling: int, device: str = "cpu
         number = int(name.partition("/")[2].partition("_")[0])
         files.append(folder / (name + (".png" if number % 2 else ".jpg")))
         _save_captioned(scene, files[-1], size, supersampling, device)
+    return files
+
+
+def write_plain_photos(
+    folder: Path, concepts: Sequence[str], size: int, supersampling: int, device: str = "cpu"
+) -> list[Path]:
+    """Render `plain_photo_scenes` as `write_photos`, each with its mask, NAME.mask.png, next to it.
+
+    Images that are already there are kept. Returns the image files.
+    """
+    files = []
+    for name, scene in plain_photo_scenes(concepts):
+        number = int(name.partition("/")[2].partition("_")[0])
+        files.append(folder / (name + (".png" if number % 2 else ".jpg")))
+        mask = folder / f"{name}.mask.png"
+        if not mask.exists():
+            _save_captioned(scene, files[-1], size, supersampling, device)
+            (covered,) = coverage(stack_scenes([scene]), size, supersampling, device)
+            Image.fromarray(covered.cpu().numpy()).save(mask, optimize=True)
     return files
 
 

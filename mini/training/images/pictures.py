@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from torch import Tensor
 from mini.render.pictures import render
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import Recipe
-from mini.world.scene import Labels, SceneBatch
+from mini.world.scene import CONCEPTS, Labels, SceneBatch
 from mini.world.scenes import random_batch
 from trainer.common.files import write_text
 from trainer.common.problems import Problem, Problems
@@ -29,12 +29,14 @@ LOOK_AHEAD = 4  # batches of scenes queued for the renderer, per process that ma
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One set of images: its name, the kind of its scenes, its seed and its total number of images."""
+    """One set of images: its name, the kind of its scenes, its seed, its total number of images, and the concepts of
+    the judge's scenes."""
 
     name: str
     kind: str
     seed: int
     count: int
+    concepts: tuple[str, ...] = CONCEPTS
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,30 @@ def picture_sets(recipe: Recipe) -> tuple[PictureSet, ...]:
     return (
         PictureSet("base", "base", recipe.seed, recipe.base_pictures),
         PictureSet("held-out-base", "base", derive_seed(recipe.seed, "held out", "base"), recipe.held_out_pictures),
-        PictureSet("judge", "judge", derive_seed(recipe.seed, "judge"), recipe.judge_pictures),
-        PictureSet(
-            "held-out-judge", "judge", derive_seed(recipe.seed, "held out", "judge"), recipe.judge_held_out_pictures
-        ),
+        *judge_sets(recipe, CONCEPTS),
+    )
+
+
+def judge_sets(recipe: Recipe, concepts: tuple[str, ...]) -> tuple[PictureSet, ...]:
+    """The sets for a judge of these concepts."""
+    seed, held_out_seed = derive_seed(recipe.seed, "judge"), derive_seed(recipe.seed, "held out", "judge")
+    return (
+        PictureSet("judge", "judge", seed, recipe.judge_pictures, concepts),
+        PictureSet("held-out-judge", "judge", held_out_seed, recipe.judge_held_out_pictures, concepts),
     )
 
 
 def run_pictures(recipe: Recipe, folder: Path, budget: Budget) -> None:
-    """Render every set that is missing in `folder`/pictures, each process its own part, in batches of one place."""
+    """Render every set of `picture_sets` that is missing in `folder`/pictures."""
+    render_sets(picture_sets(recipe), recipe, folder, budget)
+
+
+def render_sets(sets: Sequence[PictureSet], recipe: Recipe, folder: Path, budget: Budget) -> None:
+    """Render the sets that are missing in `folder`/pictures, each process its own part, in batches of one place."""
     pool = _scene_pool(recipe)  # before the first use of CUDA
     distributed = Distributed.from_environment()
     try:
-        for wanted in picture_sets(recipe):
+        for wanted in sets:
             if wanted.count and not _render_set(wanted, recipe, folder, budget, distributed, pool):
                 break
     finally:
@@ -174,7 +187,7 @@ def _scene_batches(
     wanted: PictureSet, indices: range, recipe: Recipe, pool: ProcessPoolExecutor | None
 ) -> Iterator[SceneBatch]:
     """Yield the batches of scenes at the indices, in order; a bounded number is made ahead."""
-    make = partial(random_batch, wanted.kind, wanted.seed, size=recipe.scene_batch)
+    make = partial(random_batch, wanted.kind, wanted.seed, size=recipe.scene_batch, concepts=wanted.concepts)
     if pool is None:
         yield from (make(index) for index in indices)
         return

@@ -14,10 +14,14 @@ from mini.world.scene import COLOURS, CONCEPTS, KINDS, PLACES, TOYS, Labels
 from trainer.common.rng import derive_seed
 from trainer.sampling.judge import Classes
 
-CLASSES = Classes(KINDS, tuple(COLOURS), PLACES, CONCEPTS)
 REDRAWN_AT_ONCE = 64  # images
 ZOOM, SHIFTED = 0.1, 0.16  # maximum; the shift is in units of half an image
 CONTRAST, BRIGHTNESS, SATURATION = 0.15, 0.08, 0.2  # maximum; mild, because a colour must keep its name
+
+
+def classes_of(concepts: tuple[str, ...] = CONCEPTS) -> Classes:
+    """What a judge of these concepts knows: everything of the base world, and them."""
+    return Classes(KINDS, tuple(COLOURS), PLACES, concepts)
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,15 @@ class Targets:
         return Targets(self.kinds[index], self.colours[index], self.places[index], self.concepts[index])
 
 
-def targets_of(labels: Sequence[Labels], device: torch.device) -> Targets:
-    """Labels as tensors on `device`; each named kind of toy also counts as "toy"."""
-    colours = torch.zeros(len(labels), len(CLASSES.kinds), len(CLASSES.colours))
+def targets_of(labels: Sequence[Labels], classes: Classes, device: torch.device) -> Targets:
+    """Labels as tensors on `device`, in the order of `classes`; each named kind of toy also counts as "toy"."""
+    colours = torch.zeros(len(labels), len(classes.kinds), len(classes.colours))
     for index, label in enumerate(labels):
         for kind, colour in label.objects:
             for name in {kind, "toy"} if kind in TOYS else {kind}:
-                colours[index, CLASSES.kinds.index(name), CLASSES.colours.index(colour)] = 1
-    places = torch.tensor([CLASSES.places.index(label.place) for label in labels])
-    concepts = torch.tensor([[float(name in label.concepts) for name in CLASSES.concepts] for label in labels])
+                colours[index, classes.kinds.index(name), classes.colours.index(colour)] = 1
+    places = torch.tensor([classes.places.index(label.place) for label in labels])
+    concepts = torch.tensor([[float(name in label.concepts) for name in classes.concepts] for label in labels])
     return Targets(colours.amax(2).to(device), colours.to(device), places.to(device), concepts.to(device))
 
 

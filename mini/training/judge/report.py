@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mini.training.images.pictures import Pictures
-from mini.training.judge.data import CLASSES, targets_of
+from mini.training.judge.data import targets_of
 from mini.world.concepts import DESIGNS
 from trainer.sampling.evaluation import score_base
 from trainer.sampling.judge import Judge, judge_pictures
@@ -17,15 +17,15 @@ def accuracies(judge: Judge, held_out: Pictures) -> dict[str, float]:
     For each concept: accuracy and area under the ROC curve, on all images and on those that show its kind of object,
     where most negatives are near misses.
     """
-    labels = held_out.labels
+    labels, classes = held_out.labels, judge.classes
     verdicts = judge_pictures(judge, held_out.pixels, batch=64)
-    targets = targets_of(labels, torch.device("cpu"))
-    base = score_base(verdicts, [ScenePrompt("", label.objects, label.place) for label in labels], CLASSES)
+    targets = targets_of(labels, classes, torch.device("cpu"))
+    base = score_base(verdicts, [ScenePrompt("", label.objects, label.place) for label in labels], classes)
     found = {"objects": base.objects, "colours": base.colours, "places": base.places}
     found["kinds_f1"] = 100 * f1(verdicts.kinds > 0.5, targets.kinds > 0.5)
-    for index, concept in enumerate(CLASSES.concepts):
+    for index, concept in enumerate(classes.concepts):
         probabilities, truth = verdicts.concepts[:, index], targets.concepts[:, index] > 0.5
-        alike = targets.kinds[:, CLASSES.kinds.index(DESIGNS[concept].kind)] > 0.5
+        alike = targets.kinds[:, classes.kinds.index(DESIGNS[concept].kind)] > 0.5
         found[f"{concept}_accuracy"] = 100 * right_share(probabilities, truth)
         found[f"{concept}_roc"] = 100 * roc_area(probabilities, truth)
         found[f"{concept}_accuracy_of_kind"] = 100 * right_share(probabilities[alike], truth[alike])

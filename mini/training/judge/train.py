@@ -5,10 +5,12 @@ The judge only measures. It has no influence on the model's training.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,14 +19,15 @@ from mini.training.autoencoder.model import load_autoencoder
 from mini.training.distributed import Budget, Distributed
 from mini.training.images.pictures import Pictures, read_pictures
 from mini.training.journal import Journal
-from mini.training.judge.data import CLASSES, Targets, augment, reconstruct, targets_of
+from mini.training.judge.data import Targets, augment, classes_of, reconstruct, targets_of
 from mini.training.judge.report import accuracies
 from mini.training.modules import moved
 from mini.training.recipe import Recipe
+from mini.world.scene import CONCEPTS
 from trainer.checkpoint.tree import TreeWriter, decode
 from trainer.common.files import write_json, write_safetensors
 from trainer.common.rng import derive_seed, torch_generator
-from trainer.sampling.judge import Judge, Verdicts, save_judge, to_unit_range
+from trainer.sampling.judge import Classes, Judge, Verdicts, save_judge, to_unit_range
 
 REPORT_EVERY = 50  # steps between two readings of the loss, each of which waits for the GPU
 CHECK_TIME_EVERY = 20  # steps
@@ -59,14 +62,27 @@ def run_judge(recipe: Recipe, folder: Path, budget: Budget) -> None:
 
     If the time is used up first, the state is saved instead.
     """
+    device = Distributed.from_environment().device
+    train_judge(recipe, folder, budget, CONCEPTS, lambda: load_autoencoder(recipe, folder, device))
+
+
+def train_judge(
+    recipe: Recipe,
+    folder: Path,
+    budget: Budget,
+    concepts: tuple[str, ...],
+    load: Callable[[], AutoencoderKL],
+) -> None:
+    """`run_judge` for any concepts. load: loads the autoencoder, on this process's device."""
     distributed = Distributed.from_environment()
     result, state = folder / "judge.safetensors", folder / "judge.state.safetensors"
     if result.exists():
         distributed.say("judge: already trained")
         return
-    material = read_material(recipe, folder, distributed)
-    held_out = read_held_out(recipe, folder, distributed) if distributed.is_main else {}
-    training = begin(recipe, distributed.device)
+    classes, autoencoder = classes_of(concepts), load()
+    material = read_material(recipe, folder, classes, autoencoder, distributed)
+    held_out = read_held_out(recipe, folder, autoencoder, distributed) if distributed.is_main else {}
+    training = begin(recipe, classes, distributed.device)
     if state.exists():
         load_state(training, state)
     journal = Journal(folder / "judge.jsonl", distributed)
@@ -82,21 +98,23 @@ def run_judge(recipe: Recipe, folder: Path, budget: Budget) -> None:
     distributed.barrier()
 
 
-def read_material(recipe: Recipe, folder: Path, distributed: Distributed) -> Material:
+def read_material(
+    recipe: Recipe, folder: Path, classes: Classes, autoencoder: AutoencoderKL, distributed: Distributed
+) -> Material:
     """This process's share of the images; the first of them also as reconstructed by the autoencoder."""
     pictures = read_pictures(folder, "judge", distributed)
     count = max(1, round(recipe.judge_redrawn_share * len(pictures.pixels)))
-    autoencoder = load_autoencoder(recipe, folder, distributed.device)
     seed = derive_seed(recipe.seed, "judge", "redrawn", distributed.rank)
     redrawn = reconstruct(autoencoder, pictures.pixels[:count], recipe.judge_latent_noise, seed)
     distributed.say(f"judge: {len(pictures.pixels)} pictures a process, {count} redrawn")
-    return Material(pictures.pixels, redrawn, targets_of(pictures.labels, distributed.device))
+    return Material(pictures.pixels, redrawn, targets_of(pictures.labels, classes, distributed.device))
 
 
-def read_held_out(recipe: Recipe, folder: Path, distributed: Distributed) -> dict[str, Pictures]:
+def read_held_out(
+    recipe: Recipe, folder: Path, autoencoder: AutoencoderKL, distributed: Distributed
+) -> dict[str, Pictures]:
     """All held-out images in three versions: rendered, reconstructed, and reconstructed from noisy latents."""
     pictures = read_pictures(folder, "held-out-judge", Distributed(device=distributed.device))
-    autoencoder = load_autoencoder(recipe, folder, distributed.device)
     seed = derive_seed(recipe.seed, "judge", "redrawn", "held out")
     views = {
         "renders": pictures.pixels,
@@ -106,11 +124,11 @@ def read_held_out(recipe: Recipe, folder: Path, distributed: Distributed) -> dic
     return {name: replace(pictures, pixels=pixels) for name, pixels in views.items()}
 
 
-def begin(recipe: Recipe, device: torch.device) -> Training:
+def begin(recipe: Recipe, classes: Classes, device: torch.device) -> Training:
     """A new judge; the initial weights are the same in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.seed, "judge", "weights"))
-        judge = Judge(CLASSES)
+        judge = Judge(classes)
     judge = moved(judge, device=device, memory_format=torch.channels_last)
     rate, decay = recipe.judge_learning_rate, recipe.judge_weight_decay
     return Training(judge, torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=decay))
