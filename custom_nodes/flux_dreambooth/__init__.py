@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from . import nodes_grid, nodes_lora, nodes_lora_write, nodes_mini, nodes_prompt, nodes_sample, routes
+from . import nodes_grid, nodes_lora, nodes_lora_write, nodes_mini, nodes_prompt, nodes_routed, nodes_sample, routes
 
 # Each nodes_*.py has NODES, a tuple of classes with a DISPLAY_NAME; a node's id is its class name.
 _NODES = (
@@ -11,6 +11,7 @@ _NODES = (
     *nodes_lora_write.NODES,
     *nodes_prompt.NODES,
     *nodes_sample.NODES,
+    *nodes_routed.NODES,
     *nodes_grid.NODES,
     *nodes_mini.NODES,
 )

@@ -164,8 +164,18 @@ def sigmas_for(model: Any, shift: float | None, settings: Settings) -> Any:
     return comfy.samplers.calculate_sigmas(sampling, settings.schedule, total).cpu()[-(settings.steps + 1) :]
 
 
-def sample(model: Any, positive: list[Any], latent: Mapping[str, Any], settings: Settings, callback: Any = None) -> Any:
-    """Sample a LATENT from a LATENT. callback: as in ComfyUI's samplers; None: a progress bar with previews."""
+def sample(
+    model: Any,
+    positive: list[Any],
+    latent: Mapping[str, Any],
+    settings: Settings,
+    callback: Any = None,
+    sigmas: Any = None,
+) -> Any:
+    """Sample a LATENT from a LATENT.
+
+    callback: as in ComfyUI's samplers; None: a progress bar with previews. sigmas: None for those of the settings.
+    """
     import comfy.model_management
     import comfy.sample
     import comfy.samplers
@@ -174,7 +184,7 @@ def sample(model: Any, positive: list[Any], latent: Mapping[str, Any], settings:
 
     shift = shift_for(model, latent, settings)
     model = with_shift(model, shift)
-    sigmas = sigmas_for(model, shift, settings)
+    sigmas = sigmas_for(model, shift, settings) if sigmas is None else sigmas
     start = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(start, settings.seed, latent.get("batch_index"))
     guider = comfy.samplers.CFGGuider(model)

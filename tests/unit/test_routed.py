@@ -20,7 +20,7 @@ from trainer.models.attention_maps import recording
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 from trainer.routing.adapters import TokenMasks, acting
 from trainer.routing.attention import AttentionMaps
-from trainer.routing.words import Trigger
+from trainer.routing.triggers import Trigger
 from trainer.sampling.adapted import apply_lora
 from trainer.sampling.prompts import SamplePrompt
 from trainer.sampling.routed import Router
@@ -197,10 +197,10 @@ def test_files_say_what_calls_them_and_layers_without_tokens_are_reported():
 @pytest.mark.parametrize(
     ("triggers", "class_words", "words"),
     [
-        ([(), ("x y",)], {}, "a names no trigger"),
-        ([("x y",), ("x y",)], {}, "its trigger 'x y' is another LoRA's"),
+        ([(), ("x y",)], {}, "a: names no trigger"),
+        ([("x y",), ("x y",)], {}, "b: has the trigger 'x y' of another LoRA"),
         ([("ohwx",), ("x y",)], {}, "what the base model calls 'ohwx' is not known"),
-        ([("x y",), ("a b",)], {"c": "toy"}, "is no trigger of the LoRAs"),
+        ([("x y",), ("a b",)], {"c": "toy"}, "class words of 'c': it is no trigger"),
     ],
 )
 def test_what_cannot_be_routed_is_named(triggers, class_words, words):

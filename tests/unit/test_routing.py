@@ -6,7 +6,8 @@ import torch
 from trainer.routing.adapters import TokenMasks, stream_of
 from trainer.routing.attention import AttentionMaps, recorded_steps
 from trainer.routing.masks import COLOURS, MaskSettings, mask_pixels, masks_from_maps
-from trainer.routing.words import Trigger, route_prompt, token_spans, usual_class_words
+from trainer.routing.triggers import Trigger, read_class_words, usual_class_words
+from trainer.routing.words import route_prompt, token_spans
 
 TOY, GPU = [Trigger("tjtoy toy", "toy")], [Trigger("sparkgpu gpu", "gpu")]
 
@@ -44,6 +45,8 @@ def test_class_words_of_ones_own_and_an_article():
     assert route_prompt("ohwx on a hill", [[Trigger("ohwx", "old man")]]).class_text == "an old man on a hill"
     route = route_prompt("a photo of ohwx", [[Trigger("ohwx", "the red plush toy")]])
     assert route.class_text == "a photo of the red plush toy" and route.class_text[slice(*route.nouns[0][0])] == "toy"
+    assert read_class_words("tjtoy toy = a plush toy") == ("tjtoy toy", "a plush toy")
+    assert [read_class_words(line) for line in ("tjtoy", "= a toy", "x =")] == [None] * 3
     assert (usual_class_words("tjtoy plush toy"), usual_class_words("ohwx")) == ("plush toy", "")
 
 

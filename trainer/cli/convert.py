@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.lora_file.writing import LAYOUTS
+from trainer.routing.triggers import read_class_words
 
 if TYPE_CHECKING:
     from trainer.lora.convert import Source
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         help='with --keep_apart: what the base model calls it, as "tjtoy toy=a toy"',
     )
     arguments = parser.parse_args(argv)
-    class_words = read_class_words(arguments.class_words)
+    class_words = class_words_of(arguments.class_words)
     if class_words and not arguments.keep_apart:
         raise Problems([Problem("--class_words", "acts with --keep_apart only", "add --keep_apart or remove it")])
     import torch
@@ -56,14 +57,14 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_class_words(given: Sequence[str]) -> dict[str, str]:
+def class_words_of(given: Sequence[str]) -> dict[str, str]:
     """From each TRIGGER=WORDS, the words by trigger. Raises `Problems` for one that is not of this form."""
-    pairs = [(text, *(part.strip() for part in text.partition("=")[::2])) for text in given]
+    pairs = {text: read_class_words(text) for text in given}
     hint = 'write --class_words "tjtoy toy=a toy"'
     raise_if_any(
-        Problem(f"--class_words={text}", "is not TRIGGER=WORDS", hint) for text, *pair in pairs if not all(pair)
+        Problem(f"--class_words={text}", "is not TRIGGER=WORDS", hint) for text, pair in pairs.items() if not pair
     )
-    return {trigger: words for _, trigger, words in pairs}
+    return dict(filter(None, pairs.values()))
 
 
 def parse_source(text: str) -> "Source":

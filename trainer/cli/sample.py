@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from trainer.cli.convert import parse_source, read_class_words
+from trainer.cli.convert import class_words_of, parse_source
 from trainer.common.devices import free_memory
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
@@ -149,7 +149,7 @@ def _routed(
     """The LoRAs of --route, and notices on what of them is left out."""
     if not loras:
         raise Problems([Problem("--route", "no LoRA to route", "give --lora FILE, once for each concept")])
-    return route_loras(loras, read_class_words(class_words))
+    return route_loras(loras, class_words_of(class_words))
 
 
 def _class_text(prompt: SamplePrompt, routed: Sequence[RoutedLora]) -> str | None:

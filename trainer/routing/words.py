@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .triggers import Trigger
+
 DETERMINERS = frozenset(
     "a an the this that these those my your his her its our their one two three some any each".split()
 )
@@ -19,28 +21,6 @@ OPENERS = frozenset(
 )
 Span = tuple[int, int]  # start and end in a text, in characters or tokens
 CountTokens = Callable[[str], int]
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """What calls a concept, such as "tjtoy toy", and the words for which the base model draws one, such as "a toy".
-
-    class_words: with the article or adjectives that the class prompt shall have; attention is measured to the last of
-    these words, the noun.
-    """
-
-    phrase: str
-    class_words: str
-
-    @property
-    def noun(self) -> str:
-        """The last of the class words."""
-        return self.class_words.split()[-1]
-
-
-def usual_class_words(phrase: str) -> str:
-    """The class words within a trigger: what follows its first word, such as "toy" in "tjtoy toy"; "" if nothing."""
-    return " ".join(phrase.split()[1:])
 
 
 @dataclass(frozen=True)
