@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import lora_files, lora_loading, routed, sampling
+from .applied_loras import AppliedLoras
 from .node_texts import Node
 from .nodes_lora import fresh, state_of
 from .nodes_lora_write import NO_LORA
@@ -77,21 +78,21 @@ class FluxSampleRouted(Node):
 
         sampling.refuse_other_models(model, clip)
         chosen = _chosen(loras)
-        acting, notes = routed.routed_loras(
-            [(self._lora(number, name), strength) for number, (name, strength) in chosen.items()], class_words
-        )
+        files = [(self._lora(number, name), strength) for number, (name, strength) in chosen.items()]
+        acting, notes = routed.routed_loras(files, class_words)
         route = route_prompt(prompt, [lora.triggers for lora in acting])
         settings = sampling.Settings(seed, steps, guidance, sampler, schedule)
-        length = t5_length or t5_length_of(model, [name for name, _ in chosen.values()])
+        given = AppliedLoras(tuple((lora.path.name, lora.metadata) for lora, _ in files))
+        length = sampling.T5Length(t5_length) if t5_length else t5_length_of(model, given)
         start = latent or sampling.empty_latent(model, width, height, batch_size)
-        passes = routed.Passes(model, clip, route, routed.token_counter(clip), length, start, settings)
+        passes = routed.Passes(model, clip, route, routed.token_counter(clip), length.tokens, start, settings)
         rows, columns = (-(-size // 2) for size in start["samples"].shape[-2:])
         masks = passes.masks(MaskSettings(threshold=threshold)) if route.called else None
         drawn = passes.sample(acting, masks)
         shown = _shown(masks, len(start["samples"]), len(acting), rows, columns)
         pixels = [mask_pixels(each.flatten(1), rows, columns, rows * 16, columns * 16) for each in shown]
         preview = _stacked(pixels)
-        text = "\n".join([*_told(acting, route.class_text, route.called), *notes, f"T5 {length}"])
+        text = "\n".join([*_told(acting, route.class_text, route.called), *notes, str(length)])
         logging.info(text)
         result = (drawn, shown.flatten(0, 1), preview, text)
         return {"ui": {"text": [text], **_preview(preview)}, "result": result}
