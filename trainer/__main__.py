@@ -14,6 +14,7 @@ VERBS = {
     "check": "find every problem with settings, images and model files, and print the plan",
     "sample": "generate images with the base model and LoRA files",
     "evaluate": "compare LoRA files on the tiny FLUX; a small classifier judges the images",
+    "compare": "measure a run's LoRA files, and recommend one, in an HTML page",
     "demo": "train both concepts on the tiny FLUX; generate and score images before and after",
     "bench": "measure what training costs on this machine: time, memory, where the time goes",
     "mask": "create masks for a concept's images from its class word",

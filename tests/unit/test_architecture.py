@@ -14,7 +14,7 @@ from trainer.config import TrainConfig
 # in import order: a module imports only rooms that come before its own, or its own room
 ROOMS = """
 common lora_file routing config images kernels flow models optim data lora memory sampling masking generation checkpoint
-preflight engine train hub cli __main__
+preflight comparison engine train hub cli __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 LORA_FILE = ROOT / "trainer/lora_file"

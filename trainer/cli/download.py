@@ -14,6 +14,7 @@ from huggingface_hub.utils import logging as hub_logging
 from trainer.common.files import free_disk_bytes
 from trainer.common.problems import redact
 from trainer.common.process import announce, ended_by_sigterm
+from trainer.comparison.description import JUDGE_MODELS
 from trainer.hub.api import Hub, connect
 from trainer.hub.errors import DownloadFailed, DownloadProblem, Status
 from trainer.hub.jobs import COMPLETE, DIFFERENT, MISSING, Job, difference, find_jobs, obstacles, with_state
@@ -70,6 +71,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=KEYS, metavar="FILE", help=f"only some of: {', '.join(KEYS)}")
     parser.add_argument("--lora", action="append", metavar="OWNER/NAME", help="a LoRA into models/loras, nothing else")
     parser.add_argument("--masks", action="store_true", help="the models of `trainer mask` (1.8 GB), nothing else")
+    text = "the models of `trainer compare`, DINOv2 and SigLIP 2 (1.9 GB), nothing else"
+    parser.add_argument("--judges", action="store_true", help=text)
     parser.add_argument("--dry-run", action="store_true", help="list what would be downloaded, and every problem")
     parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of existing files with the Hub's")
     parser.add_argument("--replace", action="store_true", help="replace files that differ from the Hub's")
@@ -78,8 +81,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _wanted(arguments: argparse.Namespace) -> tuple[Wanted, ...]:
-    if arguments.lora or arguments.masks:
-        return (*map(lora, arguments.lora or ()), *(published(MASK_MODELS) if arguments.masks else ()))
+    if arguments.lora or arguments.masks or arguments.judges:
+        models = (*(MASK_MODELS if arguments.masks else ()), *(JUDGE_MODELS if arguments.judges else ()))
+        return (*map(lora, arguments.lora or ()), *published(models))
     return base_model(arguments.base, arguments.fp8, arguments.only or ())
 
 

@@ -1,0 +1,199 @@
+"""`python -m trainer compare RUN`: which of a run's LoRA files to keep, measured, in one page to open.
+
+Each file generates the same images from the same seeds. Likeness, bleed and drift are measured on them with DINOv2
+(`sh download.sh --judges`) or, without it, with weaker means. The page is runs/NAME/report.html; compare.json has every
+number.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.common.files import write_json
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.process import set_up_logging
+from trainer.common.text import duration
+from trainer.comparison.description import JUDGE_MODELS
+
+if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
+    import torch
+
+    from trainer.comparison.compare import Comparison, Judges, Row
+    from trainer.comparison.pictures import Generator
+    from trainer.config import TrainConfig
+
+log = logging.getLogger(__name__)
+AUTO, DINO, BASE, LOSS = "auto", "dinov2", "base", "loss"
+MEASURES = {
+    AUTO: "DINOv2 if it was downloaded; else the tiny FLUX's own features for the tiny FLUX, losses for other models",
+    DINO: "DINOv2's features, and SigLIP 2 for text agreement",
+    BASE: "the base model's own features; tested on the tiny FLUX only",
+    LOSS: "losses at fixed noise alone, which are weaker",
+}
+TINY_WIDTH = 1024  # of the transformer: a narrower one is the tiny FLUX
+
+
+def run(argv: Sequence[str]) -> int:
+    """Compare LoRA files, write the report, and print the table and the recommendation.
+
+    argv: the arguments after `compare`. Returns the exit status, 0. Raises `Problems`.
+    """
+    given = make_parser().parse_args(argv)
+    raise_if_any(_argument_problems(given))
+    set_up_logging()
+    from trainer.comparison.job import candidates_of, run_config
+
+    config = run_config(given.run)
+    candidates = candidates_of(config, given.lora)
+    print(f"{len(candidates)} LoRA files: {', '.join(each.name for each in candidates)}")
+    start = time.perf_counter()
+    comparison = compare_files(given, config, candidates)
+    from trainer.checkpoint.naming import run_dir
+    from trainer.comparison.compare import as_json
+    from trainer.comparison.report import write_report
+
+    folder = given.output or run_dir(config)
+    write_json(folder / "compare.json", as_json(comparison))
+    page = write_report(folder / "report.html", comparison, config)
+    print(table(comparison))
+    print(f"\n{comparison.recommendation.text}\n{page}")
+    print(f"took {duration(time.perf_counter() - start)}")
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m trainer compare", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run's folder or name, or a configuration file of train"
+    )
+    parser.add_argument("--lora", action="append", default=[], type=Path, metavar="FILE", help="one more to compare")
+    parser.add_argument("--prompts", type=int, default=6, metavar="N", help="prompts of each kind (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (%(default)s)")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the images (512; 256 for the tiny FLUX)")
+    parser.add_argument("--steps", type=int, default=12, help="sampling steps (%(default)s)")
+    parser.add_argument("--guidance", type=float, default=3.5, help="guidance while sampling (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="images generated at once (%(default)s)")
+    text = "; ".join(f"{name}: {what}" for name, what in MEASURES.items())
+    parser.add_argument("--measure", choices=MEASURES, default=AUTO, help=f"{text} (%(default)s)")
+    weights = (("bleed", "bleed"), ("drift", "drift"))
+    for name, what in weights:
+        text = f"points of likeness that one point of {what} costs (%(default)s)"
+        parser.add_argument(f"--{name}_weight", type=float, default=1.0, metavar="W", help=text)
+    for model in JUDGE_MODELS:
+        text = f"folder of {model.title} (%(default)s)"
+        parser.add_argument(f"--{model.key}", type=Path, default=Path("models", model.folder), metavar="DIR", help=text)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (that of the run)")
+    return parser
+
+
+def _argument_problems(given: argparse.Namespace) -> list[Problem]:
+    problems = []
+    for name in ("prompts", "steps", "batch"):
+        if (value := getattr(given, name)) < 1:
+            problems.append(Problem(f"--{name}", f"{value} is less than 1"))
+    if given.size is not None and (given.size < 64 or given.size % 16):
+        problems.append(Problem("--size", f"{given.size} is not a multiple of 16 from 64 on"))
+    if given.seed < 0:
+        problems.append(Problem("--seed", f"{given.seed} is negative"))
+    return problems
+
+
+def compare_files(given: argparse.Namespace, config: "TrainConfig", candidates: Sequence) -> "Comparison":
+    """Check everything, then generate and measure. Raises `Problems`."""
+    from trainer.comparison.compare import Comparer, compare
+    from trainer.comparison.prompts import compare_prompts, concepts_of
+    from trainer.comparison.recommend import Rule
+    from trainer.data.dataset import load_dataset
+
+    data, _ = load_dataset(config)
+    concepts = concepts_of(data)
+    if not concepts:
+        raise Problems([Problem(str(config.dataset_config), "teaches no concept, so there is nothing to compare")])
+    generator = make_generator(given, config)
+    judges = load_judges(given, config, generator.device)
+    prompts = compare_prompts(concepts, given.prompts, given.seed)
+    print(f"{len(prompts)} prompts, {generator.settings.width} pixels, {given.steps} steps; from {judges.source}")
+    comparer = Comparer(generator, data, concepts, prompts, judges)
+    rule = Rule(given.bleed_weight, given.drift_weight)
+    return compare(comparer, candidates, data, concepts, rule, _say)
+
+
+def make_generator(given: argparse.Namespace, config: "TrainConfig") -> "Generator":
+    """Check the model files and prepare to generate images with them. Raises `Problems`."""
+    import torch
+    from accelerate import Accelerator
+
+    from trainer.common.devices import computes_bf16
+    from trainer.comparison.pictures import Generator
+    from trainer.data.cache import CacheKeys, TensorCache
+    from trainer.models.load import base_model_of
+    from trainer.preflight.check import check_models, model_fingerprints
+    from trainer.sampling.prompts import SamplePrompt
+
+    tokenizers = check_models(config)
+    assert config.pretrained_model_name_or_path and config.dataset_config
+    device = Accelerator(mixed_precision="no").device
+    length = config.t5xxl_max_token_length or base_model_of(config.pretrained_model_name_or_path).t5_tokens
+    keys = CacheKeys.of(config, tokenizers, length)
+    side = given.size or (256 if is_tiny(config) else 512)
+    return Generator(
+        config,
+        tokenizers,
+        device,
+        torch.bfloat16 if computes_bf16(device) else torch.float32,
+        SamplePrompt("", width=side, height=side, steps=given.steps, guidance=given.guidance),
+        TensorCache(config.cache_dir or config.dataset_config.parent / ".cache"),
+        model_fingerprints(config, keys),
+        given.batch,
+    )
+
+
+def is_tiny(config: "TrainConfig") -> bool:
+    """Whether the base model is the tiny FLUX, by the width of its transformer."""
+    from trainer.models.weights import read_header
+
+    assert config.pretrained_model_name_or_path
+    return read_header(config.pretrained_model_name_or_path).shape("img_in.weight")[0] < TINY_WIDTH
+
+
+def load_judges(given: argparse.Namespace, config: "TrainConfig", device: "torch.device") -> "Judges":
+    """The models that measure, by --measure and by what was downloaded. Raises `Problems` if one cannot be loaded."""
+    from trainer.comparison.compare import Judges
+    from trainer.comparison.features import Dinov2, Siglip2, judge_problems
+
+    chosen = given.measure
+    if chosen == AUTO:
+        downloaded = given.dinov2.is_dir()
+        chosen = DINO if downloaded else BASE if is_tiny(config) else LOSS
+        if chosen == LOSS:
+            print("DINOv2 is not there, so losses at fixed noise decide, which are weaker: sh download.sh --judges")
+    if chosen != DINO:
+        return Judges(uses_features=chosen == BASE)
+    siglip2 = given.siglip2 if given.siglip2.is_dir() else None
+    raise_if_any(judge_problems(given.dinov2, siglip2))
+    if siglip2 is None:
+        print("SigLIP 2 is not there, so text agreement is not measured: sh download.sh --judges")
+    return Judges(True, Dinov2(given.dinov2, device), Siglip2(siglip2, device) if siglip2 else None)
+
+
+def _say(row: "Row") -> None:
+    from trainer.comparison.recommend import figures
+
+    seconds = row.seconds
+    times = f"images {seconds['images']:.0f} s, measures {seconds['measures']:.0f} s"
+    print(f"{row.candidate.name}: {figures(row.standing)} ({times})", flush=True)
+
+
+def table(comparison: "Comparison") -> str:
+    """The figures of all checkpoints as text, each with its spread over prompts; the recommended one is marked."""
+    lines = []
+    for index, row in enumerate(comparison.rows):
+        standing = row.standing
+        found = {"likeness": standing.benefit, "bleed": standing.bleed, "drift": standing.drift}
+        cells = [f"{name} {figure.mean:6.1f} ± {figure.spread:<5.1f}" for name, figure in found.items() if figure]
+        mark = "  <- recommended" if index == comparison.recommendation.best else ""
+        lines.append(f"{row.candidate.name:<24} {'  '.join(cells)} score {standing.score(comparison.rule):6.1f}{mark}")
+    return "\n".join(["", *lines, comparison.rule.text()])

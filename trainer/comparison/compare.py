@@ -1,0 +1,233 @@
+"""A comparison from top to bottom: images of each checkpoint, their measures, and one recommendation."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from trainer.comparison.features import Dinov2, FluxFeatures, Siglip2
+from trainer.comparison.losses import Losses, LossItem, fixed_noise_losses, loss_items, relative_losses
+from trainer.comparison.measures import (
+    Figure,
+    Measures,
+    Reference,
+    make_references,
+    measure,
+    training_image,
+)
+from trainer.comparison.pictures import Candidate, Generator
+from trainer.comparison.prompts import ComparePrompt, Concept
+from trainer.comparison.recommend import Recommendation, Rule, Standing, recommend, standing_of
+from trainer.data.captions import plain_caption
+from trainer.data.dataset import Sample, TrainingData
+from trainer.lora.file import load_lora
+
+MAX_HELD_OUT = 16  # images whose loss is measured
+BASE_FEATURES = "the base model's own features"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What measures images beyond the base model itself.
+
+    dinov2: None for the base model's own features, or for losses alone if not `uses_features`. siglip2: None if text
+    agreement is not measured.
+    """
+
+    uses_features: bool = True
+    dinov2: Dinov2 | None = None
+    siglip2: Siglip2 | None = None
+
+    @property
+    def source(self) -> str:
+        """What the figures are from, for the report."""
+        if not self.uses_features:
+            return "losses at fixed noise"
+        return "DINOv2" if self.dinov2 else BASE_FEATURES
+
+
+@dataclass(frozen=True)
+class Row:
+    """A checkpoint and what was measured of it.
+
+    images: one for each prompt. measures: None without features. seconds: what generating (0 if the images were cached)
+    and measuring took.
+    """
+
+    candidate: Candidate
+    images: tuple[Image.Image, ...]
+    measures: Measures | None
+    losses: Losses
+    seconds: dict[str, float]
+
+    @property
+    def standing(self) -> Standing:
+        """What the rule weighs of it."""
+        name = self.candidate.name
+        if self.measures is None:
+            return Standing(name, self.losses.held_out, None, self.losses.drift)
+        return standing_of(name, self.measures)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Checkpoints side by side.
+
+    base: the base model's image for each prompt. source: what the figures are from. held_out: whether losses are over
+    images held out of the training, else over training images.
+    """
+
+    concepts: tuple[Concept, ...]
+    prompts: tuple[ComparePrompt, ...]
+    base: tuple[Image.Image, ...]
+    rows: tuple[Row, ...]
+    rule: Rule
+    source: str
+    held_out: bool
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """The best of the rows by the rule, and why."""
+        return recommend([row.standing for row in self.rows], self.rule)
+
+    @property
+    def best(self) -> Row:
+        """The recommended row."""
+        return self.rows[self.recommendation.best]
+
+
+class Comparer:
+    """Measures checkpoints of one dataset against the same references, one after the other."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        data: TrainingData,
+        concepts: Sequence[Concept],
+        prompts: Sequence[ComparePrompt],
+        judges: Judges,
+    ):
+        """Generates the base model's images, and learns from the training images what the concepts look like."""
+        self.generator, self.prompts, self.judges = generator, tuple(prompts), judges
+        self.base = tuple(generator.images(None, prompts))
+        self.references: list[Reference] = []
+        if judges.uses_features:
+            self.base_patches = self._patches(self.base)
+            self.references = make_references(self._grids, concepts, prompts, self.base_patches)
+        samples = list(data.validation) or [sample for concept in concepts for sample in concept.samples]
+        self.items = _sample_items(samples, generator), _plain_items(self.prompts, self.base, generator)
+        with generator.applied(None) as transformer:
+            self.base_losses = self._losses(transformer, None)
+
+    def row(self, candidate: Candidate) -> Row:
+        """Generate and measure a checkpoint's images. Raises `Problems` if its file cannot be read or does not fit."""
+        start = time.perf_counter()
+        images = self.generator.images(candidate, self.prompts)
+        generated = time.perf_counter()
+        lora = load_lora(candidate.path)
+        with self.generator.applied(lora) as transformer:
+            losses = relative_losses(self.base_losses, self._losses(transformer, lora))
+        measures = None
+        if self.judges.uses_features:
+            agreement = self._agreement(images)
+            measures = measure(self.references, self.prompts, self.base_patches, self._patches(images), agreement)
+        seconds = {"images": generated - start, "measures": time.perf_counter() - generated}
+        return Row(candidate, tuple(images), measures, losses, seconds)
+
+    def _grids(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
+        if self.judges.dinov2:
+            return [self.judges.dinov2(image) for image in images]
+        generator = self.generator
+        no_text, side = generator.texts([""])[""], generator.settings.width
+        with generator.applied(None) as transformer:
+            features = FluxFeatures(transformer, generator.vae, no_text, side)
+            return [features(image) for image in images]
+
+    def _patches(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
+        return [grid.flatten(0, 1) for grid in self._grids(images)]
+
+    def _agreement(self, images: Sequence[Image.Image]) -> list[float] | None:
+        if self.judges.siglip2 is None:
+            return None
+        return self.judges.siglip2(images, [prompt.text for prompt in self.prompts])
+
+    def _losses(self, transformer: Any, lora: Any) -> tuple[list[float], list[float]]:
+        texts = self.generator.texts([item.text for items in self.items for item in items], lora)
+        guidance = self.generator.config.guidance_scale
+        images, plain = (fixed_noise_losses(transformer, items, texts, guidance) for items in self.items)
+        return images, plain
+
+
+def _sample_items(samples: Sequence[Sample], generator: Generator) -> list[LossItem]:
+    count = min(len(samples), MAX_HELD_OUT)
+    chosen = [samples[index * len(samples) // count] for index in range(count)]
+    captions = [plain_caption(sample.subset, sample.lines, 0, sample.key) for sample in chosen]
+    return loss_items([training_image(sample) for sample in chosen], captions, generator.vae, "held out")
+
+
+def _plain_items(prompts: Sequence[ComparePrompt], base: Sequence[Image.Image], generator: Generator) -> list[LossItem]:
+    plain = [(image, prompt.text) for image, prompt in zip(base, prompts, strict=True) if prompt.is_plain]
+    return loss_items([image for image, _ in plain], [text for _, text in plain], generator.vae, "plain")
+
+
+def compare(
+    comparer: Comparer, candidates: Sequence[Candidate], data: TrainingData, concepts: Sequence[Concept], rule: Rule,
+    report: Callable[[Row], object],
+) -> Comparison:  # fmt: skip
+    """Measure the candidates in order; report: called with each row once it is measured."""
+    rows = []
+    for candidate in candidates:
+        rows.append(comparer.row(candidate))
+        report(rows[-1])
+    return Comparison(
+        tuple(concepts), comparer.prompts, comparer.base, tuple(rows), rule, comparer.judges.source,
+        held_out=bool(data.validation),
+    )  # fmt: skip
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Every number of a comparison, and the recommendation, as values for JSON."""
+    recommendation, rule = comparison.recommendation, comparison.rule
+    return {
+        "recommended": str(comparison.best.candidate.path),
+        "text": recommendation.text,
+        "rule": {"bleed": rule.bleed, "drift": rule.drift},
+        "source": comparison.source,
+        "held_out": comparison.held_out,
+        "prompts": [
+            {"prompt": each.text, "kind": each.kind, "shows": list(each.shows), "seed": each.seed}
+            for each in comparison.prompts
+        ],
+        "checkpoints": [_row_json(row, rule) for row in comparison.rows],
+    }
+
+
+def _row_json(row: Row, rule: Rule) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "loss_on_images": _figure_json(row.losses.held_out),
+        "loss_drift": _figure_json(row.losses.drift),
+    }
+    if row.measures:
+        names = ("likeness", "bleed", "drift", "memorised", "agreement")
+        found = {name: getattr(row.measures, name) for name in names}
+        figures |= {name: _figure_json(figure) for name, figure in found.items() if figure}
+        figures["likeness_of"] = {name: _figure_json(each) for name, each in row.measures.likeness_of.items()}
+        figures["matrix"] = row.measures.matrix
+        figures["copies"] = row.measures.copies
+    candidate, standing = row.candidate, row.standing
+    return {
+        "name": candidate.name,
+        "file": str(candidate.path),
+        "step": candidate.step,
+        "score": standing.score(rule),
+        "error": standing.error(rule),
+        **figures,
+        "seconds": row.seconds,
+    }
+
+
+def _figure_json(figure: Figure) -> dict[str, Any]:
+    return {"mean": figure.mean, "spread": figure.spread, "values": list(figure.values)}

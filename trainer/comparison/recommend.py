@@ -1,0 +1,109 @@
+"""One checkpoint out of several, by a stated rule, and why, in two sentences."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.comparison.measures import Figure, Measures
+
+MANY_COPIES = 0.25  # of all images: from which share of copied ones the recommendation warns
+LEARNED = 20.0  # percent of likeness, or of the loss, below which nothing worth keeping was learned
+LOSS_LEARNED = 1.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a checkpoint's figures become one score. bleed, drift: how many points of benefit a point of it costs."""
+
+    bleed: float = 1.0
+    drift: float = 1.0
+
+    def text(self, benefit: str = "likeness") -> str:
+        """The rule in words. benefit: the name of what is to be large."""
+        return f"score = {benefit} - {self.bleed:g} x bleed - {self.drift:g} x drift"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the rule weighs of one checkpoint.
+
+    name: as the report calls it. benefit: likeness or, without features, by how many percent the loss on held-out
+    images fell. bleed: None without features. copied: the share of images that repeat a training image.
+    """
+
+    name: str
+    benefit: Figure
+    bleed: Figure | None
+    drift: Figure
+    copied: float = 0.0
+
+    def score(self, rule: Rule) -> float:
+        """The score by the rule, in points."""
+        return self.benefit.mean - rule.drift * self.drift.mean - (rule.bleed * self.bleed.mean if self.bleed else 0)
+
+    def error(self, rule: Rule) -> float:
+        """The standard error of the score: how far it would be off with other prompts."""
+        bleed = rule.bleed * self.bleed.error if self.bleed else 0.0
+        return math.hypot(self.benefit.error, bleed, rule.drift * self.drift.error)
+
+
+def standing_of(name: str, measures: Measures) -> Standing:
+    """What the rule weighs, from measured features."""
+    copied = len(measures.copies) / len(measures.memorised.values)
+    return Standing(name, measures.likeness, measures.bleed, measures.drift, copied)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The best checkpoint by the rule.
+
+    best: its index. sentences: two, what to keep and why. close: names of checkpoints whose score differs by less than
+    the spread of the measurement.
+    """
+
+    best: int
+    sentences: tuple[str, str]
+    close: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Both sentences."""
+        return " ".join(self.sentences)
+
+
+def recommend(standings: Sequence[Standing], rule: Rule) -> Recommendation:
+    """The checkpoint with the highest score; of equal ones the first. standings: at least one, in training order."""
+    best = max(range(len(standings)), key=lambda index: standings[index].score(rule))
+    chosen = standings[best]
+    others = [each for index, each in enumerate(standings) if index != best]
+    score = chosen.score(rule)
+    close = tuple(
+        each.name for each in others if score - each.score(rule) < math.hypot(each.error(rule), chosen.error(rule))
+    )
+    first = f"Keep {chosen.name}: {figures(chosen)}, score {score:.0f} ± {chosen.error(rule):.0f}."
+    return Recommendation(best, (first, _why(chosen, others, close, rule)), close)
+
+
+def figures(standing: Standing) -> str:
+    """What was measured, in words: "likeness 78, bleed 5, drift 12"."""
+    if standing.bleed is None:
+        return f"held-out loss {-standing.benefit.mean:+.1f} %, loss without triggers {standing.drift.mean:+.1f} %"
+    parts = {"likeness": standing.benefit, "bleed": standing.bleed, "drift": standing.drift}
+    return ", ".join(f"{name} {figure.mean:.0f}" for name, figure in parts.items())
+
+
+def _why(chosen: Standing, others: Sequence[Standing], close: Sequence[str], rule: Rule) -> str:
+    if chosen.copied >= MANY_COPIES:
+        return f"Careful: {chosen.copied:.0%} of its images repeat the background of a training image."
+    if chosen.benefit.mean < (LOSS_LEARNED if chosen.bleed is None else LEARNED):
+        return "But it has hardly learned anything: train longer, or with a higher learning rate."
+    if not others:
+        return "It is the only one, so there is nothing to compare it with: save more often."
+    if close:
+        return f"{_listed(close)} {'is' if len(close) == 1 else 'are'} within the spread over prompts."
+    next_best = max(others, key=lambda each: each.score(rule))
+    return f"The next best is {next_best.name} with {next_best.score(rule):.0f}: {figures(next_best)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
