@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer.checkpoint.naming import position_after, remove_leftovers, run_dir, state_path
 from trainer.common.files import write_text
-from trainer.common.problems import Problems
+from trainer.common.problems import Problem, Problems
 from trainer.common.process import StopRequest, ended_by_sigterm, phase, run_lock, set_up_determinism
 from trainer.config import TrainConfig, to_toml
 from trainer.data.batches import Batch, prefetch
@@ -28,7 +28,9 @@ from trainer.engine.samples import make_samples
 from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, sum_over_processes
 from trainer.engine.tasks import due_tasks, record_step
 from trainer.generation.stage import Stage
+from trainer.memory.bytes import GIB
 from trainer.memory.first_step import out_of_memory, reserve, run_until_it_fits
+from trainer.memory.watch import MemoryWatch, floor_bytes
 from trainer.optim.foreach import gradients, with_gradient
 from trainer.preflight.check import make_plan
 from trainer.preflight.composites import write_generated_sheet
@@ -48,7 +50,8 @@ def train(
 
     plan: the plan of this config, if the caller has made it already. on_ready: called with the prepared run before its
     first step, for whoever wants to observe it. Raises `Problems` for mistakes of the user, before any weight is read;
-    and for a loss or gradient that is not finite, with the step and its images.
+    for a loss or gradient that is not finite, with the step and its images; and, with a state saved, when the system's
+    memory runs short.
     """
     if config.deterministic:
         set_up_determinism()
@@ -60,7 +63,8 @@ def train(
         if accelerator.is_main_process:
             stack.enter_context(own_run_dir(config))
         generate_images(plan, accelerator)
-        requests = Requests(run_dir(config), stop, accelerator)
+        watch = MemoryWatch(floor_bytes(config.min_free_memory, accelerator.device))
+        requests = Requests(run_dir(config), stop, accelerator, watch)
         run = stack.enter_context(closing(prepare(config, accelerator, plan, requests)))
         if on_ready:
             on_ready(run)
@@ -71,6 +75,8 @@ def train(
                 raise Problems([out_of_memory(f"step {run.progress.step + 1}", run.memory)]) from None
     if finished:
         return 0
+    if watch.seen is not None:
+        raise Problems([short_of_memory(run, watch)])
     log.info("To continue, repeat the command with --resume=%s", state_path(config, run.progress.step))
     return stop.exit_code
 
@@ -102,6 +108,15 @@ def own_run_dir(config: TrainConfig) -> Iterator[None]:
         yield
 
 
+def short_of_memory(run: Run, watch: MemoryWatch) -> Problem:
+    """The problem of a run that has saved and stopped because `watch` saw too little memory available."""
+    assert watch.seen is not None
+    step, left, floor = run.progress.step, watch.seen / GIB, watch.floor / GIB
+    what = f"only {left:.1f} GiB of the system's memory were available, fewer than --min_free_memory={floor:g}"
+    state = state_path(run.config, step)
+    return Problem(f"step {step}", what, f"close other programs, then repeat the command with --resume={state}")
+
+
 def loop(run: Run) -> bool:
     """Train until the last step (returns True) or a requested stop (returns False); both save a checkpoint."""
     config, schedule = run.config, run.plan.schedule
@@ -125,6 +140,8 @@ def loop(run: Run) -> bool:
 
         position, request = position_after(schedule, step), run.requests.poll()
         if tasks := due_tasks(run, position, request):
+            if run.requests.memory.is_low():
+                run.release_graphs()  # saving takes memory too
             readback.flush()  # stops the run if this step's numbers are not finite, before anything is saved
             for task in tasks:
                 task()

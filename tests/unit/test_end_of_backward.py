@@ -184,6 +184,14 @@ def test_a_plan_counts_only_blocks_that_backward_reaches():
         assert step_bytes(replace(work, through_all=True), Choice()).peak > step_bytes(work, Choice()).peak + 5 * GIB
 
 
+@pytest.mark.parametrize(("first_single", "measured"), [(0, 36.42), (19, 29.50)])
+def test_full_size_is_foreseen(first_single, measured):
+    """The most that tensors took: rank 16, AdamW, one H200, torch 2.11+cu130, 2026-11-30."""
+    work = work_of(first_single, trained_itemsize=4, recorded=True)
+    found = step_bytes(replace(work, optimizer=8 * work.trained), Choice()).peak / GIB
+    assert found == pytest.approx(measured, rel=0.01)
+
+
 def test_arithmetic_of_later_blocks_alone():
     """FLUX.1-dev at 1024 px: 140 TFLOP for all single blocks, 107 for the second half of them."""
     assert step_flops(work_of(0), 0) == pytest.approx(140e12, rel=0.01)

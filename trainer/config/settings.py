@@ -154,6 +154,13 @@ class TrainConfig(OutputSettings, InputSettings):  # fields are in this order: I
         "single blocks first; at most 55, all but one block of each kind",
         ge=0,
     )
+    min_free_memory: float | None = _memory(
+        None,
+        "stop with a saved state when fewer than n GiB of the system's memory are available; if not given, 6 on a GPU"
+        " that shares it, otherwise 0, which watches nothing",
+        OURS,
+        ge=0,
+    )
 
     guidance_scale: float = _loss(
         1.0, "guidance embedding given to FLUX.1-dev during training", "default 1.0, not 3.5", ge=0

@@ -1,4 +1,4 @@
-"""Requests to a running training: by a signal, or by a file touched in the run's folder."""
+"""Requests to a running training: by a signal, by a file touched in the run's folder, or by a shortage of memory."""
 
 import logging
 from pathlib import Path
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from trainer.common.process import StopRequest
 from trainer.engine.metrics import Numbers, Readback
+from trainer.memory.watch import MemoryWatch
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,14 @@ class Requests:
     """What users and signals ask of a running training; polled after each step.
 
     A file runs/NAME/save asks to save; runs/NAME/stop, SIGINT and SIGTERM ask to save and stop. stop: true once a
-    signal has come.
+    signal has come. memory: asks to save and stop too, when the system's memory runs short; None watches nothing.
     """
 
-    def __init__(self, run_dir: Path, stop: StopRequest, accelerator: Accelerator) -> None:
+    def __init__(
+        self, run_dir: Path, stop: StopRequest, accelerator: Accelerator, memory: MemoryWatch | None = None
+    ) -> None:
         self.run_dir, self.stop, self.accelerator = run_dir, stop, accelerator
+        self.memory = memory or MemoryWatch(0)
         self.agreed = Request()
         self.readback = Readback(accelerator.device, self._agree)
 
@@ -39,7 +43,7 @@ class Requests:
         Every process must call this. Several processes agree through the device. On a GPU they learn the result one
         step later, so that none of them has to wait for it.
         """
-        own = Request(self._touched("save"), self._touched("stop") or bool(self.stop))
+        own = Request(self._touched("save"), self._touched("stop") or bool(self.stop) or self.memory.is_low())
         if self.accelerator.num_processes == 1:
             return own
         flags = torch.empty(2, device=self.accelerator.device)

@@ -22,13 +22,15 @@ from trainer.data.cache import TensorCache
 from trainer.data.dataset import Draw
 from trainer.data.encoding import fill_cache
 from trainer.engine.build import load_adapted_model, parameter_groups
-from trainer.engine.cuda_graphs import GradientGraphs, kinds_of, why_not
+from trainer.engine.cuda_graphs import GradientGraphs, free_device_bytes, kinds_of, why_not
 from trainer.engine.eta import pause_steps
 from trainer.engine.log import RunLog
 from trainer.engine.requests import Requests
 from trainer.engine.step import AdaptedModel, clear_gradients
 from trainer.memory.choose import MemoryPlan
 from trainer.memory.record import Measuring
+from trainer.memory.watch import floor_bytes
+from trainer.models.weights import shares_host_memory
 from trainer.optim.build import OptimizerSettings, build_optimizer
 from trainer.optim.ema import Ema
 from trainer.optim.prodigy import Prodigy
@@ -220,7 +222,8 @@ def _load(
 def _graphs(config: TrainConfig, model: AdaptedModel, plan: RunPlan) -> GradientGraphs | None:
     reason = why_not(config, model)
     if reason is None:
-        return GradientGraphs(kinds_of(plan.data.batches(0)))
+        floor = floor_bytes(config.min_free_memory, model.device) if shares_host_memory(model.device) else 0
+        return GradientGraphs(kinds_of(plan.data.batches(0)), free=lambda device: free_device_bytes(device) - floor)
     if model.device.type == "cuda":
         log.info("CUDA graph capture disabled, running eagerly: %s", reason)
     return None

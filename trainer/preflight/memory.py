@@ -12,6 +12,7 @@ from trainer.memory.bytes import Work
 from trainer.memory.choose import MemoryPlan, allowed_by, make_memory_plan, with_faster
 from trainer.memory.device import query_device
 from trainer.memory.record import find_measured, record_key
+from trainer.memory.watch import floor_bytes
 from trainer.preflight.plan import AdapterPlan, RunPlan, optimizer_bytes_per_number, trained_itemsize
 
 
@@ -20,10 +21,13 @@ def plan_memory(
 ) -> MemoryPlan:
     """The fastest plan that fits into the memory of `device`, or the smallest one if none fits.
 
-    The plan says which blocks are recomputed or swapped, the precision of the base model, and the expected bytes.
+    The plan says which blocks are recomputed or swapped, the precision of the base model, and the expected bytes. On a
+    GPU that shares the host's memory, it leaves free what --min_free_memory asks for.
     """
     work = work_of(config, data, adapter, keys)
     gpu = query_device(device)
+    if gpu and gpu.unified:
+        gpu = replace(gpu, free=gpu.free - floor_bytes(config.min_free_memory, device))
     plan = make_memory_plan(work, gpu, allowed_by(config, len(work.blocks), gpu, device), device)
     if config.base_precision != "bf16" or not plan.choice.swapped:
         return plan
