@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from mini.training.distributed import Budget, Distributed
-from mini.training.export.model_files import AUTOENCODER, PROMPTS
+from mini.training.export.model_files import AUTOENCODER, JUDGE, PROMPTS, TUNING_PROMPTS
 from mini.training.images.photos import write_plain_photos
 from mini.training.images.pictures import judge_sets, render_sets
 from mini.training.judge.train import train_judge
@@ -42,7 +42,6 @@ from trainer.models.load import load_autoencoder
 log = logging.getLogger(__name__)
 STAGES = ("prompts", "photos", "judge")
 MODELS = Path("models/mini")
-TUNING_PROMPTS = "tuning_prompts.json"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,7 +89,7 @@ def write_photos(concepts: tuple[str, ...], recipe: Recipe, folder: Path) -> Non
 
 def make_judge(concepts: tuple[str, ...], recipe: Recipe, folder: Path, autoencoder: Path, budget: Budget) -> None:
     """Render the judge's images and train it. autoencoder: file of the tiny FLUX's, in FLUX.1's layout."""
-    if (folder / "judge.safetensors").exists():
+    if (folder / JUDGE).exists():
         return
     render_sets(judge_sets(recipe, concepts), recipe, folder, budget)  # first: its processes start before CUDA does
     distributed = Distributed.from_environment()

@@ -75,7 +75,7 @@ def loras_before(prompt: Prompt, node_id: str, names: Names, classes: NodeClasse
 
 
 def loras_of_users(prompt: Prompt, node_id: str, names: Names, classes: NodeClasses) -> Loaded:
-    """The LoRAs of the models that are used together with a node's outputs: a sampler's MODEL with its prompt."""
+    """The LoRAs that act where a node's outputs are used: on a sampler's MODEL, or named by the sampler itself."""
     users: dict[str, list[str]] = {}
     for user in prompt:
         for value in _inputs(prompt, user).values():
@@ -86,9 +86,8 @@ def loras_of_users(prompt: Prompt, node_id: str, names: Names, classes: NodeClas
         new = dict.fromkeys(user for user in users.pop(each, ()) if user not in reached)
         reached.update(new)
         queue += new
-    links = [value for user in queue[1:] for value in _inputs(prompt, user).values() if is_link(value)]
-    origins = [str(value[0]) for value in links if _type(prompt, value, classes) == "MODEL"]
-    return _walk(prompt, [each for each in dict.fromkeys(origins) if each not in reached], names, classes)
+    samplers = [user for user in queue[1:] if "MODEL" in _link_types(prompt, user, classes)]
+    return _walk(prompt, samplers, names, classes)
 
 
 def _walk(prompt: Prompt, origins: Sequence[str], names: Names, classes: NodeClasses) -> Loaded:
@@ -111,7 +110,7 @@ def _walk(prompt: Prompt, origins: Sequence[str], names: Names, classes: NodeCla
         own = named_loras(inputs, names, lambda link: _name_behind(prompt, link, names, classes))
         found |= dict.fromkeys(own.names)
         missing |= dict.fromkeys(own.missing)
-        types = [_type(prompt, value, classes) for value in inputs.values() if is_link(value)]
+        types = _link_types(prompt, node_id, classes)
         complete &= own.complete and (classes.known(kind) or bool(own.names)) and TRAINED not in types
         certain &= not _may_choose(kind, inputs, types)
     return Loaded(tuple(found), tuple(missing), complete and len(seen) < MAX_NODES, certain)
@@ -171,6 +170,10 @@ def _node(prompt: Prompt, node_id: str) -> Mapping[str, Any]:
 def _inputs(prompt: Prompt, node_id: str) -> Mapping[str, Any]:
     inputs = _node(prompt, node_id).get("inputs")
     return inputs if isinstance(inputs, Mapping) else {}
+
+
+def _link_types(prompt: Prompt, node_id: str, classes: NodeClasses) -> list[str | None]:
+    return [_type(prompt, value, classes) for value in _inputs(prompt, node_id).values() if is_link(value)]
 
 
 def _type(prompt: Prompt, link: list[Any], classes: NodeClasses) -> str | None:

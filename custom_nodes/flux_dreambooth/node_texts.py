@@ -16,11 +16,13 @@ class Node:
     CATEGORY = "FLUX DreamBooth"
     RETURN_TYPES: tuple[str, ...] = ()
     OUTPUT_TOOLTIPS: tuple[str, ...] = ()
+    SEARCH_ALIASES: tuple[str, ...] = ()  # other words that ComfyUI's search finds the node by
 
     def __init_subclass__(cls) -> None:
         texts = _english()[cls.__name__]
         cls.DISPLAY_NAME, cls.DESCRIPTION = _plain(texts["display_name"]), _plain(texts["description"])
         outputs = [texts["outputs"].get(str(index), {}) for index in range(len(cls.RETURN_TYPES))]
+        cls.SEARCH_ALIASES = ("dreambooth", *cls.SEARCH_ALIASES)
         cls.OUTPUT_TOOLTIPS = tuple(_plain(output.get("tooltip", "")) for output in outputs)
 
     @classmethod

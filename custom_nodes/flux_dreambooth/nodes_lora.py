@@ -18,7 +18,7 @@ STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 class LoadFluxDreamBoothLoRA(Node):
     """Applies a LoRA of any FLUX.1 layout; reads it again whenever the file changes."""
 
-    SEARCH_ALIASES = ("lora loader", "dreambooth", "load lora")
+    SEARCH_ALIASES = ("lora loader", "load lora")
     RETURN_TYPES = ("MODEL", "CLIP", "STRING")
     RETURN_NAMES = ("model", "clip", "applied")
     FUNCTION = "load"
@@ -99,6 +99,7 @@ def fresh(loaded: lora_loading.LoadedLora | None, path: Path) -> lora_loading.Lo
 class LoRAReport(Node):
     """What a LoRA file is: layout, rank, norms by block, training settings, concepts, and how it fits a model."""
 
+    SEARCH_ALIASES = ("lora info", "lora metadata", "trigger words")
     RETURN_TYPES = ("STRING", "IMAGE")
     RETURN_NAMES = ("report", "plot")
     FUNCTION = "report"

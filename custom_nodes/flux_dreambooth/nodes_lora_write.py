@@ -21,6 +21,7 @@ OVERWRITE = ("BOOLEAN", {"default": False})
 class ResizeLoRA(Node):
     """Writes a LoRA of lower rank, each layer by SVD."""
 
+    SEARCH_ALIASES = ("shrink lora", "lora rank", "svd")
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("done",)
     FUNCTION = "resize"
@@ -78,6 +79,7 @@ class ResizeLoRA(Node):
 class MergeLoRAs(Node):
     """Writes the weighted sum of up to four LoRAs."""
 
+    SEARCH_ALIASES = ("combine loras", "add loras")
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("done",)
     FUNCTION = "merge"

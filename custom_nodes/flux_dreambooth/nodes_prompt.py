@@ -23,7 +23,7 @@ PLAIN, WEIGHTS = "plain characters", "weights"
 class ConceptPrompt(Node):
     """Encodes a prompt with the triggers of a LoRA's concepts, and says when one is missing or written differently."""
 
-    SEARCH_ALIASES = ("trigger words", "trigger phrase", "class tokens", "clip text encode", "concept")
+    SEARCH_ALIASES = ("trigger", "lora trigger words", "trigger phrase", "class tokens", "clip text encode", "concept")
     RETURN_TYPES = ("CONDITIONING", "STRING")
     RETURN_NAMES = ("CONDITIONING", "prompt")
     FUNCTION = "encode"

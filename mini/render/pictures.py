@@ -10,12 +10,22 @@ from mini.render.shade import light_of, shade_planes, shade_solids, tone
 from mini.world.scene import SceneBatch
 
 
-@torch.no_grad()
 def render(batch: SceneBatch, size: int = 256, supersampling: int = 2, device: torch.device | str = "cpu") -> Tensor:
     """Render a batch as uint8 sRGB images [B, 3, size, size] on `device`; a pure function of the batch.
 
     For solids and shadows, a pixel is the mean of supersampling x supersampling rays; backgrounds are antialiased
     analytically. On CUDA one fused kernel marches the rays, with the same result up to rounding.
+    """
+    return render_with_masks(batch, size, supersampling, device)[0]
+
+
+@torch.no_grad()
+def render_with_masks(
+    batch: SceneBatch, size: int = 256, supersampling: int = 2, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """As `render`, and exact masks: the share of each pixel that solids cover, uint8 [B, size, size] on `device`.
+
+    Shadows are not part of a mask.
     """
     parts, settings, phases = (
         torch.as_tensor(array, dtype=torch.float32).to(device) for array in (batch.parts, batch.light, batch.phases)
@@ -27,18 +37,9 @@ def render(batch: SceneBatch, size: int = 256, supersampling: int = 2, device: t
     linear = shade_planes(backdrop.albedo, backdrop.glow, surface, geometry, light)
     linear += shade_solids(parts, surface, geometry, light, size * size)
     picture = (tone(linear) * 255 + 0.5).to(torch.uint8)
-    return picture.movedim(0, 1).unflatten(2, (size, size)).contiguous()
-
-
-@torch.no_grad()
-def coverage(batch: SceneBatch, size: int, supersampling: int = 2, device: torch.device | str = "cpu") -> Tensor:
-    """The share of each pixel that the solids cover, uint8 [B, size, size] on `device`: an exact mask of what is there.
-
-    Shadows are not part of it.
-    """
-    surface = _march(geometry_of(batch, device), size * supersampling)
     solid = (surface.part >= 0).float().unflatten(1, (size, supersampling, size, supersampling))
-    return (solid.mean((2, 4)) * 255 + 0.5).to(torch.uint8)
+    masks = (solid.mean((2, 4)) * 255 + 0.5).to(torch.uint8)
+    return picture.movedim(0, 1).unflatten(2, (size, size)).contiguous(), masks
 
 
 def _march(geometry: Geometry, side: int) -> Surface:

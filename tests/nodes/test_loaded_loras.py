@@ -18,6 +18,7 @@ OUTPUTS = {
     "ConceptPrompt": ("CONDITIONING", "STRING"),
     "PrimitiveString": ("STRING",),
     "KSampler": ("LATENT",),
+    "FluxSampleRouted": ("LATENT",),
     "VAEDecode": ("IMAGE",),
     "ModelMergeSimple": ("MODEL",),
     "ComfySwitchNode": ("COMFY_MATCHTYPE_V3",),
@@ -223,6 +224,9 @@ def test_a_lora_on_the_model_alone_is_found_where_the_prompt_is_used():
     )
     assert loras_before(prompt, "3", NAMES, CLASSES) == Loaded()
     assert loras_of_users(prompt, "3", NAMES, CLASSES) == Loaded((A,))
+    routed = {"model": ["1", 0], "prompt": ["3", 1], "lora_1": C, "strength_1": 1.0, "lora_2": "(none)"}
+    prompt["4"] = {"class_type": "FluxSampleRouted", "inputs": routed}
+    assert loras_of_users(prompt, "3", NAMES, CLASSES).names == (C,)
 
 
 def test_the_page_is_told_only_what_is_known():

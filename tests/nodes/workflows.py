@@ -1,6 +1,6 @@
 """ComfyUI's two forms of a graph: the browser's, resolved by the server's /object_info, and that of scripts.
 
-python -m tests.nodes.workflows      writes workflows/api/ and the pack's example_workflows/ from workflows/
+python -m tests.nodes.workflows      writes workflows/api/, and the pack's example_workflows/ and subgraphs/
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from custom_nodes.flux_dreambooth import NODE_DISPLAY_NAME_MAPPINGS
+from tests.nodes import blueprint
 from tests.nodes.server import PACK, ROOT, ComfyServer, prepare_base
 
 WORKFLOWS = ROOT / "workflows"
@@ -84,6 +85,7 @@ def write_all(object_info: Mapping[str, Any]) -> None:
     for name in NAMES:
         (WORKFLOWS / "api" / f"{name}.json").write_text(as_text(to_api(load(name), object_info)))
         shutil.copyfile(WORKFLOWS / f"{name}.json", PACK / "example_workflows" / f"{name}.json")
+    blueprint.BLUEPRINT.write_text(blueprint.as_text())
 
 
 def main() -> int:

@@ -12,15 +12,15 @@ from tests.recipe_files import ROOT
 from tests.unit.test_architecture import ROOMS
 from tools.check_publishable import PACK, problems
 
-SYMBOLS = ("torch", "TrainConfig")  # in CONTRIBUTING.md, with a dot and no path
+SYMBOLS = ("torch", "TrainConfig", "io")  # in CONTRIBUTING.md, with a dot and no path
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 @pytest.fixture
 def ready(tmp_path: Path) -> Path:
     """The pack with what a publisher has to fill in."""
-    pack = shutil.copytree(PACK, tmp_path / "pack", ignore=shutil.ignore_patterns("__pycache__", "web", "*.jpg"))
-    set_values(pack, Repository="https://example.org/flux", PublisherId="ada")
+    pack = shutil.copytree(PACK, tmp_path / "pack", ignore=shutil.ignore_patterns("__pycache__", "*.jpg"))
+    set_values(pack, Repository="https://example.org/flux", PublisherId="ada", Icon="https://example.org/icon.svg")
     return pack
 
 
@@ -39,11 +39,42 @@ def test_a_pack_that_is_ready_may_be_published(ready: Path):
     assert "version is 1.2.3" in problems(ready, "nodes-v1.2.4")[0]
 
 
-@pytest.mark.parametrize("key", ["Repository", "PublisherId"])
+@pytest.mark.parametrize("key", ["Repository", "PublisherId", "Icon", "DisplayName"])
 def test_a_pack_of_nobody_is_refused(ready: Path, key: str):
     set_values(ready, **{key: ""})
     (problem,) = problems(ready)
     assert f"{key} is not set" in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"name": "ComfyUI-flux"}, "do not start with comfy"),
+        ({"version": "0.2"}, "three numbers"),
+        ({"requires-comfyui": "0.8 and newer"}, "requires-comfyui cannot be read"),
+        ({"Icon": "icon.svg"}, "Icon is not set"),
+    ],
+)
+def test_what_the_registry_would_drop_is_refused(ready: Path, values: dict[str, str], said: str):
+    set_values(ready, **values)
+    (problem,) = problems(ready)
+    assert said in problem
+
+
+def test_what_is_found_by_its_place_must_be_there(ready: Path):
+    shutil.rmtree(ready / "subgraphs")
+    (ready / "LICENSE").unlink()
+    assert problems(ready) == ["LICENSE is missing", "subgraphs/*.json is missing"]
+
+
+def test_the_packs_license_is_the_projects():
+    assert (PACK / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_code_that_the_registry_refuses_is_found(ready: Path):
+    (ready / "grid.py").write_text("exec('1')\n")
+    (problem,) = problems(ready)
+    assert "security check" in problem and "grid.py" in problem
 
 
 def test_a_pack_whose_copy_is_old_is_refused(ready: Path):

@@ -1,5 +1,6 @@
 """The concepts that only fine-tuning teaches: near misses, scenes for a judge, photographs and prompts of each set."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ from mini.world.concepts import DESIGNS, EVERY_CONCEPT, SETS, blend, near_miss
 from mini.world.names import CHARACTERS
 from mini.world.plain_photos import plain_photo_scenes
 from mini.world.scene import PLACES
+from tests.recipe_files import ROOT
 from tests.unit.test_world import built, rendered
 from trainer.common.rng import python_random
 
@@ -76,6 +78,13 @@ def test_prompts_to_choose_settings_with_score_nothing(names):
     assert all(len(tuning[name]) == 30 and sum(bool(each["objects"]) for each in tuning[name]) == 20 for name in names)
     for prompt in (*scoring["both"], *tuning["both"]):
         assert all(f"{name} {DESIGNS[name].kind}" in prompt["prompt"] for name in prompt["concepts"])
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("prompts.json", scenes.prompts_json), ("tuning_prompts.json", scenes.tuning_prompts_json)]
+)
+def test_the_shipped_prompts_are_those_of_the_recipe(name, made):
+    assert json.loads((ROOT / "models" / "mini" / name).read_text()) == made()
 
 
 def test_three_concepts_are_asked_for_in_pairs_and_all_together():

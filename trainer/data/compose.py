@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from trainer.data.generated import Generated
 from trainer.data.masks import Mask
 from trainer.images.decode import Size
 from trainer.images.inspection import Picture
@@ -41,9 +42,9 @@ class Plain:
 
 @dataclass(frozen=True)
 class Photograph:
-    """A backdrop from an image file, resized to cover the composite and cropped centrally."""
+    """A backdrop from an image file or from the base model, resized to cover the composite and cropped centrally."""
 
-    picture: Picture
+    picture: Picture | Generated
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,12 @@ class Recipe:
         behind = backdrop if isinstance(backdrop, Plain) else (backdrop.picture.sha256, backdrop.picture.converted)
         pieces = [(piece.source.identity(), piece.left, piece.top, piece.size, piece.flip) for piece in self.pieces]
         return hashlib.sha256(repr((VERSION, self.size, behind, pieces)).encode()).hexdigest()
+
+    @property
+    def generated_images(self) -> tuple[Generated, ...]:
+        """The images that it needs from the base model."""
+        backdrop = self.backdrop.picture if isinstance(self.backdrop, Photograph) else None
+        return (backdrop,) if isinstance(backdrop, Generated) else ()
 
     def image(self) -> Image.Image:
         """Make the composite, mode RGB. Raises `Problems` if one of its files has changed."""

@@ -1,20 +1,46 @@
 """[[datasets.compositions]] of the dataset file: what composites a dataset has, typed and validated."""
 
 import string
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
 from trainer.config.kohya import DOCS
 from trainer.config.values import SPECS
+from trainer.data.generated import SAMPLER_SPECS, Sampler
 from trainer.data.relations import USUAL, Relation, parse_relations
 
 COMPOSITIONS = "[[datasets.compositions]]"
-PLAIN = "plain"
+PLAIN, BASE = "plain", "base"
+EMPTY_PLACES = {  # what shows a place and nothing else, by the place that a caption names
+    "on a desk": "an empty desk",
+    "in a kitchen": "an empty kitchen",
+    "on a beach": "an empty beach",
+    "in the snow": "an empty landscape in the snow",
+    "in a forest": "an empty forest",
+    "in a meadow": "an empty meadow",
+    "in a desert": "an empty desert",
+    "in a studio": "an empty studio",
+    "in a datacenter": "an empty datacenter",
+    "on the moon": "the empty surface of the moon",
+}
 PARTS = ("concepts", "first", "second", "relation", "place")
 USUAL_CAPTION = "{concepts} {place}"
+
+
+@dataclass(frozen=True)
+class BaseBackgrounds:
+    """Backgrounds that the base model generates.
+
+    prompts: (place, prompt), in turn: what the composite's caption calls the place, and what is generated. num_images:
+    how many there are. sampler: how they are generated.
+    """
+
+    prompts: tuple[tuple[str, str], ...] = tuple(EMPTY_PLACES.items())
+    num_images: int = 40
+    sampler: Sampler = field(default_factory=Sampler)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +50,9 @@ class CompositionConfig:
     concepts: their class_tokens, the first of a relation first; empty for all that have masks. together: how many
     concepts one image shows; of several numbers, each in turn. num_images: how many different composites there are.
     images_per_epoch: how many of them each epoch trains, going on where the last one stopped; None for as many as it
-    trains images of these concepts. captions: templates, from which one is chosen at random. backgrounds: "plain", or
-    folders of images. mask_background, mask_dilation: as in `SubsetConfig`. where: the place in the file, for messages.
+    trains images of these concepts. captions: templates, from which one is chosen at random. backgrounds: "plain",
+    folders of images, or what the base model generates. mask_background, mask_dilation: as in `SubsetConfig`. where:
+    the place in the file, for messages.
     """
 
     where: str = ""
@@ -35,7 +62,7 @@ class CompositionConfig:
     images_per_epoch: int | None = None
     relations: tuple[Relation, ...] = USUAL
     captions: tuple[str, ...] = (USUAL_CAPTION,)
-    backgrounds: tuple[str, ...] = (PLAIN,)
+    backgrounds: tuple[str | BaseBackgrounds, ...] = (PLAIN,)
     mask_background: str = "0.3"
     mask_dilation: int = 0
 
@@ -71,6 +98,48 @@ def _counts(value: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(counts))
 
 
+def _backgrounds(value: Any) -> tuple[str | BaseBackgrounds, ...]:
+    named = value if isinstance(value, list) else [value]
+    if not named:
+        raise Invalid("is empty", f'it must be "{PLAIN}", "{BASE}", a folder, a table, or a list of these')
+    return tuple(_background(each) for each in named)
+
+
+def _background(value: Any) -> str | BaseBackgrounds:
+    if isinstance(value, dict):
+        return _base_backgrounds(value)
+    if not isinstance(value, str) or not value.strip():
+        hint = f'it must be "{PLAIN}", "{BASE}", a folder, or {{ prompts = {{ "on a desk" = "an empty desk" }} }}'
+        raise Invalid(f"is {shown(value)}", hint)
+    return BaseBackgrounds() if value == BASE else value
+
+
+def _base_backgrounds(table: Mapping[str, Any]) -> BaseBackgrounds:
+    read = BASE_SCHEMA.read(Given(name, value, "", subject=name) for name, value in table.items())
+    for problem in read.problems:
+        raise Invalid(f"has a table in which {problem.what}", problem.hint)
+    sampler = Sampler(**{name: read.values.pop(name) for name in SAMPLER_SPECS if name in read.values})
+    return BaseBackgrounds(**read.values, sampler=sampler)
+
+
+def _place_prompts(value: Any) -> tuple[tuple[str, str], ...]:
+    """A table of prompts by place, or a list of texts that serve as both."""
+    pairs = list(value.items()) if isinstance(value, dict) else [(text, text) for text in texts(value)]
+    if not pairs or not all(isinstance(prompt, str) and prompt.strip() for _, prompt in pairs):
+        raise Invalid(f"is {shown(value)}", 'it must be like { "on a desk" = "an empty desk" }, or a list of places')
+    return tuple((place.strip(), prompt.strip()) for place, prompt in pairs)
+
+
+BASE_SCHEMA = Schema(
+    specs={
+        "prompts": Spec(parse=_place_prompts),
+        "num_images": Spec(type=int, ge=1, le=100_000),
+        **SAMPLER_SPECS,
+    },
+    noun="a key of generated backgrounds",
+    elsewhere={"places": "use prompts", "count": "use num_images"},
+    listing=f"{DOCS} lists the keys",
+)
 SCHEMA = Schema(
     specs={
         "concepts": Spec(parse=texts),
@@ -79,7 +148,7 @@ SCHEMA = Schema(
         "images_per_epoch": Spec(type=int, ge=1),
         "relations": Spec(parse=parse_relations),
         "captions": Spec(parse=_templates),
-        "backgrounds": Spec(parse=texts),
+        "backgrounds": Spec(parse=_backgrounds),
         "mask_background": SPECS["mask_background"],
         "mask_dilation": Spec(type=int, ge=0, le=256),
     },
@@ -100,5 +169,5 @@ def read_composition(written: Iterable[Given], where: str) -> tuple[CompositionC
 
 def composition_settings(composition: CompositionConfig) -> str:
     """All settings of a composition as one line of text, without its place in the file, for a run's manifest."""
-    values = {field.name: getattr(composition, field.name) for field in fields(composition)}
+    values = {each.name: getattr(composition, each.name) for each in fields(composition)}
     return " ".join(f"{name}={value!r}" for name, value in values.items() if name != "where")

@@ -23,8 +23,9 @@ from trainer.data.compose import (
     solid_corners,
     touches,
 )
-from trainer.data.composition_file import PLAIN, CompositionConfig
+from trainer.data.composition_file import PLAIN, BaseBackgrounds, CompositionConfig
 from trainer.data.dataset_config import DatasetConfig, DatasetSection, SubsetConfig
+from trainer.data.generated import Generated, Generator
 from trainer.data.layout import arrange
 from trainer.data.relations import Relation
 from trainer.data.samples import Sample
@@ -35,6 +36,7 @@ SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photogr
 MOST_ENLARGED = 2.0  # times that a cut-out may be enlarged
 NARROWEST = 16  # pixels of a concept's shorter side in the composite: one token of the transformer
 PLAIN_PLACE = "on a plain background"
+Backdrop = tuple[Picture | Generated | None, str]  # None: plain; the words for the place
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,19 @@ class Composed:
     warnings: tuple[Problem, ...] = ()
 
 
-def compose_samples(dataset_config: DatasetConfig, samples: Sequence[Sample], seed: int) -> Composed:
+def compose_samples(
+    dataset_config: DatasetConfig, samples: Sequence[Sample], seed: int, generator: Generator
+) -> Composed:
     """Plan the composites of every [[datasets.compositions]] of a dataset file; no pixels of them are made yet.
 
     samples: the images to cut concepts out of: those that are trained, none held out for validation. Their masks are
-    read. Problems are returned, not raised.
+    read. generator: names the images that the base model generates. Problems are returned, not raised.
     """
     made, problems, warnings = [], [], []
     for index, section in enumerate(dataset_config.sections):
         own = [sample for sample in samples if sample.dataset_index == index]
         for number, composition in enumerate(section.compositions):
-            result = _Composer(section, composition, own, (index, number), seed).run()
+            result = _Composer(section, composition, own, (index, number), seed, generator).run()
             made += result.samples
             problems += result.problems
             warnings += result.warnings
@@ -85,9 +89,10 @@ class _Composer:
         samples: Sequence[Sample],
         index: tuple[int, int],
         seed: int,
+        generator: Generator,
     ):
         self.section, self.composition, self.samples = section, composition, samples
-        self.index, self.seed = index, seed
+        self.index, self.seed, self.generator = index, seed, generator
         self.size = section.resolution
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
@@ -148,14 +153,22 @@ class _Composer:
         assert not isinstance(sample.mask, CompositeMask)
         return Source(sample.picture, sample.mask, corners, sample.subset.alpha_mask)
 
-    def _backdrops(self) -> list[tuple[Picture | None, str]]:
+    def _backdrops(self) -> list[Backdrop]:
         """Every backdrop with the words for its place; None for a plain one, drawn anew for each composite."""
-        found: list[tuple[Picture | None, str]] = []
-        for name in self.composition.backgrounds:
-            found += [(None, PLAIN_PLACE)] if name == PLAIN else self._backdrops_of(Path(name))
+        found: list[Backdrop] = []
+        for each in self.composition.backgrounds:
+            if isinstance(each, BaseBackgrounds):
+                found += self._generated_backdrops(each)
+            else:
+                found += [(None, PLAIN_PLACE)] if each == PLAIN else self._backdrops_of(Path(each))
         return found
 
-    def _backdrops_of(self, path: Path) -> Iterator[tuple[Picture | None, str]]:
+    def _generated_backdrops(self, asked: BaseBackgrounds) -> Iterator[Backdrop]:
+        for number in range(asked.num_images):
+            place, prompt = asked.prompts[number % len(asked.prompts)]
+            yield self.generator.image(f"background {number:03}", prompt, number, self.size, asked.sampler), place
+
+    def _backdrops_of(self, path: Path) -> Iterator[Backdrop]:
         where = self.composition.where
         try:
             folder = read_folder(path, where)
@@ -172,7 +185,7 @@ class _Composer:
             texts = folder.captions.get(found.picture.path, ())
             yield found.picture, texts[0].read_text(encoding="utf-8").strip() if texts else ""
 
-    def _draw(self, concepts: Sequence[Concept], backdrops: Sequence[tuple[Picture | None, str]]) -> Iterator[Sample]:
+    def _draw(self, concepts: Sequence[Concept], backdrops: Sequence[Backdrop]) -> Iterator[Sample]:
         groups = [group for count in self.composition.together for group in combinations(concepts, count)]
         relations = _in_turn(self.composition.relations, self.composition.num_images)
         for number in range(self.composition.num_images):
@@ -189,7 +202,7 @@ class _Composer:
         number: int,
         group: Sequence[Concept],
         relation: Relation,
-        backdrops: Sequence[tuple[Picture | None, str]],
+        backdrops: Sequence[Backdrop],
     ) -> Sample | None:
         group = list(group)
         if len(group) > 2:

@@ -257,8 +257,9 @@ def load_dataset(config: TrainConfig, num_processes: int = 1, models: str = "") 
             log.warning("%s", warning)  # with problems, nobody is left to whom they could be returned
         raise Problems([*problems, *scan.problems])
     samples, validation, warnings = hold_out(scan.samples, dataset_config, config.seed)
-    composed = compose_samples(dataset_config, samples, config.seed)
-    preserved = preserved_samples(dataset_config, samples, generator_of(config, models), config.prior_loss_weight)
+    generator = generator_of(config, models)
+    composed = compose_samples(dataset_config, samples, config.seed, generator)
+    preserved = preserved_samples(dataset_config, samples, generator, config.prior_loss_weight)
     raise_if_any([*composed.problems, *preserved.problems])
     samples += composed.samples + preserved.samples
     warnings += composed.warnings + preserved.warnings

@@ -183,8 +183,11 @@ class _Reader:
         for given, where in self._tables_below(section, "compositions"):
             composition, problems = read_composition(given, where)
             self.problems += problems
-            folders = (name if name == PLAIN else str(self._folder(Path(name))) for name in composition.backgrounds)
-            yield replace(composition, backgrounds=tuple(folders))
+            backgrounds = (
+                str(self._folder(Path(each))) if isinstance(each, str) and each != PLAIN else each
+                for each in composition.backgrounds
+            )
+            yield replace(composition, backgrounds=tuple(backgrounds))
 
     def _preservation(self, section: Place) -> Iterator[PreservationConfig]:
         for given, where in self._tables_below(section, "preservation"):

@@ -9,24 +9,12 @@ from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
 from trainer.config.kohya import DOCS
 from trainer.config.values import sides
-from trainer.data.composition_file import texts
+from trainer.data.composition_file import EMPTY_PLACES, texts
 from trainer.data.generated import SAMPLER_SPECS, Sampler
 from trainer.images.decode import Size
 
 PRESERVATION = "[[datasets.preservation]]"
 PROMPT_FILE = ".txt"
-PLACES = (
-    "on a desk",
-    "in a kitchen",
-    "on a beach",
-    "in the snow",
-    "in a forest",
-    "in a meadow",
-    "in a desert",
-    "in a studio",
-    "in a datacenter",
-    "on the moon",
-)
 COLORS = (
     "red",
     "orange",
@@ -65,7 +53,7 @@ class PreservationConfig:
     images_per_epoch: int | None = None
     resolution: Size | None = None
     concepts: tuple[str, ...] = ()
-    places: tuple[str, ...] = PLACES
+    places: tuple[str, ...] = tuple(EMPTY_PLACES)
     relations: tuple[str, ...] | None = None
     colors: tuple[str, ...] = COLORS
     objects: tuple[str, ...] = OBJECTS

@@ -63,6 +63,8 @@ class Sample:
     @property
     def generated_images(self) -> tuple[Generated, ...]:
         """The images that it needs from the base model."""
+        if isinstance(self.picture, Composite):
+            return self.picture.recipe.generated_images
         return (self.picture,) if isinstance(self.picture, Generated) else ()
 
     @property

@@ -10,7 +10,7 @@ from trainer.common.files import atomic_write
 from trainer.config import TrainConfig
 from trainer.data.compose import Composite
 from trainer.data.dataset import TrainingData
-from trainer.data.generated import Generated
+from trainer.data.generated import Generated, missing_images
 from trainer.data.samples import Sample
 from trainer.sampling.contact_sheet import Row, contact_sheet
 
@@ -23,8 +23,8 @@ QUALITY = 88
 def write_composite_sheet(config: TrainConfig, data: TrainingData) -> Path | None:
     """Write a sheet of the composites that a run will train to composites.jpg in the run's folder.
 
-    Each composite is next to a copy in which everything outside its mask is dark. Returns the path; None, with nothing
-    written, if there are no composites.
+    Each composite is next to a copy in which everything outside its mask is dark. Those that need an image that has not
+    been generated yet are left out. Returns the path; None, with nothing written, if there are no composites to show.
     """
     rows = [row for own in _by_composition(data) for row in _rows(own[:SHOWN])]
     if not rows:
@@ -62,7 +62,7 @@ def _generated_row(images: Sequence[Generated]) -> Row:
 def _by_composition(data: TrainingData) -> Iterable[list[Sample]]:
     found: dict[tuple[int, int], list[Sample]] = {}
     for sample in data.samples:
-        if sample.composition is not None:
+        if sample.composition is not None and not missing_images(sample.generated_images):
             found.setdefault((sample.dataset_index, sample.composition), []).append(sample)
     return found.values()
 

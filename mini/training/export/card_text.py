@@ -79,6 +79,7 @@ def _files(files: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(("file", "parameters", "size"), rows) + (
         "\n\n`tokenizers/` holds both tokenizers, `prompts.json` the held-out prompts, `judge.safetensors` the"
         "\nclassifier that scores images (`python -m trainer evaluate`), `figures.json` every figure on this page."
+        "\n`tuning_prompts.json` has other prompts: settings are chosen with them, and then scored with `prompts.json`."
     )
 
 

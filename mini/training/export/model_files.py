@@ -17,7 +17,7 @@ from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import Recipe
 from mini.training.transformer import models as trained
 from mini.training.transformer.models import Models, load_models
-from mini.world.scenes import prompts_json
+from mini.world.scenes import prompts_json, tuning_prompts_json
 from trainer.common.files import atomic_write, write_json, write_safetensors
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.rng import torch_generator
@@ -30,7 +30,8 @@ from trainer.models.transformer import predict_velocity, rotary_table
 log = logging.getLogger(__name__)
 TRANSFORMER, AUTOENCODER = "flux1-mini.safetensors", "ae-mini.safetensors"
 CLIP, T5 = "clip_l-mini.safetensors", "t5-mini.safetensors"
-JUDGE, PROMPTS, TOKENIZERS = "judge.safetensors", "prompts.json", "tokenizers"
+JUDGE, TOKENIZERS = "judge.safetensors", "tokenizers"
+PROMPTS, TUNING_PROMPTS = "prompts.json", "tuning_prompts.json"
 LICENSE = "Apache-2.0"
 TITLES = {
     TRANSFORMER: "FLUX.1 mini",
@@ -73,6 +74,7 @@ def export(recipe: Recipe, folder: Path, target: Path) -> None:
     _write(target / T5, t5, recipe, {"max_token_length": str(recipe.text_length)})
     atomic_write(target / JUDGE, lambda temporary: shutil.copyfile(judge, temporary))
     write_json(target / PROMPTS, prompts_json())
+    write_json(target / TUNING_PROMPTS, tuning_prompts_json())
     shutil.copytree(folder / trained.TOKENIZERS, target / TOKENIZERS, dirs_exist_ok=True)
     _log_sizes(target)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mini.render.pictures import coverage, render
+from mini.render.pictures import render, render_with_masks
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import Recipe
 from mini.world.photos import photo_scenes, regularisation_scenes
@@ -59,8 +59,8 @@ def write_plain_photos(
         files.append(folder / (name + (".png" if number % 2 else ".jpg")))
         mask = folder / f"{name}.mask.png"
         if not mask.exists():
-            _save_captioned(scene, files[-1], size, supersampling, device)
-            (covered,) = coverage(stack_scenes([scene]), size, supersampling, device)
+            (pixels,), (covered,) = render_with_masks(stack_scenes([scene]), size, supersampling, device)
+            _save(pixels, scene, files[-1])
             Image.fromarray(covered.cpu().numpy()).save(mask, optimize=True)
     return files
 
@@ -78,6 +78,11 @@ def _save_captioned(
     scene: Scene, file: Path, size: int, supersampling: int, device: str, quality: int = JPEG_QUALITY
 ) -> None:
     (pixels,) = render(stack_scenes([scene]), size, supersampling, device=device)
+    _save(pixels, scene, file, quality)
+
+
+def _save(pixels: Tensor, scene: Scene, file: Path, quality: int = JPEG_QUALITY) -> None:
+    """Write an image and its caption."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_picture(pixels, file, quality)
     file.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
