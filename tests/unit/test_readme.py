@@ -204,7 +204,7 @@ def test_every_make_target_and_module_is_there():
     targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
     modules = {words[2] for words in commands() if words[1] == "-m"}
     assert {words[1] for words in commands() if words[0] == "make"} <= targets
-    assert modules == {"trainer", "benchmarks.playbook", "benchmarks.blocks", "benchmarks.plain_peft"}
+    assert modules == {"trainer", "benchmarks.playbook", "benchmarks.blocks", "benchmarks.plain_peft", "mini.concepts"}
     assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in modules - {"trainer"})
 
 
