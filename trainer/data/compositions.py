@@ -99,6 +99,8 @@ class _Composer:
 
     def run(self) -> Composed:
         concepts = self._concepts()
+        if not concepts:
+            return Composed((), tuple(self.problems), tuple(self.warnings))
         backdrops = self._backdrops()
         samples = () if self.problems else tuple(self._draw(concepts, backdrops))
         return Composed(() if self.problems else samples, tuple(self.problems), tuple(self.warnings))
@@ -116,6 +118,10 @@ class _Composer:
             self.problems.append(Problem(where, f"no subset has class_tokens = {unknown[0]!r}", hint))
             return []
         names = asked or [name for name, own in by_name.items() if any(sample.mask for sample in own)]
+        if not names:
+            hint = "`python -m trainer mask` draws them; or remove the section"
+            self.warnings.append(Problem(where, "there will be no composites: no concept has masks", hint))
+            return []
         concepts = [concept for name in names if (concept := self._concept(name, by_name[name]))]
         if not self.problems and len(concepts) < max(self.composition.together):
             what = f"{len(concepts)} of the {max(self.composition.together)} concepts of an image can be cut out"

@@ -1,0 +1,14 @@
+"""A dataset file that asks for composites serves folders without masks too: it says that there are none."""
+
+from tests.unit.test_compositions import composites, config, folder  # noqa: F401 (a fixture)
+from trainer.data.dataset import load_dataset
+
+
+def test_without_any_mask_there_are_no_composites_and_a_warning_says_so(folder):  # noqa: F811
+    for path in folder.glob("*/*.mask.png"):
+        path.unlink()
+    data, warnings = load_dataset(config(folder))
+    assert not composites(data) and len(data.samples) == 4
+    assert any(
+        "no composites: no concept has masks" in str(warning) and "trainer mask" in str(warning) for warning in warnings
+    )
