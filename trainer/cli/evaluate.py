@@ -6,6 +6,7 @@ Every column starts from the same noise.
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,19 +25,23 @@ from trainer.config import TrainConfig
 from trainer.config.settings import MAX_SEED
 from trainer.lora.convert import Source, merge
 from trainer.lora.file import LoraFile, load_lora
+from trainer.lora.routed_files import RoutedLora, route_loras
 from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.text import Tokenizers
 from trainer.models.transformer import Conditioning
 from trainer.models.weights import read_header
 from trainer.preflight.check import check_models
+from trainer.routing.words import route_prompt
 from trainer.sampling.adapted import apply_lora, encode_texts
 from trainer.sampling.contact_sheet import Row, contact_sheet
 from trainer.sampling.evaluation import USUAL, count_prompts, draw_prompts, score_pictures
 from trainer.sampling.judge import Judge, load_judge
 from trainer.sampling.prompt_sets import PromptSets, load_prompts
+from trainer.sampling.routed import Router
 from trainer.sampling.sampler import as_image
 from trainer.sampling.score_table import Column, Table
 
+log = logging.getLogger(__name__)
 MODELS = Path("models/mini")
 FILES = {
     "pretrained_model_name_or_path": "flux1-mini.safetensors",
@@ -73,10 +78,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA to evaluate (None: the base model alone). name: of its column in the table."""
+    """A LoRA to evaluate (None: the base model alone), or several that each act in their own region.
+
+    name: of its column in the table; routed: those several, in place of `lora`.
+    """
 
     name: str
     lora: LoraFile | None = field(default=None, repr=False)
+    routed: tuple[RoutedLora, ...] = field(default=(), repr=False)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -87,7 +96,8 @@ def run(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     raise_if_any(_argument_problems(given))
     set_up_logging()
-    adapters = [Adapter("base"), *load_adapters([parse_source(text) for text in given.lora])]
+    sources = [parse_source(text) for text in given.lora]
+    adapters = [Adapter("base"), *load_adapters(sources), *(load_together(sources) if given.route else [])]
     evaluation = load_evaluation(
         given.models, given.seed, given.prompts, given.only, prompt_file=given.prompt_file, judge=given.judge
     )
@@ -107,6 +117,9 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trainer evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="one more column each")
+    parser.add_argument(
+        "--route", action="store_true", help="also all LoRAs together: added up, and each in its own region"
+    )
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the tiny FLUX (%(default)s)")
     parser.add_argument("--prompts", type=int, metavar="N", help="use only N of each list, evenly spaced")
     parser.add_argument(
@@ -132,6 +145,8 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
     if not 0 <= given.seed <= most:
         problems.append(Problem("--seed", f"{given.seed} is not from 0 to {most}"))
     sources = [parse_source(text) for text in given.lora]
+    if given.route and not sources:
+        problems.append(Problem("--route", "no LoRA to route", "give --lora FILE, once for each concept"))
     repeated = dict.fromkeys(source.path for source in sources if sources.count(source) > 1)
     problems += [Problem(f"--lora={path}", "is given more than once") for path in repeated]
     written = [(flag, path) for flag, path in (("--json", given.json), ("--sheet", given.sheet)) if path]
@@ -152,6 +167,19 @@ def load_adapters(sources: Sequence[Source]) -> list[Adapter]:
             name, lora = f"{name}:{source.weight:g}", merge([(name, lora, source.weight)])
         adapters.append(Adapter(name, lora))
     return adapters
+
+
+def load_together(sources: Sequence[Source]) -> list[Adapter]:
+    """All LoRA files at once: added up ("merged"), and each acting where its trigger's words attend ("routed").
+
+    Raises `Problems` for a file that cannot be read or routed.
+    """
+    files = [(source, load_lora(source.path)) for source in sources]
+    merged = merge([(source.path.stem, lora, source.weight) for source, lora in files])
+    routed, notes = route_loras([(str(source.path), lora, source.weight) for source, lora in files], {})
+    for note in notes:
+        log.info("%s", note)
+    return [Adapter("merged", merged), Adapter("routed", routed=tuple(routed))]
 
 
 def load_evaluation(
@@ -211,19 +239,28 @@ def draw_column(evaluation: Evaluation, adapter: Adapter) -> dict[str, torch.Ten
     config, device, dtype = evaluation.config, evaluation.device, evaluation.dtype
     assert config.pretrained_model_name_or_path and config.ae
     texts = evaluation.prompts.texts()
-    distinct = list(dict.fromkeys(text for each in texts.values() for text in each))
-    encoded = encode_texts(config, adapter.lora, distinct, evaluation.tokenizers, device, dtype)
+    distinct = [text for each in texts.values() for text in each]
+    distinct += [route_prompt(text, [lora.triggers for lora in adapter.routed]).class_text for text in distinct]
+    encoded = encode_texts(config, adapter.lora, list(dict.fromkeys(distinct)), evaluation.tokenizers, device, dtype)
     transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
     apply_lora(adapter.lora, transformer, "transformer.")
+    router = Router(transformer, adapter.routed, evaluation.tokenizers.t5) if adapter.routed else None
     vae = load_autoencoder(config.ae, device, torch.float32)
     batch = 8 if device.type == "cpu" else 32
     pictures = {
         name: draw_prompts(
-            transformer, vae, _encodings(encoded, each), USUAL, evaluation.seed, batch, f"{adapter.name}: {name}"
+            transformer,
+            vae,
+            _encodings(encoded, each),
+            USUAL,
+            evaluation.seed,
+            batch,
+            f"{adapter.name}: {name}",
+            router.batch_sampler(each, encoded, USUAL) if router else None,
         )
         for name, each in texts.items()
     }
-    del transformer, vae
+    del transformer, vae, router
     free_memory(device)
     return pictures
 

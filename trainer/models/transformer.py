@@ -32,6 +32,14 @@ class Conditioning:
     pooled: torch.Tensor
     txt_mask: torch.Tensor | None = None
 
+    @staticmethod
+    def joined(texts: "Sequence[Conditioning]") -> "Conditioning":
+        """The conditioning of a batch from those of its images, of which all have a mask or none."""
+        masks = [text.txt_mask for text in texts if text.txt_mask is not None]
+        assert len(masks) in (0, len(texts)), "masked and unmasked texts in one batch"
+        txt, pooled = torch.cat([text.txt for text in texts]), torch.cat([text.pooled for text in texts])
+        return Conditioning(txt, pooled, torch.cat(masks) if masks else None)
+
     def to(self, device: torch.device, dtype: torch.dtype) -> "Conditioning":
         mask = None if self.txt_mask is None else self.txt_mask.to(device)
         return Conditioning(self.txt.to(device, dtype), self.pooled.to(device, dtype), mask)

@@ -1,6 +1,6 @@
 """How well a model follows prompts: images of fixed prompts and seeds, scored by a judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,28 +28,24 @@ def draw_prompts(
     first_seed: int = 0,
     batch: int = 8,
     what: str = "draw",
+    sample: Callable[[torch.Tensor, Conditioning, slice], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Generate an image for each encoded text: uint8 [n, 3, H, W] on the host.
 
     texts: each of one prompt, [1, L, D]; settings: size, steps and guidance of all images (its texts and seed are not
     used); batch: images generated at once; what: the label of the progress display. Image i has seed first_seed + i, so
-    that two models start from the same noise, whatever the batch size.
+    that two models start from the same noise, whatever the batch size. sample: gives the latents of a batch from its
+    noise, its texts and their place in `texts`; None for `denoise`.
     """
     pictures = []
     for start in progress(range(0, len(texts), batch), what):
-        together = _joined(texts[start : start + batch]).to(transformer.device, transformer.dtype)
+        together = Conditioning.joined(texts[start : start + batch]).to(transformer.device, transformer.dtype)
         seeds = range(first_seed + start, first_seed + start + len(together.txt))
         noise = start_noise(transformer, settings, seeds)
-        latents = denoise(transformer, noise, settings, together, None)
+        rows = slice(start, start + len(together.txt))
+        latents = sample(noise, together, rows) if sample else denoise(transformer, noise, settings, together, None)
         pictures.append(decode_pixels(vae, latents).cpu())
     return torch.cat(pictures)
-
-
-def _joined(texts: Sequence[Conditioning]) -> Conditioning:
-    masks = [text.txt_mask for text in texts if text.txt_mask is not None]
-    assert len(masks) in (0, len(texts)), "masked and unmasked texts in one batch"
-    txt, pooled = torch.cat([text.txt for text in texts]), torch.cat([text.pooled for text in texts])
-    return Conditioning(txt, pooled, torch.cat(masks) if masks else None)
 
 
 @dataclass(frozen=True)

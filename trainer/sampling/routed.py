@@ -6,7 +6,7 @@ same noise: each LoRA is added to the image tokens of its mask and to the text t
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -95,6 +95,22 @@ class Router:
             return RoutedImages(denoise(self._transformer, noise, settings, positive, negative), masks)
         masks = self._masks(noise, settings, prompts, of_classes)
         return RoutedImages(self._routed(noise, settings, prompts, positive, negative, masks), masks)
+
+    def batch_sampler(
+        self, texts: Sequence[str], encoded: Mapping[str, Conditioning], settings: SamplePrompt
+    ) -> Callable[[torch.Tensor, Conditioning, slice], torch.Tensor]:
+        """Returns what samples a part of `texts` from noise, as `draw_prompts` asks for it.
+
+        encoded: by text, class texts too; settings: size, steps and guidance of all images.
+        """
+
+        def sample(noise: torch.Tensor, positive: Conditioning, rows: slice) -> torch.Tensor:
+            prompts = [self.route(text) for text in texts[rows]]
+            of_classes = Conditioning.joined([encoded[prompt.class_text] for prompt in prompts])
+            of_classes = of_classes.to(positive.txt.device, positive.txt.dtype)
+            return self.sample(noise, settings, prompts, positive, of_classes).latents
+
+        return sample
 
     def _masks(
         self,
