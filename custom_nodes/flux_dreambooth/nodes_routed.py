@@ -46,7 +46,7 @@ class FluxSampleRouted(Node):
             "optional": {
                 **more,
                 "class_words": ("STRING", {"multiline": True, "default": ""}),
-                "threshold": ("FLOAT", {"default": 0.35, "min": 0.05, "max": 0.95, "step": 0.05}),
+                "threshold": ("FLOAT", {"default": 0.45, "min": 0.05, "max": 0.95, "step": 0.05}),
                 "latent": ("LATENT",),
             },
         }
@@ -70,7 +70,7 @@ class FluxSampleRouted(Node):
         t5_length: int,
         batch_size: int = 1,
         class_words: str = "",
-        threshold: float = 0.35,
+        threshold: float = 0.45,
         latent: Mapping[str, Any] | None = None,
         **loras: Any,
     ) -> dict[str, Any]:

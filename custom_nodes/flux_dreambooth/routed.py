@@ -219,7 +219,7 @@ class Passes:
         sampling.sample(model, conditioning, self.latent, self.settings, sigmas=sigmas[: steps.stop + 1])
         called = torch.tensor([[bool(spans) for spans in self.prompt.triggers]] * shape[0], device=device)
         rows, columns = -(-shape[-2] // 2), -(-shape[-1] // 2)
-        return masks_from_maps(maps.mean(), rows, columns, called, settings)
+        return masks_from_maps(maps.mean(), maps.log_mean(), rows, columns, called, settings)
 
     def sigmas(self) -> Any:
         """The SIGMAS of a complete pass."""

@@ -71,6 +71,9 @@ def test_attention_is_the_mean_share_of_the_words():
                 for group, tokens in enumerate(groups):
                     expected[image, group] += scores.softmax(-1)[:, tokens].sum(-1) / 12
     torch.testing.assert_close(maps.mean(), expected)
+    once = AttentionMaps([[[(0, 1)]]], [4], "cpu")
+    once.add(queries[:1], keys[:1])
+    torch.testing.assert_close(once.log_mean(), once.mean().log())
 
 
 def test_the_recorded_steps_are_early_and_never_none():
@@ -78,31 +81,58 @@ def test_the_recorded_steps_are_early_and_never_none():
     assert [len(recorded_steps(count)) for count in (1, 2, 3, 4)] == [1, 1, 2, 2]
 
 
+HARD = MaskSettings(smooth=0, grow=0)
+CALLED = torch.tensor([[True, True]])
+
+
+def two_things() -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps [1, 2, 36] of 6 x 6 tokens: a thing in columns 0 and 1, another in 4 and 5; the first word draws attention
+    to both, the second to little anywhere, but more on its own thing."""
+    first = torch.tensor([0.5, 0.5, 0.01, 0.01, 0.4, 0.4]).expand(6, 6)
+    second = torch.tensor([0.02, 0.02, 0.01, 0.01, 0.06, 0.06]).expand(6, 6)
+    maps = torch.stack([first, second]).flatten(1)[None]
+    return maps, maps.log()
+
+
+def test_each_thing_is_the_word_s_that_draws_more_than_usual_there():
+    masks = masks_from_maps(*two_things(), 6, 6, CALLED, HARD)[0].view(2, 6, 6)
+    assert masks[0, 0].tolist() == [1, 1, 0, 0, 0, 0] and masks[1, 0].tolist() == [0, 0, 0, 0, 1, 1]
+    grown = masks_from_maps(*two_things(), 6, 6, CALLED, MaskSettings(smooth=0, grow=1 / 6))[0].view(2, 6, 6)
+    assert grown[0, 0].tolist() == [1, 1, 1, 0, 0, 0] and grown[1, 0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_token_follows_its_neighbours():
+    maps, log_maps = two_things()
+    log_maps.view(1, 2, 6, 6)[0, :, 2, 5] = torch.tensor([0.5, 0.02]).log()  # one token of the other's
+    odd = masks_from_maps(maps, log_maps, 6, 6, CALLED, HARD)[0].view(2, 6, 6)
+    assert odd[0, 2, 5] == 1
+    smooth = masks_from_maps(maps, log_maps, 6, 6, CALLED, MaskSettings(smooth=1 / 6, grow=0))[0].view(2, 6, 6)
+    assert smooth[1, 2, 5] == 1 and smooth[1, :, 4:].all() and not smooth[0, :, 4:].any()
+
+
 def test_masks_exclude_one_another():
-    left = torch.tensor([[1.0, 0.9, 0.6, 0.1, 0.0, 0.0]])
-    maps = torch.stack([left, left.flip(1)])[None].flatten(2)
-    called = torch.tensor([[True, True]])
-    masks = masks_from_maps(maps, 1, 6, called, MaskSettings(grow=0))
-    assert masks[0].tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
-    grown = masks_from_maps(maps, 1, 6, called, MaskSettings(threshold=0.7, grow=1))
-    assert grown[0].tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
     torch.manual_seed(0)
-    for settings in (MaskSettings(), MaskSettings(softness=0.4, smooth=1, grow=2)):
-        random = masks_from_maps(torch.rand(4, 3, 64), 8, 8, torch.ones(4, 3, dtype=torch.bool), settings)
-        assert random.max() > 0 and random.min() >= 0 and random.sum(1).max() <= 1 + 1e-6
+    called = torch.tensor([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
+    for settings in (MaskSettings(), MaskSettings(softness=0.4, smooth=1 / 4, grow=1 / 4), HARD):
+        maps = torch.rand(4, 3, 64)
+        masks = masks_from_maps(maps, maps.log(), 8, 8, called, settings)
+        assert masks.max() > 0 and masks.min() >= 0 and masks.sum(1).max() <= 1
+        assert ((masks.sum(2) > 0) == called).all()
 
 
 def test_a_concept_that_is_not_called_has_no_mask_and_takes_nothing():
     maps = torch.rand(1, 2, 16)
-    alone = masks_from_maps(maps[:, :1], 4, 4, torch.tensor([[True]]))
-    both = masks_from_maps(maps, 4, 4, torch.tensor([[True, False]]))
+    alone = masks_from_maps(maps[:, :1], maps[:, :1].log(), 4, 4, torch.tensor([[True]]))
+    both = masks_from_maps(maps, maps.log(), 4, 4, torch.tensor([[True, False]]))
     assert torch.equal(both[:, :1], alone) and not both[:, 1].any()
 
 
 def test_a_soft_mask_rises_around_the_threshold():
-    maps = torch.linspace(0, 1, 11)[None, None]
-    masks = masks_from_maps(maps, 1, 11, torch.tensor([[True]]), MaskSettings(0.5, softness=0.4, grow=0))
-    torch.testing.assert_close(masks[0, 0, [3, 4, 5, 6, 7]], torch.tensor([0, 0.25, 0.5, 0.75, 1]))
+    maps = torch.linspace(0, 1, 11)[None, None].repeat(1, 1, 11)
+    settings = MaskSettings(0.5, softness=0.4, smooth=0, grow=0)
+    masks = masks_from_maps(maps, maps.log(), 11, 11, torch.tensor([[True]]), settings)
+    torch.testing.assert_close(masks[0, 0, [3, 4]], torch.tensor([0, 0.25]))
+    torch.testing.assert_close(masks[0, 0, [6, 7]], torch.tensor([0.75, 1]))
 
 
 def test_masks_as_a_picture():

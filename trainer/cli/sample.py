@@ -126,6 +126,8 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
     prompts = _seeded([*_own_prompts(given, problems), *listed], given.seed, problems)
     if not prompts and not problems:
         problems.append(Problem("--prompt", "not given", 'for example --prompt "tjtoy toy on a desk"'))
+    if given.class_words and not given.route:
+        problems.append(Problem("--class_words", "acts with --route only", "add --route or remove it"))
     raise_if_any(problems)
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]

@@ -11,18 +11,20 @@ from torch import Tensor
 
 from .words import Span
 
+SMALLEST_SHARE = 1e-8  # before a logarithm is taken
 HEADS_AT_ONCE = 4  # bounds the memory for scores: [B, 4, I, L] in float32
 
 
 class AttentionMaps:
-    """How much each image token attends to each group of words: the mean over all attentions that were added."""
+    """How much each image token attends to each group of words: means over all attentions that were added."""
 
     def __init__(self, words: Sequence[Sequence[Sequence[Span]]], lengths: Sequence[int], device: torch.device | str):
         """words: for each image of the batch and each group, the spans of its words, in tokens; lengths: for each
         image, how many tokens its text has without padding, to which attention is limited."""
         self._words = token_masks(words, max(lengths), device)
         self._real = token_masks([[[(0, length)]] for length in lengths], max(lengths), device)[:, 0] > 0
-        self._sum: Tensor | None = None
+        self._sum: Tensor | float = 0.0
+        self._log_sum: Tensor | float = 0.0
         self._count = 0
 
     def add(self, queries: Tensor, keys: Tensor) -> None:
@@ -36,16 +38,26 @@ class AttentionMaps:
             scores = query @ key.transpose(-1, -2) / width**0.5
             scores = scores.masked_fill(~self._real[:, None, None], float("-inf"))
             share += torch.einsum("bhil,bcl->bci", scores.softmax(-1), self._words)
-        self._sum = share / num_heads + (0 if self._sum is None else self._sum)
+        share /= num_heads
+        self._sum, self._log_sum = self._sum + share, self._log_sum + share.clamp_min(SMALLEST_SHARE).log()
         self._count += 1
 
     def mean(self) -> Tensor:
         """[B, groups, I] in float32: the share of an image token's attention to the text that goes to a group's words.
 
-        Zero for a group without words.
+        Says where the things are that the words name. Zero for a group without words.
         """
-        assert self._sum is not None, "no attention was added"
+        assert isinstance(self._sum, Tensor), "no attention was added"
         return self._sum / self._count
+
+    def log_mean(self) -> Tensor:
+        """[B, groups, I] in float32: the mean of the logarithms of the same shares.
+
+        Says whose a place is: layers with little attention to the words, which often tell two things apart best, count
+        as much as others.
+        """
+        assert isinstance(self._log_sum, Tensor), "no attention was added"
+        return self._log_sum / self._count
 
 
 def token_masks(spans: Sequence[Sequence[Sequence[Span]]], length: int, device: torch.device | str) -> Tensor:

@@ -6,48 +6,91 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROUNDS = 20  # of k-means at most
 COLOURS = ((228, 87, 46), (46, 134, 222), (46, 164, 79), (200, 80, 192), (230, 180, 40), (60, 190, 190))
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """How a map of attention becomes a mask.
+    """How maps of attention become masks.
 
-    threshold: of the map, scaled to 0..1 for each image, above which a token belongs to the concept; softness: the
-    width of the ramp around the threshold on which the mask goes from 0 to 1, 0 for a hard edge; smooth, grow: the
-    radius in tokens by which the map is blurred before, and the mask extended after the cut.
+    threshold: of the called concepts' maps, each scaled to 0..1, above whose mean a token belongs to one of them;
+    softness: the width of the ramp around the threshold on which a mask goes from 0 to 1, 0 for a hard edge; smooth,
+    grow: how far neighbours have a say in whose a token is, and how far a mask reaches beyond the threshold, both as
+    shares of the image's shorter side.
     """
 
-    threshold: float = 0.35
+    threshold: float = 0.45
     softness: float = 0.0
-    smooth: int = 0
-    grow: int = 1
+    smooth: float = 1 / 8
+    grow: float = 1 / 16
 
 
 USUAL = MaskSettings()
 
 
-def masks_from_maps(maps: Tensor, rows: int, columns: int, called: Tensor, settings: MaskSettings = USUAL) -> Tensor:
-    """Masks of the image tokens, [B, groups, I] in 0..1, from maps [B, groups, I] of the same meaning.
+def masks_from_maps(
+    maps: Tensor, log_maps: Tensor, rows: int, columns: int, called: Tensor, settings: MaskSettings = USUAL
+) -> Tensor:
+    """Masks of the image tokens, [B, groups, I] in 0..1: where the things are, and which of them each is.
 
-    rows, columns: of the image's tokens, I in all; called: [B, groups] bool, False for groups that the prompt does not
-    name: their masks are 0. No token belongs to two groups: it goes to the one whose scaled map is larger there.
+    maps, log_maps: `AttentionMaps.mean()` and `log_mean()`; rows, columns: of the image's tokens, I in all; called:
+    [B, groups] bool, False for groups that the prompt does not name: their masks are 0. No token belongs to two groups.
     """
+    side = min(rows, columns)
+    smooth, grow = (max(round(share * side), 1) if share else 0 for share in (settings.smooth, settings.grow))
     shape = (*maps.shape[:2], rows, columns)
-    scaled = _scaled(_blurred(maps.view(shape), settings.smooth)).where(called[..., None, None], -1.0)
-    half = settings.softness / 2
-    inside = (scaled > settings.threshold).float()
-    if half:
-        inside = ((scaled - settings.threshold + half) / settings.softness).clamp(0, 1)
-    owner = scaled == scaled.amax(1, keepdim=True)
-    core = inside * owner
-    taken = core.sum(1, keepdim=True) - core  # by the other groups
-    masks = _grown(core, settings.grow) * (1 - taken).clamp(0, 1)
-    contested = masks.sum(1, keepdim=True) > 1  # grown into the same free token from two sides
-    return torch.where(contested, masks * owner, masks).flatten(2)
+    inside = _inside(maps.view(shape), called, settings)
+    log_maps = _blurred(log_maps.view(shape), smooth)
+    owners = torch.stack([_owners(*each) for each in zip(log_maps, inside > 0, called, strict=True)])
+    votes = _blurred(owners, max(smooth, grow))  # also of the tokens around
+    owners = (votes == votes.amax(1, keepdim=True)) & (votes > 0)
+    first = owners.cumsum(1) == 1  # of equal votes
+    return (_grown(inside[:, None], grow) * (owners & first)).flatten(2)
+
+
+def _inside(maps: Tensor, called: Tensor, settings: MaskSettings) -> Tensor:
+    """How far each token belongs to any called concept, [B, rows, columns]; maps: [B, groups, rows, columns]."""
+    scaled = _scaled((_scaled(maps) * called[..., None, None]).sum(1, keepdim=True))[:, 0]
+    if not settings.softness:
+        return (scaled > settings.threshold).float()
+    return ((scaled - settings.threshold) / settings.softness + 0.5).clamp(0, 1)
+
+
+def _owners(log_maps: Tensor, inside: Tensor, called: Tensor) -> Tensor:
+    """Whose each token inside is: one-hot, [groups, rows, columns], of one image.
+
+    Attention to a word is not zero where another thing is, and one word may draw more of it everywhere. So the tokens
+    are split by k-means, which finds the gap between the things, on how much more than usual each word draws; the first
+    split gives each token to the word that draws most more. log_maps: [groups, rows, columns]; inside: [rows, columns];
+    called: [groups].
+    """
+    owners = torch.zeros_like(log_maps)
+    groups = called.nonzero()[:, 0]
+    points = log_maps[groups][:, inside].T  # [tokens, called groups]
+    if not points.numel():
+        return owners
+    points = points - points.mean(1, keepdim=True)
+    deviations = points - points.mean(0)
+    nearest = deviations.argmax(1)
+    for _ in range(ROUNDS):
+        centres = [_centre(points, deviations, nearest == index, index) for index in range(len(groups))]
+        before, nearest = nearest, torch.cdist(points, torch.stack(centres)).argmin(1)
+        if torch.equal(before, nearest):
+            break
+    some = owners[:, inside]
+    some[groups[nearest], torch.arange(len(nearest), device=some.device)] = 1
+    owners[:, inside] = some
+    return owners
+
+
+def _centre(points: Tensor, deviations: Tensor, members: Tensor, index: int) -> Tensor:
+    """The mean of a group's tokens; without any, the token to which the group's word is most peculiar."""
+    return points[members].mean(0) if members.any() else points[deviations[:, index].argmax()]
 
 
 def _blurred(maps: Tensor, radius: int) -> Tensor:
+    """The mean over (2 radius + 1)² tokens; maps: [B, groups, rows, columns]."""
     if not radius:
         return maps
     padded = F.pad(maps, (radius,) * 4, mode="replicate")

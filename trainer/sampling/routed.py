@@ -130,7 +130,7 @@ class Router:
                 next(steps)
         rows, columns = noise.shape[-2] // 2, noise.shape[-1] // 2
         called = torch.tensor([[bool(spans) for spans in prompt.triggers] for prompt in prompts], device=device)
-        return masks_from_maps(maps.mean(), rows, columns, called, self.settings)
+        return masks_from_maps(maps.mean(), maps.log_mean(), rows, columns, called, self.settings)
 
     def _routed(
         self,
