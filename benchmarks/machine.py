@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.peak import measure_peaks
 from trainer import __version__
+from trainer.models.weights import shares_host_memory
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "triton", "torchao", "bitsandbytes")
 
@@ -39,6 +40,7 @@ def _device(device: torch.device) -> dict[str, Any]:
         "device_gib": properties.total_memory / 2**30,
         "capability": f"{properties.major}.{properties.minor}",
         "devices": torch.cuda.device_count(),
+        "unified": shares_host_memory(device),
     }
 
 

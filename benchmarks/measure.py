@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conditions import watching
 from benchmarks.flops import Flops, Tokens, in_backward, linear_sizes, pass_flops
 from benchmarks.settings import Setting, merge_flags
 from benchmarks.worker import Job
@@ -27,6 +28,15 @@ from trainer.preflight.check import make_plan
 from trainer.preflight.plan import RunPlan
 
 TAIL_LINES = 25
+# how lines of a training's log begin that say what it chose on this machine
+TELLING = (
+    "memory:",
+    "attention:",
+    "falling back",
+    "the transformer's blocks",
+    "batches recorded",
+    "CUDA graph",
+)
 SECONDS_TO_END = 30  # for a training to save and end after it was asked to stop
 
 
@@ -76,17 +86,24 @@ class Figures:
 
 @dataclass(frozen=True)
 class Result:
-    """A setting and its result: figures and breakdown, or the last lines of a failed run."""
+    """A setting and its result: figures and breakdown, or the last lines of a failed run.
+
+    conditions: temperature, clocks and power meanwhile, as `Readings.summary` gives them. said: the lines of the
+    training's log about what it chose on this machine.
+    """
 
     setting: Setting
     figures: Figures | None
     breakdown: dict[str, Any] | None = None
     failure: str = ""
+    conditions: dict[str, float] | None = None
+    said: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         setting = {"name": self.setting.name, "flags": list(self.setting.flags)}
         figures = asdict(self.figures) if self.figures else None
-        return setting | {"figures": figures, "breakdown": self.breakdown, "failure": self.failure}
+        seen = {"conditions": self.conditions, "said": list(self.said)}
+        return setting | {"figures": figures, "breakdown": self.breakdown, "failure": self.failure} | seen
 
 
 @dataclass(frozen=True)
@@ -134,17 +151,20 @@ def measure(prepared: Prepared, peaks: dict[str, dict[str, Any]]) -> Result:
     output = job.folder / "output.txt"
     command = [sys.executable, *_launcher(prepared.num_processes), "-m", "benchmarks.worker", str(job.write())]
     start = time.time()
-    with output.open("w", encoding="utf-8") as file:
+    with output.open("w", encoding="utf-8") as file, watching() as readings:
         status = run_to_end(command, file)
     seconds = time.time() - start
+    printed = redact(output.read_text(encoding="utf-8", errors="replace")).splitlines()
+    said = tuple(dict.fromkeys(line for line in printed if line.startswith(TELLING)))
     if status or not job.result.exists():
-        tail = output.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-        return Result(prepared.setting, None, failure=redact("\n".join([f"exit status {status}", *tail])))
+        failure = "\n".join([f"exit status {status}", *printed[-TAIL_LINES:]])
+        return Result(prepared.setting, None, None, failure, readings.summary(), said)
     seen = json.loads(job.result.read_text(encoding="utf-8"))
     log = read_log(job.folder / "run" / "log.jsonl")
     shutil.rmtree(job.folder / "loras", ignore_errors=True)  # gigabytes at rank 256
     seen |= {"start": start, "seconds": seconds, "encoded": encoded}
-    return Result(prepared.setting, figures_of(prepared, seen, log, peaks), seen["breakdown"])
+    figures = figures_of(prepared, seen, log, peaks)
+    return Result(prepared.setting, figures, seen["breakdown"], "", readings.summary(), said)
 
 
 def missing_entries(plan: RunPlan) -> int:

@@ -88,7 +88,7 @@ def _figures_table(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         work = [f"{figures['tflop_per_picture']:.3g}{again}", f"{figures['tflops']:.3g}", share]
         rest = [_number(_figure(setting, name), digits) for _, name, digits in columns[1:]]
         rows.append([setting["name"], speed, *work, *rest, _in_words(figures["chosen"])])
-    return _table(["setting", *headings, *(heading for heading, *_ in columns[1:]), "plan"], rows)
+    return table(["setting", *headings, *(heading for heading, *_ in columns[1:]), "plan"], rows)
 
 
 def _in_words(chosen: Mapping[str, Any]) -> str:
@@ -105,7 +105,7 @@ def _breakdown_table(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         parts = [1000 * found["seconds"].get(kind, 0.0) for kind in present]
         numbers = [*(f"{part:.1f}" for part in parts), f"{1000 * found['idle']:.1f}", f"{found['launches']:.0f}"]
         rows.append([setting["name"], *numbers])
-    return _table(["setting", *present, "idle", "kernels"], rows)
+    return table(["setting", *present, "idle", "kernels"], rows)
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> tuple[str, list[str]]:
@@ -123,7 +123,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: floa
             if figure == SPEED and ratio > 1 + tolerance:
                 slower.append(name)
     lines = _differences(before, after, olds, news)
-    return "\n".join([*lines, *_table(["setting", "", "before", "after", "after / before"], rows)]), slower
+    return "\n".join([*lines, *table(["setting", "", "before", "after", "after / before"], rows)]), slower
 
 
 def _differences(before: Mapping, after: Mapping, olds: Mapping, news: Mapping) -> list[str]:
@@ -149,6 +149,7 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]

@@ -176,7 +176,10 @@ def test_a_small_bench_from_end_to_end(tiny_flux: ModelFiles, tmp_path, capsys):
     out = tmp_path / "bench.json"
     own = ["--setting", "fine=--network_dim=4 --mixed_precision=no"]
     argv = ["bench", "--size=tiny", f"--work={tmp_path}", "--pictures=3", "--warm_up=1", "--profile=1", *own]
-    assert main([*argv, "--peak_seconds=0.05", f"--output={out}"]) == 0
+    page = tmp_path / "page.md"
+    assert main([*argv, "--peak_seconds=0.05", f"--output={out}", f"--report={page}"]) == 0
+    written = page.read_text()
+    assert "| fine |" in written and "--network_dim=4 --mixed_precision=no`" in written and str(tmp_path) not in written
     found = json.loads(out.read_text())
     (setting,) = found["settings"]
     figures = setting["figures"]
