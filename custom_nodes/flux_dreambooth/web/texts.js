@@ -20,6 +20,15 @@ export function text(key, values = {}) {
   return found.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
 }
 
+/** What a list shows for one of its values. */
+export const option = (value) => texts[language()]?.[ROOT]?.options?.[value] ?? value
+
+/** The tooltip of a node's input, as the page shows it. */
+export function inputTooltip(node, input) {
+  const found = [language(), 'en'].map((locale) => texts[locale]?.nodeDefs?.[node]?.inputs?.[input]?.tooltip).find(Boolean)
+  return found?.replace(/\{'([{}|@])'\}/g, '$1')
+}
+
 function lookUp(locale, key) {
   const found = [ROOT, ...key.split('.')].reduce((level, part) => level?.[part], texts[locale])
   return typeof found === 'string' ? found : undefined
