@@ -61,16 +61,27 @@ def runs(comfyui: ComfyServer) -> Iterator[Path]:
 
 @pytest.fixture
 def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any]]:
-    """open_page(locale="en"): ComfyUI's page with an empty graph. Errors of our scripts fail the test at its end."""
+    """open_page(locale="en", palette="dark", size=(1400, 1000), server=None, outage=False): ComfyUI's empty page.
+
+    Any uncaught error on it, and any error or warning of our scripts, fails the test at its end. outage: the server
+    will be away for a while, so that requests may fail.
+    """
     pages, errors = [], []
 
-    def open_one(locale: str = "en") -> Any:
-        comfyui.post("/settings", SETTINGS | {"Comfy.Locale": locale})
-        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+    def open_one(
+        locale: str = "en",
+        palette: str = "dark",
+        size: tuple[int, int] = (1400, 1000),
+        server: Any = None,
+        outage: bool = False,
+    ) -> Any:
+        server = server or comfyui
+        server.post("/settings", SETTINGS | {"Comfy.Locale": locale, "Comfy.ColorPalette": palette})
+        page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if _is_ours(line) else None)
-        page.goto(comfyui.url)
+        page.on("console", lambda line: errors.append(line.text) if _is_ours(line, outage) else None)
+        page.goto(server.url)
         page.wait_for_function(READY, timeout=90_000)
         page.evaluate("() => app.graph.clear()")
         pages.append(page)
@@ -82,7 +93,8 @@ def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any
     assert errors == []
 
 
-def _is_ours(line: Any) -> bool:
+def _is_ours(line: Any, outage: bool) -> bool:
     """Whether a line of the console is an error of, or a warning about, this node pack's scripts."""
     place = line.location.get("url", "") + line.text
-    return line.type in ("error", "warning") and "flux_dreambooth" in place
+    lost = outage and line.text.startswith("Failed to load resource: net::ERR_")
+    return line.type in ("error", "warning") and "flux_dreambooth" in place and not lost
