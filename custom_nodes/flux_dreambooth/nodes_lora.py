@@ -52,8 +52,8 @@ class LoadFluxDreamBoothLoRA(Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: str | None, checkpoint: str | None) -> bool | str:  # noqa: N802
-        return lora_files.valid_names(lora_name, checkpoint=checkpoint)
+    def VALIDATE_INPUTS(cls, lora_name: str | None) -> bool | str:  # noqa: N802 (ComfyUI's name)
+        return lora_files.valid_names(lora_name, checkpoint=lora_files.NEWEST)  # whatever is chosen: its run is enough
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, checkpoint: str = lora_files.THIS_FILE, **_: Any) -> str:  # noqa: N802

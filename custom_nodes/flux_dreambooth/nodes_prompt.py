@@ -91,11 +91,12 @@ class LoraChoice:
             name = names.find(lora_name)
             loaded = Loaded((name,)) if name else Loaded(missing=(lora_name,))
             return cls(loaded.names, (), loaded)
-        loaded = loras_before(prompt, node_id, names, classes)
-        if loaded.names:
-            return cls(loaded.names, (), loaded)
-        loaded |= loras_of_users(prompt, node_id, names, classes)
-        return cls((), loaded.names, loaded)
+        before = loras_before(prompt, node_id, names, classes)
+        if before.names:
+            return cls(before.names, (), before)
+        users = loras_of_users(prompt, node_id, names, classes)
+        missing, complete = before.missing + users.missing, before.complete and users.complete
+        return cls((), users.names, Loaded(users.names, tuple(dict.fromkeys(missing)), complete, users.certain))
 
     def nothing_known(self) -> list[str]:
         """Why a prompt cannot be checked, as far as the graph tells."""

@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
 OpenPage = Callable[..., Any]
 OPEN = """async (name) => {
   while (!app.extensionManager.workflow.activeWorkflow?.changeTracker) await new Promise(requestAnimationFrame)
-  await app.extensionManager.workflow.syncWorkflows()
   const found = app.extensionManager.workflow.getWorkflowByPath(`workflows/${name}.json`)
   await found.load()
   await app.loadGraphData(found.activeState, true, true, found)

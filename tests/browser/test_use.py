@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.browser.conftest import TOAST
 from tests.browser.graphs import Graph
 from tests.nodes.run_writer import RunWriter, write_lora
 from tests.nodes.server import ComfyServer
@@ -29,9 +30,10 @@ class Use:
         self.graph, self.page = Graph(page), page
 
     def __call__(self) -> None:
-        toasts = self.page.locator("[role=alert]").count()
+        said = self.page.locator(TOAST, has_text=FILE)
+        said.first.wait_for(state="detached")
         self.page.click(".fdb-list li:has-text('Epoch 1') button")
-        self.page.wait_for_function("(n) => document.querySelectorAll('[role=alert]').length > n", arg=toasts)
+        said.first.wait_for()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from custom_nodes.flux_dreambooth.loaded_loras import Loaded, NodeClasses, constant, loras_before, loras_of_users
 from custom_nodes.flux_dreambooth.lora_files import Names
+from custom_nodes.flux_dreambooth.nodes_prompt import LoraChoice
 from custom_nodes.flux_dreambooth.page_prompt import answer
 
 A, B, C = "a.safetensors", "b.safetensors", "sub/c.safetensors"
@@ -227,6 +228,8 @@ def test_a_lora_on_the_model_alone_is_found_where_the_prompt_is_used():
     routed = {"model": ["1", 0], "prompt": ["3", 1], "lora_1": C, "strength_1": 1.0, "lora_2": "(none)"}
     prompt["4"] = {"class_type": "FluxSampleRouted", "inputs": routed}
     assert loras_of_users(prompt, "3", NAMES, CLASSES).names == (C,)
+    choice = LoraChoice.of("(the loader's)", prompt, "3", NAMES, CLASSES)
+    assert (choice.names, choice.elsewhere, choice.loaded) == ((), (C,), Loaded((C,)))
 
 
 def test_the_page_is_told_only_what_is_known():
