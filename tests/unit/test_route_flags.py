@@ -14,6 +14,7 @@ from trainer.cli import convert, evaluate, sample
 from trainer.common.problems import Problems
 from trainer.lora.adapter import adapter_alphas, adapter_parameters, add_lora, linear_modules
 from trainer.lora.file import load_lora, save_lora
+from trainer.lora.info import describe, render
 from trainer.lora_file.apart import parts_of
 from trainer.lora_file.metadata import APART
 from trainer.models.load import load_clip, load_transformer
@@ -91,6 +92,10 @@ def test_one_file_of_several_routes_as_they_do(tiny_flux, loras, tmp_path: Path,
         assert sample.run([*flags(tiny_flux, tmp_path / kind, prompt), *given, "--route"]) == 0
     one, two = (torch.tensor(pixels(tmp_path / kind / "000-seed0.png")) for kind in ("one", "two"))
     assert (one - two).abs().max() <= 1
+    told = describe(both)
+    adapters = [("tjtoy", ["tjtoy toy"], 3), ("sparkgpu", ["sparkgpu gpu"], 3)]
+    assert [tuple(each.values()) for each in told["adapters"]] == adapters
+    assert "kept apart     sparkgpu, called by 'sparkgpu gpu', rank 3" in render(told)
     again = tmp_path / "again.safetensors"
     assert convert.run([str(both), f"--output={again}"]) == 0
     assert "its adapters become one; --keep_apart keeps them apart" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from trainer.common.problems import Problem, Problems
 from trainer.lora_file import description
 from trainer.lora_file.description import Description
 from trainer.lora_file.foreign import foreign_kind
-from trainer.lora_file.metadata import json_value
+from trainer.lora_file.metadata import APART, json_value
 from trainer.lora_file.module_names import Target
 from trainer.lora_file.numbers import block_norms
 
@@ -46,6 +46,7 @@ def describe(path: Path) -> dict[str, Any]:
         "base": metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version"),
         "base_file": _known(metadata.get("ss_sd_model_name")),
         "concepts": _concepts(metadata),
+        "adapters": _adapters(metadata),
         "trigger_phrase": metadata.get("modelspec.trigger_phrase"),
         "steps": _number(metadata.get("ss_steps")),
         "epoch": _number(metadata.get("ss_epoch")),
@@ -106,6 +107,9 @@ def _lines(info: Mapping[str, Any]) -> Iterator[str]:
             f"  {kind:<15}{concept['trigger'] or concept['folder']}  "
             f"({concept['pictures']} pictures x {concept['num_repeats']})"
         )
+    for adapter in info["adapters"]:
+        called = " or ".join(map(repr, adapter["triggers"]))
+        yield f"  {'kept apart':<15}{adapter['title']}, called by {called}, rank {adapter['rank']}"
     counts = ", ".join(f"{count} {part}" for part, count in info["modules"].items())
     yield f"  {'modules':<15}{counts}"
     if info["ranks"]:
@@ -161,6 +165,20 @@ def _concepts(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
         }
         found.setdefault((str(concept["trigger"]), str(concept["folder"]), concept["is_reg"]), concept)
     return list(found.values())
+
+
+def _adapters(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The adapters of a file that keeps several apart; rank: of most of the layers."""
+    entries = json_value(metadata.get(APART), list) or []
+    return [
+        {
+            "title": entry.get("title"),
+            "triggers": [str(each.get("trigger")) for each in entry.get("concepts") or [] if isinstance(each, dict)],
+            "rank": entry.get("rank"),
+        }
+        for entry in entries
+        if isinstance(entry, dict)
+    ]
 
 
 def _subsets(metadata: Mapping[str, str]) -> Iterator[dict[str, Any]]:
