@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.triton_kernels import INTERPRETED
-from trainer.kernels import fp8, low_rank, prodigy, qk_norm_rope, quantize
+from trainer.kernels import fp8, low_rank, mx, prodigy, qk_norm_rope, quantize
 
 pytestmark = pytest.mark.skipif(
     INTERPRETED or not find_spec("triton"), reason="needs Triton's compiler, not its interpreter: pip install triton"
@@ -18,10 +18,17 @@ SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 <<
 LEAST = {qk_norm_rope: 80, prodigy: 80, quantize: 89, low_rank: 89}
 CASES = [(module, capability) for module, least in LEAST.items() for capability in SHARED if capability >= least]
 CASES.append((fp8, 10 * fp8.HOPPER))
+CASES += [(mx, capability) for capability in SHARED if capability // 10 == mx.MAJOR]
 
 
 @pytest.fixture
-def compiled(monkeypatch) -> Callable[[int, Callable[[], object]], dict[str, int]]:
+def assembly() -> dict[str, str]:
+    """The PTX of the kernels that `compiled` has compiled last, by name."""
+    return {}
+
+
+@pytest.fixture
+def compiled(monkeypatch, assembly) -> Callable[[int, Callable[[], object]], dict[str, int]]:
     """compiled(capability, work): the kernels that `work` launches, compiled for a GPU of that capability and not run;
     by name, the bytes of shared memory that one takes at most."""
     from triton.backends.compiler import GPUTarget
@@ -33,7 +40,7 @@ def compiled(monkeypatch) -> Callable[[int, Callable[[], object]], dict[str, int
     def compile_only(kernel, *arguments, **options):
         made = run(kernel, *arguments, **options | {"warmup": True})
         name = kernel.fn.__name__
-        found[name] = max(found.get(name, 0), made.metadata.shared)
+        found[name], assembly[name] = max(found.get(name, 0), made.metadata.shared), made.asm["ptx"]
         return made
 
     def compile_for(capability: int, work: Callable[[], object]) -> dict[str, int]:
@@ -55,6 +62,20 @@ def compiled(monkeypatch) -> Callable[[int, Callable[[], object]], dict[str, int
 def test_kernels_can_be_had_there(module: ModuleType, capability: int, compiled):
     found = compiled(capability, lambda: module.kernel_error(torch.device("cpu")))
     assert found and all(shared <= SHARED[capability] for shared in found.values()), found
+
+
+@pytest.mark.parametrize("tile", range(3))
+@pytest.mark.parametrize(("capability", "since"), [(120, (3, 6)), (121, (3, 8))])
+def test_consumer_blackwell_multiplies_fp8_with_the_instruction_of_full_rate(
+    capability: int, since: tuple[int, int], tile: int, compiled, assembly
+):
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < since:
+        pytest.skip(f"Triton {triton.__version__} multiplies there in bfloat16")
+    found = compiled(capability, lambda: mx.kernel_error(torch.device("cpu"), tile))
+    assert all(shared <= SHARED[capability] for shared in found.values()), found
+    assert "kind::mxf8f6f4.block_scale" in assembly["_multiply"] and ".bf16.bf16." not in assembly["_multiply"]
 
 
 def widest() -> None:

@@ -1,6 +1,7 @@
-"""Whether a kernel can be compiled and computes correctly: tried once per device before it is used."""
+"""Whether a kernel can be compiled, computes correctly and how fast: tried once per device before it is used."""
 
 import logging
+import statistics
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -35,3 +36,16 @@ def passes_trial(what: str, error: Callable[[], float], tolerance: float) -> boo
         )
         return False
     return True
+
+
+def milliseconds(work: Callable[[], object], times: int = 10) -> float:
+    """The median time that a GPU takes for `work`, after a warm-up."""
+    moments = []
+    for _ in range(3 + times):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        moments.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in moments[-times:])

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.kernels.fp8 import LowRank, can_add, multiply_and_add
+from trainer.kernels.mx import can_multiply, multiply
 from trainer.kernels.quantize import FP8, quantize_rows
 
 NF4 = torch.uint8
@@ -133,6 +134,8 @@ def _multiply_fp8(
         y = (a.float() @ b.float().t()) * scale_a
         y = y if scale_b is None else y * scale_b
         return (y if bias is None else y + bias.float()).to(dtype)
+    if can_multiply(a):
+        return multiply(a, scale_a, b, scale_b, bias).to(dtype)
     if scale_b is None:
         scale_b = torch.ones(b.shape[0], device=a.device)
     y = torch._scaled_mm(

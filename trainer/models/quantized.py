@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from trainer.common.problems import Problem
+from trainer.kernels import mx
 from trainer.kernels.quantize import FP8, INT8, quantize_rows
 from trainer.models import products
 
@@ -27,7 +28,6 @@ BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 MODULATION = ".linear"  # suffix of the names of modulation layers
 ROOM_FOR_BOTH_LAYOUTS = 40 << 30  # a device with this many bytes keeps weights in both layouts
 MIN_CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
-HALF_RATE_FP8 = 12  # major compute capability of GPUs whose full fp8 rate requires a scale per 32 numbers
 TOLERANCE = 0.1  # quantization has an error of 0.03 in fp8 and 0.004 in int8, a wrong kernel about 1
 BITSANDBYTES = "pip install 'bitsandbytes>=0.46'"
 
@@ -214,8 +214,9 @@ def precision_problems(precision: Precision, device: torch.device | None = None)
     hint = alternative(precision, capability)
     if capability < MIN_CAPABILITY.get(precision, (0, 0)):
         return [Problem(where, f"{name} has no {precision} matrix products", hint)]
-    if precision == "fp8" and capability[0] == HALF_RATE_FP8:
-        return [Problem(where, f"{name} multiplies fp8 with one scale per row at half rate only", hint)]
+    if precision == "fp8" and capability[0] == mx.MAJOR and not mx.works(device):
+        what = f"{name} multiplies fp8 with one scale per row at half rate only, and our kernel is no remedy there"
+        return [Problem(where, what, hint)]
     try:
         error = product_error(precision, device)
     except RuntimeError as refused:
