@@ -19,21 +19,17 @@ from trainer.common.text import duration
 from trainer.comparison.description import JUDGE_MODELS
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
-    import torch
-
-    from trainer.comparison.compare import Comparison, Judges, Row
+    from trainer.comparison.compare import Comparison, Row
     from trainer.comparison.pictures import Generator
     from trainer.config import TrainConfig
 
 log = logging.getLogger(__name__)
-AUTO, DINO, BASE, LOSS = "auto", "dinov2", "base", "loss"
 MEASURES = {
-    AUTO: "DINOv2 if it was downloaded; else the tiny FLUX's own features for the tiny FLUX, losses for other models",
-    DINO: "DINOv2's features, and SigLIP 2 for text agreement",
-    BASE: "the base model's own features; tested on the tiny FLUX only",
-    LOSS: "losses at fixed noise alone, which are weaker",
+    "auto": "DINOv2 if it was downloaded; else the tiny FLUX's own features for the tiny FLUX, losses for other models",
+    "dinov2": "DINOv2's features, and SigLIP 2 for text agreement",
+    "base": "the base model's own features; tested on the tiny FLUX only",
+    "loss": "losses at fixed noise alone, which are weaker",
 }
-TINY_WIDTH = 1024  # of the transformer: a narrower one is the tiny FLUX
 
 
 def run(argv: Sequence[str]) -> int:
@@ -77,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, default=3.5, help="guidance while sampling (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="images generated at once (%(default)s)")
     text = "; ".join(f"{name}: {what}" for name, what in MEASURES.items())
-    parser.add_argument("--measure", choices=MEASURES, default=AUTO, help=f"{text} (%(default)s)")
+    parser.add_argument("--measure", choices=MEASURES, default="auto", help=f"{text} (%(default)s)")
     weights = (("bleed", "bleed"), ("drift", "drift"))
     for name, what in weights:
         text = f"points of likeness that one point of {what} costs (%(default)s)"
@@ -104,6 +100,7 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
 def compare_files(given: argparse.Namespace, config: "TrainConfig", candidates: Sequence) -> "Comparison":
     """Check everything, then generate and measure. Raises `Problems`."""
     from trainer.comparison.compare import Comparer, compare
+    from trainer.comparison.judges import load_judges
     from trainer.comparison.prompts import compare_prompts, concepts_of
     from trainer.comparison.recommend import Rule
     from trainer.data.dataset import load_dataset
@@ -113,7 +110,9 @@ def compare_files(given: argparse.Namespace, config: "TrainConfig", candidates: 
     if not concepts:
         raise Problems([Problem(str(config.dataset_config), "teaches no concept, so there is nothing to compare")])
     generator = make_generator(given, config)
-    judges = load_judges(given, config, generator.device)
+    judges = load_judges(config, generator.device, given.measure, given.dinov2, given.siglip2)
+    if judges.note:
+        print(judges.note)
     prompts = compare_prompts(concepts, given.prompts, given.seed)
     print(f"{len(prompts)} prompts, {generator.settings.width} pixels, {given.steps} steps; from {judges.source}")
     comparer = Comparer(generator, data, concepts, prompts, judges)
@@ -127,6 +126,7 @@ def make_generator(given: argparse.Namespace, config: "TrainConfig") -> "Generat
     from accelerate import Accelerator
 
     from trainer.common.devices import computes_bf16
+    from trainer.comparison.judges import usual_side
     from trainer.comparison.pictures import Generator
     from trainer.data.cache import CacheKeys, TensorCache
     from trainer.models.load import base_model_of
@@ -138,7 +138,7 @@ def make_generator(given: argparse.Namespace, config: "TrainConfig") -> "Generat
     device = Accelerator(mixed_precision="no").device
     length = config.t5xxl_max_token_length or base_model_of(config.pretrained_model_name_or_path).t5_tokens
     keys = CacheKeys.of(config, tokenizers, length)
-    side = given.size or (256 if is_tiny(config) else 512)
+    side = given.size or usual_side(config)
     return Generator(
         config,
         tokenizers,
@@ -149,34 +149,6 @@ def make_generator(given: argparse.Namespace, config: "TrainConfig") -> "Generat
         model_fingerprints(config, keys),
         given.batch,
     )
-
-
-def is_tiny(config: "TrainConfig") -> bool:
-    """Whether the base model is the tiny FLUX, by the width of its transformer."""
-    from trainer.models.weights import read_header
-
-    assert config.pretrained_model_name_or_path
-    return read_header(config.pretrained_model_name_or_path).shape("img_in.weight")[0] < TINY_WIDTH
-
-
-def load_judges(given: argparse.Namespace, config: "TrainConfig", device: "torch.device") -> "Judges":
-    """The models that measure, by --measure and by what was downloaded. Raises `Problems` if one cannot be loaded."""
-    from trainer.comparison.compare import Judges
-    from trainer.comparison.features import Dinov2, Siglip2, judge_problems
-
-    chosen = given.measure
-    if chosen == AUTO:
-        downloaded = given.dinov2.is_dir()
-        chosen = DINO if downloaded else BASE if is_tiny(config) else LOSS
-        if chosen == LOSS:
-            print("DINOv2 is not there, so losses at fixed noise decide, which are weaker: sh download.sh --judges")
-    if chosen != DINO:
-        return Judges(uses_features=chosen == BASE)
-    siglip2 = given.siglip2 if given.siglip2.is_dir() else None
-    raise_if_any(judge_problems(given.dinov2, siglip2))
-    if siglip2 is None:
-        print("SigLIP 2 is not there, so text agreement is not measured: sh download.sh --judges")
-    return Judges(True, Dinov2(given.dinov2, device), Siglip2(siglip2, device) if siglip2 else None)
 
 
 def _say(row: "Row") -> None:

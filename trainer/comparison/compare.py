@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from trainer.comparison.features import Dinov2, FluxFeatures, Siglip2
+from trainer.comparison.features import FluxFeatures
+from trainer.comparison.judges import Judges
 from trainer.comparison.losses import Losses, LossItem, fixed_noise_losses, loss_items, relative_losses
 from trainer.comparison.measures import (
     Figure,
@@ -18,35 +19,13 @@ from trainer.comparison.measures import (
     measure,
     training_image,
 )
-from trainer.comparison.pictures import Candidate, Generator
+from trainer.comparison.pictures import Candidate, Source
 from trainer.comparison.prompts import ComparePrompt, Concept
 from trainer.comparison.recommend import Recommendation, Rule, Standing, recommend, standing_of
 from trainer.data.captions import plain_caption
 from trainer.data.dataset import Sample, TrainingData
-from trainer.lora.file import load_lora
 
 MAX_HELD_OUT = 16  # images whose loss is measured
-BASE_FEATURES = "the base model's own features"
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What measures images beyond the base model itself.
-
-    dinov2: None for the base model's own features, or for losses alone if not `uses_features`. siglip2: None if text
-    agreement is not measured.
-    """
-
-    uses_features: bool = True
-    dinov2: Dinov2 | None = None
-    siglip2: Siglip2 | None = None
-
-    @property
-    def source(self) -> str:
-        """What the figures are from, for the report."""
-        if not self.uses_features:
-            return "losses at fixed noise"
-        return "DINOv2" if self.dinov2 else BASE_FEATURES
 
 
 @dataclass(frozen=True)
@@ -104,32 +83,30 @@ class Comparer:
 
     def __init__(
         self,
-        generator: Generator,
+        source: Source,
         data: TrainingData,
         concepts: Sequence[Concept],
         prompts: Sequence[ComparePrompt],
         judges: Judges,
     ):
         """Generates the base model's images, and learns from the training images what the concepts look like."""
-        self.generator, self.prompts, self.judges = generator, tuple(prompts), judges
-        self.base = tuple(generator.images(None, prompts))
+        self.source, self.prompts, self.judges = source, tuple(prompts), judges
+        samples = _held_out(data, concepts)
+        source.texts(["", *(prompt.text for prompt in prompts), *map(_caption, samples)])  # encoders are loaded once
+        self.base = tuple(source.images(None, prompts))
         self.references: list[Reference] = []
         if judges.uses_features:
             self.base_patches = self._patches(self.base)
             self.references = make_references(self._grids, concepts, prompts, self.base_patches)
-        samples = list(data.validation) or [sample for concept in concepts for sample in concept.samples]
-        self.items = _sample_items(samples, generator), _plain_items(self.prompts, self.base, generator)
-        with generator.applied(None) as transformer:
-            self.base_losses = self._losses(transformer, None)
+        self.items = _sample_items(samples, source), _plain_items(self.prompts, self.base, source)
+        self.base_losses = self._losses(None)
 
     def row(self, candidate: Candidate) -> Row:
         """Generate and measure a checkpoint's images. Raises `Problems` if its file cannot be read or does not fit."""
         start = time.perf_counter()
-        images = self.generator.images(candidate, self.prompts)
+        images = self.source.images(candidate, self.prompts)
         generated = time.perf_counter()
-        lora = load_lora(candidate.path)
-        with self.generator.applied(lora) as transformer:
-            losses = relative_losses(self.base_losses, self._losses(transformer, lora))
+        losses = relative_losses(self.base_losses, self._losses(candidate))
         measures = None
         if self.judges.uses_features:
             agreement = self._agreement(images)
@@ -140,10 +117,10 @@ class Comparer:
     def _grids(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         if self.judges.dinov2:
             return [self.judges.dinov2(image) for image in images]
-        generator = self.generator
-        no_text, side = generator.texts([""])[""], generator.settings.width
-        with generator.applied(None) as transformer:
-            features = FluxFeatures(transformer, generator.vae, no_text, side)
+        source = self.source
+        no_text, side = source.texts([""])[""], source.settings.width
+        with source.applied(None) as transformer:
+            features = FluxFeatures(transformer, source.vae, no_text, side)
             return [features(image) for image in images]
 
     def _patches(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
@@ -154,23 +131,33 @@ class Comparer:
             return None
         return self.judges.siglip2(images, [prompt.text for prompt in self.prompts])
 
-    def _losses(self, transformer: Any, lora: Any) -> tuple[list[float], list[float]]:
-        texts = self.generator.texts([item.text for items in self.items for item in items], lora)
-        guidance = self.generator.config.guidance_scale
-        images, plain = (fixed_noise_losses(transformer, items, texts, guidance) for items in self.items)
+    def _losses(self, candidate: Candidate | None) -> tuple[list[float], list[float]]:
+        texts = self.source.texts([item.text for items in self.items for item in items], candidate)
+        guidance = self.source.config.guidance_scale
+        with self.source.applied(candidate) as transformer:
+            images, plain = (fixed_noise_losses(transformer, items, texts, guidance) for items in self.items)
         return images, plain
 
 
-def _sample_items(samples: Sequence[Sample], generator: Generator) -> list[LossItem]:
+def _held_out(data: TrainingData, concepts: Sequence[Concept]) -> list[Sample]:
+    """The images held out of the training, else the concepts' training images; at most 16, evenly spaced."""
+    samples = list(data.validation) or [sample for concept in concepts for sample in concept.samples]
     count = min(len(samples), MAX_HELD_OUT)
-    chosen = [samples[index * len(samples) // count] for index in range(count)]
-    captions = [plain_caption(sample.subset, sample.lines, 0, sample.key) for sample in chosen]
-    return loss_items([training_image(sample) for sample in chosen], captions, generator.vae, "held out")
+    return [samples[index * len(samples) // count] for index in range(count)]
 
 
-def _plain_items(prompts: Sequence[ComparePrompt], base: Sequence[Image.Image], generator: Generator) -> list[LossItem]:
+def _caption(sample: Sample) -> str:
+    return plain_caption(sample.subset, sample.lines, 0, sample.key)
+
+
+def _sample_items(samples: Sequence[Sample], source: Source) -> list[LossItem]:
+    captions = [_caption(sample) for sample in samples]
+    return loss_items([training_image(sample) for sample in samples], captions, source.vae, "held out")
+
+
+def _plain_items(prompts: Sequence[ComparePrompt], base: Sequence[Image.Image], source: Source) -> list[LossItem]:
     plain = [(image, prompt.text) for image, prompt in zip(base, prompts, strict=True) if prompt.is_plain]
-    return loss_items([image for image, _ in plain], [text for _, text in plain], generator.vae, "plain")
+    return loss_items([image for image, _ in plain], [text for _, text in plain], source.vae, "plain")
 
 
 def compare(

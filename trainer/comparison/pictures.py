@@ -3,9 +3,10 @@
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
@@ -38,6 +39,34 @@ class Candidate:
     step: int | None = None
 
 
+class Source(Protocol):
+    """Where images come from: LoRA files, or a training that is under way. None as the candidate is the base model.
+
+    config: the run's settings; settings: size, steps and guidance of all images; vae: the autoencoder, in float32.
+    """
+
+    @property
+    def config(self) -> TrainConfig: ...
+
+    @property
+    def settings(self) -> SamplePrompt: ...
+
+    @property
+    def vae(self) -> AutoencoderKL: ...
+
+    def images(self, candidate: Candidate | None, prompts: Sequence[ComparePrompt], /) -> list[Image.Image]:
+        """An RGB image for each prompt."""
+        ...
+
+    def texts(self, wanted: Sequence[str], candidate: Candidate | None = None, /) -> dict[str, Conditioning]:
+        """The encoded texts, each [1, L, D]."""
+        ...
+
+    def applied(self, candidate: Candidate | None, /) -> AbstractContextManager[FluxTransformer2DModel]:
+        """In this context the transformer has the candidate's LoRA, or none."""
+        ...
+
+
 @dataclass
 class Generator:
     """Generates the images of the base model and of LoRA files; models are loaded when first needed, and kept.
@@ -55,6 +84,7 @@ class Generator:
     fingerprints: Mapping[str, str]
     batch: int = 8
     _texts: dict[str, Conditioning] = field(default_factory=dict)
+    _read: tuple[Path, LoraFile] | None = None
     _transformer: FluxTransformer2DModel | None = None
     _vae: AutoencoderKL | None = None
 
@@ -81,22 +111,30 @@ class Generator:
         return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
     def _generate(self, candidate: Candidate | None, prompts: Sequence[ComparePrompt]) -> list[Image.Image]:
-        lora = load_lora(candidate.path) if candidate else None
-        texts = self.texts([prompt.text for prompt in prompts], lora)
+        texts = self.texts([prompt.text for prompt in prompts], candidate)
         name = candidate.name if candidate else "base model"
         images: list[Image.Image] = []
-        with self.applied(lora) as transformer:
+        with self.applied(candidate) as transformer:
             for part in _runs(prompts):
                 encoded = [texts[prompt.text] for prompt in part]
                 drawn = draw_prompts(transformer, self.vae, encoded, self.settings, part[0].seed, self.batch, name)
                 images += [as_image(each) for each in drawn]
         return images
 
-    def texts(self, wanted: Sequence[str], lora: LoraFile | None = None) -> dict[str, Conditioning]:
+    def _lora(self, candidate: Candidate | None) -> LoraFile | None:
+        """The candidate's LoRA; the last one is kept, since it is applied several times."""
+        if candidate is None:
+            return None
+        if self._read is None or self._read[0] != candidate.path:
+            self._read = candidate.path, load_lora(candidate.path)
+        return self._read[1]
+
+    def texts(self, wanted: Sequence[str], candidate: Candidate | None = None) -> dict[str, Conditioning]:
         """The encoded texts, each [1, L, D].
 
         Each text is encoded once, and anew for a LoRA that has layers of CLIP.
         """
+        lora = self._lora(candidate)
         if lora and any(name.startswith(CLIP_LAYERS) for name in lora.modules):
             return encode_texts(self.config, lora, wanted, self.tokenizers, self.device, self.dtype)
         if missing := [text for text in dict.fromkeys(wanted) if text not in self._texts]:
@@ -111,13 +149,13 @@ class Generator:
         return self._vae
 
     @contextmanager
-    def applied(self, lora: LoraFile | None) -> Iterator[FluxTransformer2DModel]:
-        """In this context the transformer has the LoRA, or none.
+    def applied(self, candidate: Candidate | None) -> Iterator[FluxTransformer2DModel]:
+        """In this context the transformer has the candidate's LoRA, or none.
 
         The model is loaded again only if the LoRA has other layers or ranks than the one before. Raises `Problems` if
         it does not fit the model.
         """
-        part = _transformer_part(lora)
+        part = _transformer_part(self._lora(candidate))
         if self._transformer is not None and part and not _fits(part, self._transformer):
             self._transformer = None
             free_memory(self.device)

@@ -1,0 +1,91 @@
+"""`python -m trainer compare` on a run of the very small FLUX: figures, one recommendation, an offline page."""
+
+import json
+import re
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.judge_models import write_dinov2, write_siglip2
+from tests.recipe_files import Finished, Workshop
+from trainer.cli.compare import run as compare
+from trainer.common.problems import Problems
+from trainer.comparison import pictures
+
+SMALL = ["--prompts=2", "--steps=2", "--size=64"]
+
+
+@pytest.fixture(scope="module")
+def run(workshop: Workshop) -> Finished:
+    return workshop.train("compared", max_train_steps=6, save_every_n_steps=3)
+
+
+def read(run: Finished) -> dict:
+    return json.loads((run.folder / "compare.json").read_text())
+
+
+def test_a_run_is_measured_once_and_its_images_are_kept(run, capsys, monkeypatch):
+    assert compare([str(run.folder), "--measure=base", *SMALL]) == 0
+    said, found = capsys.readouterr().out, read(run)
+    assert [each["step"] for each in found["checkpoints"]] == [3, 6]
+    assert found["recommended"] in {each["file"] for each in found["checkpoints"]} and found["text"] in said
+    kinds = [prompt["kind"] for prompt in found["prompts"]]
+    assert kinds == ["alone"] * 2 + ["beside"] * 2 + ["class"] * 2 + ["neutral"] * 2
+    last = found["checkpoints"][-1]
+    assert len(last["likeness"]["values"]) == 4 and len(last["bleed"]["values"]) == len(last["drift"]["values"]) == 4
+    assert last["likeness_of"].keys() == {"tjtoy toy"} and "tjtoy toy, alone" in last["matrix"]
+    assert last["loss_drift"]["mean"] != 0 and not found["held_out"]
+    monkeypatch.setattr(pictures, "draw_prompts", lambda *_: pytest.fail("an image was generated again"))
+    assert compare([str(run.folder), "--measure=base", "--drift_weight=0", *SMALL]) == 0
+    again = read(run)
+    assert again["checkpoints"][0]["likeness"] == found["checkpoints"][0]["likeness"]
+    first = again["checkpoints"][0]
+    assert first["score"] == pytest.approx(first["likeness"]["mean"] - first["bleed"]["mean"])
+
+
+def test_the_page_needs_no_other_file(run):
+    page = (run.folder / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|<script|https?://", page)
+    assert page.count("data:image/jpeg;base64,") == 3 * 8
+    assert "prefers-color-scheme" in page and page.count("<svg") >= 3 and "Training loss" in page
+
+
+def test_dinov2_and_siglip2_take_the_same_path(run, tmp_path):
+    judges = [f"--dinov2={write_dinov2(tmp_path / 'dinov2')}", f"--siglip2={write_siglip2(tmp_path / 'siglip2')}"]
+    assert compare([str(run.folder), *judges, *SMALL, f"--output={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert found["source"] == "DINOv2"
+    assert all(len(each["agreement"]["values"]) == 8 for each in found["checkpoints"])
+
+
+def test_without_features_losses_decide_and_the_page_says_so(run, tmp_path):
+    assert compare([str(run.folder), "--measure=loss", *SMALL, f"--output={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "compare.json").read_text())
+    for each in found["checkpoints"]:
+        assert each["score"] == pytest.approx(each["loss_on_images"]["mean"] - each["loss_drift"]["mean"])
+    assert "losses alone, which are weaker" in (tmp_path / "report.html").read_text()
+
+
+def test_a_lora_of_another_rank_and_a_copy_of_nothing(run, workshop, tmp_path):
+    """A file of another rank is loaded anew, and the base model stays what it was: zeros change nothing."""
+    other = workshop.train("other_rank", max_train_steps=1, network_dim=2)
+    zeros = {name: each if name.endswith("alpha") else 0 * each for name, each in load_file(other.lora()).items()}
+    save_file(zeros, tmp_path / "nothing.safetensors")
+    argv = [str(run.folder), "--measure=base", *SMALL, f"--output={tmp_path}", f"--lora={tmp_path}/nothing.safetensors"]
+    assert compare(argv) == 0
+    nothing = json.loads((tmp_path / "compare.json").read_text())["checkpoints"][-1]
+    assert nothing["name"] == "nothing"
+    assert nothing["drift"]["mean"] == pytest.approx(0, abs=0.5) and nothing["loss_drift"]["mean"] == pytest.approx(0)
+    assert nothing["bleed"]["mean"] == pytest.approx(0, abs=0.5)
+
+
+def test_mistakes_are_named_before_a_model_is_loaded(run, tmp_path):
+    for argv, words in (
+        ([str(tmp_path)], "is not a run"),
+        ([str(run.folder), f"--lora={tmp_path}/none.safetensors"], "no such file"),
+        ([str(run.folder), "--prompts=0"], "0 is less than 1"),
+        ([str(run.folder), "--size=100"], "not a multiple of 16"),
+        ([str(run.folder), "--measure=dinov2", f"--dinov2={tmp_path}"], "sh download.sh --judges"),
+    ):
+        with pytest.raises(Problems, match=words):
+            compare(argv)
