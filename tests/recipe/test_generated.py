@@ -5,9 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.recipe_files import Finished, Workshop
+from tests.unit.test_compositions import draw_subject
+from trainer.common.problems import Problems
 from trainer.generation import stage
+from trainer.generation.cutout import Cut
 from trainer.models.load import load_autoencoder, load_transformer
 from trainer.preflight.check import check_models, make_plan
 from trainer.sampling.adapted import encode_texts
@@ -89,3 +93,51 @@ def test_an_image_is_what_the_sampler_makes_of_its_prompt_and_seed(workshop):
     expected = decode_picture(load_autoencoder(config.ae, CPU, torch.float32), latents)
     difference = np.asarray(image.read()).astype(int) - np.asarray(expected).astype(int)
     assert abs(difference).max() <= 1  # the blocks of training round differently
+
+
+COMPANIONS = """
+[[datasets]]
+resolution = 128
+[[datasets.subsets]]
+image_dir = "{folder}/cut/toy"
+class_tokens = "tjtoy toy"
+[[datasets.subsets]]
+image_dir = "{folder}/cut/gpu"
+class_tokens = "sparkgpu gpu"
+[[datasets.compositions]]
+num_images = 2
+companions = { words = ["ball", "mug"], num_images = 4, candidates = 1, steps = 1 }
+"""
+
+
+def test_companions_are_cut_out_before_training_and_those_that_are_not_kept_stop_nothing_else(workshop, monkeypatch):
+    for name in ("toy", "gpu"):
+        draw_subject(workshop.folder / "cut" / name, name, (220, 20, 20), (40, 20, 110, 140))
+    data = workshop.dataset(COMPANIONS, "companions.toml")
+    settings = {"dataset_config": data, "cache_dir": workshop.folder / "companions-cache", "max_train_steps": 1}
+    kept = []
+
+    def cut_out(picture, margins, thing, models):
+        assert margins.shape == (1,) and margins.isfinite().all() and models is None
+        mask = Image.new("L", picture.size, 0)
+        if thing == "ball":
+            mask.paste(255, (30, 30, 90, 90))
+            kept.append(thing)
+        return Cut(mask, "" if thing == "ball" else "for the test")
+
+    monkeypatch.setattr(stage, "cut_out", cut_out)
+    run = workshop.train("companions", **settings)
+    assert kept == ["ball"] and all(torch.isfinite(tensor).all() for tensor in run.tensors().values())
+    plan = make_plan(replace(run.config, overwrite=True))
+    assert not plan.images_to_generate and "companion 'mug'" in plan.summary()
+    assert {sample.companion for sample in plan.data.samples} == {None, "ball"}
+    assert (run.folder / "generated.jpg").is_file()
+
+
+def test_a_run_without_any_companion_that_can_be_cut_out_says_so_before_it_trains(workshop):
+    """Random weights generate nothing that could be cut out."""
+    for name in ("toy", "gpu"):
+        draw_subject(workshop.folder / "cut" / name, name, (220, 20, 20), (40, 20, 110, 140))
+    data = workshop.dataset(COMPANIONS, "companions.toml")
+    with pytest.raises(Problems, match="no image of any companion can be cut out"):
+        workshop.train("none kept", dataset_config=data, cache_dir=workshop.folder / "none", max_train_steps=1)

@@ -6,16 +6,19 @@ tells everything that the pixels depend on.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from random import Random
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from trainer.data.generated import Generated
-from trainer.data.masks import Mask
+from trainer.data.layout import arrange
+from trainer.data.relations import Relation
 from trainer.images.decode import Size
 from trainer.images.inspection import Picture
 
@@ -23,6 +26,7 @@ VERSION = "1"  # part of every digest: raise it when the same recipe would give 
 SOLID = 128  # a mask pixel this bright is inside the concept's box
 FEATHER = 24  # how sharp a plain backdrop's horizon is
 KEPT_CUTOUTS = 32
+NARROWEST = 16  # pixels of a concept's shorter side in the composite: one token of the transformer
 
 Rgb = tuple[int, int, int]
 Corners = tuple[int, int, int, int]  # left, top, right, bottom
@@ -47,6 +51,31 @@ class Photograph:
     picture: Picture | Generated
 
 
+class MaskImage(Protocol):
+    """A mask, from a file or from elsewhere. sha256: of all that it depends on. from_alpha: as in `Mask`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def from_alpha(self) -> bool: ...
+    def read(self) -> Image.Image: ...
+
+
+class MakesImage(Protocol):
+    """A recipe, which makes a composite and its mask; the other parts are as in `Recipe`."""
+
+    @property
+    def size(self) -> Size: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def generated_images(self) -> tuple[Generated, ...]: ...
+    def image(self) -> Image.Image: ...
+    def mask(self) -> Image.Image: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A concept that is cut out of one photograph along its mask.
@@ -55,8 +84,8 @@ class Source:
     pixels keep their stored colours, because the alpha channel is the mask, instead of turning white.
     """
 
-    picture: Picture
-    mask: Mask
+    picture: Picture | Generated
+    mask: MaskImage
     corners: Corners
     keeps_colors: bool
 
@@ -83,6 +112,40 @@ class Piece:
     flip: bool
 
 
+class TooSmall(ValueError):
+    """A piece of a composite would be too small. index: of its concept in the relation. size: in pixels."""
+
+    def __init__(self, index: int, size: Size):
+        self.index, self.size = index, size
+        super().__init__(f"{size[0]}x{size[1]}")
+
+
+def place_pieces(
+    rng: Random, relation: Relation, sources: Sequence[Source], flips: Sequence[bool], size: Size
+) -> tuple[Piece, ...]:
+    """Place cut-outs as a relation says, in the order in which they are pasted. Raises `TooSmall`.
+
+    sources: in the order of the caption ("A holding B"). flips: which of them may be mirrored. size: of the composite.
+    Sizes and places vary with rng.
+    """
+    width, height = size
+    boxes = arrange(rng, relation, [source.size[0] / source.size[1] for source in sources], width / height)
+    pieces = []
+    for index in sorted(range(len(boxes)), key=lambda each: boxes[each].layer):
+        box = boxes[index]
+        own = max(1, round(box.width * height)), max(1, round(box.height * height))
+        if min(own) < NARROWEST:
+            raise TooSmall(index, own)
+        flip = flips[index] and rng.random() < 0.5
+        pieces.append(Piece(sources[index], round(box.left * height), round(box.top * height), own, flip))
+    return tuple(pieces)
+
+
+def backdrop_identity(backdrop: Plain | Photograph) -> object:
+    """Everything that a backdrop's pixels depend on, for a digest."""
+    return backdrop if isinstance(backdrop, Plain) else (backdrop.picture.sha256, backdrop.picture.converted)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to make a composite of `size` pixels. pieces: in the order in which they are pasted, the last on top."""
@@ -94,8 +157,7 @@ class Recipe:
     @property
     def sha256(self) -> str:
         """A digest of everything that the pixels depend on."""
-        backdrop = self.backdrop
-        behind = backdrop if isinstance(backdrop, Plain) else (backdrop.picture.sha256, backdrop.picture.converted)
+        behind = backdrop_identity(self.backdrop)
         pieces = [(piece.source.identity(), piece.left, piece.top, piece.size, piece.flip) for piece in self.pieces]
         return hashlib.sha256(repr((VERSION, self.size, behind, pieces)).encode()).hexdigest()
 
@@ -131,7 +193,7 @@ class Composite:
     """
 
     path: Path
-    recipe: Recipe
+    recipe: MakesImage
     sha256: str
     converted: bool = False
 
@@ -154,7 +216,7 @@ class CompositeMask:
     """The mask of a composite, which takes the place of a mask file. path: not a file but a name for messages."""
 
     path: Path
-    recipe: Recipe
+    recipe: MakesImage
     sha256: str
     from_alpha: bool = False
 

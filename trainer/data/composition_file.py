@@ -9,6 +9,7 @@ from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
 from trainer.config.kohya import DOCS
 from trainer.config.values import SPECS
+from trainer.data.class_words import with_article
 from trainer.data.generated import SAMPLER_SPECS, Sampler
 from trainer.data.relations import USUAL, Relation, parse_relations
 
@@ -43,6 +44,28 @@ class BaseBackgrounds:
     sampler: Sampler = field(default_factory=Sampler)
 
 
+@dataclass(frozen=True)
+class Companions:
+    """Other things next to a concept: the base model generates each alone, and it is cut out.
+
+    words: what they are, such as "red ball". num_images: how many different composites of a concept and a companion
+    there are. images_per_epoch: how many of them each epoch trains; None for half as many as photographs of the
+    concepts. candidates: how many images of each are generated. prompt: what generates one, with {thing} for its words
+    after "a" or "an". sampler: how they are generated.
+    """
+
+    words: tuple[str, ...] = ()
+    num_images: int = 80
+    images_per_epoch: int | None = None
+    candidates: int = 4
+    prompt: str = "{thing} on a plain background"
+    sampler: Sampler = field(default_factory=Sampler)
+
+    def prompt_of(self, word: str) -> str:
+        """The prompt that generates the thing alone. word: such as "red ball"."""
+        return self.prompt.replace("{thing}", with_article(word))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompositionConfig:
     """One [[datasets.compositions]]: composites of concepts that are cut out of the dataset's images.
@@ -51,8 +74,8 @@ class CompositionConfig:
     concepts one image shows; of several numbers, each in turn. num_images: how many different composites there are.
     images_per_epoch: how many of them each epoch trains, going on where the last one stopped; None for as many as it
     trains images of these concepts. captions: templates, from which one is chosen at random. backgrounds: "plain",
-    folders of images, or what the base model generates. mask_background, mask_dilation: as in `SubsetConfig`. where:
-    the place in the file, for messages.
+    folders of images, or what the base model generates. mask_background, mask_dilation: as in `SubsetConfig`.
+    companions: other things, each next to one concept. where: the place in the file, for messages.
     """
 
     where: str = ""
@@ -65,6 +88,7 @@ class CompositionConfig:
     backgrounds: tuple[str | BaseBackgrounds, ...] = (PLAIN,)
     mask_background: str = "0.3"
     mask_dilation: int = 0
+    companions: Companions | None = None
 
 
 def texts(value: Any) -> tuple[str, ...]:
@@ -122,6 +146,24 @@ def _base_backgrounds(table: Mapping[str, Any]) -> BaseBackgrounds:
     return BaseBackgrounds(**read.values, sampler=sampler)
 
 
+def _companions(value: Any) -> Companions:
+    if not isinstance(value, dict):
+        return Companions(words=tuple(dict.fromkeys(texts(value))))
+    read = COMPANION_SCHEMA.read(Given(name, each, "", subject=name) for name, each in value.items())
+    for problem in read.problems:
+        raise Invalid(f"has a table in which {problem.what}", problem.hint)
+    if "words" not in read.values:
+        raise Invalid("has a table without words", 'name the things, as in words = ["red ball", "blue mug"]')
+    sampler = Sampler(**{name: read.values.pop(name) for name in SAMPLER_SPECS if name in read.values})
+    return Companions(**read.values, sampler=sampler)
+
+
+def _thing_prompt(value: Any) -> str:
+    if not isinstance(value, str) or "{thing}" not in value:
+        raise Invalid(f"is {shown(value)}", 'it must have {thing}, as in "a photo of {thing} on a white background"')
+    return value
+
+
 def _place_prompts(value: Any) -> tuple[tuple[str, str], ...]:
     """A table of prompts by place, or a list of texts that serve as both."""
     pairs = list(value.items()) if isinstance(value, dict) else [(text, text) for text in texts(value)]
@@ -140,6 +182,19 @@ BASE_SCHEMA = Schema(
     elsewhere={"places": "use prompts", "count": "use num_images"},
     listing=f"{DOCS} lists the keys",
 )
+COMPANION_SCHEMA = Schema(
+    specs={
+        "words": Spec(parse=texts),
+        "num_images": Spec(type=int, ge=1, le=100_000),
+        "images_per_epoch": Spec(type=int, ge=1),
+        "candidates": Spec(type=int, ge=1, le=100),
+        "prompt": Spec(parse=_thing_prompt),
+        **SAMPLER_SPECS,
+    },
+    noun="a key of companions",
+    elsewhere={"prompts": "use prompt", "things": "use words", "names": "use words"},
+    listing=f"{DOCS} lists the keys",
+)
 SCHEMA = Schema(
     specs={
         "concepts": Spec(parse=texts),
@@ -149,6 +204,7 @@ SCHEMA = Schema(
         "relations": Spec(parse=parse_relations),
         "captions": Spec(parse=_templates),
         "backgrounds": Spec(parse=_backgrounds),
+        "companions": Spec(parse=_companions),
         "mask_background": SPECS["mask_background"],
         "mask_dilation": Spec(type=int, ge=0, le=256),
     },
@@ -170,4 +226,8 @@ def read_composition(written: Iterable[Given], where: str) -> tuple[CompositionC
 def composition_settings(composition: CompositionConfig) -> str:
     """All settings of a composition as one line of text, without its place in the file, for a run's manifest."""
     values = {each.name: getattr(composition, each.name) for each in fields(composition)}
-    return " ".join(f"{name}={value!r}" for name, value in values.items() if name != "where")
+    return " ".join(
+        f"{name}={value!r}"
+        for name, value in values.items()
+        if (name != "where" and value is not None) or name == "images_per_epoch"
+    )

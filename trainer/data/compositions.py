@@ -4,7 +4,7 @@ They are virtual samples: no file holds them, their pixels are made when they ar
 the digest of their recipes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -12,29 +12,31 @@ from random import Random
 
 from trainer.common.problems import Problem
 from trainer.common.rng import python_random
+from trainer.data.class_words import class_word_of, with_article
+from trainer.data.companions import CompanionRecipe, Thing, things_of
 from trainer.data.compose import (
-    Composite,
+    NARROWEST,
     CompositeMask,
     Photograph,
     Piece,
-    Plain,
     Recipe,
     Source,
+    TooSmall,
+    place_pieces,
     solid_corners,
     touches,
 )
+from trainer.data.composite_sample import composite_sample, fill_template, in_turn, plain_backdrop
 from trainer.data.composition_file import PLAIN, BaseBackgrounds, CompositionConfig
-from trainer.data.dataset_config import DatasetConfig, DatasetSection, SubsetConfig
+from trainer.data.dataset_config import DatasetConfig, DatasetSection
 from trainer.data.generated import Generated, Generator
-from trainer.data.layout import arrange
-from trainer.data.relations import Relation
+from trainer.data.relations import RELATIONS, Relation
 from trainer.data.samples import Sample
 from trainer.images.folder import read_folder
 from trainer.images.inspection import Picture, inspect_images
 
 SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photograph of a concept
 MOST_ENLARGED = 2.0  # times that a cut-out may be enlarged
-NARROWEST = 16  # pixels of a concept's shorter side in the composite: one token of the transformer
 PLAIN_PLACE = "on a plain background"
 Backdrop = tuple[Picture | Generated | None, str]  # None: plain; the words for the place
 
@@ -102,7 +104,10 @@ class _Composer:
         if not concepts:
             return Composed((), tuple(self.problems), tuple(self.warnings))
         backdrops = self._backdrops()
-        samples = () if self.problems else tuple(self._draw(concepts, backdrops))
+        things = self._things(concepts)
+        samples = (
+            () if self.problems else (*self._draw(concepts, backdrops), *self._beside(concepts, things, backdrops))
+        )
         return Composed(() if self.problems else samples, tuple(self.problems), tuple(self.warnings))
 
     def _concepts(self) -> list[Concept]:
@@ -193,7 +198,7 @@ class _Composer:
 
     def _draw(self, concepts: Sequence[Concept], backdrops: Sequence[Backdrop]) -> Iterator[Sample]:
         groups = [group for count in self.composition.together for group in combinations(concepts, count)]
-        relations = _in_turn(self.composition.relations, self.composition.num_images)
+        relations = in_turn(self.composition.relations, self.composition.num_images)
         for number in range(self.composition.num_images):
             rng = python_random(self.seed, "composite", *self.index, number)
             group, relation = groups[number % len(groups)], relations[number // len(groups) % len(relations)]
@@ -220,89 +225,70 @@ class _Composer:
         if pieces is None:
             return None
         picture, place = rng.choice(backdrops)
-        recipe = Recipe(self.size, Photograph(picture) if picture else _plain(rng), pieces)
+        recipe = Recipe(self.size, Photograph(picture) if picture else plain_backdrop(rng), pieces)
         caption = fill_template(rng.choice(self.composition.captions), [c.name for c in group], relation.name, place)
-        return self._as_sample(number, recipe, caption)
+        return composite_sample(self.composition, self.index, number, recipe, caption)
 
     def _pieces(
         self, rng: Random, relation: Relation, group: Sequence[Concept], sources: Sequence[Source]
     ) -> tuple[Piece, ...] | None:
-        width, height = self.size
-        boxes = arrange(rng, relation, [source.size[0] / source.size[1] for source in sources], width / height)
-        order = sorted(range(len(boxes)), key=lambda index: boxes[index].layer)
-        pieces = []
-        for index in order:
-            box = boxes[index]
-            size = max(1, round(box.width * height)), max(1, round(box.height * height))
-            if min(size) < NARROWEST:
-                what = f"{group[index].name!r} would be {size[0]}x{size[1]} pixels in {relation.name!r}"
-                hint = f"a concept needs {NARROWEST} pixels on each side: raise resolution, or the relation's size"
-                self.problems.append(Problem(self.composition.where, what, hint))
-                return None
-            flip = group[index].flips and rng.random() < 0.5
-            pieces.append(Piece(sources[index], round(box.left * height), round(box.top * height), size, flip))
-        return tuple(pieces)
+        try:
+            return place_pieces(rng, relation, sources, [concept.flips for concept in group], self.size)
+        except TooSmall as small:
+            name, size = group[small.index].name, f"{small.size[0]}x{small.size[1]} pixels"
+            hint = f"a concept needs {NARROWEST} pixels on each side: raise resolution, or the relation's size"
+            self.problems.append(
+                Problem(self.composition.where, f"{name!r} would be {size} in {relation.name!r}", hint)
+            )
+            return None
 
-    def _as_sample(self, number: int, recipe: Recipe, caption: str) -> Sample:
-        digest, path = recipe.sha256, Path(f"composite {number:03}: {caption}")
-        return Sample(
-            key=f"{self.index[0]}.composition {self.index[1]}/{number:03}",
-            picture=Composite(path, recipe, digest),
-            subset=_subset(self.composition),
-            dataset_index=self.index[0],
-            lines=(caption,),
-            bucket=self.size,
-            resized=self.size,
-            crop=(0, 0),
-            interpolation="area",
-            num_repeats=1,
-            is_reg=False,
-            loss_weight=1.0,
-            preserves_output=False,
-            mask=CompositeMask(path, recipe, digest),
-            composition=self.index[1],
-        )
+    def _things(self, concepts: Sequence[Concept]) -> list[Thing]:
+        """The companions, without those of which no image can be cut out, as far as that is known yet."""
+        asked, where = self.composition.companions, self.composition.where
+        if asked is None:
+            return []
+        words = [word for concept in concepts if (word := class_word_of(concept.name))]
+        things = things_of(asked, words, self.generator, self.size)
+        left = [thing for thing in things if not thing.is_decided or thing.kept()]
+        for thing in things:
+            if thing not in left:
+                what = f"none of the {len(thing.candidates)} images of companion {thing.name!r} can be cut out"
+                self.warnings.append(Problem(where, what, "it is left out; raise candidates, or use other words"))
+        if not left:
+            hint = "look at generated.jpg, then use other words or another prompt"
+            self.problems.append(Problem(where, "no image of any companion can be cut out", hint))
+        return left
 
-
-def _subset(composition: CompositionConfig) -> SubsetConfig:
-    """What stands in for the subset of a composite: its caption is taken as it is, its mask weighs as asked."""
-    return SubsetConfig(
-        image_dir=Path("composites"),
-        where=composition.where,
-        caption_dropout_rate=0.0,
-        masked_loss=True,
-        mask_background=composition.mask_background,
-        mask_dilation=composition.mask_dilation,
-    )
-
-
-def _plain(rng: Random) -> Plain:
-    """A backdrop in a light colour and a shade of it."""
-    above = tuple(rng.randint(120, 245) for _ in range(3))
-    shade = rng.randint(-40, 30)
-    below = tuple(min(255, max(60, value + shade)) for value in above)
-    return Plain((above[0], above[1], above[2]), (below[0], below[1], below[2]), rng.uniform(0.45, 0.7))
-
-
-def _in_turn(relations: Sequence[Relation], count: int) -> list[Relation]:
-    """`count` relations by weight, spread evenly: always the one that is furthest behind its share."""
-    total = sum(relation.weight for relation in relations)
-    used: Mapping[str, float] = {relation.name: 0.0 for relation in relations}
-    order = []
-    for step in range(1, count + 1):
-        behind = max(relations, key=lambda each: each.weight * step / total - used[each.name])
-        used = {**used, behind.name: used[behind.name] + 1}
-        order.append(behind)
-    return order
-
-
-def fill_template(template: str, names: Sequence[str], relation: str, place: str) -> str:
-    """Fill in a caption template, with white space collapsed.
-
-    names: of the two or more concepts, for {first}, {second}. relation: such as "holding", for {relation}. place: such
-    as "on a plain background", for {place}. {concepts} becomes "A holding B", or "A, B and C" for more than two.
-    """
-    pair = f"{names[0]} {relation} {names[1]}"
-    concepts = pair if len(names) == 2 else f"{', '.join(names[:-1])} and {names[-1]}"
-    text = template.format(concepts=concepts, first=names[0], second=names[1], relation=relation, place=place)
-    return " ".join(text.split())
+    def _beside(
+        self, concepts: Sequence[Concept], things: Sequence[Thing], backdrops: Sequence[Backdrop]
+    ) -> Iterator[Sample]:
+        """The composites of one concept with one companion, every pair of them in turn."""
+        asked = self.composition.companions
+        if asked is None:
+            return
+        pairs = [(concept, thing) for thing in things for concept in concepts]
+        for number in range(asked.num_images):
+            turn, at = divmod(number, len(pairs))
+            concept, thing = pairs[at]
+            rng = python_random(self.seed, "companion", *self.index, number)
+            leads = concept is concepts[0]
+            possible = [each for each in self.composition.relations if leads or each.layout != "attached"]
+            relations = in_turn(possible or [RELATIONS["next to"]], asked.num_images // len(pairs) + 1)
+            relation = relations[turn]
+            companion_first = rng.random() < 0.5 if relation.both_ways else not leads
+            picture, place = rng.choice(backdrops)
+            recipe = CompanionRecipe(
+                size=self.size,
+                backdrop=Photograph(picture) if picture else plain_backdrop(rng),
+                source=rng.choice(concept.sources),
+                flips=concept.flips,
+                thing=thing,
+                pick=turn,
+                companion_first=companion_first,
+                relation=relation,
+                seed=rng.getrandbits(63),
+            )
+            names = [concept.name, with_article(thing.name)]
+            names = names[::-1] if companion_first else names
+            caption = fill_template(rng.choice(self.composition.captions), names, relation.name, place)
+            yield composite_sample(self.composition, self.index, number, recipe, caption, thing.name)

@@ -87,7 +87,7 @@ def make_groups(samples: Iterable[Sample], dataset_config: DatasetConfig) -> lis
 def _composites(
     section: DatasetSection, samples: Sequence[Sample], train: Mapping[Size, Sequence[Sample]]
 ) -> Iterator[Rotation]:
-    """A rotation for the composites of each composition, as many of them as of the images of its concepts."""
+    """Rotations for the composites of each composition: of its concepts together, and of one with a companion."""
     for number, composition in enumerate(section.compositions):
         own = tuple(sample for sample in samples if sample.composition == number)
         if own:
@@ -98,7 +98,11 @@ def _composites(
                 if sample.subset.class_tokens in composition.concepts or not composition.concepts
                 if not sample.preserves_output
             ]
-            yield Rotation(own, composition.images_per_epoch or len(expand(named)))
+            pairs = tuple(sample for sample in own if sample.companion is None)
+            yield Rotation(pairs, composition.images_per_epoch or len(expand(named)))
+            if composition.companions:
+                beside = tuple(sample for sample in own if sample.companion is not None)
+                yield Rotation(beside, composition.companions.images_per_epoch or math.ceil(len(expand(named)) / 2))
 
 
 def _preserved(section: DatasetSection, samples: Sequence[Sample], num_train: int) -> Iterator[Rotation]:

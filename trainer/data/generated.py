@@ -74,6 +74,16 @@ class Generated:
         return self.folder / digest[:2] / f"{digest}.png"
 
     @property
+    def forward_passes(self) -> int:
+        """How often the transformer runs for it."""
+        return self.steps
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has been generated."""
+        return self.file.exists()
+
+    @property
     def width(self) -> int:
         return self.size[0]
 
@@ -124,5 +134,5 @@ def generator_of(config: TrainConfig, models: str) -> Generator:
 
 
 def missing_images(images: Iterable[Generated]) -> list[Generated]:
-    """Those of the images that have no file yet, each once, in the same order."""
-    return [image for image in dict.fromkeys(images) if not image.file.exists()]
+    """Those of the images that have not been generated yet, each once, in the same order."""
+    return [image for image in dict.fromkeys(images) if not image.is_complete]

@@ -35,7 +35,7 @@ class Sample:
     resizing and after the crop. crop: (left, top) of the crop in pixels. loss_weight: prior_loss_weight for
     regularisation images, else 1. preserves_output: whether the target is the base model's own prediction. mask: where
     the concept is, None if unknown. composition, preservation: for a composite or a generated image, the index of its
-    [[datasets.compositions]] or [[datasets.preservation]].
+    [[datasets.compositions]] or [[datasets.preservation]]. companion: the other thing next to a concept in a composite.
     """
 
     key: str
@@ -54,6 +54,7 @@ class Sample:
     mask: Mask | CompositeMask | None = None
     composition: int | None = None
     preservation: int | None = None
+    companion: str | None = None
 
     @property
     def is_from_subset(self) -> bool:

@@ -13,20 +13,26 @@ from itertools import groupby
 import torch
 from accelerate import Accelerator
 from diffusers import FluxTransformer2DModel
+from PIL import Image
 
 from trainer.common.devices import free_memory
 from trainer.common.process import progress
+from trainer.common.rng import torch_generator
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys, Encoded, TensorCache
+from trainer.data.companions import SIGMAS, Companion
 from trainer.data.encoding import fill_text
 from trainer.data.generated import PIXELS_PER_TOKEN, Generated, missing_images
+from trainer.flow import add_noise, velocity_target
+from trainer.generation.cutout import Cut, cut_by_models, cut_from_plain, load_mask_models
 from trainer.images.decode import Size
 from trainer.lora.blocks import layers_on_one_input, use_training_blocks
+from trainer.masking.create import Models
 from trainer.memory.choose import MemoryPlan
 from trainer.models.load import load_autoencoder, load_transformer
 from trainer.models.offload import swap_blocks, swapped_names
 from trainer.models.text import Tokenizers
-from trainer.models.transformer import Conditioning
+from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 from trainer.sampling.prompts import SamplePrompt
 from trainer.sampling.sampler import decode_picture, denoise, save_picture, start_noise
 
@@ -56,7 +62,8 @@ class Stage:
         missing = missing_images(images)
         if not missing:
             return
-        texts = [*captions, *(image.prompt for image in missing)]
+        rivals = (rival for image in missing if isinstance(image, Companion) for rival in image.rivals)
+        texts = [*captions, *(image.prompt for image in missing), *rivals]
         encoded = fill_text(self.config, texts, self.tokenizers, self.keys, self.cache, self.accelerator)
         self.accelerator.wait_for_everyone()  # every process sees the same files before anyone writes
         own = missing[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -72,16 +79,43 @@ class Stage:
         batches = list(_batches(due, self.accelerator.device.type))
         for batch in progress(batches, "generate", quiet=not self.accelerator.is_main_process):
             for image, latents in zip(batch, self._latents(transformer, batch, encoded), strict=True):
-                self.cache.write(_latents_key(image), {"latents": latents[None]})
+                entry = {"latents": latents[None]}
+                if isinstance(image, Companion):
+                    entry["margins"] = self._margins(transformer, image, latents[None], encoded)
+                self.cache.write(_latents_key(image), entry)
         del transformer
         free_memory(self.accelerator.device)
 
-    def _latents(self, transformer: FluxTransformer2DModel, images: Sequence[Generated], encoded: Encoded):
+    def _latents(
+        self, transformer: FluxTransformer2DModel, images: Sequence[Generated], encoded: Encoded
+    ) -> torch.Tensor:
         first = images[0]
         settings = SamplePrompt("", width=first.width, height=first.height, steps=first.steps, guidance=first.guidance)
         text = self.conditioning([image.prompt for image in images], encoded).to(transformer.device, transformer.dtype)
         noise = start_noise(transformer, settings, [image.seed for image in images])
         return denoise(transformer, noise, settings, text, None)
+
+    @torch.inference_mode()
+    def _margins(
+        self, transformer: FluxTransformer2DModel, image: Companion, latents: torch.Tensor, encoded: Encoded
+    ) -> torch.Tensor:
+        """How much larger the loss on a companion's latents is with each rival's prompt than with its own: [rivals].
+
+        The noise and the noise levels are the same for all. latents: [1, C, H, W] in the transformer's scale.
+        """
+        losses = torch.zeros(1 + len(image.rivals))
+        height, width = latents.shape[-2:]
+        rotary = rotary_table(transformer, height, width, self.keys.t5_length, latents.device)
+        for number, sigma in enumerate(SIGMAS):
+            noise = torch.randn(latents.shape, generator=torch_generator(image.seed, "margin", number)).to(latents)
+            sigmas = torch.full((1,), sigma, device=latents.device)
+            noisy, target = add_noise(latents, noise, sigmas).to(transformer.dtype), velocity_target(latents, noise)
+            for index, prompt in enumerate((image.prompt, *image.rivals)):
+                text = self.conditioning([prompt], encoded).to(transformer.device, transformer.dtype)
+                guidance = self.config.guidance_scale
+                velocity = predict_velocity(transformer, noisy, sigmas, text, guidance, rotary)
+                losses[index] += (velocity.float() - target).square().mean().cpu() / len(SIGMAS)
+        return losses[1:] - losses[0]
 
     def conditioning(self, prompts: Sequence[str], encoded: Encoded) -> Conditioning:
         """The prompts as the transformer takes them, on the host."""
@@ -104,15 +138,32 @@ class Stage:
         assert self.config.ae
         device = self.accelerator.device
         vae = load_autoencoder(self.config.ae, device, torch.float32)
+        mask_models = load_mask_models(device) if any(isinstance(image, Companion) for image in images) else None
         for image in progress(images, "decode", quiet=not self.accelerator.is_main_process):
             key = _latents_key(image)
             entry = self.cache.read(key)
             assert entry, "its latents have just been written"
             facts = {"prompt": image.prompt, "seed": image.seed, "steps": image.steps, "guidance": image.guidance}
-            save_picture(image.file, decode_picture(vae, entry["latents"]), facts)
+            picture = decode_picture(vae, entry["latents"])
+            save_picture(image.file, picture, facts)
+            if isinstance(image, Companion):
+                cut = cut_out(picture, entry["margins"], image.thing, mask_models)
+                save_picture(image.mask_file, cut.mask, {"cut out": cut.reason or "kept"})
             self.cache.path(key).unlink()  # the PNG takes its place
-        del vae
+        del vae, mask_models
         free_memory(device)
+
+
+def cut_out(picture: Image.Image, margins: torch.Tensor, thing: str = "", models: Models | None = None) -> Cut:
+    """Cut a thing out of its image; the mask is black if the cut-out is not kept.
+
+    margins: how much larger the model's loss is with the prompt of each rival than with the thing's own.
+    thing: what it is, for the models, None without.
+    """
+    cut = cut_by_models(picture, thing, models) if models else cut_from_plain(picture)
+    if not cut.reason and bool((margins <= 0).any()):
+        cut = Cut(cut.mask, "another thing's prompt explains it better")
+    return Cut(Image.new("L", picture.size, 0), cut.reason) if cut.reason else cut
 
 
 def _latents_key(image: Generated) -> str:

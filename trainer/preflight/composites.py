@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from trainer.checkpoint.naming import run_dir
 from trainer.common.files import atomic_write
 from trainer.config import TrainConfig
+from trainer.data.companions import Companion
 from trainer.data.compose import Composite
 from trainer.data.dataset import TrainingData
 from trainer.data.generated import Generated, missing_images
@@ -40,7 +41,7 @@ def write_generated_sheet(config: TrainConfig, data: TrainingData) -> Path | Non
 
     Images that are not generated yet are left out. Returns the path; None, with nothing written, if there are none.
     """
-    images = [image for image in data.generated_images() if image.file.exists()][:GENERATED_SHOWN]
+    images = [image for image in data.generated_images() if image.is_complete][:GENERATED_SHOWN]
     if not images:
         return None
     rows = [
@@ -54,9 +55,19 @@ def write_generated_sheet(config: TrainConfig, data: TrainingData) -> Path | Non
 
 def _generated_row(images: Sequence[Generated]) -> Row:
     side = max(max(image.size) for image in images)
-    pictures = [ImageOps.pad(image.read(), (side, side), color=DIMMED) for image in images]
+    pictures = [ImageOps.pad(_shown(image), (side, side), color=DIMMED) for image in images]
     label = "  |  ".join(image.prompt for image in images)
     return Row(label, [*pictures, *[None] * (GENERATED_IN_ROW - len(pictures))])
+
+
+def _shown(image: Generated) -> Image.Image:
+    """The image; of a companion only what is cut out, the rest dimmed, so that it is all dim if it is not kept."""
+    picture = image.read()
+    if not isinstance(image, Companion):
+        return picture
+    return Image.composite(
+        picture, Image.blend(picture, Image.new("RGB", picture.size, DIMMED), 0.8), image.read_mask()
+    )
 
 
 def _by_composition(data: TrainingData) -> Iterable[list[Sample]]:

@@ -191,7 +191,7 @@ class RunPlan:
         missing = self.images_to_generate
         if not missing:
             return []
-        passes = sum(image.steps for image in missing)
+        passes = sum(image.forward_passes for image in missing)
         return [
             f"  {len(missing)} images to generate with the base model before training: {passes} forward passes,"
             f" about the time of {math.ceil(passes / 3)} training samples"  # whose backward pass takes twice as long
@@ -243,7 +243,9 @@ def _composition_lines(data: TrainingData) -> list[str]:
 
 
 def _kind(sample: Sample) -> str:
-    return "composites" if sample.preservation is None else "preserved images"
+    if sample.preservation is not None:
+        return "preserved images"
+    return "composites" if sample.companion is None else "composites with companions"
 
 
 def _ranks_in_words(adapter: AdapterPlan) -> str:
