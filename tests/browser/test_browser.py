@@ -31,6 +31,10 @@ ADD_NODES = """(types) => {
   }
   return nodes.map(({ id }) => id)
 }"""
+LISTEN = """(id) => {
+  window.heard = []
+  app.graph.getNodeById(id).onWidgetChanged = (...facts) => heard.push(facts)
+}"""
 
 
 def widget(page: Any, node: int, name: str) -> Any:
@@ -138,11 +142,11 @@ def test_save_and_stop(open_page: OpenPage, runs: Path):
     page.wait_for_selector(".fdb-save:disabled >> text=Saving")
     assert (run.folder / "save").is_file() and not (run.folder / "stop").exists()
     page.click(".fdb-stop")
-    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("button", name=re.compile("Cancel$")).click()
     page.wait_for_timeout(300)
     assert not (run.folder / "stop").exists()
     page.click(".fdb-stop")
-    page.get_by_role("button", name="Confirm", exact=True).click()
+    page.get_by_role("button", name=re.compile("Confirm$")).click()
     page.wait_for_selector(".fdb-stop:disabled >> text=Stopping")
     assert (run.folder / "stop").is_file()
     (run.folder / "save").unlink()  # as the trainer does
@@ -186,10 +190,12 @@ def test_concepts_are_offered_checked_and_put_into_the_prompt(open_page: OpenPag
     page.wait_for_selector(".fdb-chip.fdb-differs >> text=tjtoy toy")
     page.wait_for_selector(".fdb-says >> text=“TJ Toy” should be “tjtoy toy”")
     assert page.locator(".fdb-chip").count() == len([concept for concept in CONCEPTS if not concept["is_reg"]])
+    page.evaluate(LISTEN, node)
     page.click(".fdb-chip.fdb-differs")
     page.wait_for_selector(".fdb-chip.fdb-present >> text=tjtoy toy")
     page.click(".fdb-chip.fdb-missing")
     page.wait_for_function("() => document.querySelectorAll('.fdb-chip.fdb-present').length === 2")
+    assert page.evaluate("() => heard.map(([name, value]) => [name, value])")[0] == ["text", "a tjtoy toy on a table"]
     assert widget(page, node, "text") == "a tjtoy toy on a table sparkgpu gpu (small)"
     assert page.locator(".fdb-says.fdb-good").count() == 1
 

@@ -2,6 +2,7 @@
 // All of it is the server's answer about the open graph; what the server cannot know is not shown.
 import { app } from '../../scripts/app.js'
 import { addStyle, h, section } from './elements.js'
+import { setWidget } from './graph.js'
 import { linkedPart, openPrompt, sourceOf } from './open_graph.js'
 import { askConceptPrompt } from './server.js'
 import { text } from './texts.js'
@@ -117,8 +118,7 @@ function put(node, { trigger, state, written }) {
   const now = state === 'differs' && before.includes(written)
     ? before.replace(written, () => trigger)
     : insert(before, trigger, widget.element ?? widget.inputEl)
-  widget.value = now
-  widget.callback?.(now, app.canvas, node)
+  setWidget(widget.node ?? node, widget, now)
   app.graph.setDirtyCanvas(true, true)
   look()
 }

@@ -80,8 +80,10 @@ const loraLists = (graph) => graph.nodes.flatMap((node) => (node.widgets ?? []).
 const isFile = (value) => typeof value === 'string' && /\.(safetensors|sft|pt|ckpt)$/i.test(value)
 const runOf = (name) => name.replaceAll('\\', '/').replace(/(-\d{6}|-step\d{8})?\.\w+$/, '')
 
-function setWidget(node, widget, value) {
-  widget.value = value
+/** Sets a widget as a user would: its node, the undo history and the page's store of values learn of it. */
+export function setWidget(node, widget, value) {
+  if (widget.setValue) return widget.setValue(value, { node, canvas: app.canvas })
+  widget.value = value // of another pack's own class
   widget.callback?.(value, app.canvas, node)
 }
 

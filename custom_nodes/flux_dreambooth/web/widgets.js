@@ -2,7 +2,7 @@
 import { app } from '../../scripts/app.js'
 import { inputTooltip, language, option } from './texts.js'
 
-const PACK = 'flux_dreambooth'
+const PACK = decodeURIComponent(new URL('.', import.meta.url).pathname.split('/').at(-2)) // the folder it is installed in
 const NAMES_ONLY = ['run', 'folder'] // lists of what users have named
 const CHARACTER = 7.2 // pixels of a character in a widget
 const REST = 76 // pixels of its arrows and margins
