@@ -32,6 +32,7 @@ from trainer.data.relations import Relation
 from trainer.images.decode import NotReadable, Size, decode
 
 SIGMAS = (0.5, 0.7, 0.85)  # noise levels at which a companion's prompt is compared with those of other things
+CUT_VERSION = "2"  # part of every digest: raise it when the same image would be cut out differently
 RIVALS = 2  # other things whose prompts must explain a companion's image worse than its own
 
 
@@ -49,7 +50,7 @@ class Companion(Generated):
     @property
     def sha256(self) -> str:
         """A digest of everything that the pixels depend on, and of whether the cut-out is kept."""
-        return hashlib.sha256(repr((super().sha256, self.thing, self.rivals)).encode()).hexdigest()
+        return hashlib.sha256(repr((CUT_VERSION, super().sha256, self.thing, self.rivals)).encode()).hexdigest()
 
     @property
     def mask_file(self) -> Path:

@@ -20,8 +20,10 @@ from trainer.masking.load import GroundingDino, Sam2, model_problems
 WORKING_SIDE = 256  # pixels of the longer side at which regions are found
 BORDER = 0.03  # share of the width at each side that is taken for background
 DIFFERENT = 30  # levels of 255 by which the thing differs from the background
-DARKEST, LIGHTEST = 0.28, 1.25  # how bright the background is in shadow and in a highlight, relative to the border
+DARKEST, LIGHTEST = 0.22, 1.25  # how bright the background is in shadow and in a highlight, relative to the border
+SAME_HUE, COLORED = 0.94, 12  # cosine between two colours without their grey; levels of one that is not grey
 SMALLEST, LARGEST = 0.04, 0.6  # share of the image that a kept cut-out covers
+HOLE = 0.008  # share of the image above which a hole stays one
 IN_ONE_PIECE = 0.85  # of all that differs from the background is in the largest region
 SOLID = 128
 THRESHOLD = 0.3  # as of `trainer mask`
@@ -87,9 +89,23 @@ def _foreground(pixels: torch.Tensor) -> torch.Tensor:
     background = left[:, None] * (1 - across) + right[:, None] * across
     differs = (pixels - background).abs().amax(-1) > DIFFERENT
     brightness = (pixels * background).sum(-1) / background.square().sum(-1).clamp_min(1)
-    same_hue = (pixels - brightness[..., None] * background).abs().amax(-1) < DIFFERENT / 2
-    shaded = same_hue & (brightness > DARKEST) & (brightness < LIGHTEST)
+    proportional = (pixels - brightness[..., None] * background).abs().amax(-1) < DIFFERENT / 2
+    shaded = (
+        (brightness > DARKEST)
+        & (brightness < LIGHTEST)
+        & (proportional | _same_hue(pixels, background * brightness[..., None]))
+    )
     return differs & ~shaded
+
+
+def _same_hue(pixels: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
+    """Where the pixels are of the hue of a coloured background, and as deep or deeper: shadows are. [H, W] bool.
+
+    background: as bright as the pixels.
+    """
+    own, behind = (each - each.mean(-1, keepdim=True) for each in (pixels, background))
+    alike = functional.cosine_similarity(own, behind, dim=-1) > SAME_HUE
+    return alike & (own.norm(dim=-1) > 0.8 * behind.norm(dim=-1).clamp_min(COLORED))
 
 
 def _smoothed(mask: torch.Tensor) -> torch.Tensor:
@@ -106,9 +122,11 @@ def _largest_region(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _filled(mask: torch.Tensor) -> torch.Tensor:
-    """The mask with its holes: what is outside is connected with the border."""
-    labels = _regions(functional.pad(~mask, (1, 1, 1, 1), value=True))
-    return (labels != labels[0, 0])[1:-1, 1:-1]
+    """The mask with its small holes; through large ones, such as a handle's, the background is seen."""
+    holes = _regions(functional.pad(~mask, (1, 1, 1, 1), value=True))  # padded: all that is outside is one region
+    is_large = torch.bincount(holes.flatten()) > HOLE * mask.numel()
+    is_large[0], is_large[holes[0, 0]] = False, True
+    return ~is_large[holes][1:-1, 1:-1]
 
 
 def _regions(mask: torch.Tensor) -> torch.Tensor:
