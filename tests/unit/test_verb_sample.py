@@ -84,3 +84,10 @@ def test_a_negative_prompt_without_cfg_is_reported_once():
     (notice,) = notices
     assert "negative prompt has no effect" in notice and "cfg" in notice
     assert parse(["--prompt=a", "--negative=dull", "--cfg=3"])[2] == ()
+
+
+def test_a_step_cache_needs_a_tolerance_and_no_route():
+    assert parse(["--prompt=a", "--step_cache=0.1"])[0].step_cache == 0.1
+    assert parse(["--prompt=a"])[0].step_cache is None
+    assert "no tolerance above 0" in problems_of("--prompt=a", "--step_cache=0")["--step_cache"]
+    assert "cannot be combined with --route" in problems_of("--prompt=a", "--step_cache=1", "--route")["--step_cache"]

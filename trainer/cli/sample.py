@@ -7,6 +7,7 @@ ignored, but a flag that has no effect here is refused.
 import argparse
 import difflib
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from trainer.sampling.adapted import apply_lora, encode_texts
 from trainer.sampling.prompts import SamplePrompt, idle_negatives, load_sample_prompts, read_prompt
 from trainer.sampling.routed import Router
 from trainer.sampling.sampler import as_image, decode_picture, sample_latents, save_picture, start_noise
+from trainer.sampling.step_cache import StepCache
 
 log = logging.getLogger(__name__)
 DEFAULTS = SamplePrompt("", width=1024, height=1024, steps=28)
@@ -58,7 +60,8 @@ class SampleJob:
     """What to generate: prompts, each with its seed, the LoRA (merged if several), and the output folder.
 
     lora_names: the LoRA files as given on the command line, stored with each image; routed: with --route, the LoRAs
-    that act in their own regions, in place of `lora`.
+    that act in their own regions, in place of `lora`. step_cache: the tolerance of a `StepCache`, or None to evaluate
+    every step.
     """
 
     prompts: tuple[SamplePrompt, ...]
@@ -66,14 +69,20 @@ class SampleJob:
     lora_names: str
     output: Path
     routed: tuple[RoutedLora, ...] = ()
+    step_cache: float | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One image: its latents [1, C, H/8, W/8], and with --route the masks of the LoRAs, [LoRAs, image tokens]."""
+    """One image: its latents [1, C, H/8, W/8].
+
+    masks: with --route those of the LoRAs, [LoRAs, image tokens]. skipping: with --step_cache, in words, how many steps
+    were evaluated and how far off the others may be.
+    """
 
     latents: torch.Tensor
     masks: torch.Tensor | None = None
+    skipping: str | None = None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -98,6 +107,9 @@ def run(argv: Sequence[str]) -> int:
         path = job.output / f"{index:03d}-seed{prompt.seed}.png"
         facts = {name: getattr(prompt, name) for name in ("prompt", "negative", "seed", "steps", "guidance", "cfg")}
         facts |= {"lora": job.lora_names} | ({"routed": True} if job.routed else {})
+        if drawn.skipping:
+            facts["step_cache"] = f"{job.step_cache:g}: {drawn.skipping}"
+            log.info("%s: %s", path.name, drawn.skipping)
         save_picture(path, decode_picture(vae, drawn.latents), facts)
         print(path)
         if drawn.masks is not None:
@@ -128,6 +140,7 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
         problems.append(Problem("--prompt", "not given", 'for example --prompt "tjtoy toy on a desk"'))
     if given.class_words and not given.route:
         problems.append(Problem("--class_words", "acts with --route only", "add --route or remove it"))
+    problems += _step_cache_problems(given)
     raise_if_any(problems)
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
@@ -138,11 +151,23 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
         job = SampleJob(tuple(prompts), None, names, output, tuple(routed))
         left_out += [f"{each.prompt!r} calls no LoRA" for each in prompts if not _class_text(each, job.routed)]
     else:
-        job, left_out = SampleJob(tuple(prompts), merge(loras) if loras else None, names, output), []
+        lora = merge(loras) if loras else None
+        job, left_out = SampleJob(tuple(prompts), lora, names, output, step_cache=given.step_cache), []
     assumed = [
         f"--lora={source.path}: {lora.note}" for source, (_, lora, _) in zip(sources, loras, strict=True) if lora.note
     ]
     return job, config, (*written.notices, *assumed, *left_out, *map(str, idle_negatives(prompts)))
+
+
+def _step_cache_problems(given: argparse.Namespace) -> list[Problem]:
+    if given.step_cache is None:
+        return []
+    if given.route:
+        return [Problem("--step_cache", "cannot be combined with --route", "leave one of the two out")]
+    if not 0 < given.step_cache < math.inf:
+        what = f"{given.step_cache:g} is no tolerance above 0"
+        return [Problem("--step_cache", what, "for example 0.1, which skips about half of 28 steps")]
+    return []
 
 
 def _routed(
@@ -179,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TRIGGER=WORDS",
         help='with --route: what the base model calls it, as "tjtoy toy=a toy"; usually the words after the first one',
     )
+    parser.add_argument(
+        "--step_cache",
+        type=float,
+        metavar="TOLERANCE",
+        help="skip steps in which the velocity should change by less than this share, such as 0.1; the error is logged",
+    )
     parser.add_argument("--output", type=Path, default=Path("output"), help="output folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next seed")
     for name in OF_PROMPT:
@@ -189,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _foreign_flags(names: Iterable[str]) -> list[Problem]:
     """Problems for flags that only train reads, or that do not exist."""
-    known = [*OF_TRAIN, "prompt", "lora", "route", "class_words", "output", "seed", *OF_PROMPT]
+    known = [*OF_TRAIN, "prompt", "lora", "route", "class_words", "step_cache", "output", "seed", *OF_PROMPT]
     problems = []
     for name in sorted({*names} - {*OF_TRAIN}):
         near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
@@ -241,7 +272,9 @@ def _draw(
             images = router.sample(noise, prompt, [route], positive, texts[route.class_text], negative)
             generated.append(Generated(images.latents, images.masks[0]))
         else:
-            generated.append(Generated(sample_latents(transformer, prompt, prompt.seed, positive, negative)))
+            cache = StepCache(job.step_cache, prompt.steps) if job.step_cache else None
+            latents = sample_latents(transformer, prompt, prompt.seed, positive, negative, cache)
+            generated.append(Generated(latents, skipping=cache.summary if cache else None))
     del transformer, router
     free_memory(device)
     return generated

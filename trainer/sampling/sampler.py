@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trainer.data.batches import unscale_latents
 from trainer.flow import euler_sigmas
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table, takes_guidance
 from trainer.sampling.prompts import SamplePrompt
+from trainer.sampling.step_cache import StepCache
 
 
 def sample_latents(
@@ -24,13 +26,15 @@ def sample_latents(
     seed: int,
     positive: Conditioning,
     negative: Conditioning | None,
+    cache: StepCache | None = None,
 ) -> torch.Tensor:
     """Generate the latents of one image with the Euler sampler, [1, C, H/8, W/8] in float32.
 
     prompt: its size, steps, guidance and cfg are used; seed: of the noise, in place of `prompt.seed`; positive,
-    negative: the encoded texts, negative None to sample without cfg.
+    negative: the encoded texts, negative None to sample without cfg; cache: decides which steps to evaluate, None for
+    all.
     """
-    return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative)
+    return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative, cache)
 
 
 def start_noise(transformer: FluxTransformer2DModel, prompt: SamplePrompt, seeds: Sequence[int]) -> torch.Tensor:
@@ -48,13 +52,15 @@ def denoise(
     prompt: SamplePrompt,
     positive: Conditioning,
     negative: Conditioning | None,
+    cache: StepCache | None = None,
 ) -> torch.Tensor:
     """Euler steps from noise [B, C, H/8, W/8] to the latents of B images, float32.
 
     prompt: its steps, guidance and cfg are used, for all images; positive, negative: B encoded texts, negative None to
-    sample without cfg. FLUX.1-schnell is sampled without a timestep shift, as it was trained.
+    sample without cfg; cache: decides which steps to evaluate, None for all. FLUX.1-schnell is sampled without a
+    timestep shift, as it was trained.
     """
-    return deque(denoising_steps(transformer, noise, prompt, positive, negative), maxlen=1).pop()
+    return deque(denoising_steps(transformer, noise, prompt, positive, negative, cache=cache), maxlen=1).pop()
 
 
 @torch.inference_mode()
@@ -65,6 +71,7 @@ def denoising_steps(
     positive: Conditioning,
     negative: Conditioning | None,
     predict: Callable[..., torch.Tensor] = predict_velocity,
+    cache: StepCache | None = None,
 ) -> Iterator[torch.Tensor]:
     """The latents after each of the steps of `denoise`, whose arguments these are; a step runs when it is asked for.
 
@@ -82,10 +89,12 @@ def denoising_steps(
         noisy = latents.to(dtype)
         return predict(transformer, noisy, sigma_of_each, conditioning, prompt.guidance, rotary).float()
 
-    for sigma, following in pairwise(sigmas):
+    def guided(sigma: torch.Tensor) -> torch.Tensor:
         v = velocity(positive, sigma)
-        if negative is not None:
-            v = (base := velocity(negative, sigma)) + prompt.cfg * (v - base)
+        return v if negative is None else (base := velocity(negative, sigma)) + prompt.cfg * (v - base)
+
+    for sigma, following in pairwise(sigmas):
+        v = cache.velocity(float(sigma), latents, partial(guided, sigma)) if cache else guided(sigma)
         latents = latents + (following - sigma) * v
         yield latents
 
