@@ -51,9 +51,19 @@ def applied_loras(model: Any, clip: Any, likely: Sequence[str], listed: Iterable
             name, header = found
             files.pop(name, None)
             files[name] = header.metadata
-    if not files and not unknown and getattr(clip.patcher, "forced_hooks", None):
-        files = {name: header.metadata for name in likely if (header := _header_of(name))}  # applied while sampling
+    if _acts_without_patches(model, clip):
+        files |= {name: header.metadata for name in likely if name not in files and (header := _header_of(name))}
     return AppliedLoras(tuple(files.items()), unknown)
+
+
+def _acts_without_patches(model: Any, clip: Any) -> bool:
+    """Whether LoRAs may act in other ways: hooks while sampling, injections ("bypass"), a model of another pack."""
+    patchers = (model, clip.patcher)
+    network = getattr(model.model, "diffusion_model", None)
+    return (
+        any(getattr(patcher, "forced_hooks", None) or getattr(patcher, "injections", None) for patcher in patchers)
+        or type(network).__module__.partition(".")[0] != "comfy"
+    )
 
 
 def _applications(model: Any, clip: Any) -> Iterator[list[_Sample]]:

@@ -176,8 +176,18 @@ def test_the_lora_says_how_long_its_prompts_were(comfyui: ComfyServer):
     prompt["2"]["inputs"]["t5_length"] = 72
     assert "T5 72" in settings(comfyui, prompt)
     prompt["2"]["inputs"]["t5_length"] = 0
+    if "LoraLoaderBypass" in comfyui.object_info():  # injected, not patched; since ComfyUI 0.12
+        prompt["5"]["class_type"] = "LoraLoaderBypass"
+        assert "T5 96 (as sample-t5.safetensors was trained)" in settings(comfyui, prompt)
+        prompt["5"]["class_type"] = "LoraLoader"
     prompt["5"]["inputs"] |= {"strength_model": 0.0, "strength_clip": 0.0}
     assert "T5 64" in settings(comfyui, prompt)
+    hooks = {"lora_name": "sample-t5.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
+    prompt["6"] = {"class_type": "CreateHookLora", "inputs": hooks}
+    hooked = {"clip": ["1", 1], "hooks": ["6", 0], "apply_to_conds": True, "schedule_clip": False}
+    prompt["7"] = {"class_type": "SetClipHooks", "inputs": hooked}
+    prompt["2"]["inputs"]["clip"] = ["7", 0]
+    assert "T5 96 (as sample-t5.safetensors was trained)" in settings(comfyui, prompt)
 
 
 LOADERS = """

@@ -9,11 +9,13 @@ import { text } from './texts.js'
 
 const NODE = 'ConceptPrompt'
 const LOOK = 400 // milliseconds; what comes before a node changes without telling it
+const SHARE = 0.03 // of the page's time for these looks: at large graphs they are rarer
 const AGAIN = 3000 // milliseconds until the same is asked again, as files change, too
 const HEIGHT = 88 // pixels: buttons and two lines of text; more of them scroll
 const ICONS = { present: 'pi-check', differs: 'pi-exclamation-triangle', missing: 'pi-plus' }
 const DEMO = 'demo.safetensors' // what `make demo` writes
 const shown = new Map() // node -> its watcher
+let rest = 0 // when to look again at the earliest
 
 app.registerExtension({
   name: 'FluxDreamBooth.ConceptPrompt',
@@ -27,12 +29,15 @@ app.registerExtension({
 })
 
 function look() {
-  if (document.hidden || !shown.size) return
+  const start = performance.now()
+  if (document.hidden || !shown.size || start < rest) return
   const graph = openPrompt(shown)
   for (const [node, watch] of shown) {
     const places = graph.places.filter((place) => place.node === node)
     if (places.length) watch(graph.prompt, places)
   }
+  const end = performance.now()
+  rest = end + (end - start) / SHARE
 }
 
 function addConcepts(node) {
@@ -120,6 +125,7 @@ function put(node, { trigger, state, written }) {
     : insert(before, trigger, widget.element ?? widget.inputEl)
   setWidget(widget.node ?? node, widget, now)
   app.graph.setDirtyCanvas(true, true)
+  rest = 0
   look()
 }
 
