@@ -50,7 +50,7 @@ def routed_loras(files: Sequence[tuple[LoadedLora, float]], class_words: str) ->
     for (name, part, strength), called_by in zip(parts, triggers, strict=True):
         acting = {layer: each for layer, each in part.modules.items() if stream_of(layer.removeprefix("transformer."))}
         if left_out := len(part.modules) - len(acting):
-            notes.append(f"{name}: {left_out} layers act on no tokens, as those of CLIP, and are not used")
+            notes.append(f"{name}: not used: {left_out} layers that act on no tokens, as those of CLIP")
         routed.append(RoutedLora(part.title, called_by, acting, strength))
     return routed, notes
 

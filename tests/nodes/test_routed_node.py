@@ -103,7 +103,7 @@ def test_it_says_what_was_called_and_what_is_left_out(comfyui: ComfyServer, lora
     text = told(comfyui, routed(prompt="a photo of tjtoy toy", class_words="tjtoy toy = a plush bear"))
     assert "class prompt: a photo of a plush bear" in text
     assert 'route-toy: called by "tjtoy toy"' in text and 'route-gpu: not called by "sparkgpu gpu"' in text
-    assert "layers act on no tokens, as those of CLIP" in text
+    assert "layers that act on no tokens, as those of CLIP" in text
     both = comfyui.loras / "route-both.safetensors"
     convert([Source(loras[0]), Source(loras[1], 0.5)], both, dtype=torch.float32, class_words={})
     apart = latents(comfyui, routed(lora_1="route-both.safetensors", lora_2="none"))

@@ -126,7 +126,7 @@ def test_route_needs_loras_and_says_what_is_left_out(tiny_flux, loras, tmp_path:
     _, _, notices = sample.parse(
         [*flags(tiny_flux, tmp_path, "a bear"), "--route", *(f"--lora={each}" for each in loras)]
     )
-    assert any("layers act on no tokens, as those of CLIP" in notice for notice in notices)
+    assert any("layers that act on no tokens, as those of CLIP" in notice for notice in notices)
     assert any("'a bear' calls no LoRA" in notice for notice in notices)
     with pytest.raises(Problems, match="--class_words: acts with --route only"):
         sample.parse([*flags(tiny_flux, tmp_path, "x"), "--class_words=tjtoy toy=a toy"])

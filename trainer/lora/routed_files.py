@@ -69,7 +69,7 @@ def route_loras(
         acting = {layer: each for layer, each in part.modules.items() if stream_of(layer.removeprefix("transformer."))}
         if left_out := len(part.modules) - len(acting):
             notes.append(
-                f"{path}: {left_out} layers act on no tokens, as those of CLIP, and have no effect with --route"
+                f"{path}: without effect with --route: {left_out} layers that act on no tokens, as those of CLIP"
             )
         weighted = {layer: replace(each, alpha=each.alpha * weights[path]) for layer, each in acting.items()}
         routed.append(RoutedLora(part.title, called_by, weighted))
