@@ -22,6 +22,7 @@ from trainer.config import TrainConfig, to_toml
 from trainer.data.batches import Batch, prefetch
 from trainer.data.cache import TensorCache
 from trainer.data.companions import Companion
+from trainer.engine.evaluation import announce_best
 from trainer.engine.metrics import Readback
 from trainer.engine.requests import Requests, discard_requests
 from trainer.engine.run import Run, prepare
@@ -72,6 +73,8 @@ def train(
         with stop.listening():
             try:
                 finished = loop(run)
+                if finished:
+                    announce_best(run)
             except torch.OutOfMemoryError:
                 raise Problems([out_of_memory(f"step {run.progress.step + 1}", run.memory)]) from None
     if finished:

@@ -4,13 +4,16 @@ import json
 import re
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.judge_models import write_dinov2, write_siglip2
 from tests.recipe_files import Finished, Workshop
 from trainer.cli.compare import run as compare
 from trainer.common.problems import Problems
-from trainer.comparison import pictures
+from trainer.comparison import judges, pictures
+from trainer.engine import evaluation
+from trainer.engine.evaluation import best_of
 
 SMALL = ["--prompts=2", "--steps=2", "--size=64"]
 
@@ -77,6 +80,37 @@ def test_a_lora_of_another_rank_and_a_copy_of_nothing(run, workshop, tmp_path):
     assert nothing["name"] == "nothing"
     assert nothing["drift"]["mean"] == pytest.approx(0, abs=0.5) and nothing["loss_drift"]["mean"] == pytest.approx(0)
     assert nothing["bleed"]["mean"] == pytest.approx(0, abs=0.5)
+
+
+def test_a_training_measures_itself_and_names_the_best_file(workshop, caplog, monkeypatch):
+    """Twice in two epochs, at the size of `compare`; the base model's images are generated once and found by it."""
+    monkeypatch.setattr(judges, "usual_side", lambda _: 64)
+    monkeypatch.setattr(evaluation, "usual_side", lambda _: 64)
+    monkeypatch.setattr(evaluation, "STEPS", 2)
+    caplog.set_level("INFO")
+    settings = {"max_train_epochs": 2, "save_every_n_epochs": 1, "evaluate_every_n_epochs": 1}
+    found = workshop.train("watched", **settings)
+    first, last = found.log("evaluation")
+    assert (first["step"], last["step"]) == (5, 10) and first["likeness"] != last["likeness"]
+    assert {"score", "error", "bleed", "drift", "copied", "loss_on_images", "loss_drift"} <= first.keys()
+    (best,) = found.log("recommendation")
+    assert best["best_step"] in (5, 10) and (found.config.output_dir / best["file"]).is_file()
+    assert "best of 2 evaluations: tj" in caplog.text
+    plain = workshop.train("unwatched", **settings | {"evaluate_every_n_epochs": None})
+    assert not plain.log("evaluation") and "which of the 2 LoRA files to keep" in caplog.text
+    assert all(torch.equal(found.tensors()[name], each) for name, each in plain.tensors().items())
+
+
+def test_the_last_line_of_a_run():
+    step = {"kind": "checkpoint", "step": 5, "file": "tj-000001.safetensors"}
+    assert "nothing to choose from" in best_of([step], "runs/tj")[1]
+    measured = {"kind": "evaluation", "error": 2.0, "likeness": 60.0, "bleed": 4.0, "drift": 6.0}
+    events = [step, {**measured, "step": 5, "score": 50.0}, {**measured, "step": 8, "score": 55.0}]
+    best, line = best_of(events, "runs/tj")
+    assert best == {"best_step": 8, "file": "", "score": 55.0}
+    assert "step 8, at which no LoRA file was saved" in line and "python -m trainer compare runs/tj" in line
+    best, line = best_of([*events, {**measured, "step": 8, "score": 40.0}], "runs/tj")
+    assert best["file"] == "tj-000001.safetensors" and "score 50.0 ± 2.0" in line
 
 
 def test_mistakes_are_named_before_a_model_is_loaded(run, tmp_path):

@@ -14,7 +14,7 @@ from trainer.config import TrainConfig
 # in import order: a module imports only rooms that come before its own, or its own room
 ROOMS = """
 common lora_file routing config images kernels flow models optim data lora memory sampling masking generation checkpoint
-preflight comparison engine train hub cli __main__
+comparison preflight engine train hub cli __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 LORA_FILE = ROOT / "trainer/lora_file"
@@ -192,6 +192,7 @@ ae alpha_mask apply_t5_attn_mask base_precision blocks_to_swap bucket_no_upscale
 caption_dropout_every_n_epochs caption_dropout_rate caption_extension caption_prefix caption_separator caption_suffix
 caption_tag_dropout_rate checkpoint_blocks clip_l compile_dynamic cuda_graphs dataset_config deterministic
 diff_output_preservation dim_from_weights discrete_flow_shift dynamo_backend ema_decay enable_bucket enable_wildcard
+evaluate_every_n_epochs
 flip_aug full_bf16 gradient_accumulation_steps gradient_checkpointing guidance_scale huber_c huber_scale
 huber_schedule keep_tokens keep_tokens_separator learning_rate log_every log_with logging_dir logit_mean logit_std
 loss_type lr_decay_steps lr_scheduler lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power

@@ -66,6 +66,10 @@ class Source(Protocol):
         """In this context the transformer has the candidate's LoRA, or none."""
         ...
 
+    def release(self) -> None:
+        """Free the memory of what was loaded to generate images, until it is needed again."""
+        ...
+
 
 @dataclass
 class Generator:
@@ -92,23 +96,18 @@ class Generator:
         """An RGB image for each prompt, from the cache where it has them; candidate: None for the base model."""
         digest = sha256_file(candidate.path) if candidate else "base"
         keys = [self._key(digest, prompt) for prompt in prompts]
-        found = {key: _decode(entry["png"]) for key in keys if (entry := self.cache.read(key))}
+        found = {key: decode_png(entry["png"]) for key in keys if (entry := self.cache.read(key))}
         due = [(key, prompt) for key, prompt in zip(keys, prompts, strict=True) if key not in found]
         if due:
             made = self._generate(candidate, [prompt for _, prompt in due])
             for (key, _), image in zip(due, made, strict=True):
-                self.cache.write(key, {"png": _encode(image)})
+                self.cache.write(key, {"png": encode_png(image)})
                 found[key] = image
         return [found[key] for key in keys]
 
     def _key(self, lora: str, prompt: ComparePrompt) -> str:
-        settings = self.settings
-        parts = (
-            *("image", lora, prompt.text, prompt.seed, settings.width, settings.height, settings.steps),
-            *(settings.guidance, self.dtype, self.device.type, self.config.base_precision),
-            *(self.config.t5xxl_max_token_length, self.config.apply_t5_attn_mask, *sorted(self.fingerprints.items())),
-        )
-        return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+        facts = self.dtype, self.device.type, self.config.base_precision
+        return image_key(self.config, self.settings, self.fingerprints, lora, facts, prompt)
 
     def _generate(self, candidate: Candidate | None, prompts: Sequence[ComparePrompt]) -> list[Image.Image]:
         texts = self.texts([prompt.text for prompt in prompts], candidate)
@@ -148,6 +147,11 @@ class Generator:
         self._vae = self._vae or load_autoencoder(self.config.ae, self.device, torch.float32)
         return self._vae
 
+    def release(self) -> None:
+        """Free the memory of the transformer and the autoencoder, until they are needed again."""
+        self._transformer = self._vae = None
+        free_memory(self.device)
+
     @contextmanager
     def applied(self, candidate: Candidate | None) -> Iterator[FluxTransformer2DModel]:
         """In this context the transformer has the candidate's LoRA, or none.
@@ -174,6 +178,27 @@ class Generator:
             yield self._transformer
 
 
+def image_key(
+    config: TrainConfig,
+    settings: SamplePrompt,
+    fingerprints: Mapping[str, str],
+    lora: str,
+    facts: tuple[object, ...],
+    prompt: ComparePrompt,
+) -> str:
+    """The cache key of an image: a digest of everything that it depends on.
+
+    fingerprints: of the model files; lora: a digest of the LoRA file, or "base"; facts: dtype, kind of device, and
+    precision of the base model.
+    """
+    parts = (
+        *("image", lora, prompt.text, prompt.seed, settings.width, settings.height, settings.steps),
+        *(settings.guidance, *facts, config.t5xxl_max_token_length, config.apply_t5_attn_mask),
+        *sorted(fingerprints.items()),
+    )
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+
+
 def _transformer_part(lora: LoraFile | None) -> LoraFile | None:
     modules = {name: each for name, each in lora.modules.items() if not name.startswith(CLIP_LAYERS)} if lora else {}
     return LoraFile(modules, {}) if modules else None
@@ -197,13 +222,14 @@ def _runs(prompts: Sequence[ComparePrompt]) -> Iterator[list[ComparePrompt]]:
         yield part
 
 
-def _encode(image: Image.Image) -> torch.Tensor:
+def encode_png(image: Image.Image) -> torch.Tensor:
     """The image as a PNG file's bytes, uint8 [n]."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
 
-def _decode(png: torch.Tensor) -> Image.Image:
+def decode_png(png: torch.Tensor) -> Image.Image:
+    """The RGB image in a PNG file's bytes, uint8 [n]."""
     with Image.open(io.BytesIO(png.numpy().tobytes())) as image:
         return image.convert("RGB")

@@ -3,14 +3,16 @@
 Every prompt says which concepts its image should show; whatever else of a concept appears in the image is bleed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from trainer.data.captions import contains_phrase, plain_caption
+from trainer.config import TrainConfig
+from trainer.data.captions import plain_caption
 from trainer.data.dataset import Sample, TrainingData
 from trainer.masking.plan import class_word_of
 
+PROMPTS = 6  # of each kind, unless the user says otherwise
 ALONE, BESIDE, TOGETHER, CLASS, NEUTRAL = "alone", "beside", "together", "class", "neutral"
 KINDS = {
     ALONE: "a concept alone",
@@ -128,6 +130,10 @@ def _with_article(word: str) -> str:
     return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
 
 
-def shown(text: str, concepts: Iterable[Concept]) -> tuple[str, ...]:
-    """The names of the concepts that a text contains."""
-    return tuple(concept.name for concept in concepts if contains_phrase(text, concept.name))
+def evaluation_texts(config: TrainConfig, data: TrainingData) -> list[str]:
+    """The texts that --evaluate_every_n_epochs needs encoded, beyond the captions: its prompts and the empty text."""
+    if not config.evaluate_every_n_epochs:
+        return []
+    concepts = concepts_of(data)
+    captions = [text for concept in concepts for text in _captions(concept)]
+    return ["", *(prompt.text for prompt in compare_prompts(concepts, PROMPTS)), *captions]

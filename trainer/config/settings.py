@@ -215,6 +215,9 @@ class TrainConfig(OutputSettings, InputSettings):  # fields are in this order: I
         ge=1,
     )
     max_validation_steps: int | None = _watching(None, "maximum number of validation batches", ge=1)
+    evaluate_every_n_epochs: int | None = _watching(
+        None, "measure likeness, bleed and drift every n epochs, as `trainer compare` does afterwards", OURS, ge=1
+    )
 
     @property
     def transformer_lr(self) -> float:

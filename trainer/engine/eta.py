@@ -20,11 +20,13 @@ OUTLIER = 3  # a step that takes this many times the median was compiling, which
 
 
 def pause_steps(config: TrainConfig, schedule: Schedule) -> dict[str, list[int]]:
-    """The steps after which training pauses, in order, by kind of pause: "checkpoint", "sample", "validation"."""
+    """The steps after which training pauses, in order, by kind of pause: "checkpoint", "sample", "validation",
+    "evaluation"."""
     return {
         "checkpoint": save_steps(config, schedule, start_step=0),
         "sample": steps_due(schedule, config.sample_every_n_epochs, config.sample_every_n_steps),
         "validation": steps_due(schedule, config.validate_every_n_epochs, config.validate_every_n_steps),
+        "evaluation": steps_due(schedule, config.evaluate_every_n_epochs, None),
     }
 
 

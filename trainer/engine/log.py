@@ -127,6 +127,11 @@ class RunLog:
             self.accelerator.log(numbers, step=step)
         log.info("%s at step %d: %s", kind, step, ", ".join(f"{key} {_short(v)}" for key, v in values.items()))
 
+    def say(self, text: str) -> None:
+        """Log a line for the user, on the console only."""
+        if self.active:
+            log.info("%s", text)
+
     def close(self) -> None:
         """Log how good the forecast was, and close the progress bar, log.jsonl and the trackers."""
         if self.active:

@@ -16,6 +16,7 @@ from trainer.checkpoint.background import BackgroundWrite
 from trainer.checkpoint.naming import run_dir
 from trainer.checkpoint.state import State, restore
 from trainer.common.process import phase
+from trainer.comparison.compare import Comparer
 from trainer.config import TrainConfig
 from trainer.data.batches import BatchMaker, BatchSettings
 from trainer.data.cache import TensorCache
@@ -49,7 +50,8 @@ class Run:
     maker: makes batches from the cache; ema: the moving average, if there is one; progress: steps and time so far;
     requests: what users and signals ask of it; graphs: recorded gradients, if batches run as CUDA graphs;
     last_checkpoint: the LoRA file that was written last; saving: the background thread that writes LoRA files;
-    measuring: records speed and memory for the next plan, on a GPU.
+    measuring: records speed and memory for the next plan, on a GPU; comparer: measures likeness, bleed and drift, once
+    it was needed.
     """
 
     config: TrainConfig
@@ -67,6 +69,7 @@ class Run:
     last_checkpoint: Path | None = None
     saving: BackgroundWrite = field(default_factory=BackgroundWrite)
     measuring: Measuring | None = None
+    comparer: Comparer | None = None
 
     def own_share(self, step: int) -> Sequence[tuple[Draw, ...]]:
         """The batches of optimizer step `step` that this process trains on, each as a tuple of draws."""

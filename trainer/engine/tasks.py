@@ -10,6 +10,7 @@ import torch
 from trainer.checkpoint.naming import Position, is_due, position_after
 from trainer.common.problems import Problem, Problems
 from trainer.engine.compilation import compile_report
+from trainer.engine.evaluation import evaluate
 from trainer.engine.metrics import Numbers
 from trainer.engine.requests import Request
 from trainer.engine.run import Run
@@ -53,7 +54,7 @@ def _not_finite(run: Run, step: int, numbers: Numbers) -> Problem:
 
 
 def due_tasks(run: Run, position: Position, request: Request) -> list[Callable[[], None]]:
-    """The functions to call after the step at `position`, in order: save, validate, generate samples.
+    """The functions to call after the step at `position`, in order: save, validate, generate samples, evaluate.
 
     They are due by the schedule, on request, or because the run ends; the list is often empty.
     """
@@ -67,4 +68,6 @@ def due_tasks(run: Run, position: Position, request: Request) -> list[Callable[[
         tasks.append(partial(validate, run))
     if is_due(position, config.sample_every_n_epochs, config.sample_every_n_steps):
         tasks.append(partial(make_samples, run))
+    if is_due(position, config.evaluate_every_n_epochs, None):
+        tasks.append(partial(evaluate, run))
     return tasks

@@ -12,6 +12,8 @@ import torch
 from trainer.checkpoint.naming import run_dir
 from trainer.common.disk import Share, shortage, write_problems
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.comparison.judges import evaluation_problems
+from trainer.comparison.prompts import evaluation_texts
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys, TensorCache
 from trainer.data.dataset import TrainingData, load_dataset
@@ -85,6 +87,7 @@ def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device 
     data, warnings = found.gather(load_dataset, config, num_processes, drawn_with) or (None, [])
     if data:
         found.problems += lr_scheduler_problems(config.select(ScheduleSettings), data.schedule.total_steps)
+        found.problems += evaluation_problems(config, data)
     if models_are_valid and network:
         adapter = found.gather(plan_adapter, config, network, start)
     if saved:
@@ -245,6 +248,7 @@ def _assemble(
 ) -> RunPlan:
     captions = dict.fromkeys(data.captions_used(data.schedule.num_epochs))
     captions |= dict.fromkeys(text for prompt in prompts for text in prompt.texts())
+    captions |= dict.fromkeys(evaluation_texts(config, data))
     cache_dir = cache_folder(config)
     assert cache_dir
     cache = TensorCache(cache_dir)
