@@ -40,8 +40,12 @@ class CheckpointGrid(Node):
         }
 
     @classmethod
-    def IS_CHANGED(cls, run: str, **_: Any) -> Any:  # noqa: N802 (ComfyUI's name)
-        return [(each.file, file_version(each.file)) for each in _runs().get(run, [])]
+    def VALIDATE_INPUTS(cls, run: str | None) -> bool | str:  # noqa: N802 (ComfyUI's name)
+        return True if run in (None, "") or _checkpoints(str(run)) else _no_run(str(run))
+
+    @classmethod
+    def IS_CHANGED(cls, run: str, **_: Any) -> Any:  # noqa: N802
+        return [(each.file, file_version(each.file)) for each in _checkpoints(run)]
 
     def draw(
         self,
@@ -64,10 +68,10 @@ class CheckpointGrid(Node):
     ) -> tuple[Any, Any]:
         sampling.refuse_other_models(model, clip)
         settings = sampling.Settings(seed, steps, guidance, sampler, schedule)
-        chosen = grid.choose(_runs().get(run, []), checkpoints)
+        chosen = grid.choose(_checkpoints(run), checkpoints)
         numbers = grid.read_strengths(strengths)
         if not chosen and any(numbers):
-            raise ValueError(f"there is no LoRA of the run {run!r} in models/loras")
+            raise ValueError(_no_run(run))
         rows = grid.plan(grid.read_prompts(prompts), chosen, numbers)
         applied = AppliedLoras(tuple((each.file, read_header(lora_path(each.file)).metadata) for each in chosen))
         length = t5_length or t5_length_of(model, applied).tokens
@@ -195,6 +199,16 @@ def _runs() -> dict[str, list[grid.Checkpoint]]:
     import folder_paths
 
     return grid.runs(folder_paths.get_filename_list("loras"))
+
+
+def _checkpoints(run: str) -> list[grid.Checkpoint]:
+    """A run's checkpoints by its name, with either system's slashes; none if it has none."""
+    found = _runs()
+    return found.get(run) or found.get(run.replace("\\", "/")) or found.get(run.replace("/", "\\")) or []
+
+
+def _no_run(run: str) -> str:
+    return f"there is no LoRA of the run {run!r} in models/loras: choose another run, or press R when it has one"
 
 
 NODES = (CheckpointGrid,)

@@ -52,7 +52,17 @@ class FluxSampleRouted(Node):
         }
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> str:  # noqa: N802 (ComfyUI's name)
+    def VALIDATE_INPUTS(  # noqa: N802 (ComfyUI's name)
+        cls,
+        lora_1: str | None,
+        lora_2: str | None = NO_LORA,
+        lora_3: str | None = NO_LORA,
+        lora_4: str | None = NO_LORA,
+    ) -> bool | str:
+        return lora_files.valid_names(*(name for name in (lora_1, lora_2, lora_3, lora_4) if name != NO_LORA))
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> str:  # noqa: N802
         return "\n".join(state_of(name) for name, _ in _chosen(inputs).values())
 
     def sample(

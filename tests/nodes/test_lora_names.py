@@ -70,6 +70,12 @@ def test_a_name_with_the_slashes_of_windows_is_found(comfyui: ComfyServer):
     result = comfyui.run(loading(lora_name=r"names\slash.safetensors"))
     assert not result.error and result.outputs["2"]["text"][0].startswith("slash.safetensors")
     write_fitting(comfyui.loras / "names/slash-000002.safetensors", comfyui.folder / "models/mini", seed=1)
+    sampling = {"width": 64, "height": 64, "seed": 1, "steps": 1, "guidance": 3.5, "sampler": "euler", "t5_length": 0}
+    sampling |= {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "schedule": "as trained"}
+    grid = {"run": r"names\slash", "checkpoints": "2", "strengths": "1", "prompts": "a", "cell_size": 64}
+    shown = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
+    drawn = comfyui.run(loading() | {"2": {"class_type": "CheckpointGrid", "inputs": sampling | grid}, "3": shown})
+    assert not drawn.error and len(drawn.pictures(comfyui, "3")) == 1
     newest = loading(lora_name=r"names\slash-000001.safetensors", checkpoint="newest of its run")
     assert comfyui.run(newest).outputs["2"]["text"][0].startswith("slash-000002.safetensors")
 

@@ -176,6 +176,10 @@ def test_the_lora_says_how_long_its_prompts_were(comfyui: ComfyServer):
     prompt["2"]["inputs"]["t5_length"] = 72
     assert "T5 72" in settings(comfyui, prompt)
     prompt["2"]["inputs"]["t5_length"] = 0
+    prompt["5"]["class_type"] = "LoadFluxDreamBoothLoRA"
+    prompt["5"]["inputs"]["checkpoint"] = "this file"
+    assert "T5 96 (as sample-t5.safetensors was trained)" in settings(comfyui, prompt)
+    prompt["5"]["class_type"] = "LoraLoader"
     if "LoraLoaderBypass" in comfyui.object_info():  # injected, not patched; since ComfyUI 0.12
         prompt["5"]["class_type"] = "LoraLoaderBypass"
         assert "T5 96 (as sample-t5.safetensors was trained)" in settings(comfyui, prompt)
