@@ -78,8 +78,9 @@ def trained(workshop: Workshop, place: str, monkeypatch, **settings) -> Trained:
         {"base_precision": "fp8", "torch_compile": True},
         {"blocks_to_swap": 1, "checkpoint_blocks": 2, "validate_every_n_steps": 7},
         {"blocks_to_swap": 2, "base_precision": "fp8", "torch_compile": True},
+        {"blocks_to_swap": 2, "network_args": ["train_blocks=single"], "torch_compile": True},
     ],
-    ids=["eager", "compiled", "checkpointed", "validated", "fp8", "swapped", "swapped-fp8"],
+    ids=["eager", "compiled", "checkpointed", "validated", "fp8", "swapped", "swapped-fp8", "later blocks"],
 )
 def test_a_recorded_training_is_the_same_training(workshop, monkeypatch, settings):
     name = "-".join(map(str, settings)) or "plain"

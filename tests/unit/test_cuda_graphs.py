@@ -7,6 +7,7 @@ import torch
 
 from tests.unit.test_step import make_batch, make_model
 from trainer.data.batches import Batch
+from trainer.engine import cuda_graphs
 from trainer.engine.cuda_graphs import RUNS_BEFORE, GradientGraphs, kind_of, why_not
 from trainer.engine.step import AdaptedModel, accumulate_gradients, batch_gradient, clear_gradients
 from trainer.memory.bytes import MIN_GRAPH_RESERVE
@@ -97,6 +98,17 @@ def test_a_kind_that_nobody_expected_gets_the_room_and_is_recorded_later():
     found, expected = steps(make_model(), graphs, groups), steps(make_model(), None, groups)
     torch.testing.assert_close(found, expected)
     assert [shape[0] for shape in recorder.recorded] == [1, 2, 1]
+
+
+def test_a_rare_kind_does_not_keep_the_others_waiting_for_ever(monkeypatch):
+    """Such as a batch all of whose images preserve something."""
+    monkeypatch.setattr(cuda_graphs, "PATIENCE", 6)
+    recorder = Recorder()
+    graphs = recording(2, recorder)
+    groups = [[make_batch(size, step)] for step, size in enumerate([2, 1, 1, 1, 1, 1, 1, 1])]
+    found, expected = steps(make_model(), graphs, groups), steps(make_model(), None, groups)
+    torch.testing.assert_close(found, expected)
+    assert [shape[0] for shape in recorder.recorded] == [1] and recorder.replayed == 2
 
 
 def test_released_graphs_are_recorded_again():

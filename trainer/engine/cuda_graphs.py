@@ -31,7 +31,7 @@ from trainer.optim.foreach import gradients_or_zeros, with_gradient
 
 log = logging.getLogger(__name__)
 RUNS_BEFORE = 2  # eager runs of a kind of batch before recording: the first compiles, both allocate what remains
-PATIENCE = 200  # batches after which recording no longer waits for kinds that have not occurred yet
+PATIENCE = 200  # batches after which recording no longer waits for kinds that are rare or have not occurred yet
 Kind = tuple[Any, ...]
 
 
@@ -101,8 +101,8 @@ class GradientGraphs:
     def _may_record(self, kind: Kind) -> bool:
         if self.is_broken or self._runs[kind] < RUNS_BEFORE:
             return False
-        all_came = len(self._runs) >= self.num_kinds or self._runs.total() >= PATIENCE
-        return all_came and min(self._runs.values()) >= RUNS_BEFORE
+        all_came = len(self._runs) >= self.num_kinds and min(self._runs.values()) >= RUNS_BEFORE
+        return all_came or self._runs.total() >= PATIENCE
 
     def _try_to_record(self, model: AdaptedModel, batch: Batch, kind: Kind) -> None:
         start = time.perf_counter()
