@@ -211,7 +211,7 @@ def test_the_inference_image(base: str, tmp_path: Path):
         with in_background([*run, *asked["Entrypoint"], *options], log) as server:
             stats = wait_until(lambda: answer("/system_stats"), log)
             assert stats["system"]["comfyui_version"] == "0.33.0"
-            assert answer("/object_info").keys() >= NODE_CLASS_MAPPINGS.keys() and len(NODE_CLASS_MAPPINGS) == 8
+            assert answer("/object_info").keys() >= NODE_CLASS_MAPPINGS.keys() and len(NODE_CLASS_MAPPINGS) >= 8
             listed = {entry["path"] for entry in answer("/api/userdata?dir=workflows&recurse=true&full_info=true")}
             assert listed >= {file.name for file in (ROOT / "workflows").glob("*.json")}
             assert "tj" in json.dumps(answer("/flux_dreambooth/runs"))
