@@ -255,3 +255,17 @@ def test_what_fails_on_the_thread_fails_where_the_batch_is_wanted():
     with pytest.raises(ValueError, match="picture 2"):
         next(batches)
     assert batch_threads() == []
+
+
+def test_captions_with_class_words_are_of_the_rows_that_have_a_trigger(workshop, data):
+    draws = next(batch for batch in data.batches(0) if len(batch) == 2)
+    words = {draws[1].caption: "toy"}
+    maker = make_maker(workshop, apply_t5_attn_mask=True, text_encoder_lr=1e-4)
+    asked = replace(maker, class_caption=lambda draw: words.get(draw.caption) if draw is draws[1] else None)(draws)
+    assert asked.class_rows is not None and asked.class_rows.tolist() == [1]
+    assert asked.class_txt is not None and asked.class_txt[:, 0, 0].tolist() == [len("toy")]
+    assert asked.class_mask is not None and asked.class_mask.shape == (1, 8)
+    assert asked.class_clip_ids is not None and asked.class_clip_ids.shape == (1, 77)
+    none = replace(maker, class_caption=lambda _: None)(draws)
+    assert not [name for name in none.tensors() if name.startswith("class_")]
+    assert torch.equal(asked.noise, none.noise) and torch.equal(asked.txt, none.txt)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.dataset_files import draw_folder, write_toml
 from trainer.common.problems import Problems
-from trainer.data.class_words import with_article
+from trainer.data.class_words import in_class_words, with_article
 from trainer.data.dataset import TrainingData, load_dataset
 from trainer.data.generated import Generated
 from trainer.data.samples import Sample
@@ -127,3 +127,22 @@ def test_mistakes_are_named_with_their_line(folder):
 
 def test_an_article_follows_the_first_letter():
     assert [with_article(words) for words in ("toy", "orange toy", "Apple")] == ["a toy", "an orange toy", "an Apple"]
+
+
+def test_class_words_take_the_place_of_whole_triggers_alone():
+    words = {"tjtoy toy": "toy", "sparkgpu gpu": "gpu", "tjtoy toy car": "car"}
+    for caption, expected in (
+        ("TJtoy  toy holding sparkgpu gpu on a desk", "toy holding gpu on a desk"),
+        ("a tjtoy toy car", "a car"),
+        ("tjtoy toys and a toy", "tjtoy toys and a toy"),
+    ):
+        assert in_class_words(caption, words) == expected
+    assert in_class_words("tjtoy toy", {}) == "tjtoy toy"
+
+
+def test_only_samples_that_teach_a_trigger_have_a_caption_with_class_words(folder):
+    data = load(folder)
+    assert data.class_words == {"tjtoy toy": "toy", "sparkgpu gpu": "gpu"}
+    draws = [draw for batch in data.batches(0) for draw in batch]
+    assert {data.class_caption(draw) for draw in draws if not draw.sample.is_reg} == {"toy", "gpu"}
+    assert {data.class_caption(draw) for draw in draws if draw.sample.is_reg} == {None}

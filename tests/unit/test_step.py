@@ -15,7 +15,7 @@ from tests.parity.test_transformer import make_transformer
 from trainer.config import TrainConfig
 from trainer.data.batches import Batch
 from trainer.engine.step import AdaptedModel, accumulate_gradients, sum_over_processes
-from trainer.lora.adapter import Dropouts, add_lora, linear_modules
+from trainer.lora.adapter import Dropouts, add_lora, disabled_adapter, linear_modules
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 from trainer.optim.foreach import chunks
 
@@ -237,3 +237,37 @@ def test_summing_launches_as_much_for_many_parameters_as_for_few(monkeypatch):
         assert "copy_" not in names[1] and "_foreach_copy_" in names[1]
         views = {"view", "split", "split_with_sizes", "flatten", "_unsafe_view"}
         assert [name for name in names[0] if name not in views] == [name for name in names[1] if name not in views]
+
+
+def class_text(*rows: int) -> dict[str, torch.Tensor]:
+    """Captions with class words for some rows of a batch."""
+    other = make_batch(len(rows), seed=50)
+    return {"class_rows": torch.tensor(rows), "class_txt": other.txt, "class_pooled": other.pooled}
+
+
+def test_class_words_are_kept_as_the_base_model_predicts_them():
+    """Row 2 of 3 has a trigger: its loss is what the adapter changes for the caption with the class word."""
+    model = make_model(replace(CONFIG, class_preservation_weight=0.5))
+    batch = make_batch(3, weights=torch.tensor([1.0, 1.0, 0.25]), **class_text(2))
+    plain, plain_loss = gradient(model, [replace(batch, class_rows=None)])
+    found, loss = gradient(model, [batch])
+
+    assert batch.class_txt is not None and batch.class_pooled is not None
+    asked = replace(one(batch, 2), txt=batch.class_txt, pooled=batch.class_pooled)
+    with torch.no_grad(), disabled_adapter(model.transformer):
+        kept = velocity(model.transformer, asked)
+    change = (velocity(model.transformer, asked) - kept).square().mean() * 0.25 / 3 * 0.5
+    expected = torch.autograd.grad(change, list(model.parameters.values()), allow_unused=True)
+    added = torch.cat([g.flatten() for g in expected if g is not None])
+    assert added.abs().max() > 1e-5
+    torch.testing.assert_close(found, plain + added, rtol=1e-4, atol=1e-7)
+    assert loss == pytest.approx(plain_loss + float(change.detach()), rel=1e-5)
+
+
+def test_what_the_base_model_predicts_for_class_words_needs_nothing_at_the_start():
+    """An adapter that changes nothing yet has nothing to answer for."""
+    model = make_model(replace(CONFIG, class_preservation_weight=1.0))
+    for name, parameter in model.parameters.items():
+        if ".lora_B." in name:
+            nn.init.zeros_(parameter)
+    assert model.class_losses(make_batch(2, **class_text(0, 1))).abs().max() == 0

@@ -45,6 +45,12 @@ class InputSettings:
         "prior preservation: is_reg images are trained towards the base model's own prediction",
         "a subset's custom_attributes in kohya; this flag sets it for all is_reg subsets",
     )
+    class_preservation_weight: float = _data(
+        0.0,
+        "weight of a loss that keeps each caption, with class words for its triggers, as the base model predicts it",
+        OURS,
+        ge=0,
+    )
     masked_loss: bool = _data(False, "train only what the images' masks show", "a mask can be NAME.mask.png too")
     alpha_mask: bool = _data(False, "use the images' alpha channels as masks", "the mask file of an image wins")
     mask_background: str = _data("ignore", 'outside the masks: "ignore", a weight from 0 to 1, or "preserve"', OURS)

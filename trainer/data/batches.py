@@ -26,6 +26,9 @@ class Batch:
     Maps of [B, 1, H/8, W/8], only if an image of the batch has one: preserve, the share of the base model's own
     prediction in the target; loss_mask, the weight of each position in the loss. preserved_rows: [P] int64, the rows
     that have such a share, if there is `preserve`. draws: where each row is from, for messages.
+
+    Only with --class_preservation_weight, if K > 0 captions have a trigger: class_rows, [K] int64, which they are;
+    class_txt, class_mask, class_pooled, class_clip_ids, their captions with class words, as txt and so on.
     """
 
     latents: torch.Tensor
@@ -40,6 +43,11 @@ class Batch:
     preserved_rows: torch.Tensor | None
     loss_mask: torch.Tensor | None
     draws: tuple[Draw, ...]
+    class_rows: torch.Tensor | None = None
+    class_txt: torch.Tensor | None = None
+    class_mask: torch.Tensor | None = None
+    class_pooled: torch.Tensor | None = None
+    class_clip_ids: torch.Tensor | None = None
 
     def pinned(self) -> "Batch":
         """A copy in pinned host memory, from which a GPU can copy without the host waiting."""
@@ -74,19 +82,22 @@ class BatchSettings(TimestepSettings):
 class BatchMaker:
     """Makes batches, each a pure function of the settings and the draws it is given.
 
-    encoded: reads latents and text from the cache. pin: whether to return batches in pinned memory, for a GPU.
+    encoded: reads latents and text from the cache. class_caption: returns the caption of a draw with class words, None
+    if it has no trigger; without it, batches have no such captions. pin: whether to return batches in pinned memory,
+    for a GPU.
     """
 
     settings: BatchSettings
     encoded: Encoded
     tokenizers: Tokenizers
     pin: bool = False
+    class_caption: Callable[[Draw], str | None] | None = None
 
     def __call__(self, draws: tuple[Draw, ...]) -> Batch:
         """The batch of these draws, one row each, in host memory."""
         rows = [self._row(draw) for draw in draws]
         latents, noise, sigmas = (torch.stack(column) for column in zip(*rows, strict=True))
-        batch = self._batch(draws, latents, noise, sigmas)
+        batch = replace(self._batch(draws, latents, noise, sigmas), **self._class_text(draws))
         return batch.pinned() if self.pin else batch
 
     def at_quantiles(self, draw: Draw, quantiles: torch.Tensor) -> Batch:
@@ -132,6 +143,20 @@ class BatchMaker:
             loss_mask=_stacked([weight for _, weight in maps], neutral=1.0),
             draws=draws,
         )
+
+    def _class_text(self, draws: tuple[Draw, ...]) -> dict[str, torch.Tensor]:
+        """The tensors of a batch whose names begin with "class_"."""
+        found = [self.class_caption(draw) for draw in draws] if self.class_caption else []
+        captions = {row: caption for row, caption in enumerate(found) if caption is not None}
+        if not captions:
+            return {}
+        txt, mask, pooled = (torch.stack(t) for t in zip(*map(self.encoded.text, captions.values()), strict=True))
+        text = {"class_rows": torch.tensor(list(captions)), "class_txt": txt, "class_pooled": pooled}
+        if self.settings.apply_t5_attn_mask:
+            text["class_mask"] = mask
+        if self.settings.text_encoder_lr > 0:
+            text["class_clip_ids"] = clip_ids(self.tokenizers.clip, list(captions.values()))
+        return text
 
     def _maps(self, draw: Draw, shape: torch.Size) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(preserve, loss_mask) of one draw, each [1, H/8, W/8] or None, as `Batch` describes them."""

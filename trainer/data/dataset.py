@@ -11,6 +11,7 @@ from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.rng import python_random
 from trainer.config import TrainConfig
 from trainer.data.captions import caption_variant, caption_varies, contains_phrase, plain_caption, possible_captions
+from trainer.data.class_words import class_word_of, in_class_words
 from trainer.data.compose import Composite
 from trainer.data.composition_file import composition_settings
 from trainer.data.compositions import compose_samples
@@ -171,6 +172,19 @@ class TrainingData:
             tags = (tag.strip().lower() for tag in sample.lines[0].split(","))
             counts[sample.subset.image_dir.name].update(tag for tag in tags if tag)
         return {folder: dict(tags) for folder, tags in counts.items()}
+
+    @cached_property
+    def class_words(self) -> dict[str, str]:
+        """The class word of each concept that is taught and has one, by its class_tokens."""
+        taught = (s.subset.class_tokens for s in self.samples if not s.is_reg and not s.preserves_output)
+        return {tokens: word for tokens in taught if tokens and (word := class_word_of(tokens))}
+
+    def class_caption(self, draw: Draw) -> str | None:
+        """The draw's caption with class words in place of triggers; None if it has no trigger or teaches nothing."""
+        if draw.sample.is_reg or draw.sample.preserves_output:
+            return None
+        caption = in_class_words(draw.caption, self.class_words)
+        return caption if caption != draw.caption else None
 
     def trains_trigger(self, subset: SubsetConfig) -> bool:
         """Whether training teaches a subset's class_tokens.

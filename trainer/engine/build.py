@@ -40,7 +40,9 @@ def load_adapted_model(
     )
     swap_blocks(transformer, memory.choice.swapped, device)
     use_training_blocks(transformer)
-    shapes = Counter((len(draws), sequence_tokens(draws[0].sample)) for draws in plan.data.batches(0))
+    batches = plan.data.batches(0)
+    shapes = Counter((len(draws), sequence_tokens(draws[0].sample)) for draws in batches)
+    shapes += Counter(_class_shapes(plan))
     masked, timed = config.apply_t5_attn_mask, not config.deterministic
     choose_attention(transformer, plan.keys.t5_length, shapes, masked, timed)
     adapt = {
@@ -66,6 +68,17 @@ def load_adapted_model(
     return model
 
 
+def _class_shapes(plan: RunPlan) -> list[tuple[int, int]]:
+    """(images, image tokens) of the forward pass of each batch's captions with class words, in the first epoch."""
+    if not (class_caption := plan.class_caption):
+        return []
+    return [
+        (count, sequence_tokens(draws[0].sample))
+        for draws in plan.data.batches(0)
+        if (count := sum(class_caption(draw) is not None for draw in draws))
+    ]
+
+
 def _shapes_without_adapter(plan: RunPlan) -> int:
     """The number of shapes in which the base model predicts what images preserve: as many of a batch as do."""
     shapes = {
@@ -73,7 +86,7 @@ def _shapes_without_adapter(plan: RunPlan) -> int:
         for draws in plan.data.batches(0)
         if (preserved := sum(draw.sample.preserves_some for draw in draws))
     }
-    return len(shapes)
+    return len(shapes.union(_class_shapes(plan)))
 
 
 def parameter_groups(config: TrainConfig, model: AdaptedModel, plan: RunPlan) -> list[dict]:

@@ -144,8 +144,11 @@ def kind_of(batch: Batch) -> Kind:
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.tensors().items())
 
 
-def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
-    """How many CUDA graphs a run needs, one for each kind of batch. batches: the draws of each batch."""
+def kinds_of(batches: Iterable[tuple[Draw, ...]], class_caption: Callable[[Draw], str | None] | None = None) -> int:
+    """How many CUDA graphs a run needs, one for each kind of batch.
+
+    batches: the draws of each batch. class_caption: as in `BatchMaker`.
+    """
     return len(
         {
             (
@@ -153,6 +156,7 @@ def kinds_of(batches: Iterable[tuple[Draw, ...]]) -> int:
                 draws[0].sample.bucket,
                 sum(draw.sample.preserves_some for draw in draws),
                 any(draw.sample.weighs_places for draw in draws),
+                sum(class_caption(draw) is not None for draw in draws) if class_caption else 0,
             )
             for draws in batches
         }

@@ -185,7 +185,13 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, reques
         config=config,
         accelerator=accelerator,
         plan=plan,
-        maker=BatchMaker(config.select(BatchSettings), encoded, tokenizers, pin=accelerator.device.type == "cuda"),
+        maker=BatchMaker(
+            config.select(BatchSettings),
+            encoded,
+            tokenizers,
+            pin=accelerator.device.type == "cuda",
+            class_caption=plan.class_caption,
+        ),
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -226,7 +232,8 @@ def _graphs(config: TrainConfig, model: AdaptedModel, plan: RunPlan) -> Gradient
     reason = why_not(config, model)
     if reason is None:
         floor = floor_bytes(config.min_free_memory, model.device) if shares_host_memory(model.device) else 0
-        return GradientGraphs(kinds_of(plan.data.batches(0)), free=lambda device: free_device_bytes(device) - floor)
+        kinds = kinds_of(plan.data.batches(0), plan.class_caption)
+        return GradientGraphs(kinds, free=lambda device: free_device_bytes(device) - floor)
     if model.device.type == "cuda":
         log.info("CUDA graph capture disabled, running eagerly: %s", reason)
     return None

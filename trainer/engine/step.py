@@ -93,6 +93,28 @@ class AdaptedModel:
         )
         return sample_losses(prediction, target, batch.sigmas, config.select(LossSettings), batch.loss_mask)
 
+    def class_losses(self, batch: Batch) -> torch.Tensor:
+        """How far the adapter moves what the model predicts for class words: [K] in float32, differentiable.
+
+        For each row that has a caption with class words, it is the mean squared difference between the predictions with
+        and without the adapter, for that caption and the row's noisy latents.
+        """
+        rows, txt, pooled = batch.class_rows, batch.class_txt, batch.class_pooled
+        assert rows is not None and txt is not None and pooled is not None
+        config, sigmas = self.config, batch.sigmas[rows]
+        noisy = add_noise(batch.latents[rows], batch.noise[rows], sigmas).to(self.dtype)
+        height, width = noisy.shape[-2:]
+        rotary = self.rotary(height, width, txt.shape[1])
+        text = Conditioning(txt, pooled, batch.class_mask).to(self.device, self.dtype)
+        with torch.no_grad(), disabled_adapter(self.transformer):
+            target = predict_velocity(self.transformer, noisy, sigmas, text, config.guidance_scale, rotary)
+        text = self.conditioning(txt, pooled, batch.class_mask, batch.class_clip_ids)
+        checkpointed = config.gradient_checkpointing or config.checkpoint_blocks or 0
+        prediction = predict_velocity(
+            self.transformer, noisy, sigmas, text, config.guidance_scale, rotary, checkpointed
+        )
+        return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
     def _preserved(
         self,
         batch: Batch,
@@ -118,12 +140,18 @@ class AdaptedModel:
 def batch_gradient(model: AdaptedModel, batch: Batch) -> torch.Tensor:
     """Run forward and backward on a batch: adds its gradient to `.grad` and returns its loss, a detached scalar.
 
-    batch: on the model's device. The loss is the sum over images of loss times weight.
+    batch: on the model's device. The loss is the sum over images of loss times weight. Where images have captions with
+    class words, the weighted `class_losses` are added, in a backward pass of their own, so that they need no memory at
+    the same time.
     """
     weights = batch.weights * loss_weights(batch.sigmas, model.config.weighting_scheme)
     loss = (model.losses(batch) * weights).sum()
     loss.backward()
-    return loss.detach()
+    if batch.class_rows is None:
+        return loss.detach()
+    kept = (model.class_losses(batch) * weights[batch.class_rows]).sum() * model.config.class_preservation_weight
+    kept.backward()
+    return loss.detach() + kept.detach()
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter], in_place: bool = False) -> None:

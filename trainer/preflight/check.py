@@ -16,6 +16,7 @@ from trainer.comparison.judges import evaluation_problems
 from trainer.comparison.prompts import evaluation_texts
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys, TensorCache
+from trainer.data.class_words import in_class_words
 from trainer.data.dataset import TrainingData, load_dataset
 from trainer.data.generated import cache_folder, missing_images
 from trainer.lora.adapter import file_module, linear_modules
@@ -247,6 +248,8 @@ def _assemble(
     memory: MemoryPlan,
 ) -> RunPlan:
     captions = dict.fromkeys(data.captions_used(data.schedule.num_epochs))
+    if config.class_preservation_weight:
+        captions |= dict.fromkeys([in_class_words(caption, data.class_words) for caption in captions])
     captions |= dict.fromkeys(text for prompt in prompts for text in prompt.texts())
     captions |= dict.fromkeys(evaluation_texts(config, data))
     cache_dir = cache_folder(config)

@@ -44,6 +44,7 @@ def measured_key(plan: RunPlan) -> str:
     memory, config = plan.memory, plan.config
     device = memory.device.name if memory.device else "cpu"
     runs = (config.torch_compile, config.cuda_graphs, config.gradient_accumulation_steps, plan.world_size)
+    runs += ("class words",) if config.class_preservation_weight else ()
     return record_key(device, memory.work, memory.choice, config.optimizer_type, runs)
 
 

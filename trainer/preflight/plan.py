@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,11 @@ class RunPlan:
     replaces: tuple[Path, ...] = ()
     _epochs: dict[int, list[tuple[Draw, ...]]] = field(default_factory=dict)
 
+    @property
+    def class_caption(self) -> Callable[[Draw], str | None] | None:
+        """Returns a draw's caption with class words in place of triggers; None without --class_preservation_weight."""
+        return self.data.class_caption if self.config.class_preservation_weight else None
+
     def group(self, step: int) -> Sequence[tuple[Draw, ...]]:
         """The batches of an optimizer step (counted from 1), those of all processes, each as a tuple of draws."""
         epoch, index = divmod(step - 1, self.schedule.steps_per_epoch)
@@ -194,7 +199,7 @@ class RunPlan:
         passes = sum(image.forward_passes for image in missing)
         return [
             f"  {len(missing)} images to generate with the base model before training: {passes} forward passes,"
-            f" about the time of {math.ceil(passes / 3)} training samples"  # whose backward pass takes twice as long
+            f" about the time of {math.ceil(passes / 2)} training samples"  # whose backward pass takes as long
         ]
 
     def _note_lines(self) -> list[str]:
@@ -204,7 +209,21 @@ class RunPlan:
         schedule = self.schedule
         return [
             f"{self.data.num_batches} batches per epoch / {schedule.batches_per_step} per step ="
-            f" {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} steps in {schedule.num_epochs} epochs"
+            f" {schedule.steps_per_epoch} steps per epoch,"
+            f" {schedule.total_steps} steps in {schedule.num_epochs} epochs",
+            *self._class_lines(),
+        ]
+
+    def _class_lines(self) -> list[str]:
+        """What --class_preservation_weight costs: with frozen weights, a backward pass is as long as a forward pass."""
+        if not self.class_caption:
+            return []
+        draws = [draw for batch in self.data.batches(0) for draw in batch]
+        share = sum(self.class_caption(draw) is not None for draw in draws) / len(draws)
+        words = ", ".join(dict.fromkeys(self.data.class_words.values()))
+        return [
+            f"  class words ({words}) preserved in {share:.0%} of the samples: two more forward passes and one more"
+            f" backward pass of these, {1 + 1.5 * share:.2f} times the arithmetic of a step"
         ]
 
     def _file_lines(self) -> list[str]:

@@ -32,6 +32,9 @@ def _idle_with_data(config: TrainConfig, data: TrainingData) -> Iterator[Problem
         if config.diff_output_preservation:
             hint = "custom_attributes = { diff_output_preservation = true } sets it for any subset"
             yield Problem("--diff_output_preservation", idle, hint)
+    if config.class_preservation_weight and not data.class_words:
+        hint = 'write what a concept is after its trigger, as in class_tokens = "tjtoy toy"'
+        yield Problem("--class_preservation_weight", "has no effect: no concept has a class word", hint)
     validates = config.validate_every_n_epochs or config.validate_every_n_steps
     if data.validation and not validates and not config.validation_split:  # a flag is warned of with the settings
         what = f"keeps {len(data.validation)} images out of training, and no validation uses them"
