@@ -21,6 +21,7 @@ PLAIN_DATA = frozenset(
     "IMAGE MASK LATENT CONDITIONING VAE NOISE SIGMAS SAMPLER GUIDER AUDIO VIDEO CONTROL_NET CLIP_VISION "
     "CLIP_VISION_OUTPUT STYLE_MODEL UPSCALE_MODEL INT FLOAT BOOLEAN".split()
 )
+DRAWN = PLAIN_DATA - {"CONDITIONING", "GUIDER"} | {*MODELS}  # of these, a prompt is no longer an input
 TEXTS = ("STRING", "COMBO")
 NOT_CARRIED = PLAIN_DATA | {*TEXTS}
 TRAINED = "LORA_MODEL"  # a LoRA that ComfyUI trains in the same prompt
@@ -79,7 +80,7 @@ def loras_of_users(prompt: Prompt, node_id: str, names: Names, classes: NodeClas
     users: dict[str, list[str]] = {}
     for user in prompt:
         for value in _inputs(prompt, user).values():
-            if is_link(value):
+            if is_link(value) and _type(prompt, value, classes) not in DRAWN:
                 users.setdefault(str(value[0]), []).append(user)
     queue, reached = [node_id], {node_id}
     for each in queue:  # grows while it is read

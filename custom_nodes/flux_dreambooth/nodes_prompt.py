@@ -62,7 +62,12 @@ class ConceptPrompt(Node):
         if clip is None:
             raise ValueError("Concept Prompt has no CLIP: connect a CLIP loader, or the LoRA loader's CLIP output.")
         chosen = LoraChoice.of(lora_name, prompt or {}, str(unique_id), comfyui_names(), comfyui_classes())
-        built = build_prompt(text, concepts_of(chosen.names), parentheses == WEIGHTS, concepts_of(chosen.elsewhere))
+        try:
+            elsewhere = concepts_of(chosen.elsewhere)
+        except (ValueError, OSError) as error:  # of a file that this node does not need
+            log.warning("Concept Prompt: %s", error)
+            elsewhere = []
+        built = build_prompt(text, concepts_of(chosen.names), parentheses == WEIGHTS, elsewhere)
         warnings = built.warnings or ([] if built.found else chosen.nothing_known())
         for warning in warnings:
             log.warning("Concept Prompt: %s", warning)

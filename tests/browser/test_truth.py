@@ -19,7 +19,8 @@ OpenPage = Callable[..., Any]
 FOX = [{"concept": "fox", "trigger": "zwx fox", "pictures": 4}]
 NONE = "No LoRA is loaded before this node"
 BYPASS, NEVER = 4, 2
-PACKS = [Path(os.environ.get("COMFYUI_PACKS", "none")) / name for name in ("rgthree-comfy", "ComfyUI-Custom-Scripts")]
+OTHERS = ("rgthree-comfy", "ComfyUI-Custom-Scripts", "ComfyUI-KJNodes")
+PACKS = [Path(os.environ.get("COMFYUI_PACKS", "none")) / name for name in OTHERS]
 
 
 def test_subgraphs_reroutes_and_switched_off_nodes(open_page: OpenPage, comfyui: ComfyServer):
@@ -127,11 +128,11 @@ def test_a_server_that_restarts(open_page: OpenPage, comfyui: ComfyServer):
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server with rgthree's and pysssss' nodes, from the folder that COMFYUI_PACKS names."""
+    """A server with rgthree's, pysssss' and Kijai's nodes, from the folder that COMFYUI_PACKS names."""
     if not COMFYUI:
         pytest.skip(NO_COMFYUI)
     if not all(pack.is_dir() for pack in PACKS):
-        pytest.skip("COMFYUI_PACKS names no folder with rgthree-comfy and ComfyUI-Custom-Scripts")
+        pytest.skip(f"COMFYUI_PACKS names no folder with {', '.join(pack.name for pack in PACKS)}")
     with ComfyServer(prepare_base(tmp_path_factory.mktemp("packs"), *PACKS)) as server:
         yield server
 
@@ -154,6 +155,30 @@ def test_loaders_of_other_packs(open_page: OpenPage, packs: ComfyServer):
     graph.clear()
     graph.chain("LoraLoader|pysssss", lora_name="a.safetensors")
     graph.says("tjtoy toy")
+
+
+def test_set_and_get_nodes_and_reroutes_of_other_packs(open_page: OpenPage, packs: ComfyServer):
+    write_lora(packs.loras / "a.safetensors")
+    graph = Graph(open_page(server=packs))
+    _, loader, prompt = graph.chain("LoraLoader", 400, lora_name="a.safetensors")
+    setter, getter = graph.add("SetNode", 400, 400), graph.add("GetNode", 600, 400)
+    graph.link(loader, "CLIP", setter, 0)
+    graph.set_widget(setter, "Constant", "text encoders")
+    graph.set_widget(getter, "Constant", "text encoders")
+    graph.link(getter, 0, prompt, "clip")
+    graph.says("tjtoy toy")
+    graph.set_widget(getter, "Constant", "nobody")
+    graph.says(line=NONE)
+    graph.set_widget(getter, "Constant", "text encoders")
+    graph.wrap(getter, prompt)
+    graph.says("tjtoy toy")
+    graph.clear()
+    _, loader, prompt = graph.chain("LoraLoader", 400, lora_name="a.safetensors")
+    for kind in ("Reroute (rgthree)", "Context (rgthree)"):
+        between = graph.add(kind, 600, 500)
+        graph.link(loader, "CLIP", between, 0 if kind.startswith("Reroute") else "clip")
+        graph.link(between, 0 if kind.startswith("Reroute") else "CLIP", prompt, "clip")
+        graph.says("tjtoy toy")
 
 
 def test_the_sampler_takes_the_length_of_their_loras(packs: ComfyServer):

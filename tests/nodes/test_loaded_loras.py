@@ -225,6 +225,9 @@ def test_a_lora_on_the_model_alone_is_found_where_the_prompt_is_used():
     )
     assert loras_before(prompt, "3", NAMES, CLASSES) == Loaded()
     assert loras_of_users(prompt, "3", NAMES, CLASSES) == Loaded((A,))
+    second = {"model": ["6", 0], "latent_image": ["4", 0], "positive": ["9", 0]}  # what the first has drawn
+    prompt["5"] = {"class_type": "KSampler", "inputs": second}
+    assert loras_of_users(prompt, "3", NAMES, CLASSES) == Loaded((A,))
     routed = {"model": ["1", 0], "prompt": ["3", 1], "lora_1": C, "strength_1": 1.0, "lora_2": "(none)"}
     prompt["4"] = {"class_type": "FluxSampleRouted", "inputs": routed}
     assert loras_of_users(prompt, "3", NAMES, CLASSES).names == (C,)
