@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from .run_state import LISTENING, state_of
 from .training_log import (
     Checkpoint,
     TrainingLog,
@@ -27,16 +28,12 @@ try:
 except ImportError:  # Python 3.10: the length of a run stays unknown
     tomllib = None
 
-State = Literal["preparing", "running", "quiet", "stopped", "finished"]
-LISTENING = ("preparing", "running", "quiet")  # states in which a run may still look for `save` and `stop`
 WISHES = ("save", "stop")
 MOST_RUNS = 100
 MOST_ENTRIES = 10_000  # read from one folder
 MAX_CONFIG = 256 * 2**10
 MAX_SAMPLE = 64 * 2**20
 MOST_SAMPLES = 120
-QUIET_AFTER = 90.0  # seconds without a line, or ten steps, whichever is longer
-GIVEN_UP_AFTER = 3600.0
 SHOWN = ("average", "learning_rate", "seconds_per_picture", "peak_gib")  # of the last step
 LAST_STEPS = 20  # from which the remaining time is estimated
 _SAMPLE = re.compile(r"[^/\\\x00-\x1f]+-step(\d{8})-(\d{2,6})\.png")
@@ -150,12 +147,13 @@ class Runs:
         except OSError:  # no step is finished yet, or the log cannot be read
             log = self._logs[folder.name] = TrainingLog()
         step = log.steps[-1] if log.steps else None
-        total, epochs = _length(log, folder / "config.toml")
+        config = _config(folder / "config.toml")
+        total, epochs = _length(log, config)
         age = max(0.0, time.time() - _last_news(folder))
         newest = max(log.checkpoints.values(), key=lambda checkpoint: checkpoint.step, default=None)
         return {
             "name": folder.name,
-            "state": _state(folder.name, log, age),
+            "state": state_of(folder, plain_name(config.get("output_name")) or folder.name, log, age),
             "age": round(age, 1),
             "step": log.step,
             "total": total,
@@ -177,18 +175,6 @@ def _last_news(folder: Path) -> float:
     return max(times, default=0.0)
 
 
-def _state(name: str, log: TrainingLog, age: float) -> State:
-    last = log.last
-    if isinstance(last, Checkpoint) and last.file == f"{name}.safetensors":
-        return "finished"
-    seconds = next((step.seconds for step in reversed(log.steps) if step.seconds), 0.0)
-    if age <= max(QUIET_AFTER, 10 * (seconds or 0.0)):
-        return "running" if last else "preparing"
-    if (isinstance(last, Checkpoint) and last.with_state) or age > GIVEN_UP_AFTER:
-        return "stopped"
-    return "quiet" if last else "preparing"
-
-
 def _config(file: Path) -> dict[str, Any]:
     if tomllib is None:
         return {}
@@ -201,11 +187,11 @@ def _config(file: Path) -> dict[str, Any]:
     return {key: value for table in (sections, *tables) for key, value in table.items()}
 
 
-def _length(log: TrainingLog, config_file: Path) -> tuple[int | None, int | None]:
+def _length(log: TrainingLog, config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Total steps and epochs of the run; before its first step, what its settings say."""
     if log.start:
         return log.start.total, log.start.epochs
-    config, per_epoch = _config(config_file), steps_per_epoch(log.steps)
+    per_epoch = steps_per_epoch(log.steps)
     total, epochs = count(config.get("max_train_steps")), count(config.get("max_train_epochs"))
     if epochs:  # wins over max_train_steps
         return (epochs * per_epoch if per_epoch else None), epochs

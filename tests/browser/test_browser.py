@@ -1,7 +1,9 @@
 """Training and Concept Prompt in the real frontend: seen, clicked, and followed while files change."""
 
 import json
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from custom_nodes.flux_dreambooth.run_state import LOCK
 from custom_nodes.flux_dreambooth.safetensors_header import read_header
 from tests.browser.conftest import TAB, TOAST, WORKFLOWS
 from tests.nodes.run_writer import CONCEPTS, RunWriter, write_lora
@@ -154,7 +157,11 @@ def test_save_and_stop(open_page: OpenPage, runs: Path):
 
 
 def test_several_runs_and_the_going_one_is_chosen(open_page: OpenPage, runs: Path):
-    RunWriter(runs, "old", total=20).steps(20)
+    gone = RunWriter(runs, "old", total=20)
+    gone.steps(20)
+    (gone.folder / LOCK).touch()  # its trainer holds it no more
+    for file in gone.folder.iterdir():
+        os.utime(file, (time.time() - 60,) * 2)
     ended = RunWriter(runs, "ended", total=20)
     ended.steps(20)
     ended.checkpoint()
@@ -162,6 +169,8 @@ def test_several_runs_and_the_going_one_is_chosen(open_page: OpenPage, runs: Pat
     page = open_page()
     page.click(TAB)
     page.wait_for_selector(".fdb-runs .fdb-run >> nth=2")
+    page.click(".fdb-run:has-text('old')")
+    page.wait_for_selector(".fdb-state >> text=Ended before its last step")
     page.click(".fdb-run:has-text('ended')")
     page.wait_for_selector(".fdb-state >> text=Finished")
     page.click(".fdb-run:has-text('news')")

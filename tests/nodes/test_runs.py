@@ -112,23 +112,6 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
     assert [point[0] for point in Runs(tmp_path).details("tj")["curve"]] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_states_of_a_run(tmp_path: Path):
-    writer, runs = RunWriter(tmp_path, total=40, per_epoch=10), Runs(tmp_path)
-
-    def state(age: float) -> str:
-        set_age(writer.folder, age)
-        return runs.overview()["runs"][0]["state"]
-
-    assert (state(1), state(1000), state(5000)) == ("preparing", "preparing", "stopped")
-    writer.steps(10)
-    assert (state(1), state(1000), state(5000)) == ("running", "quiet", "stopped")
-    writer.checkpoint(with_state=True)
-    assert (state(1), state(1000)) == ("running", "stopped")
-    writer.steps(30)
-    writer.checkpoint()
-    assert (state(1), state(5000)) == ("finished", "finished")
-
-
 def test_removed_checkpoints_are_gone_and_missing_files_cannot_be_used(tmp_path: Path):
     writer = RunWriter(tmp_path, per_epoch=10)
     for _ in range(3):

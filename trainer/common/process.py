@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from trainer.common.problems import Problem, Problems, redact
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+LOCK_TRIES, LOCK_AGAIN = 3, 0.1  # seconds between two tries
 
 
 class StopRequest:
@@ -131,13 +132,20 @@ def phase(name: str) -> Iterator[None]:
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Create a run's folder if needed, and lock it while the block runs.
 
-    Raises `Problems` if another process has locked it.
+    Raises `Problems` if another process has locked it. ComfyUI's Training tab shares the lock for an instant to see
+    whether the run goes on, so that a lock is tried more than once.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not any(_locked(file) or time.sleep(LOCK_AGAIN) for _ in range(LOCK_TRIES)):
             hint = "wait for it to finish, or choose another --output_name"
-            raise Problems([Problem(str(run_dir), "another training is writing to this folder", hint)]) from None
+            raise Problems([Problem(str(run_dir), "another training is writing to this folder", hint)])
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
