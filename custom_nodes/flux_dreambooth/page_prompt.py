@@ -1,8 +1,9 @@
-"""What the page is told about a Concept Prompt of the open graph: its LoRAs, their concepts, and how the prompt names
-them. The answer is only what is known: `text` and the concepts' states are None where another node gives the prompt.
+"""What the page is told about a Concept Prompt of the open graph: its LoRAs, their concepts, how the prompt names them.
+
+The answer is only what is known: `text` and the concepts' states are None where only a run can tell the prompt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .concepts import Found, build_prompt
@@ -29,18 +30,26 @@ def answer(prompt: Mapping[str, Any], ids: Sequence[str], names: Names, classes:
     loaded = choices[0].loaded
     for choice in choices[1:]:
         loaded |= choice.loaded
-    before, after, problems = [], [], []
-    for found, of_choice in ((before, "names"), (after, "elsewhere")):
-        for name in dict.fromkeys(name for choice in choices for name in getattr(choice, of_choice)[:MAX_LORAS]):
-            try:
-                found += concepts_of([name])
-            except (ValueError, OSError) as error:
-                problems.append({"lora": name, "error": str(error)})
+    before, problems = _concepts(name for choice in choices for name in choice.names)
+    after, more_problems = _concepts(name for choice in choices for name in choice.elsewhere)
+    problems += more_problems
     text = texts.pop() if len(texts) == 1 else None
     if text is None:
         return _as_json(loaded, problems, None, [Found(concept, "missing") for concept in before + after], [])
     built = build_prompt(text, before, elsewhere=after)
     return _as_json(loaded, problems, text, built.found, list(built.unknown) if loaded.certain and not problems else [])
+
+
+def _concepts(names: Iterable[str]) -> tuple[list[Concept], list[dict[str, str]]]:
+    """The concepts of LoRA files, and the files that cannot be read with the reason."""
+    concepts: list[Concept] = []
+    problems = []
+    for name in [*dict.fromkeys(names)][:MAX_LORAS]:
+        try:
+            concepts += concepts_of([name])
+        except (ValueError, OSError) as error:
+            problems.append({"lora": name, "error": str(error)})
+    return concepts, problems
 
 
 def _as_json(
