@@ -33,7 +33,7 @@ COMFYUI_FLAGS = {"--lowvram", "--fp8_e4m3fn-unet"}
 # what the programs write, and what a download brings
 CREATED = re.compile(
     r"\.venv/.*|runs/.*|output/((demo/contact_sheet|masks/FOLDER)\.jpg)?|flux_data/\.cache|SD_SCRIPTS/.*"
-    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks)(/.*)?"
+    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks|judges)(/.*)?"
 )
 NOT_OURS = {DEV, TEXT_ENCODERS, "OWNER/NAME", "/proc/sys/vm/drop_caches", "models/*.safetensors", "flux_data/*.toml"}
 
@@ -204,7 +204,14 @@ def test_every_make_target_and_module_is_there():
     targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
     modules = {words[2] for words in commands() if words[1] == "-m"}
     assert {words[1] for words in commands() if words[0] == "make"} <= targets
-    assert modules == {"trainer", "benchmarks.playbook", "benchmarks.blocks", "benchmarks.plain_peft", "mini.concepts"}
+    assert modules == {
+        "trainer",
+        "benchmarks.playbook",
+        "benchmarks.blocks",
+        "benchmarks.plain_peft",
+        "benchmarks.selection",
+        "mini.concepts",
+    }
     assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in modules - {"trainer"})
 
 
