@@ -27,7 +27,7 @@ PAGES = [KOREAN, *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs"
 MAX_LINES = 220
 FLAG = re.compile(r"--[A-Za-z][\w-]*")
 PATH = re.compile(r"(?<![\w/:.-])\.?\w[\w.*-]*(?:/[\w.*-]*)+")
-TRAINING = ("train", "check", "demo", "bench")  # verbs that take every setting
+TRAINING = ("train", "check", "generate", "demo", "bench")  # verbs that take every setting
 LAUNCHERS = {"launch_train.sh", "launch_comfyui.sh", "download.sh"}
 COMFYUI_FLAGS = {"--lowvram", "--fp8_e4m3fn-unet"}
 # what the programs write, and what a download brings
