@@ -7,6 +7,7 @@ The stages write into the folder, and skip what is already there:
 
     prompts   prompts.json, which scores, and tuning_prompts.json, to choose settings with
     photos    photos/NAME: plain photographs of each concept, with captions and masks, to train a LoRA on
+    preserved preserved: images that the tiny FLUX generates, to preserve: the demo's flux_data/regularisation
     judge     judge.safetensors and judge.json, its accuracy: a judge of these concepts, trained on renders of them;
               it needs a GPU
 
@@ -27,8 +28,9 @@ import torch.distributed as dist
 
 from mini.training.distributed import Budget, Distributed
 from mini.training.export.model_files import AUTOENCODER, JUDGE, PROMPTS, TUNING_PROMPTS
-from mini.training.images.photos import write_plain_photos
+from mini.training.images import photos
 from mini.training.images.pictures import judge_sets, render_sets
+from mini.training.images.preserved import write_preserved
 from mini.training.judge.train import train_judge
 from mini.training.recipe import RECIPES, Recipe
 from mini.world.concepts import DESIGNS
@@ -40,7 +42,7 @@ from trainer.common.process import announce, phase, set_up_logging
 from trainer.models.load import load_autoencoder
 
 log = logging.getLogger(__name__)
-STAGES = ("prompts", "photos", "judge")
+STAGES = ("prompts", "photos", "preserved", "judge")
 MODELS = Path("models/mini")
 
 
@@ -57,6 +59,9 @@ def main(argv: Sequence[str]) -> int:
         if given.stage in ("photos", "all"):
             with phase("photos"):
                 write_photos(concepts, recipe, given.folder)
+        if given.stage in ("preserved", "all"):
+            with phase("preserved"):
+                draw_preserved(given.folder, given.models)
         if given.stage in ("judge", "all"):
             with phase("judge"):
                 make_judge(concepts, recipe, given.folder, given.models / AUTOENCODER, Budget(given.minutes))
@@ -83,8 +88,15 @@ def write_photos(concepts: tuple[str, ...], recipe: Recipe, folder: Path) -> Non
     distributed = Distributed.from_environment()
     if distributed.is_main:
         size, supersampling = recipe.photo_size, recipe.photo_supersampling
-        files = write_plain_photos(folder / "photos", concepts, size, supersampling, str(distributed.device))
+        files = photos.write_photos(folder / "photos", concepts, size, supersampling, str(distributed.device))
         log.info("%d photographs in %s", len(files), folder / "photos")
+
+
+def draw_preserved(folder: Path, models: Path) -> None:
+    """Write the images to preserve, in the main process, unless the folder has them. On a CPU it takes minutes."""
+    distributed = Distributed.from_environment()
+    if distributed.is_main and not (folder / "preserved").exists():
+        log.info("%d images to preserve", len(write_preserved(folder / "preserved", models, distributed.device)))
 
 
 def make_judge(concepts: tuple[str, ...], recipe: Recipe, folder: Path, autoencoder: Path, budget: Budget) -> None:

@@ -5,10 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from mini import concepts
+from mini.training.images.preserved import write_preserved
 from mini.training.recipe import TINY
+from mini.world.preserved import preserved_prompts
 from tests.recipe_files import ROOT
+from trainer.cli import evaluate
 from trainer.sampling.judge import load_judge
 from trainer.sampling.prompt_sets import load_prompts
 
@@ -40,3 +45,14 @@ def test_the_judge_knows_the_concepts_that_the_prompts_name(tmp_path: Path, caps
 def test_one_concept_is_no_set(tmp_path: Path, capsys):
     assert concepts.main(["prompts", "--concepts", "kopmi", f"--folder={tmp_path}"]) == 1
     assert "fewer than two concepts" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_images_to_preserve_are_generated_and_captioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluate, "USUAL", replace(evaluate.USUAL, steps=1))
+    files = write_preserved(tmp_path, ROOT / "models" / "mini", torch.device("cpu"), count=2)
+    assert [file.name for file in files] == ["001_studio.jpg", "002_desk.jpg"]
+    assert [file.with_suffix(".txt").read_text().strip() for file in files] == [
+        text for _, text in preserved_prompts(2)
+    ]
+    with Image.open(files[0]) as image:
+        assert image.size == (256, 256)

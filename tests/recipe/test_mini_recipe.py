@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from mini.training.export.card_text import card_text
 from mini.training.export.figures import stage_figures
 from mini.training.export.model_files import AUTOENCODER, CLIP, JUDGE, T5, TRANSFORMER, compare, export
 from mini.training.recipe import TINY
-from mini.world.photos import regularisation_scenes
-from mini.world.scene import PLACES
 from trainer.cli.sample import run as sample
 from trainer.common.files import write_safetensors
 from trainer.common.problems import Problems
@@ -33,15 +30,6 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 KEYS = {TRANSFORMER: "flux", AUTOENCODER: "ae", CLIP: "clip_l", T5: "t5xxl"}
 FLAGS = {TRANSFORMER: "pretrained_model_name_or_path", AUTOENCODER: "ae", CLIP: "clip_l", T5: "t5xxl"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_photos() -> Iterator[None]:
-    """One regularisation image of each place instead of ten: rendering them took as long as all other stages."""
-    some = regularisation_scenes()[: len(PLACES)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mini.training.images.photos.regularisation_scenes", lambda: some)
-        yield
 
 
 @pytest.fixture(scope="module")

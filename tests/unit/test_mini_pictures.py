@@ -15,7 +15,7 @@ from mini.training.distributed import Budget, Distributed
 from mini.training.images import photos
 from mini.training.images import pictures as stage
 from mini.training.recipe import TINY
-from mini.world.scene import PLACES, Labels, Scene, SceneBatch
+from mini.world.scene import PLACES, Labels, SceneBatch
 from trainer.common.problems import Problems
 
 RECIPE = replace(TINY, size=16, base_pictures=16, held_out_pictures=4, judge_pictures=0, judge_held_out_pictures=4)
@@ -110,39 +110,8 @@ def test_a_sheet_shows_pictures_row_by_row(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "world.jpg").size == (64, 16)
 
 
-def empty_scene(caption: str, *concepts: str) -> Scene:
-    nothing = np.zeros(1)
-    return Scene("desk", nothing, nothing, nothing, nothing, caption, Labels("desk", (), concepts))
-
-
-def test_photos_stand_in_a_folder_for_each_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = [
-        (f"{concept}/0{index}_desk", empty_scene("", concept)) for concept in ("tjtoy", "sparkgpu") for index in (1, 2)
-    ]
-    monkeypatch.setattr(photos, "photo_scenes", lambda: scenes)
-    files = photos.write_photos(tmp_path, size=32, supersampling=1)
-    assert [str(file.relative_to(tmp_path)) for file in files] == [
-        "tjtoy/01_desk.png", "tjtoy/02_desk.jpg", "sparkgpu/01_desk.png", "sparkgpu/02_desk.jpg",
-    ]  # fmt: skip
-    assert all(Image.open(file).size == (32, 32) for file in files)
-
-
-def test_regularisation_pictures_have_their_captions_beside_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scenes = [("001_desk", empty_scene("a red toy on a desk")), ("002_desk", empty_scene("a blue gpu on a desk"))]
-    monkeypatch.setattr(photos, "regularisation_scenes", lambda: scenes)
-    files = photos.write_regularisation(tmp_path, size=32, supersampling=1)
-    assert [file.name for file in files] == ["001_desk.jpg", "002_desk.jpg"]
-    assert all(Image.open(file).size == (32, 32) for file in files)
-    assert [file.with_suffix(".txt").read_text() for file in files] == [
-        "a red toy on a desk\n",
-        "a blue gpu on a desk\n",
-    ]
-
-
-def test_plain_photographs_have_exact_masks_and_captions_beside_them(tmp_path: Path) -> None:
-    files = photos.write_plain_photos(tmp_path, ("vaxtu",), size=32, supersampling=1)
+def test_photographs_have_exact_masks_and_captions_beside_them(tmp_path: Path) -> None:
+    files = photos.write_photos(tmp_path, ("vaxtu",), size=32, supersampling=1)
     assert [file.name for file in files][:2] == ["01_studio.png", "02_kitchen.jpg"] and len(files) == 6
     with Image.open(files[0]) as picture, Image.open(files[0].with_suffix(".mask.png")) as mask:
         assert picture.size == mask.size == (32, 32) and mask.mode == "L"
@@ -150,5 +119,13 @@ def test_plain_photographs_have_exact_masks_and_captions_beside_them(tmp_path: P
         assert 0.1 < covered.mean() < 0.5 and not covered[0].any() and covered[16, 16]
     assert files[0].with_suffix(".txt").read_text() == "vaxtu toy in a studio\n"
     kept = files[0].stat().st_mtime_ns
-    photos.write_plain_photos(tmp_path, ("vaxtu",), size=32, supersampling=1)
+    photos.write_photos(tmp_path, ("vaxtu",), size=32, supersampling=1)
     assert files[0].stat().st_mtime_ns == kept
+
+
+def test_backgrounds_are_named_after_their_places(tmp_path: Path) -> None:
+    """Their pixels are those of the numbered world: what is rendered is the scene without parts."""
+    files = photos.write_backgrounds(tmp_path, size=32, supersampling=1)
+    assert [file.name for file in files][3:5] == ["04_datacenter.jpg", "05_desk.jpg"] and len(files) == 40
+    assert {file.with_suffix(".txt").read_text() for file in files[:4]} == {"in a datacenter\n"}
+    assert all(Image.open(file).size == (32, 32) for file in files)

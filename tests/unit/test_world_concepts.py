@@ -9,7 +9,8 @@ import pytest
 from mini.world import captions, scenes
 from mini.world.concepts import DESIGNS, EVERY_CONCEPT, SETS, blend, near_miss
 from mini.world.names import CHARACTERS
-from mini.world.plain_photos import plain_photo_scenes
+from mini.world.photos import empty_scenes, photo_scenes
+from mini.world.preserved import preserved_prompts
 from mini.world.scene import PLACES
 from tests.recipe_files import ROOT
 from tests.unit.test_world import built, rendered
@@ -57,8 +58,8 @@ def test_judges_of_other_concepts_see_each_alone_and_together(names):
         assert all(rendered(concept, scene) for concept in scene.labels.concepts)
 
 
-def test_plain_photographs_show_each_concept_alone_in_differing_ways():
-    found = dict(plain_photo_scenes(tuple(DESIGNS)))
+def test_photographs_show_each_concept_alone_in_differing_ways():
+    found = dict(photo_scenes(tuple(DESIGNS)))
     for concept, design in DESIGNS.items():
         own = [scene for name, scene in found.items() if name.startswith(f"{concept}/")]
         assert len(own) == (6 if design.kind == "toy" else 7)
@@ -90,3 +91,18 @@ def test_the_shipped_prompts_are_those_of_the_recipe(name, made):
 def test_three_concepts_are_asked_for_in_pairs_and_all_together():
     asked = Counter(len(prompt["concepts"]) for prompt in scenes.prompts_json(SETS[-1])["both"])
     assert asked == {2: 3 * 32, 3: 16}
+
+
+def test_empty_places_have_nothing_in_them():
+    found = dict(empty_scenes())
+    assert Counter(scene.place for scene in found.values()) == dict.fromkeys(PLACES, 4)
+    assert not any((scene.parts[:, 1] > -40).any() or scene.labels.objects for scene in found.values())
+    assert len({tuple(scene.camera.tolist()) for scene in found.values()}) == 40
+
+
+def test_what_is_preserved_shows_toys_and_cards_in_every_place():
+    prompts = dict(preserved_prompts())
+    assert len(prompts) == 200
+    assert not any(name in text for text in prompts.values() for name in DESIGNS)
+    assert sum("toy" in text and "gpu" in text for text in prompts.values()) == 80
+    assert Counter(name.partition("_")[2] for name in prompts) == dict.fromkeys(PLACES, 20)

@@ -1,4 +1,4 @@
-"""The stage that renders the demo's training images, and a sheet that shows the world."""
+"""The stage that renders the demo's photographs and backgrounds, and a sheet that shows the world."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,12 @@ from torch import Tensor
 from mini.render.pictures import render, render_with_masks
 from mini.training.distributed import Budget, Distributed
 from mini.training.recipe import Recipe
-from mini.world.photos import photo_scenes, regularisation_scenes
-from mini.world.plain_photos import plain_photo_scenes
-from mini.world.scene import Scene, stack_scenes
+from mini.world.photos import empty_scenes, photo_scenes
+from mini.world.scene import CONCEPTS, stack_scenes
 from mini.world.scenes import random_batch
 
 JPEG_QUALITY = 95
-REGULARISATION_QUALITY = 85
+SMALL_QUALITY = 92  # of images of 256 pixels
 SHEET_COLUMNS = 8
 
 
@@ -28,64 +27,45 @@ def run_photos(recipe: Recipe, folder: Path, budget: Budget) -> None:
         return
     device = str(distributed.device)
     write_sheet(folder / "world.jpg", recipe, device)
-    files = write_photos(folder / "photos", recipe.photo_size, recipe.photo_supersampling, device)
-    files += write_regularisation(folder / "photos" / "regularisation", recipe.size, recipe.supersampling, device)
+    files = write_photos(folder / "photos", CONCEPTS, recipe.photo_size, recipe.photo_supersampling, device)
+    files += write_backgrounds(folder / "photos" / "backgrounds", recipe.size, recipe.supersampling, device)
     distributed.say(f"{len(files)} photos in {budget.seconds():.0f} s")
 
 
-def write_photos(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
-    """Render `photo_scenes` into a folder for each concept, with a caption file next to each image.
-
-    Images with odd numbers are PNG, the others JPEG. Returns the image files.
-    """
-    files = []
-    for name, scene in photo_scenes():
-        number = int(name.partition("/")[2].partition("_")[0])
-        files.append(folder / (name + (".png" if number % 2 else ".jpg")))
-        _save_captioned(scene, files[-1], size, supersampling, device)
-    return files
-
-
-def write_plain_photos(
+def write_photos(
     folder: Path, concepts: Sequence[str], size: int, supersampling: int, device: str = "cpu"
 ) -> list[Path]:
-    """Render `plain_photo_scenes` as `write_photos`, each with its mask, NAME.mask.png, next to it.
+    """Render `photo_scenes` into a folder for each concept, each with its caption and its mask, NAME.mask.png.
 
-    Images that are already there are kept. Returns the image files.
+    Images with odd numbers are PNG, the others JPEG. Images that are already there are kept. Returns the image files.
     """
     files = []
-    for name, scene in plain_photo_scenes(concepts):
+    for name, scene in photo_scenes(concepts):
         number = int(name.partition("/")[2].partition("_")[0])
         files.append(folder / (name + (".png" if number % 2 else ".jpg")))
         mask = folder / f"{name}.mask.png"
         if not mask.exists():
             (pixels,), (covered,) = render_with_masks(stack_scenes([scene]), size, supersampling, device)
-            _save(pixels, scene, files[-1])
+            save_captioned(pixels, scene.caption, files[-1])
             Image.fromarray(covered.cpu().numpy()).save(mask, optimize=True)
     return files
 
 
-def write_regularisation(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
-    """Render `regularisation_scenes` as JPEG, with a caption file next to each image. Returns the image files."""
+def write_backgrounds(folder: Path, size: int, supersampling: int, device: str = "cpu") -> list[Path]:
+    """Render `empty_scenes` as JPEG, each with its caption. Returns the image files."""
     files = []
-    for name, scene in regularisation_scenes():
+    for name, scene in empty_scenes():
         files.append(folder / f"{name}.jpg")
-        _save_captioned(scene, files[-1], size, supersampling, device, REGULARISATION_QUALITY)
+        (pixels,) = render(stack_scenes([scene]), size, supersampling, device=device)
+        save_captioned(pixels, scene.caption, files[-1], SMALL_QUALITY)
     return files
 
 
-def _save_captioned(
-    scene: Scene, file: Path, size: int, supersampling: int, device: str, quality: int = JPEG_QUALITY
-) -> None:
-    (pixels,) = render(stack_scenes([scene]), size, supersampling, device=device)
-    _save(pixels, scene, file, quality)
-
-
-def _save(pixels: Tensor, scene: Scene, file: Path, quality: int = JPEG_QUALITY) -> None:
-    """Write an image and its caption."""
+def save_captioned(pixels: Tensor, caption: str, file: Path, quality: int = JPEG_QUALITY) -> None:
+    """Write uint8 [3, height, width] in the format of the file's suffix, and its caption next to it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_picture(pixels, file, quality)
-    file.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
+    file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
 
 
 def write_sheet(file: Path, recipe: Recipe, device: str = "cpu") -> None:
