@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
 from tests.recipe_files import ROOT, read_log
+from tests.unit.test_compositions import draw_subject
 from trainer.cli import demo, evaluate
 from trainer.cli.demo import PROMPTS, run
 from trainer.common.files import write_safetensors
@@ -39,15 +40,18 @@ def project(tmp_path: Path, tiny_flux: ModelFiles, monkeypatch: pytest.MonkeyPat
     save_judge(models / evaluate.JUDGE, Judge(CLASSES, Shape((8, 8, 8, 8), (0, 0, 0, 0), 8)))
     base = {"prompt": "a red bear toy on a beach", "objects": [["bear", "red"]], "place": "beach"}
     (models / evaluate.PROMPTS).write_text(json.dumps({"base": [base], **TEXTS}))
-    draw_folder(tmp_path / "flux_data" / "tjtoy", [(64, 64)])
-    draw_folder(tmp_path / "flux_data" / "sparkgpu", [(64, 64)], shade=100)
-    others = draw_folder(tmp_path / "flux_data" / "regularisation", [(64, 64)] * 2, shade=150)
+    draw_subject(tmp_path / "flux_data" / "tjtoy", "00", (220, 20, 20), (40, 20, 110, 150))
+    draw_subject(tmp_path / "flux_data" / "sparkgpu", "00", (20, 20, 220), (30, 30, 130, 130))
+    draw_folder(tmp_path / "flux_data" / "backgrounds", [(64, 64)])
+    (tmp_path / "flux_data" / "backgrounds" / "00.txt").write_text("on a desk")
+    others = draw_folder(tmp_path / "flux_data" / "regularisation", [(64, 64)], shade=150)
     for picture in others.glob("*.png"):
         picture.with_suffix(".txt").write_text("a red toy on a desk")
     for name in ("demo.toml", "data_demo.toml"):
         shutil.copy(ROOT / "flux_data" / name, tmp_path / "flux_data" / name)
     data = (tmp_path / "flux_data" / "data_demo.toml").read_text()
-    for key, value, times in (("resolution", 64, 1), ("num_repeats", 1, 3)):
+    small = (("resolution", 96, 1), ("num_repeats", 1, 3), ("num_images", 2, 1), ("images_per_epoch", 1, 1))
+    for key, value, times in small:
         data, changes = re.subn(rf"(?m)^{key} = \d+", f"{key} = {value}", data)
         assert changes == times
     (tmp_path / "flux_data" / "data_demo.toml").write_text(data)

@@ -30,7 +30,7 @@ LAUNCHERS = {
     "python": [sys.executable, "-m", "trainer", "train"],
     "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "-m", "trainer", "train"],
 }
-STEPS = 5  # 6 pictures once and 7 twice, in fours
+STEPS = 10  # 6 pictures once and 7 twice, and as many to preserve, in fours
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> 
     draw_folder(folder / "flux_data" / "sparkgpu", [(64, 64)] * 7, shade=100)
     data = (ROOT / "flux_data" / "data.toml").read_text(encoding="utf-8")
     assert "resolution = 1024" in data
-    (folder / "flux_data" / "data.toml").write_text(data.replace("resolution = 1024", "resolution = 64"))
+    assert "num_images = 120" in data
+    few = data.replace("resolution = 1024", "resolution = 64").replace("num_images = 120", "num_images = 2\nsteps = 1")
+    (folder / "flux_data" / "data.toml").write_text(few)
     return folder
 
 
@@ -54,6 +56,7 @@ def test_the_playbooks_command_line_runs_unchanged(project, launcher):
     said = finish([*LAUNCHERS[launcher], *PLAYBOOK, *APPENDED], folder=project)
     for flag in ("sdpa", "persistent_data_loader_workers", "cache_latents_to_disk", "cache_text_encoder_outputs"):
         assert sum(flag in line for line in said.splitlines()) == 1, f"{flag} is told once"
+    assert "there will be no composites: no concept has masks" in said
     assert [path.name for path in (project / "models" / "loras").iterdir()] == ["flux_dreambooth.safetensors"]
     facts = describe(project / "models" / "loras" / "flux_dreambooth.safetensors")
     assert "tjtoy toy" in str(facts) and "sparkgpu gpu" in str(facts)
