@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.recipe_files import PATIENCE, Finished, largest_difference, started, wait_for
+from tests.recipe_files import PATIENCE, Finished, finish, largest_difference, started, wait_for
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer")
 REPEATED = """
@@ -39,3 +39,16 @@ def test_two_processes_equal_one_with_twice_the_accumulation(workshop, repeats, 
     for key in ("loss", "gradient_norm"):
         logged = [[line[key] for line in run.log("step")] for run in (two, one)]
         assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
+def test_two_processes_share_the_images_to_generate_and_preserve_class_words_as_one_does(workshop):
+    data = workshop.dataset(f"{REPEATED}[[datasets.preservation]]\nnum_images = 3\nsteps = 1\n", "shared.toml")
+    data.write_text(data.read_text(encoding="utf-8").replace("REPEATS", "1"), encoding="utf-8")
+    settings = {"max_train_steps": 2, "save_precision": "float", "dataset_config": data, "class_preservation_weight": 1}
+    caches = [{"cache_dir": workshop.folder / f"{name}-cache"} for name in ("one", "two")]
+    one = workshop.train("shared by one", **settings, **caches[0], gradient_accumulation_steps=2)
+    two = Finished(workshop.config("shared by two", **settings, **caches[1]))
+    finish(workshop.command("shared by two", *TWO, **settings, **caches[1]))
+    images = [{path.name: path.read_bytes() for path in each["cache_dir"].rglob("*.png")} for each in caches]
+    assert len(images[0]) == 3 and images[0] == images[1]
+    assert largest_difference(two.tensors(), one.tensors()) < 1e-4

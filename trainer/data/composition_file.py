@@ -7,13 +7,13 @@ from typing import Any
 
 from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
-from trainer.config.kohya import DOCS
 from trainer.config.values import SPECS
 from trainer.data.class_words import with_article
 from trainer.data.generated import SAMPLER_SPECS, Sampler
 from trainer.data.relations import USUAL, Relation, parse_relations
 
 COMPOSITIONS = "[[datasets.compositions]]"
+GUIDE = "docs/guide/concepts.md"
 PLAIN, BASE = "plain", "base"
 EMPTY_PLACES = {  # what shows a place and nothing else, by the place that a caption names
     "on a desk": "an empty desk",
@@ -180,7 +180,7 @@ BASE_SCHEMA = Schema(
     },
     noun="a key of generated backgrounds",
     elsewhere={"places": "use prompts", "count": "use num_images"},
-    listing=f"{DOCS} lists the keys",
+    listing=f"{GUIDE} lists the keys",
 )
 COMPANION_SCHEMA = Schema(
     specs={
@@ -193,7 +193,7 @@ COMPANION_SCHEMA = Schema(
     },
     noun="a key of companions",
     elsewhere={"prompts": "use prompt", "things": "use words", "names": "use words"},
-    listing=f"{DOCS} lists the keys",
+    listing=f"{GUIDE} lists the keys",
 )
 SCHEMA = Schema(
     specs={
@@ -210,7 +210,7 @@ SCHEMA = Schema(
     },
     noun=f"a key of {COMPOSITIONS}",
     elsewhere={"count": "use num_images", "num_repeats": "use images_per_epoch", "background": "use backgrounds"},
-    listing=f"{DOCS} lists the keys",
+    listing=f"{GUIDE} lists the keys",
 )
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
-from trainer.config.kohya import DOCS
 from trainer.config.values import sides
-from trainer.data.composition_file import EMPTY_PLACES, texts
+from trainer.data.composition_file import EMPTY_PLACES, GUIDE, texts
 from trainer.data.generated import SAMPLER_SPECS, Sampler
 from trainer.images.decode import Size
 
@@ -99,7 +98,7 @@ SCHEMA = Schema(
         "image_dir": f"images of a folder are preserved in a subset with {{ diff_output_preservation = true }}; "
         f"those of {PRESERVATION} are generated",
     },
-    listing=f"{DOCS} lists the keys",
+    listing=f"{GUIDE} lists the keys",
 )
 
 
