@@ -97,4 +97,5 @@ def _is_ours(line: Any, outage: bool) -> bool:
     """Whether a line of the console is an error of, or a warning about, this node pack's scripts."""
     place = line.location.get("url", "") + line.text
     lost = outage and line.text.startswith("Failed to load resource: net::ERR_")
-    return line.type in ("error", "warning") and "flux_dreambooth" in place and not lost
+    named = any(name in place for name in ("flux_dreambooth", "FluxDreamBooth"))  # our folder, our extensions
+    return line.type in ("error", "warning") and named and not lost

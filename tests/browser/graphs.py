@@ -46,7 +46,7 @@ class Graph:
 
     def set(self, node: Any, **values: Any) -> None:
         """Set attributes of a node, such as its mode."""
-        self.page.evaluate("([id, values]) => Object.assign(app.graph.getNodeById(id), values)", [node, values])
+        self.page.evaluate("([id, values]) => { Object.assign(app.graph.getNodeById(id), values) }", [node, values])
 
     def set_widget(self, node: Any, name: str, value: Any) -> None:
         found = (

@@ -11,7 +11,7 @@ const WIDEST = 640
 app.registerExtension({
   name: 'FluxDreamBooth.Widgets',
   nodeCreated(node) {
-    if (node.constructor.nodeData?.category !== CATEGORY) return
+    if (!node.constructor.nodeData?.python_module?.endsWith(PACK)) return
     for (const widget of node.widgets ?? []) {
       const values = widget.options?.values
       if (!Array.isArray(values)) continue
