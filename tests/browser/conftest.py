@@ -19,7 +19,9 @@ SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}  # else the p
 LOCALES = [json.loads(path.read_text()) for path in sorted(PACK.glob("locales/*/main.json"))]
 # the button of our sidebar tab has our tooltip as its accessible name, in whatever element ComfyUI draws it
 TAB = ", ".join(f"[aria-label='{texts['fluxDreamBooth']['training']['tooltip']}']" for texts in LOCALES)
-READY = f"() => window.app?.graph?.nodes && document.querySelector({json.dumps(TAB)})"
+# ready: our tab is there, and the page has opened its own graph, which would otherwise come into a test's
+READY = f"""() => window.app?.graph?.nodes && document.querySelector({json.dumps(TAB)})
+  && Boolean(app.extensionManager.workflow.activeWorkflow)"""
 TOAST = "[role=alert]"
 WORKFLOWS = "[role=button][aria-label^='Workflows'], button[aria-label^='Workflows']"
 
