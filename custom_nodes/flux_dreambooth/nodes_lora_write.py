@@ -166,10 +166,15 @@ def _advance(bar: Any) -> None:
     bar.update(1)
 
 
-def _new_path(name: str, overwrite: bool) -> Path:
+def _folder() -> Path:
+    """Where new files go: the first folder that ComfyUI lists LoRAs from."""
     import folder_paths
 
-    path = lora_files.output_path(name, Path(folder_paths.get_folder_paths("loras")[0]))
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def _new_path(name: str, overwrite: bool) -> Path:
+    path = lora_files.output_path(name, _folder())
     lora_files.refuse_existing(path, overwrite)  # before minutes of SVD
     return path
 
@@ -193,9 +198,10 @@ def _written(
 
     metadata = {"format": "pt"} | metadata | {"sshs_model_hash": tensors_hash(tensors)}
     lora_files.write_file(path, lambda target: save_file(tensors, target, metadata=metadata), overwrite)
-    line = f"{text}; written to {path.name}, {path.stat().st_size / 1e6:,.1f} MB"
+    name = path.relative_to(_folder()).as_posix()
+    line = f"{text}; written to models/loras/{name}, {path.stat().st_size / 1e6:,.1f} MB"
     logging.info(line)
-    return {"ui": {"text": [line]}, "result": (line,)}
+    return {"ui": {"text": [line], "written": [name]}, "result": (line,)}
 
 
 NODES = (ResizeLoRA, MergeLoRAs)

@@ -196,6 +196,8 @@ def test_resized_and_merged_files_appear_and_load(comfyui: ComfyServer, server_l
     both = {"lora_1": "n1/whole.safetensors", "lora_2": "n1/whole-rank2.safetensors"}
     done = comfyui.run(graph("MergeLoRAs", **both, **weights))
     assert done.status == "success" and "rank 6, cut to 3" in done.outputs["2"]["text"][0], done.error
+    assert done.outputs["2"]["written"] == ["n1/sum.safetensors"]
+    assert "written to models/loras/n1/sum.safetensors, " in done.outputs["2"]["text"][0]
     report = comfyui.run(graph("LoRAReport", lora_name="n1/sum.safetensors", model=["1", 0], clip=["1", 1]))
     assert "modules fit the connected model" in report.outputs["2"]["text"][0], report.error
     assert report.pictures(comfyui, "2")[0].width == 1024

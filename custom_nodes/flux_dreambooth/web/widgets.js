@@ -11,7 +11,7 @@ const WIDEST = 640
 app.registerExtension({
   name: 'FluxDreamBooth.Widgets',
   nodeCreated(node) {
-    if (!node.constructor.nodeData?.python_module?.endsWith(PACK)) return
+    if (!isOurs(node)) return
     for (const widget of node.widgets ?? []) {
       const values = widget.options?.values
       if (!Array.isArray(values)) continue
@@ -22,6 +22,9 @@ app.registerExtension({
     }
   }
 })
+
+/** Whether a node is of this pack. */
+export const isOurs = (node) => Boolean(node.constructor.nodeData?.python_module?.endsWith(PACK))
 
 /** A longer name makes the node wider, as far as there is room; and the tooltip says it in full. */
 function showLongNames(node, widget) {
