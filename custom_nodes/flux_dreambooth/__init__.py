@@ -3,11 +3,22 @@
 import sys
 from typing import Any
 
-from . import nodes_grid, nodes_lora, nodes_lora_write, nodes_mini, nodes_prompt, nodes_routed, nodes_sample, routes
+from . import (
+    nodes_grid,
+    nodes_lora,
+    nodes_lora_write,
+    nodes_loras,
+    nodes_mini,
+    nodes_prompt,
+    nodes_routed,
+    nodes_sample,
+    routes,
+)
 
 # Each nodes_*.py has NODES, a tuple of classes with a DISPLAY_NAME; a node's id is its class name.
 _NODES = (
     *nodes_lora.NODES,
+    *nodes_loras.NODES,
     *nodes_lora_write.NODES,
     *nodes_prompt.NODES,
     *nodes_sample.NODES,

@@ -13,6 +13,7 @@ from .lora_file.concepts import Concept, read_concepts
 from .lora_files import Names, lora_names, lora_path, valid_names
 from .node_texts import Node
 from .safetensors_header import read_header
+from .triggers import edited_concepts, triggers_file
 
 log = logging.getLogger(__name__)
 
@@ -113,11 +114,16 @@ class LoraChoice:
 
 
 def concepts_of(names: Iterable[str]) -> list[Concept]:
-    """The concepts of LoRA files by their names in ComfyUI's list. Raises LookupError, ValueError or OSError."""
+    """The concepts of LoRA files by their names in ComfyUI's list, or the triggers that a user wrote for them.
+
+    Raises LookupError, ValueError or OSError.
+    """
     found = []
     for name in names:
         path = lora_path(name)
-        found += _concepts_in(path, path.stat().st_mtime_ns, path.stat().st_size)
+        found += edited_concepts(triggers_file(), name) or _concepts_in(
+            path, path.stat().st_mtime_ns, path.stat().st_size
+        )
     return found
 
 

@@ -1,4 +1,5 @@
-"""The HTTP routes of the node pack: GET reads; POST saves or stops a run, checks a prompt, or seeds workflows.
+"""The HTTP routes of the node pack: GET reads; POST saves or stops a run, checks a prompt, keeps triggers, or seeds
+workflows.
 
 Every answer is JSON (pictures apart); an error is {"error": a sentence} with a fitting status.
 A POST must say that it is JSON: another site's page cannot do that without being asked first.
@@ -15,8 +16,10 @@ from . import nodes_prompt, page_prompt, user_folder
 from .concepts import build_prompt
 from .loaded_loras import comfyui_classes, comfyui_names
 from .lora_file.concepts import Concept
+from .lora_files import by_run, lora_path
 from .page_prompt import MAX_LORAS
 from .runs import NotNow, Runs, find_runs_dir
+from .triggers import FILE, edited_concepts, keep_triggers
 
 MAX_BODY = 64 * 2**10
 MAX_NODES = 16  # instances of one subgraph that are asked about together
@@ -92,6 +95,27 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
         await asyncio.to_thread(runs.ask, where["run"], where["wish"])
         return {"asked": where["wish"]}
 
+    @routes.get(PREFIX + "/loras")
+    @_answers
+    async def all_loras(_request: Any) -> Any:
+        return {"loras": by_run(loras())}
+
+    @routes.get(PREFIX + "/lora")
+    @_answers
+    async def one_lora(request: Any) -> Any:
+        return await asyncio.to_thread(_about_lora, runs, request.query.get("name", ""))
+
+    @routes.post(PREFIX + "/triggers")
+    @_answers
+    async def triggers(request: Any) -> Any:
+        body = await _body(request)
+        lora, words = body.get("lora"), body.get("triggers")
+        if not isinstance(lora, str) or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+            raise ValueError('The body must be {"lora": a name, "triggers": [words]}.')
+        lora_path(lora)  # only of a listed file
+        await asyncio.to_thread(keep_triggers, runs.folder / FILE, lora, words)
+        return await asyncio.to_thread(_about_lora, runs, lora)
+
     @routes.get(PREFIX + "/concepts")
     @_answers
     async def concepts(request: Any) -> Any:
@@ -118,6 +142,16 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
             raise ValueError('The body must be {"prompt": a graph in API format, "nodes": [ids]}.')
         ids = [str(node) for node in nodes[:MAX_NODES]]
         return await asyncio.to_thread(lambda: page_prompt.answer(graph, ids, comfyui_names(), comfyui_classes()))
+
+
+def _about_lora(runs: Runs, name: str) -> dict[str, Any]:
+    """A listed LoRA's concepts, whether a user wrote them, and images of its run. Raises LookupError for others."""
+    concepts = nodes_prompt.concepts_of([name])
+    return {
+        "concepts": [page_prompt.concept_as_json(concept) for concept in concepts],
+        "edited": edited_concepts(runs.folder / FILE, name) is not None,
+        "examples": runs.examples(name),
+    }
 
 
 async def _concepts_of(names: list[str]) -> list[Concept]:

@@ -34,6 +34,7 @@ MOST_ENTRIES = 10_000  # read from one folder
 MAX_CONFIG = 256 * 2**10
 MAX_SAMPLE = 64 * 2**20
 MOST_SAMPLES = 120
+MOST_EXAMPLES = 4
 SHOWN = ("average", "learning_rate", "seconds_per_picture", "peak_gib")  # of the last step
 LAST_STEPS = 20  # from which the remaining time is estimated
 _SAMPLE = re.compile(r"[^/\\\x00-\x1f]+-step(\d{8})-(\d{2,6})\.png")
@@ -97,6 +98,19 @@ class Runs:
         if len(data) > MAX_SAMPLE or not data.startswith(PICTURE_STARTS):
             raise LookupError(f"{file!r} is not an image.")
         return data
+
+    def examples(self, lora: str) -> dict[str, Any] | None:
+        """The run that wrote a LoRA file, and images that it generated at that step or before: {run, samples}."""
+        file = re.split(r"[\\/]", lora)[-1]
+        with self._lock:
+            for folder in self._run_folders().values():
+                self._brief(folder)
+                log = self._logs[folder.name]
+                if written := log.checkpoints.get(file):
+                    samples = _samples(folder / "samples", log.prompts)
+                    step = max((each["step"] for each in samples if each["step"] <= written.step), default=None)
+                    return {"run": folder.name, "samples": [s for s in samples if s["step"] == step][:MOST_EXAMPLES]}
+        return None
 
     def ask(self, name: str, wish: str) -> None:
         """Touch runs/NAME/save or runs/NAME/stop, which the trainer looks for after each step."""

@@ -5,6 +5,10 @@ const PREFIX = '/flux_dreambooth'
 
 export const fetchRuns = () => ask('/runs')
 export const fetchRun = (name) => ask(`/runs/${encodeURIComponent(name)}`)
+export const fetchLoras = () => ask('/loras')
+/** A LoRA's concepts, whether a user wrote them, and images of its run: {concepts, edited, examples}. */
+export const fetchLora = (name) => ask(`/lora?name=${encodeURIComponent(name)}`)
+export const keepTriggers = (lora, triggers) => send('/triggers', { lora, triggers })
 export const fetchFirstWorkflow = () => ask('/first_workflow')
 export const seedWorkflows = () => send('/first_workflow', {})
 export const askRun = (name, wish) => send(`/runs/${encodeURIComponent(name)}/${wish}`, {})

@@ -1,0 +1,88 @@
+"""Trigger words that a user wrote for LoRA files, kept in runs/triggers.json; the LoRA files stay as they are.
+
+They hold for all checkpoints of a run, and take the place of those that the files name.
+"""
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .lora_file.concepts import MAX_CONCEPTS, MAX_LENGTH, Concept
+from .lora_files import run_of
+from .runs import find_runs_dir
+from .training_log import open_regular
+
+FILE = "triggers.json"  # in the runs folder, which is what a container shares with its host
+MAX_FILE = 4 * 2**20
+_lock = threading.Lock()
+
+
+def triggers_file() -> Path:
+    """Where ComfyUI keeps them."""
+    import folder_paths
+
+    return find_runs_dir(os.environ, Path(folder_paths.base_path), Path(__file__).parent) / FILE
+
+
+def edited_concepts(file: Path, lora: str) -> list[Concept] | None:
+    """What a user wrote for a LoRA's run, None if nothing. A broken file counts as an empty one."""
+    written = _read(file).get(_key(lora))
+    if not isinstance(written, list):
+        return None
+    phrases = [phrase for phrase in written if isinstance(phrase, str) and 0 < len(phrase) <= MAX_LENGTH]
+    return [Concept(phrase, phrase) for phrase in phrases[:MAX_CONCEPTS]] or None
+
+
+def keep_triggers(file: Path, lora: str, triggers: Sequence[str] | None) -> None:
+    """Keep a user's words for a LoRA's run; None or none of them: those of the file hold again.
+
+    Raises ValueError for words that cannot be triggers, and OSError.
+    """
+    phrases = list(dict.fromkeys(" ".join(phrase.split()) for phrase in triggers or ()))
+    if len(phrases) > MAX_CONCEPTS or any(not p or len(p) > MAX_LENGTH or not p.isprintable() for p in phrases):
+        raise ValueError(f"Triggers are at most {MAX_CONCEPTS} lines of 1 to {MAX_LENGTH} characters.")
+    with _lock:
+        if file.exists() and not _is_readable(file):
+            raise ValueError(f"{file.name} in the runs folder is not what this node pack writes; move it away.")
+        kept = _read(file) | {_key(lora): phrases}
+        text = json.dumps({name: each for name, each in kept.items() if each}, ensure_ascii=False, indent=2)
+        if len(text.encode()) > MAX_FILE:
+            raise ValueError(f"{file.name} would be larger than {MAX_FILE:,} bytes.")
+        _replace(file, text + "\n")
+
+
+def _key(lora: str) -> str:
+    return run_of(lora.replace("\\", "/"))
+
+
+def _is_readable(file: Path) -> bool:
+    return _content(file) is not None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return _content(file) or {}
+
+
+def _content(file: Path) -> dict[str, Any] | None:
+    try:
+        with open_regular(file) as opened:
+            found = json.loads(opened.read(MAX_FILE))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _replace(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".triggers.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as opened:
+            opened.write(text)
+        Path(name).chmod(0o644)
+        os.replace(name, file)
+    finally:
+        Path(name).unlink(missing_ok=True)
