@@ -6,7 +6,7 @@ import { fetchLora, fetchLoras, keepTriggers, sampleUrl } from './server.js'
 import { formatNumber, text } from './texts.js'
 
 const ROW = 64 // pixels
-const BUTTON = 40
+const BUTTON = 64 // with the margins around it
 const SHOWN = 4 // rows; more of them scroll
 
 app.registerExtension({
