@@ -87,6 +87,12 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
         where = request.match_info
         return _picture(await asyncio.to_thread(runs.sample, where["run"], where["file"]))
 
+    @routes.get(PREFIX + "/runs/{run}/series/{prompt}")
+    @_answers
+    async def series(request: Any) -> Any:
+        where = request.match_info
+        return await asyncio.to_thread(runs.series, where["run"], where["prompt"])
+
     @routes.post(PREFIX + "/runs/{run}/{wish}")
     @_answers
     async def ask(request: Any) -> Any:

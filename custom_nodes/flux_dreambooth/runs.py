@@ -35,6 +35,7 @@ MAX_CONFIG = 256 * 2**10
 MAX_SAMPLE = 64 * 2**20
 MOST_SAMPLES = 120
 MOST_EXAMPLES = 4
+MOST_SERIES = 500
 SHOWN = ("average", "learning_rate", "seconds_per_picture", "peak_gib")  # of the last step
 LAST_STEPS = 20  # from which the remaining time is estimated
 _SAMPLE = re.compile(r"[^/\\\x00-\x1f]+-step(\d{8})-(\d{2,6})\.png")
@@ -98,6 +99,18 @@ class Runs:
         if len(data) > MAX_SAMPLE or not data.startswith(PICTURE_STARTS):
             raise LookupError(f"{file!r} is not an image.")
         return data
+
+    def series(self, name: str, prompt: str) -> dict[str, Any]:
+        """The images of one prompt at all steps, the first one first. prompt: its number in the files' names."""
+        folder = self._run_folder(name)
+        if not re.fullmatch(r"[0-9]{2,6}", prompt):
+            raise LookupError(f"There is no prompt {prompt!r}.")
+        with self._lock:
+            self._brief(folder)
+            prompts = dict(self._logs[name].prompts)
+        ending = f"-{prompt}.png"
+        found = [each for each in _samples(folder / "samples", prompts, MOST_ENTRIES) if each["file"].endswith(ending)]
+        return {"samples": found[:MOST_SERIES][::-1]}
 
     def examples(self, lora: str) -> dict[str, Any] | None:
         """The run that wrote a LoRA file, and images that it generated at that step or before: {run, samples}."""
@@ -228,7 +241,7 @@ def _checkpoints(written: Iterable[Checkpoint], loras: Iterable[str]) -> list[di
     ]
 
 
-def _samples(folder: Path, prompts: Mapping[str, str]) -> list[dict[str, Any]]:
+def _samples(folder: Path, prompts: Mapping[str, str], most: int = MOST_SAMPLES) -> list[dict[str, Any]]:
     """Newest first; images of the same step in the order of their prompts."""
     if folder.is_symlink():
         return []
@@ -239,7 +252,7 @@ def _samples(folder: Path, prompts: Mapping[str, str]) -> list[dict[str, Any]]:
         return []
     found = [match for name in names if (match := _SAMPLE.fullmatch(name))]
     found.sort(key=lambda match: (-int(match[1]), int(match[2])))
-    return [{"file": m[0], "step": int(m[1]), "prompt": prompts.get(m[0], "")} for m in found[:MOST_SAMPLES]]
+    return [{"file": m[0], "step": int(m[1]), "prompt": prompts.get(m[0], "")} for m in found[:most]]
 
 
 def _touch(file: Path) -> None:

@@ -16,7 +16,7 @@ from tests.nodes.model_files import write_lora as write_fitting
 from tests.nodes.run_writer import RunWriter, write_lora
 from tests.nodes.server import ComfyServer, Refused
 from tests.nodes.test_loaded_loras import CLASSES, MODELS, graph
-from tests.nodes.test_sample_node import as_trained, settings
+from tests.nodes.test_sample_node import as_trained
 
 ROUTES = "/flux_dreambooth"
 
@@ -93,6 +93,21 @@ def test_examples_are_the_images_of_the_loras_run(tmp_path: Path):
     assert Runs(tmp_path).examples("other.safetensors") is None
 
 
+def test_images_of_one_prompt_at_all_steps(tmp_path: Path):
+    run = RunWriter(tmp_path)
+    for _ in range(3):
+        run.steps(10)
+        run.samples("a", "b")
+    found = Runs(tmp_path).series("tj", "01")["samples"]
+    assert [(each["step"], each["prompt"]) for each in found] == [(10, "b"), (20, "b"), (30, "b")]
+    assert Runs(tmp_path).series("tj", "02") == {"samples": []}
+    for hostile in ("", "1", "../01", "01\n", "-01", "٠١", "0" * 7):
+        with pytest.raises(LookupError):
+            Runs(tmp_path).series("tj", hostile)
+    with pytest.raises(LookupError):
+        Runs(tmp_path).series("../tj", "01")
+
+
 @pytest.mark.comfyui
 def test_the_node_applies_them_and_the_sampler_takes_their_length(comfyui: ComfyServer):
     ours = {"flux_dreambooth": json.dumps({"config": {"t5xxl_max_token_length": 32}})}
@@ -103,8 +118,9 @@ def test_the_node_applies_them_and_the_sampler_takes_their_length(comfyui: Comfy
     prompt = as_trained(model=["5", 0], clip=["5", 1])
     loader: dict[str, Any] = {"model": ["1", 0], "clip": ["1", 1], "loras": json.dumps(rows)}
     prompt["5"] = {"class_type": "LoadFluxDreamBoothLoRAs", "inputs": loader}
-    assert "32" in settings(comfyui, prompt)
-    (text,) = comfyui.run(prompt).outputs["5"]["text"]
+    result = comfyui.run(prompt)
+    assert not result.error and "32" in result.outputs["4"]["text"][0]
+    (text,) = result.outputs["5"]["text"]
     assert [line.split(" ")[0] for line in text.split("\n")] == ["one.safetensors", "two.safetensors"]
     assert "at 0.5" in text and "at 1" in text
     loader["loras"] = json.dumps([{"lora": "nobody.safetensors"}])

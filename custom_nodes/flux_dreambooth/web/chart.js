@@ -8,13 +8,17 @@ const RIGHT = 8
 const TOP = 8
 const BOTTOM = 24
 
-/** points: [step, loss, average, learning rate]; validation: [step, loss]; marks: steps of checkpoints. */
-export function lossChart(points, validation, marks, total, onHover) {
+/**
+ * points: [step, loss, average, learning rate]; validation: [step, loss]; marks: steps of checkpoints; other: {points,
+ * total} of a run to compare with, or null.
+ */
+export function lossChart(points, validation, marks, total, onHover, other = null) {
   const height = 170
   const known = points.filter(([, loss, average]) => loss !== null || average !== null)
   if (known.length < 2) return null
-  const x = scale(0, Math.max(total ?? 0, known.at(-1)[0]), LEFT, WIDTH - RIGHT)
-  const [least, most] = range([...known.flatMap(([, , average]) => average ?? []), ...validation.map(([, loss]) => loss)],
+  const others = (other?.points ?? []).filter(([, , average]) => average !== null)
+  const x = scale(0, Math.max(total ?? 0, known.at(-1)[0], other?.total ?? 0, others.at(-1)?.[0] ?? 0), LEFT, WIDTH - RIGHT)
+  const [least, most] = range([...[...known, ...others].flatMap(([, , average]) => average ?? []), ...validation.map(([, loss]) => loss)],
     known.flatMap(([, loss]) => loss ?? []))
   const y = scale(least, most, height - BOTTOM, TOP)
   const inside = (value) => y(Math.min(most, Math.max(least, value)))
@@ -29,6 +33,7 @@ export function lossChart(points, validation, marks, total, onHover) {
     marks.map((step) => svg('path', { class: 'fdb-mark', d: `M${x(step)} ${height - BOTTOM + 2} l-3.5 6 h7 z` },
       svg('title', {}, `${text('training.checkpoint')} · ${formatNumber(step)}`))),
     svg('path', { class: 'fdb-raw', d: path(known, (p) => x(p[0]), (p) => p[1], inside) }),
+    others.length > 1 && svg('path', { class: 'fdb-other', d: path(others, (p) => x(p[0]), (p) => p[2], inside) }),
     svg('path', { class: 'fdb-average', d: path(known, (p) => x(p[0]), (p) => p[2], inside) }),
     validation.map(([step, loss]) => svg('circle', { class: 'fdb-validation', cx: x(step), cy: inside(loss), r: 2.6 },
       svg('title', {}, `${text('training.validation')} · ${formatNumber(step)} · ${formatNumber(loss, 4)}`))),

@@ -4,8 +4,8 @@ import { addStyle, h } from './elements.js'
 import { refreshLists } from './graph.js'
 import { isOurs } from './widgets.js'
 
-const SHORT = 62 // pixels: three lines; more of them scroll
-const LONG = 220 // of a report
+const SHORT = 86 // pixels with the margins: four lines; more of them scroll
+const LONG = 240 // of a report
 const MANY = 6 // lines of a text that is one
 
 app.registerExtension({

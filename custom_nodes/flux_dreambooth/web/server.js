@@ -5,6 +5,8 @@ const PREFIX = '/flux_dreambooth'
 
 export const fetchRuns = () => ask('/runs')
 export const fetchRun = (name) => ask(`/runs/${encodeURIComponent(name)}`)
+/** The images of one of a run's prompts, by its number, at all steps. */
+export const fetchSeries = (name, number) => ask(`/runs/${encodeURIComponent(name)}/series/${encodeURIComponent(number)}`)
 export const fetchLoras = () => ask('/loras')
 /** A LoRA's concepts, whether a user wrote them, and images of its run: {concepts, edited, examples}. */
 export const fetchLora = (name) => ask(`/lora?name=${encodeURIComponent(name)}`)

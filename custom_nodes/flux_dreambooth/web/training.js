@@ -12,6 +12,7 @@ const NOTIFY = 'FluxDreamBooth.NotifyCheckpoints'
 
 let panel = null
 let selected = null
+let compared = null // the run whose curve is shown with the selected one's
 let timer = 0
 let known = null // the newest checkpoint of each run, by its name; null before the first look
 
@@ -37,7 +38,7 @@ app.registerExtension({
 })
 
 function open(element) {
-  panel = createPanel({ select, ask, use })
+  panel = createPanel({ select, compare, ask, use })
   element.style.height = '100%'
   element.replaceChildren(panel.element)
   look()
@@ -61,9 +62,11 @@ async function update() {
     selected = (overview.runs.find(({ state }) => state === 'running') ?? overview.runs[0])?.name ?? null
   }
   const name = selected
-  const run = name === null ? null : await fetchRun(name)
-  panel.showRuns(overview, selected)
-  if (run && name === selected) panel.showRun(run)
+  const names = overview.runs.map((run) => run.name)
+  if (compared === name || !names.includes(compared)) compared = null
+  const [run, other] = await Promise.all([name, compared].map((each) => each === null ? null : fetchRun(each)))
+  panel?.showRuns(overview, selected)
+  if (run && name === selected) panel?.showRun(run, other, names)
 }
 
 async function tellNews(runs) {
@@ -80,6 +83,11 @@ async function tellNews(runs) {
 
 function select(name) {
   selected = name
+  look()
+}
+
+function compare(name) {
+  compared = name
   look()
 }
 

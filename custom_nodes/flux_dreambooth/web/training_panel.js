@@ -1,12 +1,12 @@
 // What the sidebar tab shows: the runs, and one of them in detail.
 import { h, section } from './elements.js'
 import { lossChart, rateChart } from './chart.js'
-import { sampleUrl } from './server.js'
+import { createSamples } from './samples.js'
 import { formatDuration, formatNumber, text } from './texts.js'
 
 const LISTENING = ['preparing', 'running', 'quiet']
 
-/** actions: select(name), ask(name, wish), use(lora). Returns {element, showRuns, showRun, showError}. */
+/** actions: select(name), compare(name), ask(name, wish), use(lora). Returns {element, showRuns, showRun, showError}. */
 export function createPanel(actions) {
   const parts = ['runs', 'progress', 'buttons', 'curves', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
   const [runs, progress, buttons, curves, samples, checkpoints] = parts
@@ -16,9 +16,9 @@ export function createPanel(actions) {
   const draw = {
     runs: section(runs, (list, selected) => list.length > 1 ? list.map((run) => runRow(run, selected, actions)) : []),
     progress: section(progress, drawProgress),
-    curves: section(curves, drawCurves),
+    curves: section(curves, (...facts) => drawCurves(actions, ...facts)),
     buttons: section(buttons, (name, state, asked) => drawButtons(name, state, asked, actions)),
-    samples: section(samples, drawSamples),
+    samples: section(samples, createSamples()),
     checkpoints: section(checkpoints, (run, list) => drawCheckpoints(run, list, actions))
   }
   const clear = () => parts.slice(1).forEach((part) => part.replaceChildren())
@@ -34,10 +34,12 @@ export function createPanel(actions) {
     }
   }
 
-  function showRun(run) {
+  /** other: the run whose curve is compared, or null; names: of all runs. */
+  function showRun(run, other, names) {
     draw.progress(run.name, run.state, run.step, run.total, run.epoch, run.epochs, run.average, run.learning_rate,
       run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
-    draw.curves(run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total)
+    draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
+      other && { name: other.name, points: other.curve, total: other.total }, names.filter((name) => name !== run.name))
     draw.buttons(run.name, run.state, run.asked)
     draw.samples(run.name, run.samples)
     draw.checkpoints(run.name, run.checkpoints)
@@ -89,23 +91,30 @@ function stepText(state, step, total) {
   return text(step === 0 && state === 'running' ? 'training.prepared' : 'training.stepOf', values)
 }
 
-function drawCurves(points, validation, marks, total) {
+function drawCurves(actions, name, points, validation, marks, total, other, others) {
   const readout = h('span', { class: 'fdb-small' })
   const show = (point) => {
     readout.textContent = point
       ? [text('training.step', { step: formatNumber(point[0]) }), formatNumber(point[2] ?? point[1], 4), formatNumber(point[3], 2)].join(' · ')
       : ''
   }
-  const chart = lossChart(points, validation, marks, total, show)
+  const chart = lossChart(points, validation, marks, total, show, other)
   const rates = rateChart(points, total)
   return [
     chart && h('h3', {}, text('training.loss'), readout), chart,
-    chart && h('div', { class: 'fdb-legend' }, legend('average'), legend('raw'), validation.length > 0 && legend('validation'), marks.length > 0 && legend('mark')),
+    chart && h('div', { class: 'fdb-legend' }, legend('average', other && name), other && legend('other', other.name), legend('raw'), validation.length > 0 && legend('validation'), marks.length > 0 && legend('mark')),
+    chart && others.length > 0 && compareWith(others, other?.name, actions),
     rates && h('h3', {}, text('training.rate')), rates
   ]
 }
 
-const legend = (kind) => h('span', {}, h('i', { class: `fdb-key fdb-key-${kind}` }), text(`legend.${kind}`))
+const legend = (kind, label) => h('span', {}, h('i', { class: `fdb-key fdb-key-${kind}` }), label || text(`legend.${kind}`))
+
+function compareWith(others, chosen, actions) {
+  const choice = (value, label) => h('option', { value, selected: value === (chosen ?? '') }, label)
+  return h('label', { class: 'fdb-compare fdb-small' }, text('training.compare'),
+    h('select', { onchange: (event) => actions.compare(event.target.value || null) }, choice('', text('training.noRun')), others.map((name) => choice(name, name))))
+}
 
 function drawButtons(name, state, asked, actions) {
   if (!LISTENING.includes(state)) return []
@@ -137,27 +146,3 @@ function shortName(run, file) {
   if (epoch) return text('training.epochName', { n: formatNumber(+epoch[1]) })
   return step ? text('training.step', { step: formatNumber(+step[1]) }) : name
 }
-
-function drawSamples(run, list) {
-  if (!list.length) return []
-  const steps = [...new Set(list.map(({ step }) => step))]
-  const grid = h('div', { class: 'fdb-pictures' })
-  const label = h('span', { class: 'fdb-small' })
-  const older = stepper('pi-chevron-left', 'training.older', () => show(at + 1))
-  const newer = stepper('pi-chevron-right', 'training.newer', () => show(at - 1))
-  let at = 0
-  function show(index) {
-    at = index
-    older.disabled = at === steps.length - 1
-    newer.disabled = at === 0
-    label.textContent = text('training.step', { step: formatNumber(steps[at]) })
-    grid.replaceChildren(...list.filter(({ step }) => step === steps[at]).map(({ file, prompt }) => {
-      const url = sampleUrl(run, file)
-      return h('a', { href: url, target: '_blank', rel: 'noopener', title: prompt || file }, h('img', { src: url, alt: prompt || file, loading: 'lazy' }), prompt && h('span', {}, prompt))
-    }))
-  }
-  show(0)
-  return [h('h3', {}, text('training.samples'), h('span', { class: 'fdb-stepper' }, older, label, newer)), grid]
-}
-
-const stepper = (icon, key, onclick) => h('button', { class: 'fdb-icon', type: 'button', title: text(key), onclick }, h('i', { class: `pi ${icon}` }))

@@ -1,0 +1,37 @@
+"""The Training tab compares: one prompt's samples at all steps, and the curves of two runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import TAB
+from tests.nodes.run_writer import RunWriter
+
+pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
+
+
+def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any], runs: Path):
+    RunWriter(runs, "before", total=200).steps(200)
+    run = RunWriter(runs, "now", total=200)
+    for _ in range(3):
+        run.steps(40)
+        run.samples("tjtoy toy on a beach", "sparkgpu gpu")
+    page = open_page()
+    page.click(TAB)
+    page.click(".fdb-run:has-text('now')")
+    page.click(".fdb-pictures a:has-text('sparkgpu') button[title^='This prompt at all steps']")
+    page.wait_for_selector(".fdb-series a >> nth=2")
+    assert page.locator(".fdb-series a").all_inner_texts() == ["step 40", "step 80", "step 120"]
+    assert "sparkgpu gpu" in page.locator(".fdb-samples").inner_text()
+    run.steps(40)
+    run.samples("tjtoy toy on a beach", "sparkgpu gpu")
+    page.wait_for_selector(".fdb-series a:has-text('step 160')")  # it grows and stays
+    page.select_option(".fdb-compare select", "before")
+    page.wait_for_selector("path.fdb-other", state="attached")
+    assert "before" in page.locator(".fdb-legend").inner_text()
+    page.select_option(".fdb-compare select", "")
+    page.wait_for_selector("path.fdb-other", state="detached")
+    page.click(".fdb-samples button[title^='Back to all']")
+    page.wait_for_selector(".fdb-pictures a >> nth=1")
