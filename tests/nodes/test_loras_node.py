@@ -124,7 +124,8 @@ def test_the_node_applies_them_and_the_sampler_takes_their_length(comfyui: Comfy
     assert [line.split(" ")[0] for line in text.split("\n")] == ["one.safetensors", "two.safetensors"]
     assert "at 0.5" in text and "at 1" in text
     loader["loras"] = json.dumps([{"lora": "nobody.safetensors"}])
-    assert "not in models/loras" in comfyui.run(prompt).error
+    with pytest.raises(Refused, match="not in models/loras"):
+        comfyui.run(prompt)
 
 
 @pytest.mark.comfyui
