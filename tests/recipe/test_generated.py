@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.recipe_files import Finished, Workshop
+from tests.recipe_files import Workshop
 from tests.unit.test_compositions import draw_subject
+from trainer.__main__ import main
 from trainer.common.problems import Problems
 from trainer.generation import stage
 from trainer.generation.cutout import Cut
@@ -72,8 +73,8 @@ def test_a_run_generates_its_images_once_and_goes_on_after_the_last_one(workshop
     ).images_to_generate
     assert all(torch.isfinite(tensor).all() for tensor in run.tensors().values())
 
-    again = Finished(workshop.config("again", **{**settings, "cache_dir": workshop.folder / "other-cache"}))
-    workshop.train("again", **{**settings, "cache_dir": workshop.folder / "other-cache"})
+    swapped = {**settings, "cache_dir": workshop.folder / "other-cache", "blocks_to_swap": 1}
+    again = workshop.train("again", **swapped)
     assert files(workshop, "other-cache") == every  # a pure function of the prompt, the seed and the model
     assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in run.tensors().items())
 
@@ -141,3 +142,14 @@ def test_a_run_without_any_companion_that_can_be_cut_out_says_so_before_it_train
     data = workshop.dataset(COMPANIONS, "companions.toml")
     with pytest.raises(Problems, match="no image of any companion can be cut out"):
         workshop.train("none kept", dataset_config=data, cache_dir=workshop.folder / "none", max_train_steps=1)
+
+
+def test_the_images_can_be_generated_without_training(workshop, capsys):
+    data = workshop.dataset(PRESERVED, "preserved.toml")
+    argv = workshop.argv("looked at", dataset_config=data, cache_dir=workshop.folder / "looked-at-cache")
+    assert main(["generate", *argv]) == 0
+    assert "4 images generated, 4 in all" in capsys.readouterr().out
+    assert len(files(workshop, "looked-at-cache")) == 4
+    assert (workshop.folder / "looked at/runs/tj/generated.jpg").is_file()
+    assert main(["generate", *argv]) == 0 and "0 images generated, 4 in all" in capsys.readouterr().out
+    assert main(["check", *argv]) == 0 and "generated.jpg" in capsys.readouterr().out

@@ -27,13 +27,13 @@ PAGES = [KOREAN, *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs"
 MAX_LINES = 220
 FLAG = re.compile(r"--[A-Za-z][\w-]*")
 PATH = re.compile(r"(?<![\w/:.-])\.?\w[\w.*-]*(?:/[\w.*-]*)+")
-TRAINING = ("train", "check", "demo", "bench")  # verbs that take every setting
+TRAINING = ("train", "check", "generate", "demo", "bench")  # verbs that take every setting
 LAUNCHERS = {"launch_train.sh", "launch_comfyui.sh", "download.sh"}
 COMFYUI_FLAGS = {"--lowvram", "--fp8_e4m3fn-unet"}
 # what the programs write, and what a download brings
 CREATED = re.compile(
     r"\.venv/.*|runs/.*|output/((demo/contact_sheet|masks/FOLDER)\.jpg)?|flux_data/\.cache|SD_SCRIPTS/.*"
-    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks)(/.*)?"
+    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks|judges)(/.*)?"
 )
 NOT_OURS = {DEV, TEXT_ENCODERS, "OWNER/NAME", "/proc/sys/vm/drop_caches", "models/*.safetensors", "flux_data/*.toml"}
 
@@ -204,7 +204,14 @@ def test_every_make_target_and_module_is_there():
     targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
     modules = {words[2] for words in commands() if words[1] == "-m"}
     assert {words[1] for words in commands() if words[0] == "make"} <= targets
-    assert modules == {"trainer", "benchmarks.playbook", "benchmarks.blocks", "benchmarks.plain_peft", "mini.concepts"}
+    assert modules == {
+        "trainer",
+        "benchmarks.playbook",
+        "benchmarks.blocks",
+        "benchmarks.plain_peft",
+        "benchmarks.selection",
+        "mini.concepts",
+    }
     assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in modules - {"trainer"})
 
 

@@ -45,6 +45,11 @@ def test_the_first_steps_and_the_last_are_evaluated():
     assert found.at == [*SIGMAS[:3], SIGMAS[19]] and found.cache.evaluated == 4
 
 
+def test_where_nothing_moves_or_a_number_is_not_finite_all_steps_are_evaluated():
+    assert Sampler(lambda _sigma: 0.0, tolerance=100.0).cache.evaluated == 20
+    assert Sampler(lambda _sigma: float("nan"), tolerance=100.0).cache.evaluated == 20
+
+
 def test_the_error_is_what_the_extrapolation_missed():
     def bent(sigma: float) -> float:
         return 1.0 if sigma > 0.5 else 2.0

@@ -135,6 +135,8 @@ class Stage:
         return transformer
 
     def _decode(self, images: Sequence[Generated]) -> None:
+        if not images:
+            return
         assert self.config.ae
         device = self.accelerator.device
         vae = load_autoencoder(self.config.ae, device, torch.float32)

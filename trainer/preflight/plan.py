@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from trainer.common.problems import Problem
+from trainer.common.text import duration
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys
 from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
@@ -36,6 +37,7 @@ OPTIMIZER_TENSORS = {
     "pagedlion8bit": (0, 1.1),
 }
 UNKNOWN_OPTIMIZER = (2, 0)
+PNG_BYTES = 2  # of a generated image, per pixel
 GB = 1e9
 
 
@@ -156,12 +158,13 @@ class RunPlan:
 
     @property
     def missing_cache_bytes(self) -> int:
-        """About how many bytes encoding will add to the cache, with latents and T5's output counted as float32."""
+        """About how many bytes the run will add to the cache, with latents and T5's output counted as float32."""
         views = self.data.views()
         pixels = sum(sample.bucket[0] * sample.bucket[1] for sample, _ in views) // max(len(views), 1)
         kind = FLUX1.latents
         latents = self.missing_latents * (pixels // kind.side**2) * kind.channels * 2 * 4
-        return latents + self.missing_texts * self.keys.t5_length * self.t5_width * 4
+        images = sum(PNG_BYTES * image.width * image.height for image in self.images_to_generate)
+        return latents + self.missing_texts * self.keys.t5_length * self.t5_width * 4 + images
 
     def summary(self) -> str:
         """The plan as text for the console: warnings, images, steps, files and memory, one fact a line."""
@@ -197,9 +200,12 @@ class RunPlan:
         if not missing:
             return []
         passes = sum(image.forward_passes for image in missing)
+        samples = math.ceil(passes / 2)  # with frozen weights, a backward pass takes as long as a forward pass
+        measured = self.memory.measured
+        time = f" ({duration(samples * measured.seconds_per_picture)})" if measured else ""
         return [
             f"  {len(missing)} images to generate with the base model before training: {passes} forward passes,"
-            f" about the time of {math.ceil(passes / 2)} training samples"  # whose backward pass takes as long
+            f" about the time of {samples} training samples{time}"
         ]
 
     def _note_lines(self) -> list[str]:

@@ -55,7 +55,7 @@ class StepCache:
         if self._step < self.warm_up or self._step == self.num_steps - 1 or self._last is None:
             return False
         last_x, last_v = self._last
-        self._change += self._rate * _size(x - last_x) / _size(last_v)
+        self._change += self._rate * _relative(x - last_x, last_v)
         return self._change < self.tolerance
 
     def _extrapolated(self, sigma: float) -> Tensor:
@@ -65,15 +65,17 @@ class StepCache:
 
     def _evaluated(self, sigma: float, x: Tensor, v: Tensor) -> Tensor:
         if self._skipped:
-            self.error = max(self.error, _size(self._extrapolated(sigma) - v) / _size(v))
+            self.error = max(self.error, _relative(self._extrapolated(sigma) - v, v))
         if self._last is not None:
             last_x, last_v = self._last
-            self._rate = _size(v - last_v) / _size(x - last_x)
+            self._rate = _relative(v - last_v, x - last_x)
         self._known = [*self._known[-1:], (sigma, v)]
         self._change, self._skipped = 0.0, 0
         self.evaluated += 1
         return v
 
 
-def _size(tensor: Tensor) -> float:
-    return float(tensor.abs().mean())
+def _relative(tensor: Tensor, other: Tensor) -> float:
+    """The ratio of two tensors' mean magnitudes; infinite if the second is zero, so that nothing is skipped."""
+    size = float(other.abs().mean())
+    return float(tensor.abs().mean()) / size if size else math.inf

@@ -1,0 +1,161 @@
+"""Measures on features whose answer is known, the rule, the prompts, and the table of `benchmarks.selection`."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.selection import spearman, tabulate, truth
+from benchmarks.selection_runs import RUNS, write_dataset
+from trainer.comparison.measures import Figure, Reference, image_distance, make_references, measure
+from trainer.comparison.page import Line, plot, table
+from trainer.comparison.prompts import ComparePrompt, Concept, compare_prompts
+from trainer.comparison.recommend import Rule, Standing, recommend
+
+SIZE = 12  # features: a patch is one of these directions
+TOY, PLACE = range(2), range(2, SIZE)
+
+
+def patches(*kinds: int) -> torch.Tensor:
+    return torch.eye(SIZE)[list(kinds)]
+
+
+def concept(images: int = 3) -> Concept:
+    samples = tuple(
+        SimpleNamespace(picture=SimpleNamespace(path=SimpleNamespace(name=f"{index}.png")), mask=None)
+        for index in range(images)
+    )
+    return Concept("tj toy", "toy", samples)  # type: ignore[arg-type]
+
+
+PROMPTS = (
+    ComparePrompt("tj toy on a beach", "alone", ("tj toy",), 0),
+    ComparePrompt("a toy on a desk", "class", (), 1),
+    ComparePrompt("a red cube", "neutral", (), 2),
+)
+# four patches an image: the toy's two and two of a place of its own; the base model shows another toy
+TRAINING = [patches(0, 1, 2 + index, 5 + index) for index in range(3)]
+BASE = [patches(9, 9, 8, 8), patches(9, 9, 10, 10), patches(8, 8, 11, 11)]
+
+
+@pytest.fixture
+def references(monkeypatch) -> list[Reference]:
+    monkeypatch.setattr("trainer.comparison.measures.training_image", lambda _: Image.new("RGB", (2, 2)))
+    return make_references(lambda _: [each.view(2, 2, SIZE) for each in TRAINING], [concept()], PROMPTS, BASE)
+
+
+def test_only_what_recurs_with_the_concept_is_the_concept(references):
+    (reference,) = references
+    for region in reference.regions:
+        assert region.weights.tolist() == pytest.approx([0.5, 0.5, 0, 0], abs=1e-4)
+        assert region.background.tolist() == [False, False, True, True]
+    assert (reference.floor, reference.ceiling) == (pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4))
+
+
+def test_what_is_shown_where_it_is_named_is_likeness_and_elsewhere_bleed(references):
+    good = measure(references, PROMPTS, BASE, [patches(8, 0, 1, 8), *BASE[1:]])
+    assert good.likeness.mean == pytest.approx(100, abs=0.1)
+    assert (good.bleed.mean, good.drift.mean) == (pytest.approx(0, abs=0.1), pytest.approx(0, abs=0.1))
+    everywhere = measure(references, PROMPTS, BASE, [patches(8, 0, 1, 8), patches(0, 1, 10, 10), BASE[2]])
+    assert everywhere.likeness.mean == pytest.approx(100, abs=0.1)
+    assert everywhere.bleed.values == (pytest.approx(100, abs=0.1), pytest.approx(0, abs=0.1))
+    assert everywhere.drift.values[0] > 20 and everywhere.drift.values[1] == pytest.approx(0, abs=0.1)
+    assert everywhere.matrix["no concept, class"]["tj toy"] == pytest.approx(100, abs=0.1)
+    half = measure(references, PROMPTS, BASE, [patches(8, 0, 8, 8), *BASE[1:]])
+    assert half.likeness.mean == pytest.approx(50, abs=0.1)
+
+
+def test_a_background_that_is_repeated_in_its_place_is_a_copy(references):
+    copied = measure(references, PROMPTS, BASE, [TRAINING[1], *BASE[1:]])
+    assert copied.copies == {"tj toy on a beach": "1.png"} and copied.memorised.values[0] == pytest.approx(100)
+    moved = measure(references, PROMPTS, BASE, [patches(3, 6, 0, 1), *BASE[1:]])
+    assert not moved.copies
+
+
+def test_a_mask_decides_what_may_be_the_concept(monkeypatch):
+    monkeypatch.setattr("trainer.comparison.measures.training_image", lambda _: Image.new("RGB", (2, 2)))
+    monkeypatch.setattr("trainer.comparison.measures._mask_shares", lambda *_: torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    masked = concept()
+    for sample in masked.samples:
+        sample.mask = "a mask"  # type: ignore[misc]
+    (reference,) = make_references(lambda _: [each.view(2, 2, SIZE) for each in TRAINING], [masked], PROMPTS, BASE)
+    assert reference.regions[0].weights.tolist() == pytest.approx([1, 0, 0, 0], abs=1e-4)
+    assert reference.regions[0].background.tolist() == [False, True, True, True]
+
+
+def test_distance_does_not_depend_on_where_things_are():
+    assert image_distance(patches(0, 1, 2), patches(2, 0, 1)) == pytest.approx(0)
+    assert image_distance(patches(0, 1), patches(3, 4)) == pytest.approx(1)
+
+
+def test_prompts_name_what_they_should_show():
+    two = [concept(), Concept("gp gpu", "gpu", ()), Concept("folder", "", (), captioned=True)]
+    found = compare_prompts(two, 2, seed=7)
+    kinds = [each.kind for each in found]
+    assert [kinds.count(kind) for kind in ("alone", "beside", "together", "class", "neutral")] == [4, 4, 2, 4, 2]
+    assert [each.seed for each in found] == list(range(7, 7 + len(found)))
+    for prompt in found:
+        assert all(name in prompt.text for name in prompt.shows)
+        assert prompt.is_plain == (not any(name in prompt.text for name in ("tj toy", "gp gpu")))
+
+
+def standing(name: str, likeness: float, bleed: float, drift: float, copied: float = 0.0) -> Standing:
+    near = [Figure((value - 1, value + 1)) for value in (likeness, bleed, drift)]
+    return Standing(name, *near, copied=copied)
+
+
+def test_the_rule_weighs_harms_and_its_flags_change_the_choice():
+    early, late = standing("step 40", 60, 2, 5), standing("step 80", 80, 20, 15)
+    assert early.score(Rule()) == pytest.approx(53) and late.score(Rule()) == pytest.approx(45)
+    chosen = recommend([early, late], Rule())
+    assert chosen.best == 0 and chosen.sentences[0].startswith("Keep step 40: likeness 60, bleed 2, drift 5, score 53")
+    assert "The next best is step 80 with 45" in chosen.text
+    assert recommend([early, late], Rule(bleed=0, drift=0)).best == 1
+    close = recommend([early, standing("step 60", 60.5, 2, 5)], Rule())
+    assert close.close == ("step 40",) and "within the spread" in close.text
+
+
+def test_a_recommendation_warns_of_copies_and_of_nothing_learned():
+    assert "repeat the background" in recommend([standing("a", 60, 2, 5, copied=0.5)], Rule()).text
+    assert "hardly learned anything" in recommend([standing("a", 5, 0, 0)], Rule()).text
+    assert "save more often" in recommend([standing("a", 60, 2, 5)], Rule()).text
+    losses = Standing("a", Figure((0.2, 0.4)), None, Figure((0.0, 0.1)))
+    assert "held-out loss -0.3 %" in recommend([losses], Rule()).text
+
+
+def test_plots_and_tables_escape_what_they_show():
+    svg = plot("<b>", [Line("a & b", [(0, 1.0), (10, 2.0)], [0.5, 0.5])], mark=10)
+    assert "&lt;b&gt;" in svg and "a &amp; b" in svg and "recommended: step 10" in svg
+    assert plot("empty", [Line("a", [])]) == ""
+    assert "polyline" in plot("one point", [Line("a", [(3, 1.0)])])
+    assert "&lt;i&gt;" in table(["<i>"], [["x"]], best=0) and "class=best" in table(["h"], [["x"]], best=0)
+
+
+def test_selection_tabulates_what_was_lost():
+    assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1) and spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 1, 2], [5, 5, 5]) == 0 and spearman([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1)
+    base, found = {"likeness": 0.0, "bleed": 1.0, "prior": 90.0}, {"likeness": 70.0, "bleed": 5.0, "prior": 84.0}
+    assert truth(base, found) == {"likeness": 70.0, "bleed": 4.0, "drift": 6.0, "score": 60.0}
+
+    def checkpoint(name: str, score: float, judged: float) -> dict:
+        means = {each: {"mean": score} for each in ("likeness", "bleed", "drift", "loss_on_images", "loss_drift")}
+        judge = {"likeness": judged, "bleed": judged, "drift": judged, "score": judged}
+        return {"name": name, "file": name, "score": score, "truth": judge, **means}
+
+    result = {"run": "one", "recommended": "b", "checkpoints": [checkpoint("a", 1, 50), checkpoint("b", 2, 46)]}
+    text = tabulate([result, {**result, "run": "two", "recommended": "a"}])
+    assert "within 3 points of the best: 1 of 2 (50 %)" in text and "likeness: Spearman -1.00" in text
+
+
+def test_selection_runs_differ_and_their_datasets_can_be_read(tmp_path):
+    from trainer.config import TrainConfig
+    from trainer.data.dataset_file import read_dataset_config
+
+    assert len(RUNS) >= 24 and len({run.name for run in RUNS.values()}) == len(RUNS)
+    for data in ("preserved", "alone", "toy", "bare", "mixed"):
+        file = write_dataset(tmp_path / data, data)
+        config, problems = read_dataset_config(file, TrainConfig())
+        assert not problems
+        assert sum(subset.diff_output_preservation for subset in config.subsets) == (data in ("preserved", "toy"))
+    assert len(list((tmp_path / "mixed" / "tjtoy").glob("other_*.txt"))) == 7
