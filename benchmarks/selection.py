@@ -24,9 +24,14 @@ import torch
 from PIL import Image
 
 from benchmarks.selection_runs import RUNS, SelectionRun
+from trainer.cli.compare import make_comparer, make_parser
 from trainer.cli.evaluate import Adapter, Evaluation, draw_column, load_evaluation
 from trainer.common.files import atomic_write, write_json
 from trainer.common.process import set_up_logging
+from trainer.comparison.compare import as_json, compare
+from trainer.comparison.job import candidates_of, run_config
+from trainer.comparison.judges import Judges
+from trainer.comparison.recommend import Rule
 from trainer.lora.file import load_lora
 from trainer.sampling.evaluation import score_base
 from trainer.sampling.judge import judge_pictures
@@ -34,6 +39,8 @@ from trainer.sampling.judge import judge_pictures
 RESULT = "result.json"
 WITHIN = 3.0  # points of the judge's score that a recommendation may be below the best checkpoint
 STRIP_QUALITY = 92
+# where else the base model's features could be read: after which share of the blocks, at how much noise
+VARIANTS = ((0.2, 0.1), (0.2, 0.25), (0.35, 0.1), (0.35, 0.25), (0.55, 0.1), (0.55, 0.5), (0.8, 0.25), (0.9, 0.1))
 NUMBERS = ("likeness", "bleed", "drift")
 
 
@@ -116,18 +123,27 @@ def _computes_bf16() -> bool:
     return computes_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _compare(folder: Path, prompts: int) -> tuple[dict[str, Any], dict[str, Image.Image]]:
-    """The numbers of `trainer compare`, and each checkpoint's images side by side."""
-    from trainer.cli.compare import compare_files, make_parser
-    from trainer.comparison.compare import as_json
-    from trainer.comparison.job import candidates_of, run_config
+def _compare(folder: Path, prompts: int, options: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Image.Image]]:
+    """The numbers of `trainer compare`, with those of VARIANTS, and each checkpoint's images side by side.
 
-    given = make_parser().parse_args([str(folder / "runs" / "run"), f"--prompts={prompts}", "--measure=base"])
+    options: more flags of `trainer compare`.
+    """
+    given = make_parser().parse_args([str(folder / "runs" / "run"), f"--prompts={prompts}", "--measure=base", *options])
     config = run_config(given.run)
-    comparison = compare_files(given, config, candidates_of(config, []))
+    candidates, comparer = candidates_of(config, []), make_comparer(given, config)
+    comparison = compare(comparer, candidates, Rule(), lambda row: print(row.candidate.name, row.seconds, flush=True))
+    found = as_json(comparison)
+    for depth, sigma in VARIANTS:
+        comparer.use(Judges(depth=depth, sigma=sigma))
+        for candidate, checkpoint in zip(candidates, found["checkpoints"], strict=True):
+            measured = comparer.row(candidate)
+            assert measured.measures
+            numbers = {name: getattr(measured.measures, name).mean for name in NUMBERS}
+            numbers["score"] = measured.standing.score(Rule())
+            checkpoint.setdefault("variants", {})[f"depth {depth:g}, sigma {sigma:g}"] = numbers
     strips = {"base": _strip(comparison.base)}
     strips |= {row.candidate.name.replace(" ", ""): _strip(row.images) for row in comparison.rows}
-    return as_json(comparison), strips
+    return found, strips
 
 
 def _strip(images: Sequence[Image.Image]) -> Image.Image:
@@ -189,7 +205,30 @@ def tabulate(results: Sequence[Mapping[str, Any]]) -> str:
     for name, of in (("loss_on_images", "likeness"), ("loss_drift", "drift")):
         rank = spearman([each[name]["mean"] for each in every], [each["truth"][of] for each in every])
         lines.append(f"{name} for {of}: Spearman {rank:.2f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_variant_lines(results)])
+
+
+def _variant_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For other places to read the features: how each ranks checkpoints, and how often it would recommend well."""
+    every = [each for result in results for each in result["checkpoints"]]
+    names = [name for name in every[0].get("variants", {}) if all(name in each.get("variants", {}) for each in every)]
+    lines = []
+    for name in names:
+        ranks = [
+            f"{number} {spearman([each['variants'][name][number] for each in every], _truths(every, number)):.2f}"
+            for number in (*NUMBERS, "score")
+        ]
+        good = 0
+        for result in results:
+            chosen = max(result["checkpoints"], key=lambda each: each["variants"][name]["score"])
+            best = max(each["truth"]["score"] for each in result["checkpoints"])
+            good += best - chosen["truth"]["score"] <= WITHIN
+        lines.append(f"{name}: Spearman {', '.join(ranks)}; good {good} of {len(results)}")
+    return lines
+
+
+def _truths(checkpoints: Sequence[Mapping[str, Any]], number: str) -> list[float]:
+    return [each["truth"][number] for each in checkpoints]
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:

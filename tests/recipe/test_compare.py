@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import selection
 from tests.judge_models import write_dinov2, write_siglip2
 from tests.recipe_files import Finished, Workshop
 from trainer.cli.compare import run as compare
@@ -111,6 +112,19 @@ def test_the_last_line_of_a_run():
     assert "step 8, at which no LoRA file was saved" in line and "python -m trainer compare runs/tj" in line
     best, line = best_of([*events, {**measured, "step": 8, "score": 40.0}], "runs/tj")
     assert best["file"] == "tj-000001.safetensors" and "score 50.0 ± 2.0" in line
+
+
+def test_the_benchmark_measures_with_features_of_other_depths_too(workshop, monkeypatch):
+    monkeypatch.setattr(selection, "VARIANTS", selection.VARIANTS[:1])
+    workshop.train("selection", max_train_steps=2, save_every_n_steps=1, output_name="run")
+    found, strips = selection._compare(workshop.folder / "selection", prompts=1, options=["--steps=1", "--size=64"])
+    assert len(found["checkpoints"]) == 2 and strips.keys() == {"base", "step1", "step2"}
+    assert strips["base"].size == (4 * 64, 64)
+    for checkpoint in found["checkpoints"]:
+        assert list(checkpoint["variants"]) == ["depth 0.2, sigma 0.1"]
+        assert all(
+            numbers.keys() == {"likeness", "bleed", "drift", "score"} for numbers in checkpoint["variants"].values()
+        )
 
 
 def test_mistakes_are_named_before_a_model_is_loaded(run, tmp_path):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import selection
 from benchmarks.selection import spearman, tabulate, truth
 from benchmarks.selection_runs import RUNS, write_dataset
+from trainer.cli.evaluate import Adapter, load_evaluation
 from trainer.comparison.measures import Figure, Reference, image_distance, make_references, measure
 from trainer.comparison.page import Line, plot, table
 from trainer.comparison.prompts import ComparePrompt, Concept, compare_prompts
@@ -148,8 +150,17 @@ def test_selection_tabulates_what_was_lost():
     assert "within 3 points of the best: 1 of 2 (50 %)" in text and "likeness: Spearman -1.00" in text
 
 
+def test_the_judge_says_what_is_shown_and_what_is_not(monkeypatch):
+    evaluation = load_evaluation(limit=2, device=torch.device("cpu"))
+    noise = torch.randint(0, 255, (2, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sets = evaluation.prompts.sets()
+    monkeypatch.setattr(selection, "draw_column", lambda *_: {name: noise[: len(each)] for name, each in sets.items()})
+    found = selection._verdict(evaluation, Adapter("noise"), ("tjtoy", "sparkgpu"))
+    assert found.keys() == {"likeness", "bleed", "prior"} and all(0 <= value <= 100 for value in found.values())
+
+
 def test_selection_runs_differ_and_their_datasets_can_be_read(tmp_path):
-    from trainer.config import TrainConfig
+    from trainer.config import TrainConfig, parse_config
     from trainer.data.dataset_file import read_dataset_config
 
     assert len(RUNS) >= 24 and len({run.name for run in RUNS.values()}) == len(RUNS)
@@ -158,4 +169,6 @@ def test_selection_runs_differ_and_their_datasets_can_be_read(tmp_path):
         config, problems = read_dataset_config(file, TrainConfig())
         assert not problems
         assert sum(subset.diff_output_preservation for subset in config.subsets) == (data in ("preserved", "toy"))
+    settings, _ = parse_config(next(iter(RUNS.values())).flags(tmp_path))
+    assert settings.max_train_steps == 200 and settings.max_train_epochs is None and settings.save_every_n_steps == 40
     assert len(list((tmp_path / "mixed" / "tjtoy").glob("other_*.txt"))) == 7

@@ -19,7 +19,7 @@ from trainer.common.text import duration
 from trainer.comparison.description import JUDGE_MODELS
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
-    from trainer.comparison.compare import Comparison, Row
+    from trainer.comparison.compare import Comparer, Comparison, Row
     from trainer.comparison.pictures import Generator
     from trainer.config import TrainConfig
 
@@ -99,10 +99,17 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
 
 def compare_files(given: argparse.Namespace, config: "TrainConfig", candidates: Sequence) -> "Comparison":
     """Check everything, then generate and measure. Raises `Problems`."""
-    from trainer.comparison.compare import Comparer, compare
+    from trainer.comparison.compare import compare
+    from trainer.comparison.recommend import Rule
+
+    return compare(make_comparer(given, config), candidates, Rule(given.bleed_weight, given.drift_weight), _say)
+
+
+def make_comparer(given: argparse.Namespace, config: "TrainConfig") -> "Comparer":
+    """Check everything, then generate the base model's images and measure the training images. Raises `Problems`."""
+    from trainer.comparison.compare import Comparer
     from trainer.comparison.judges import load_judges
     from trainer.comparison.prompts import compare_prompts, concepts_of
-    from trainer.comparison.recommend import Rule
     from trainer.data.dataset import load_dataset
 
     data, _ = load_dataset(config)
@@ -115,9 +122,7 @@ def compare_files(given: argparse.Namespace, config: "TrainConfig", candidates: 
         print(judges.note)
     prompts = compare_prompts(concepts, given.prompts, given.seed)
     print(f"{len(prompts)} prompts, {generator.settings.width} pixels, {given.steps} steps; from {judges.source}")
-    comparer = Comparer(generator, data, concepts, prompts, judges)
-    rule = Rule(given.bleed_weight, given.drift_weight)
-    return compare(comparer, candidates, data, concepts, rule, _say)
+    return Comparer(generator, data, concepts, prompts, judges)
 
 
 def make_generator(given: argparse.Namespace, config: "TrainConfig") -> "Generator":

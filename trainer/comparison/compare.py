@@ -90,16 +90,21 @@ class Comparer:
         judges: Judges,
     ):
         """Generates the base model's images, and learns from the training images what the concepts look like."""
-        self.source, self.prompts, self.judges = source, tuple(prompts), judges
-        samples = _held_out(data, concepts)
+        self.source, self.concepts, self.prompts = source, tuple(concepts), tuple(prompts)
+        samples, self.held_out = _held_out(data, concepts), bool(data.validation)
         source.texts(["", *(prompt.text for prompt in prompts), *map(_caption, samples)])  # encoders are loaded once
         self.base = tuple(source.images(None, prompts))
+        self.use(judges)
+        self.items = _sample_items(samples, source), _plain_items(self.prompts, self.base, source)
+        self.base_losses = self._losses(None)
+
+    def use(self, judges: Judges) -> None:
+        """Measure with other judges from now on."""
+        self.judges = judges
         self.references: list[Reference] = []
         if judges.uses_features:
             self.base_patches = self._patches(self.base)
-            self.references = make_references(self._grids, concepts, prompts, self.base_patches)
-        self.items = _sample_items(samples, source), _plain_items(self.prompts, self.base, source)
-        self.base_losses = self._losses(None)
+            self.references = make_references(self._grids, self.concepts, self.prompts, self.base_patches)
 
     def row(self, candidate: Candidate) -> Row:
         """Generate and measure a checkpoint's images. Raises `Problems` if its file cannot be read or does not fit."""
@@ -120,7 +125,7 @@ class Comparer:
         source = self.source
         no_text, side = source.texts([""])[""], source.settings.width
         with source.applied(None) as transformer:
-            features = FluxFeatures(transformer, source.vae, no_text, side)
+            features = FluxFeatures(transformer, source.vae, no_text, side, self.judges.depth, self.judges.sigma)
             return [features(image) for image in images]
 
     def _patches(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
@@ -161,18 +166,22 @@ def _plain_items(prompts: Sequence[ComparePrompt], base: Sequence[Image.Image], 
 
 
 def compare(
-    comparer: Comparer, candidates: Sequence[Candidate], data: TrainingData, concepts: Sequence[Concept], rule: Rule,
-    report: Callable[[Row], object],
-) -> Comparison:  # fmt: skip
+    comparer: Comparer, candidates: Sequence[Candidate], rule: Rule, report: Callable[[Row], object]
+) -> Comparison:
     """Measure the candidates in order; report: called with each row once it is measured."""
     rows = []
     for candidate in candidates:
         rows.append(comparer.row(candidate))
         report(rows[-1])
     return Comparison(
-        tuple(concepts), comparer.prompts, comparer.base, tuple(rows), rule, comparer.judges.source,
-        held_out=bool(data.validation),
-    )  # fmt: skip
+        comparer.concepts,
+        comparer.prompts,
+        comparer.base,
+        tuple(rows),
+        rule,
+        comparer.judges.source,
+        comparer.held_out,
+    )
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

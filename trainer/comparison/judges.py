@@ -7,7 +7,7 @@ import torch
 
 from trainer.common.problems import Problem, raise_if_any
 from trainer.comparison.description import DINOV2, SIGLIP2
-from trainer.comparison.features import Dinov2, Siglip2, judge_problems
+from trainer.comparison.features import DEPTH, SIGMA, Dinov2, Siglip2, judge_problems
 from trainer.comparison.prompts import concepts_of
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
@@ -25,13 +25,16 @@ class Judges:
     """What measures images beyond the base model itself.
 
     dinov2: None for the base model's own features, or for losses alone if not `uses_features`. siglip2: None if text
-    agreement is not measured. note: what is missing, for the user; "" if nothing is.
+    agreement is not measured. note: what is missing, for the user; "" if nothing is. depth, sigma: where the base
+    model's features are read, see `FluxFeatures`.
     """
 
     uses_features: bool = True
     dinov2: Dinov2 | None = None
     siglip2: Siglip2 | None = None
     note: str = ""
+    depth: float = DEPTH
+    sigma: float = SIGMA
 
     @property
     def source(self) -> str:

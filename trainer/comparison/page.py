@@ -100,16 +100,18 @@ def plot(title: str, lines: Sequence[Line], mark: float | None = None, unit: str
     first, last = min(xs), max(max(xs), min(xs) + 1)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT)
-        return across, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        from_left = LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+        return from_left, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = []
+    across = max(1, min(TICKS, int(last - first)))
     for tick in range(TICKS + 1):
         value = low + (high - low) * tick / TICKS
         _, y = place(first, value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value, high - low)}</text>')
-        x, _ = place(value := first + (last - first) * tick / TICKS, low)
+    for tick in range(across + 1):
+        x, _ = place(value := first + (last - first) * tick / across, low)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{value:.0f}</text>')
     if mark is not None:
         x, _ = place(mark, low)

@@ -166,7 +166,7 @@ def _matrix(comparison: Comparison) -> list[str]:
     if measures is None:
         return []
     names = list(measures.likeness_of)
-    rows = [[row, *(f"{cells[name]:.0f}" for name in names)] for row, cells in measures.matrix.items()]
+    rows = [[row, *(f"{round(cells[name])}" for name in names)] for row, cells in measures.matrix.items()]
     note = f"Likeness to each concept by what the prompt names, with {comparison.best.candidate.name}."
     return ["<h2>Where each concept appears</h2>", f"<p>{escape(note)}</p>", table(["prompts", *names], rows)]
 
