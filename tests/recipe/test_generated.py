@@ -142,6 +142,7 @@ def test_a_run_without_any_companion_that_can_be_cut_out_says_so_before_it_train
     data = workshop.dataset(COMPANIONS, "companions.toml")
     with pytest.raises(Problems, match="no image of any companion can be cut out"):
         workshop.train("none kept", dataset_config=data, cache_dir=workshop.folder / "none", max_train_steps=1)
+    assert (workshop.folder / "none kept/runs/tj/generated.jpg").is_file()
 
 
 def test_the_images_can_be_generated_without_training(workshop, capsys):

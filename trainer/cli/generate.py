@@ -35,7 +35,9 @@ def run(argv: Sequence[str]) -> int:
         print(notice)
     total = len(plan.data.generated_images())
     print(f"{missing} images generated, {total} in all" if total else "This dataset needs no generated images.")
-    for sheet in (write_generated_sheet(config, plan.data), write_composite_sheet(config, plan.data)):
-        if sheet:
-            print(f"look at {sheet}")
+    sheets = [write_composite_sheet(config, plan.data)]
+    if not missing:  # otherwise it was written when they were made
+        sheets.append(write_generated_sheet(config, plan.data))
+    for sheet in filter(None, sheets):
+        print(f"look at {sheet}")
     return 0
