@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.judge_models import PATCH, SIGLIP_SIDE, write_dinov2, write_siglip2
 from trainer.common.problems import Problems
-from trainer.comparison.features import DINO_SIDE, Dinov2, Siglip2, judge_problems
+from trainer.comparison.check import judge_problems
+from trainer.comparison.features import DINO_SIDE, Dinov2, Siglip2
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,13 @@ FLAG = re.compile(r"--[A-Za-z][\w-]*")
 PATH = re.compile(r"(?<![\w/:.-])\.?\w[\w.*-]*(?:/[\w.*-]*)+")
 TRAINING = ("train", "check", "generate", "demo", "bench")  # verbs that take every setting
 LAUNCHERS = {"launch_train.sh", "launch_comfyui.sh", "download.sh"}
-COMFYUI_FLAGS = {"--lowvram", "--fp8_e4m3fn-unet"}
+COMFYUI_FLAGS = {
+    "--lowvram",
+    "--fp8_e4m3fn-unet",
+    "--disable-mmap",
+    "--disable-dynamic-vram",
+    "--enable-dynamic-vram",
+}
 # what the programs write, and what a download brings
 CREATED = re.compile(
     r"\.venv/.*|runs/.*|output/((demo/contact_sheet|masks/FOLDER)\.jpg)?|flux_data/\.cache|SD_SCRIPTS/.*"

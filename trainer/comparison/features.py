@@ -11,16 +11,13 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
 
-from trainer.common.problems import Problem
 from trainer.comparison.description import DINOV2, SIGLIP2
 from trainer.data.batches import scale_latents
 from trainer.flow import add_noise
 from trainer.images.resize import to_tensor
 from trainer.lora.adapter import disabled_adapter
 from trainer.models.published import (
-    class_problems,
     config_values,
-    folder_problems,
     load_model,
     load_tokenizer,
     normalized,
@@ -160,12 +157,3 @@ class Siglip2:
         assert end is not None and pad is not None, "not a tokenizer of SigLIP 2"
         ids = [each for each in self.tokenizer.encode(text.lower()).ids if each != end][: SIGLIP_TOKENS - 1]
         return [*ids, end, *[pad] * (SIGLIP_TOKENS - 1 - len(ids))]
-
-
-def judge_problems(dinov2: Path, siglip2: Path | None) -> list[Problem]:
-    """What is wrong with transformers' version and the folders of the two models, found without reading their weights.
-
-    siglip2: None if text agreement is not to be measured.
-    """
-    problems = [*class_problems(("Dinov2Model", "SiglipModel"), "4.49"), *folder_problems(DINOV2, dinov2)]
-    return problems + (list(folder_problems(SIGLIP2, siglip2)) if siglip2 else [])

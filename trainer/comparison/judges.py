@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 
-from trainer.common.problems import Problem, raise_if_any
+from trainer.common.problems import raise_if_any
+from trainer.comparison.check import default_folder, judge_problems
 from trainer.comparison.description import DINOV2, SIGLIP2
-from trainer.comparison.features import DEPTH, SIGMA, Dinov2, Siglip2, judge_problems
-from trainer.comparison.prompts import concepts_of
+from trainer.comparison.features import DEPTH, SIGMA, Dinov2, Siglip2
 from trainer.config import TrainConfig
-from trainer.data.dataset import TrainingData
 from trainer.models.weights import read_header
 
 AUTO, DINO, BASE, LOSS = "auto", "dinov2", "base", "loss"
@@ -44,11 +43,6 @@ class Judges:
         return "DINOv2" if self.dinov2 else BASE_FEATURES
 
 
-def default_folder(key: str) -> Path:
-    """Where `trainer download` puts a model. key: "dinov2" or "siglip2"."""
-    return Path("models", {DINOV2.key: DINOV2, SIGLIP2.key: SIGLIP2}[key].folder)
-
-
 def load_judges(
     config: TrainConfig,
     device: torch.device,
@@ -74,18 +68,6 @@ def load_judges(
     if not has_siglip:
         return Judges(True, Dinov2(dinov2, device), note=NO_SIGLIP)
     return Judges(True, Dinov2(dinov2, device), Siglip2(siglip2, device))
-
-
-def evaluation_problems(config: TrainConfig, data: TrainingData) -> list[Problem]:
-    """Why --evaluate_every_n_epochs, if it is set, would fail: nothing to measure, or an incomplete model."""
-    if not config.evaluate_every_n_epochs:
-        return []
-    problems = []
-    if not concepts_of(data):
-        what = "has nothing to measure: the dataset teaches no concept, only preserves the base model"
-        problems.append(Problem(f"--evaluate_every_n_epochs={config.evaluate_every_n_epochs}", what, "leave it out"))
-    dinov2, siglip2 = default_folder(DINOV2.key), default_folder(SIGLIP2.key)
-    return problems + (judge_problems(dinov2, siglip2 if siglip2.is_dir() else None) if dinov2.is_dir() else [])
 
 
 def is_tiny(config: TrainConfig) -> bool:

@@ -12,7 +12,7 @@ import torch
 from trainer.checkpoint.naming import run_dir
 from trainer.common.disk import Share, shortage, write_problems
 from trainer.common.problems import Problem, Problems, raise_if_any
-from trainer.comparison.judges import evaluation_problems
+from trainer.comparison.check import evaluation_problems
 from trainer.comparison.prompts import evaluation_texts
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys, TensorCache
