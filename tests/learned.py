@@ -12,7 +12,7 @@ from trainer.common.devices import computes_bf16
 PATIENCE = 1500  # seconds for a training; a quiet machine needs a small part of it
 CONCEPT = "tjtoy"
 EPOCHS = 2
-REGULARISATION = 30  # of the hundred images: three of each place
+REGULARISATION = 30  # of the images: about three of each place
 DATASET = """
 [general]
 caption_extension = ".txt"
