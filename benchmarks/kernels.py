@@ -25,7 +25,8 @@ NUM_LONGEST, NAME_LENGTH = 12, 120
 
 # the kernels of trainer/kernels, by name
 _OWN = {
-    "_multiply_and_add": LARGE, "_hidden_sums": LOW_RANK, "_add_hidden_sums": LOW_RANK, "_down_gradient": LOW_RANK,
+    "_multiply_and_add": LARGE, "_multiply": LARGE,
+    "_hidden_sums": LOW_RANK, "_add_hidden_sums": LOW_RANK, "_down_gradient": LOW_RANK,
     "_norm_rope": ELEMENTWISE, "_norm_rope_backward": ELEMENTWISE, "_quantize": QUANTISATION,
     "_prodigy_average": OPTIMIZER, "_prodigy_move": OPTIMIZER,
 }  # fmt: skip

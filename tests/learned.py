@@ -12,7 +12,7 @@ from trainer.common.devices import computes_bf16
 PATIENCE = 1500  # seconds for a training; a quiet machine needs a small part of it
 CONCEPT = "tjtoy"
 EPOCHS = 2
-REGULARISATION = 30  # of the images: about three of each place
+REGULARISATION = 6  # every sixth image: of each kind, and of each place
 DATASET = """
 [general]
 caption_extension = ".txt"
@@ -42,8 +42,9 @@ def taught(folder: Path, instead: tuple[str, ...] = ()) -> Path:
         file.write_text(file.read_text().replace("tjtoy toy", words))
     if instead:
         (folder / "regularisation").mkdir()
-        for file in sorted((ROOT / "flux_data" / "regularisation").iterdir())[: 2 * REGULARISATION]:  # with captions
-            shutil.copy(file, folder / "regularisation")
+        for image in sorted((ROOT / "flux_data" / "regularisation").glob("*.jpg"))[::REGULARISATION]:
+            for file in (image, image.with_suffix(".txt")):
+                shutil.copy(file, folder / "regularisation")
     data = DATASET + (OTHERS if instead else "")
     (folder / "data.toml").write_text(data.replace("{folder}", folder.as_posix()))
     lora = folder / "loras" / "learned.safetensors"

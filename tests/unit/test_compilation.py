@@ -81,10 +81,13 @@ def test_more_graphs_than_torchs_limit_are_no_error_where_they_are_wanted(tiny_f
 
 @pytest.mark.slow
 def test_batches_of_all_sizes_with_preservation_train(tiny_flux):
-    """One picture is a case of its own for torch; two models of it, with and without the adapter."""
+    """One picture is a case of its own for torch; two models of it, with and without the adapter.
+
+    Without it the first block has one more graph: its inputs are views there, whose sizes torch guards.
+    """
     batches = [(4, 8), (4, 10), (3, 8), (2, 10), (1, 8), (1, 10), (4, 12)]
     counts = graphs(tiny_flux, batches, "auto", preserve=True)
-    assert counts[-1] <= 2 * 2 * KINDS and counts[4:] == [counts[4]] * 3
+    assert counts[-1] <= 2 * (2 * KINDS + 1) and counts[4:] == [counts[4]] * 3
 
 
 def test_auto_goes_by_the_number_of_shapes():

@@ -9,8 +9,8 @@ from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
 from trainer.config.values import SPECS
 from trainer.data.class_words import with_article
-from trainer.data.generated import SAMPLER_SPECS, Sampler
 from trainer.data.relations import USUAL, Relation, parse_relations
+from trainer.data.sampler_keys import SAMPLER_SPECS, Sampler
 
 COMPOSITIONS = "[[datasets.compositions]]"
 GUIDE = "docs/guide/concepts.md"

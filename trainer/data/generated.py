@@ -13,29 +13,11 @@ from PIL import Image
 
 from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig
-from trainer.config.fields import Spec
-from trainer.config.values import SPECS
+from trainer.data.sampler_keys import Sampler
 from trainer.images.decode import NotReadable, Size, decode
 
 VERSION = "1"  # part of every digest: raise it when the same settings would give other images
 PIXELS_PER_TOKEN = 16
-SAMPLER_SPECS = {  # the keys of a table that says how images are generated
-    "seed": SPECS["seed"],
-    "steps": Spec(type=int, ge=1, le=1000),
-    "guidance": Spec(type=float, ge=0),
-}
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How images are generated. seed: of the first image, the next one has the next seed, whatever the run's seed is.
-
-    steps: of the Euler sampler. guidance: FLUX's embedded guidance.
-    """
-
-    seed: int = 0
-    steps: int = 20
-    guidance: float = 3.5
 
 
 @dataclass(frozen=True)

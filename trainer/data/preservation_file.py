@@ -9,8 +9,7 @@ from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
 from trainer.config.values import sides
 from trainer.data.composition_file import EMPTY_PLACES, GUIDE, texts
-from trainer.data.generated import SAMPLER_SPECS, Sampler
-from trainer.images.decode import Size
+from trainer.data.sampler_keys import SAMPLER_SPECS, Sampler
 
 PRESERVATION = "[[datasets.preservation]]"
 PROMPT_FILE = ".txt"
@@ -50,7 +49,7 @@ class PreservationConfig:
     prompts: tuple[str, ...] | Path | None = None
     num_images: int = 120
     images_per_epoch: int | None = None
-    resolution: Size | None = None
+    resolution: tuple[int, int] | None = None
     concepts: tuple[str, ...] = ()
     places: tuple[str, ...] = tuple(EMPTY_PLACES)
     relations: tuple[str, ...] | None = None
@@ -69,7 +68,7 @@ def _prompts(value: Any) -> tuple[str, ...] | Path:
     return texts(value)
 
 
-def _size(value: Any) -> Size:
+def _size(value: Any) -> tuple[int, int]:
     if isinstance(value, str):
         raise Invalid(f"is {shown(value)}", "it must be a side or [width, height]")
     found = sides(value)
