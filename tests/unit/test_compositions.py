@@ -248,7 +248,7 @@ def test_the_manifest_has_the_composition_and_each_composite(folder):
     [
         ('concepts = ["tjtoy"]', "no subset has class_tokens = 'tjtoy'"),
         ("together = 3", "2 of the 3 concepts"),
-        ("together = 1", "a number from 2 to 6"),
+        ("together = 0", "a number from 1 to 6"),
         ('relations = ["holdin"]', "did you mean holding?"),
         ('relations = ["hugging"]', "known are next to"),
         ('relations = [{ name = "hugging" }]', "says nothing of where"),
@@ -348,3 +348,10 @@ def test_check_writes_a_sheet_of_all_relations(folder):
     assert {sample.lines[0].split()[2] for sample in composites(data)[:SHOWN]} == {"next", "holding"}
     alone = replace(data, samples=tuple(sample for sample in data.samples if sample.composition is None))
     assert write_composite_sheet(settings, alone) is None
+
+
+def test_a_sheet_of_many_compositions_fits_into_one_file(folder):
+    many = "num_images = 6\n" + "[[datasets.compositions]]\nnum_images = 6\n" * 119
+    settings = config(folder, many, run_dir=folder / "runs", output_name="tj")
+    path = write_composite_sheet(settings, load_dataset(settings)[0])
+    assert path and Image.open(path).size[1] > 100 * 256  # two composites of each, a row
