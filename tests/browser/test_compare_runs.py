@@ -11,6 +11,12 @@ from tests.nodes.run_writer import RunWriter
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
 
+# Labels of the charts that reach out of them.
+CUT_OFF = """() => [...document.querySelectorAll('.fdb-axis')].filter((label) => {
+  const [inner, outer] = [label.getBoundingClientRect(), label.ownerSVGElement.getBoundingClientRect()]
+  return inner.left < outer.left || inner.right > outer.right
+}).map((label) => label.textContent)"""
+
 
 def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any], runs: Path):
     RunWriter(runs, "before", total=200).steps(200)
@@ -31,6 +37,8 @@ def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any
     page.select_option(".fdb-compare select", "before")
     page.wait_for_selector("path.fdb-other", state="attached")
     assert "before" in page.locator(".fdb-legend").inner_text()
+    assert "e−5" in page.locator(".fdb-curves").text_content()
+    assert page.evaluate(CUT_OFF) == []
     page.select_option(".fdb-compare select", "")
     page.wait_for_selector("path.fdb-other", state="detached")
     page.click(".fdb-samples button[title^='Back to all']")

@@ -3,7 +3,7 @@ import { svg } from './elements.js'
 import { formatNumber, text } from './texts.js'
 
 const WIDTH = 340
-const LEFT = 44
+const LEFT = 54 // room for a label such as 9.8e−5
 const RIGHT = 8
 const TOP = 8
 const BOTTOM = 24
