@@ -82,7 +82,7 @@ def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any
         page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if _is_ours(line, outage) else None)
+        page.on("console", lambda line: errors.append(line.text) if is_ours(line, outage) else None)
         page.goto(server.url)
         page.wait_for_function(READY, timeout=90_000)
         page.evaluate("() => app.graph.clear()")
@@ -95,7 +95,7 @@ def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any
     assert errors == []
 
 
-def _is_ours(line: Any, outage: bool) -> bool:
+def is_ours(line: Any, outage: bool = False) -> bool:
     """Whether a line of the console is an error of, or a warning about, this node pack's scripts."""
     place = line.location.get("url", "") + line.text
     lost = outage and line.text.startswith("Failed to load resource: net::ERR_")

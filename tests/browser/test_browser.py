@@ -250,8 +250,8 @@ def small_workflow(target: Path) -> None:
     target.write_text(json.dumps(graph))
 
 
-def lora_for(model: Path, target: Path) -> None:
-    """A LoRA of rank 2 for a transformer's attention projections."""
+def lora_for(model: Path, target: Path, concepts: list[dict[str, Any]] = CONCEPTS) -> None:
+    """A LoRA of rank 2 for a transformer's attention projections, which was taught these concepts."""
     tensors = {}
     for name, shape in read_header(model).shapes.items():
         if re.search(r"_blocks\..*attn\.proj\.weight$", name):
@@ -259,4 +259,4 @@ def lora_for(model: Path, target: Path) -> None:
             tensors[f"{key}.lora_down.weight"] = torch.randn(2, shape[1]) / shape[1] ** 0.5
             tensors[f"{key}.lora_up.weight"] = torch.randn(shape[0], 2) * 0.1
             tensors[f"{key}.alpha"] = torch.tensor(2.0)
-    save_file(tensors, target, {"flux_dreambooth": json.dumps({"concepts": CONCEPTS})})
+    save_file(tensors, target, {"flux_dreambooth": json.dumps({"concepts": concepts})})

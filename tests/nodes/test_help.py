@@ -9,6 +9,7 @@ import pytest
 
 from custom_nodes.flux_dreambooth import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from tests.nodes.server import PACK, ComfyServer
+from tests.nodes.workflows import NAMES, load
 
 DOCS = PACK / "web/docs"
 EACH = pytest.mark.parametrize("node", NODE_CLASS_MAPPINGS)
@@ -91,6 +92,17 @@ def test_missing_korean_is_reported_and_stops_nobody():
         title = texts("ko")["nodeDefs"].get(node, {}).get("display_name")
         missing += ["its title"] if page and title and headings(page)[0] != f"# {title}" else []
         report([f"{node}: {what}" for what in missing])
+
+
+def test_the_texts_of_the_workflows_are_those_that_the_page_translates():
+    given = texts("en")["main"]["fluxDreamBooth"]["workflows"]
+    titles, notes = set(), set()
+    for name in NAMES:
+        graph = load(name)
+        titles |= {group["title"] for group in graph["groups"]}
+        titles |= {node["title"] for node in graph["nodes"] if node.get("title")}
+        notes |= {node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"}
+    assert (titles, notes) == ({*given["titles"].values()}, {*given["notes"].values()})
 
 
 def test_what_korean_lacks_is_found():

@@ -47,10 +47,11 @@ async function firstWorkflow() {
   if (!seeded) { // a user of --multi-user: the launcher prepares the default user's folder only
     await seedWorkflows()
     await workflow.syncWorkflows()
-    if (!setting.get(TUTORIAL)) await setting.set(TUTORIAL, true)
   }
   const found = workflow.getWorkflowByPath(pathOf(name))
-  return found?.isPersisted ? name : null // otherwise the user has deleted it
+  if (!found?.isPersisted) return null // the user has deleted it
+  if (!setting.get(TUTORIAL)) await setting.set(TUTORIAL, true)
+  return name
 }
 
 const pathOf = (name) => `workflows/${name}.json`

@@ -23,6 +23,13 @@ export function text(key, values = {}) {
 /** What a list shows for one of its values. */
 export const option = (value) => texts[language()]?.[ROOT]?.options?.[value] ?? value
 
+/** The English texts of the project's workflows -> those of the user's language. */
+export function workflowTexts() {
+  const [english, own] = ['en', language()].map((locale) => texts[locale]?.[ROOT]?.workflows ?? {})
+  return new Map(['titles', 'notes'].flatMap((kind) =>
+    Object.entries(english[kind] ?? {}).map(([key, value]) => [value, own[kind]?.[key] ?? value])))
+}
+
 /** The tooltip of a node's input, as the page shows it. */
 export function inputTooltip(node, input) {
   const found = [language(), 'en'].map((locale) => texts[locale]?.nodeDefs?.[node]?.inputs?.[input]?.tooltip).find(Boolean)
