@@ -121,10 +121,14 @@ def concepts_of(names: Iterable[str]) -> list[Concept]:
     found = []
     for name in names:
         path = lora_path(name)
-        found += edited_concepts(triggers_file(), name) or _concepts_in(
-            path, path.stat().st_mtime_ns, path.stat().st_size
-        )
+        found += edited_concepts(triggers_file(), name) or concepts_in(path)
     return found
+
+
+def concepts_in(path: Path) -> tuple[Concept, ...]:
+    """The concepts that a LoRA file itself names. Raises ValueError or OSError."""
+    stat = path.stat()
+    return _concepts_in(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=64)

@@ -1,5 +1,5 @@
-"""The HTTP routes of the node pack: GET reads; POST saves or stops a run, checks a prompt, keeps triggers, or seeds
-workflows.
+"""The HTTP routes of the node pack: GET reads; POST saves or stops a run, checks a prompt, keeps triggers or
+writes them into a file, or seeds workflows.
 
 Every answer is JSON (pictures apart); an error is {"error": a sentence} with a fitting status.
 A POST must say that it is JSON: another site's page cannot do that without being asked first.
@@ -19,7 +19,7 @@ from .lora_file.concepts import Concept
 from .lora_files import by_run, lora_path
 from .page_prompt import MAX_LORAS
 from .runs import NotNow, Runs, find_runs_dir
-from .triggers import FILE, edited_concepts, keep_triggers
+from .triggers import FILE, edited_concepts, keep_triggers, write_into_file
 
 MAX_BODY = 64 * 2**10
 MAX_NODES = 16  # instances of one subgraph that are asked about together
@@ -122,6 +122,15 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
         await asyncio.to_thread(keep_triggers, runs.folder / FILE, lora, words)
         return await asyncio.to_thread(_about_lora, runs, lora)
 
+    @routes.post(PREFIX + "/triggers/file")
+    @_answers
+    async def triggers_into_file(request: Any) -> Any:
+        lora = (await _body(request)).get("lora")
+        if not isinstance(lora, str):
+            raise ValueError('The body must be {"lora": a name}.')
+        await asyncio.to_thread(_write_triggers, runs, lora)
+        return await asyncio.to_thread(_about_lora, runs, lora)
+
     @routes.get(PREFIX + "/concepts")
     @_answers
     async def concepts(request: Any) -> Any:
@@ -151,13 +160,29 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
 
 
 def _about_lora(runs: Runs, name: str) -> dict[str, Any]:
-    """A listed LoRA's concepts, whether a user wrote them, and images of its run. Raises LookupError for others."""
-    concepts = nodes_prompt.concepts_of([name])
+    """A listed LoRA's concepts, whether a user wrote them, and images of its run. Raises LookupError for others.
+
+    in_file: whether the file itself names the same triggers.
+    """
+    concepts, own = nodes_prompt.concepts_of([name]), nodes_prompt.concepts_in(lora_path(name))
     return {
         "concepts": [page_prompt.concept_as_json(concept) for concept in concepts],
         "edited": edited_concepts(runs.folder / FILE, name) is not None,
+        "in_file": [concept.trigger for concept in concepts] == [concept.trigger for concept in own],
         "examples": runs.examples(name),
     }
+
+
+def _write_triggers(runs: Runs, name: str) -> None:
+    """Write the words that a user keeps for a LoRA into its file.
+
+    Raises LookupError, NotNow, ValueError and OSError.
+    """
+    path = lora_path(name)
+    edited = edited_concepts(runs.folder / FILE, name)
+    if edited is None:
+        raise NotNow(f"No trigger words were written for {name}.")
+    write_into_file(path, [concept.trigger for concept in edited])
 
 
 async def _concepts_of(names: list[str]) -> list[Concept]:

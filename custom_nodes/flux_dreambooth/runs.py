@@ -87,7 +87,7 @@ class Runs:
             }
 
     def sample(self, name: str, file: str) -> bytes:
-        """The path of one image of samples/. Raises LookupError if it does not exist or is no image."""
+        """The bytes of one image of samples/. Raises LookupError if it does not exist or is no image."""
         folder = self._run_folder(name) / "samples"
         if folder.is_symlink() or not _SAMPLE.fullmatch(file):
             raise LookupError(f"There is no image {file!r}.")

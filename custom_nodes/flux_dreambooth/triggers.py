@@ -1,10 +1,12 @@
-"""Trigger words that a user wrote for LoRA files, kept in runs/triggers.json; the LoRA files stay as they are.
+"""Trigger words that a user wrote for LoRA files, kept in runs/triggers.json.
 
-They hold for all checkpoints of a run, and take the place of those that the files name.
+They hold for all checkpoints of a run, and take the place of those that the files name. The files stay as they are
+until a user asks to write the words into one.
 """
 
 import json
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -12,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .lora_file.concepts import MAX_CONCEPTS, MAX_LENGTH, Concept
-from .lora_files import run_of
+from .lora_file.metadata import with_triggers
+from .lora_files import run_of, write_file
 from .runs import find_runs_dir
+from .safetensors_header import read_header
 from .training_log import open_regular
 
 FILE = "triggers.json"  # in the runs folder, which is what a container shares with its host
@@ -53,6 +57,27 @@ def keep_triggers(file: Path, lora: str, triggers: Sequence[str] | None) -> None
         if len(text.encode()) > MAX_FILE:
             raise ValueError(f"{file.name} would be larger than {MAX_FILE:,} bytes.")
         _replace(file, text + "\n")
+
+
+def write_into_file(path: Path, triggers: Sequence[str]) -> None:
+    """Make these the triggers that a LoRA file names. Its tensors stay as they are, byte for byte.
+
+    The file is replaced in one step, so that whoever has it open keeps the old one. Raises ValueError and OSError.
+    """
+    path = path.resolve()  # a link stays a link
+    header = read_header(path)
+    with path.open("rb") as source:
+        entries = json.loads(source.read(header.data_start)[8:])
+        entries["__metadata__"] = with_triggers(header.metadata, triggers)
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes, as safetensors writes them
+
+        def write(target: Path) -> None:
+            with target.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                shutil.copyfileobj(source, file, 2**20)
+
+        write_file(path, write, overwrite=True)
 
 
 def _key(lora: str) -> str:

@@ -18,6 +18,14 @@ WRAP = """(ids) => {
   const nodes = new Set(ids.map((id) => app.graph.getNodeById(id)))
   return app.graph.convertToSubgraph(nodes).node.id
 }"""
+PLACE = """([id, name]) => {
+  const node = app.graph.getNodeById(id)
+  const widget = node.widgets.find((each) => each.name === name)
+  const inside = [node.pos[0] + node.size[0] / 2, node.pos[1] + (widget.last_y ?? widget.y) + 10]
+  const [x, y] = app.canvas.ds.convertOffsetToCanvas(inside)
+  const { left, top } = app.canvas.canvas.getBoundingClientRect()
+  return [x + left, y + top]
+}"""
 SAYS = """() => {
   const shown = [...document.querySelectorAll('.fdb-concepts')]
   const chips = shown.flatMap((each) => [...each.querySelectorAll('.fdb-chip')])
@@ -53,6 +61,10 @@ class Graph:
             "([id, name, value]) => { app.graph.getNodeById(id).widgets.find((w) => w.name === name).value = value }"
         )
         self.page.evaluate(found, [node, name, value])
+
+    def click_widget(self, node: Any, name: str) -> None:
+        """Click in the middle of a widget that is drawn on the canvas."""
+        self.page.mouse.click(*self.page.evaluate(PLACE, [node, name]))
 
     def clear(self) -> None:
         self.page.evaluate("() => app.graph.clear()")

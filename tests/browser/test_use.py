@@ -107,3 +107,16 @@ def test_the_loader_that_is_there_takes_it(use: Use):
     inner = "(id) => app.graph.getNodeById(id).subgraph.nodes[0].widgets[0].value"
     assert page.evaluate(inner, wrapped) == FILE
     assert page.evaluate("() => app.graph.nodes.length") == 1
+
+
+def test_the_list_of_loras_takes_it_once(use: Use):
+    graph, page = use.graph, use.page
+    loader = graph.add("LoadFluxDreamBoothLoRAs", loras='[{"lora": "other.safetensors", "on": true, "strength": 0.5}]')
+    rows = f"() => JSON.parse(app.graph.getNodeById({loader}).widgets[0].value).map((r) => [r.lora, r.on, r.strength])"
+    use()
+    assert page.evaluate(rows) == [["other.safetensors", True, 0.5], [FILE, True, 1]]
+    page.click(".fdb-list li:has-text('Epoch 2') button")
+    page.wait_for_function(f"() => ({rows})()[1][0] === 'tj-000002.safetensors'")
+    use()
+    assert page.evaluate(rows) == [["other.safetensors", True, 0.5], [FILE, True, 1]]
+    assert page.evaluate("() => app.graph.nodes.length") == 1

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from custom_nodes.flux_dreambooth.loaded_loras import Loaded, loras_before
-from custom_nodes.flux_dreambooth.lora_file.concepts import Concept
+from custom_nodes.flux_dreambooth.lora_file.concepts import Concept, read_concepts
+from custom_nodes.flux_dreambooth.lora_file.metadata import with_triggers
 from custom_nodes.flux_dreambooth.lora_files import Names
 from custom_nodes.flux_dreambooth.nodes_loras import MOST, LoadFluxDreamBoothLoRAs, Row, read_rows
 from custom_nodes.flux_dreambooth.runs import Runs
-from custom_nodes.flux_dreambooth.triggers import FILE, edited_concepts, keep_triggers
+from custom_nodes.flux_dreambooth.safetensors_header import read_header
+from custom_nodes.flux_dreambooth.triggers import FILE, edited_concepts, keep_triggers, write_into_file
 from tests.nodes.model_files import write_lora as write_fitting
 from tests.nodes.run_writer import RunWriter, write_lora
 from tests.nodes.server import ComfyServer, Refused
@@ -128,6 +131,37 @@ def test_the_node_applies_them_and_the_sampler_takes_their_length(comfyui: Comfy
         comfyui.run(prompt)
 
 
+def test_triggers_in_metadata_keep_what_is_known():
+    """Of our trainer, of kohya, and of nobody."""
+    fox = {"concept": "fox", "trigger": "zwx fox", "pictures": 4, "is_reg": False}
+    others = {"concept": "animals", "trigger": "animal", "is_reg": True}
+    ours = json.dumps({"version": "1", "config": {"a": 1}, "concepts": [fox, others]})
+    kohya = json.dumps([{"subsets": [{"image_dir": "10_fox", "class_tokens": "zwx fox", "img_count": 4}]}])
+    for metadata, known in (({"flux_dreambooth": ours}, 4), ({"ss_datasets": kohya}, 4), ({"other": "x"}, None)):
+        changed = with_triggers(metadata, ["tail", "zwx fox"])
+        found = [Concept("tail", "tail"), Concept("fox" if known else "zwx fox", "zwx fox", known)]
+        assert read_concepts(changed) == found
+        assert changed["modelspec.trigger_phrase"] == "tail, zwx fox"
+        assert {key: changed[key] for key in metadata if key != "flux_dreambooth"}.items() <= metadata.items()
+    changed = json.loads(with_triggers({"flux_dreambooth": ours}, ["tail"])["flux_dreambooth"])
+    assert changed["config"] == {"a": 1} and others in changed["concepts"] and fox not in changed["concepts"]
+
+
+def test_triggers_in_a_file_leave_its_tensors(tmp_path: Path):
+    file = write_lora(tmp_path / "real" / "fox.safetensors")
+    link = tmp_path / "fox.safetensors"
+    link.symlink_to(file)
+    before = read_header(file)
+    data = file.read_bytes()[before.data_start :]
+    write_into_file(link, ["여우", "tail"])
+    after = read_header(file)
+    assert [concept.trigger for concept in read_concepts(after.metadata)] == ["여우", "tail"]
+    assert file.read_bytes()[after.data_start :] == data and after.shapes == before.shapes
+    assert after.data_start % 8 == 0 and link.is_symlink()
+    assert load_file(file).keys() == before.tensors.keys()
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
+
+
 @pytest.mark.comfyui
 def test_routes_of_a_lora_and_its_triggers(comfyui: ComfyServer):
     write_lora(comfyui.loras / "stack/words.safetensors")
@@ -138,7 +172,14 @@ def test_routes_of_a_lora_and_its_triggers(comfyui: ComfyServer):
     kept = comfyui.post(f"{ROUTES}/triggers", {"lora": name, "triggers": ["zwx fox"]})
     assert [each["trigger"] for each in kept["concepts"]] == ["zwx fox"] and kept["edited"]
     assert [each["trigger"] for each in comfyui.get(f"{ROUTES}/concepts?lora={name}")["concepts"]] == ["zwx fox"]
+    assert not kept["in_file"] and read_concepts(read_header(comfyui.loras / name).metadata)[0].trigger == "tjtoy toy"
+    assert comfyui.post(f"{ROUTES}/triggers/file", {"lora": name})["in_file"]
+    assert [concept.trigger for concept in read_concepts(read_header(comfyui.loras / name).metadata)] == ["zwx fox"]
     assert not comfyui.post(f"{ROUTES}/triggers", {"lora": name, "triggers": []})["edited"]
+    for body, status in (({"lora": name}, 409), ({"lora": "../x"}, 404), ({}, 400)):
+        with pytest.raises(Refused) as refused:
+            comfyui.post(f"{ROUTES}/triggers/file", body)
+        assert refused.value.status == status
     for body, status in (({"lora": "../x", "triggers": ["a"]}, 404), ({"lora": name, "triggers": "a"}, 400),
                          ({"lora": 3, "triggers": []}, 400), ({"lora": name, "triggers": ["a\0"]}, 400)):  # fmt: skip
         with pytest.raises(Refused) as refused:

@@ -2,8 +2,9 @@
 // and images that its run generated. The widget's value is the JSON that prompts and workflows hold.
 import { app } from '../../scripts/app.js'
 import { addStyle, h } from './elements.js'
-import { fetchLora, fetchLoras, keepTriggers, sampleUrl } from './server.js'
-import { formatNumber, text } from './texts.js'
+import { exampleImages } from './examples.js'
+import { fetchLora, fetchLoras, keepTriggers, writeTriggers } from './server.js'
+import { text } from './texts.js'
 
 const ROW = 64 // pixels
 const BUTTON = 64 // with the margins around it
@@ -69,27 +70,31 @@ function drawRow({ on = true, lora, strength = 1 }, change, remove) {
 
 const limited = (value) => Math.min(100, Math.max(-100, Number(value) || 0))
 
-function loraFacts(lora, { concepts, edited, examples }, redraw) {
+function loraFacts(lora, { concepts, edited, in_file, examples }, redraw) {
   const words = concepts.map(({ trigger }) => trigger).join(', ')
-  const edit = async () => {
-    const written = await app.extensionManager.dialog.prompt({
-      title: text('loras.edit'), message: text('loras.editHow', { lora }), defaultValue: words
-    })
+  const { dialog } = app.extensionManager
+  const edit = () => attempt(async () => {
+    const written = await dialog.prompt({ title: text('loras.edit'), message: text('loras.editHow', { lora }), defaultValue: words })
     if (written === null || written === undefined) return
-    const triggers = written.split(',').map((word) => word.trim()).filter(Boolean)
-    await keepTriggers(lora, triggers).then(redraw).catch((error) =>
-      app.extensionManager.toast.add({ severity: 'error', summary: text('training.failed'), detail: error.message, life: 10000 }))
-  }
-  const images = (examples?.samples ?? []).map(({ file, step, prompt }) => {
-    const url = sampleUrl(examples.run, file)
-    return h('a', { href: url, target: '_blank', rel: 'noopener', title: `${text('training.step', { step: formatNumber(step) })}\n${prompt || file}` },
-      h('img', { src: url, alt: prompt || file, loading: 'lazy' }))
+    redraw(await keepTriggers(lora, written.split(',').map((word) => word.trim()).filter(Boolean)))
+  })
+  const write = () => attempt(async () => {
+    if (await dialog.confirm({ title: text('loras.write'), message: text('loras.writeHow', { lora, words }) })) redraw(await writeTriggers(lora))
   })
   return [
     h('button', { class: 'fdb-lora-words', type: 'button', title: text(edited ? 'loras.edited' : 'loras.edit'), onclick: edit },
       h('i', { class: `pi ${edited ? 'pi-pencil' : 'pi-tag'}` }), words || text('loras.noWords')),
-    ...images
-  ]
+    edited && !in_file && h('button', { class: 'fdb-icon fdb-write', type: 'button', title: text('loras.write'), onclick: write }, h('i', { class: 'pi pi-save' })),
+    ...exampleImages(examples)
+  ].filter(Boolean)
+}
+
+async function attempt(act) {
+  try {
+    await act()
+  } catch (error) {
+    app.extensionManager.toast.add({ severity: 'error', summary: text('training.failed'), detail: error.message, life: 10000 })
+  }
 }
 
 /** A menu of all LoRAs as they are now, with a submenu for each folder. */
@@ -105,7 +110,7 @@ function menuOf(names, use, before = '') {
   const files = []
   for (const name of names) {
     const [first, ...rest] = name.slice(before.length).split(/[\\/]/)
-    if (!rest.length) files.push({ content: plain(first), callback: () => use(name) })
+    if (!rest.length) files.push({ content: named(first, name), callback: () => use(name) })
     else folders.set(first, [...folders.get(first) ?? [], name])
   }
   return [
@@ -118,6 +123,7 @@ function menuOf(names, use, before = '') {
 
 /** Menus take markup; names of files are none. */
 const plain = (name) => h('span', {}, name).innerHTML
+const named = (short, lora) => h('span', { 'data-lora': lora }, short).outerHTML
 
 function read(value) {
   try {

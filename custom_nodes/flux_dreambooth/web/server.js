@@ -8,9 +8,11 @@ export const fetchRun = (name) => ask(`/runs/${encodeURIComponent(name)}`)
 /** The images of one of a run's prompts, by its number, at all steps. */
 export const fetchSeries = (name, number) => ask(`/runs/${encodeURIComponent(name)}/series/${encodeURIComponent(number)}`)
 export const fetchLoras = () => ask('/loras')
-/** A LoRA's concepts, whether a user wrote them, and images of its run: {concepts, edited, examples}. */
+/** A LoRA's concepts, whether a user wrote them, whether its file names them, and images of its run. */
 export const fetchLora = (name) => ask(`/lora?name=${encodeURIComponent(name)}`)
 export const keepTriggers = (lora, triggers) => send('/triggers', { lora, triggers })
+/** Write the trigger words that are kept for a LoRA into its file. */
+export const writeTriggers = (lora) => send('/triggers/file', { lora })
 export const fetchFirstWorkflow = () => ask('/first_workflow')
 export const seedWorkflows = () => send('/first_workflow', {})
 export const askRun = (name, wish) => send(`/runs/${encodeURIComponent(name)}/${wish}`, {})
