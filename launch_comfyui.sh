@@ -30,9 +30,8 @@ END
 root=$(cd "$(dirname "$0")" && pwd) || exit
 role=comfyui
 dockerfile=inference
-# runs: the nodes ask a training to save or stop by a file in its folder, which may not exist yet and so cannot be
-# mounted by itself
-folders='models/loras output input user runs'
+# runs: the nodes write jobs, and ask a training to save or stop by a file in its folder; flux_data: images and captions
+folders='models/loras output input user runs flux_data'
 links='models'
 variables=''
 # shellcheck source=containers/launch.sh

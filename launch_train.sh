@@ -10,8 +10,10 @@ Train a LoRA on your images, in a container. The image is built on first use.
   sh launch_train.sh --network_dim=16         the same; a flag overrides the file
   sh launch_train.sh check                    report problems, or print the plan; nothing is trained
   sh launch_train.sh --resume=runs/NAME       resume a run
+  sh launch_train.sh --serve                  wait for jobs from the page in ComfyUI, and run them in turn
 
 Options of this script; everything else is passed to `python -m trainer`:
+  --serve         take jobs from runs/queue; next to ComfyUI, with which it shares the GPU in turn
   --demo          train the tiny FLUX that comes with the project; needs no GPU
   --cpu           run without a GPU
   --build         rebuild the image (BASE=... selects another base image)
@@ -38,7 +40,7 @@ links='models flux_data'
 variables='WANDB_API_KEY NCCL_SOCKET_IFNAME NCCL_IB_HCA NCCL_IB_DISABLE NCCL_DEBUG GLOO_SOCKET_IFNAME'
 # shellcheck source=containers/launch.sh
 . "$root/containers/launch.sh"
-num_processes='' num_machines=1 machine_rank='' main_process_ip='' main_process_port=''
+serve='' num_processes='' num_machines=1 machine_rank='' main_process_ip='' main_process_port=''
 
 takes_value() {
     case $1 in
@@ -49,6 +51,7 @@ takes_value() {
 
 own_option() {
     case $1 in
+        --serve) serve=yes shares_gpu=yes ;;
         --num_processes=*) num_processes=${1#*=} ;;
         --num_machines=*) num_machines=${1#*=} ;;
         --machine_rank=*) machine_rank=${1#*=} ;;
@@ -68,6 +71,13 @@ role_checks() {
 
 main() {
     case ${1:-} in '' | -*) set -- train "$@" ;; esac
+    if [ -n "$serve" ]; then
+        [ -z "$demo" ] || refuse "--serve takes jobs, and --demo trains at once. --cpu --serve trains without a GPU."
+        [ "$num_machines" = 1 ] || refuse "--serve trains on one machine."
+        [ "$1" != train ] || shift
+        set -- serve ${num_processes:+"--num_processes=$num_processes"} "$@"
+        num_processes=''
+    fi
     if [ -n "$demo" ]; then
         [ "$1" != train ] || shift
         set -- demo "$@"
@@ -106,6 +116,7 @@ run_in_container() {
     set -- "$image" "$@"
     [ -z "$shell" ] || set -- --entrypoint bash "$image"
     [ -z "$cpu" ] || set -- --env CUDA_VISIBLE_DEVICES= --env ACCELERATE_USE_CPU=true "$@"
+    [ -z "$serve" ] || set -- --network host "$@" # to reach ComfyUI, which listens on the loopback address
     if [ "$num_machines" != 1 ]; then
         [ ! -d /dev/infiniband ] || set -- --device /dev/infiniband "$@"
         set -- --network host "$@"

@@ -123,7 +123,7 @@ run_container() {
     fi
     if [ -z "$cpu" ]; then
         if is_podman; then set -- --device nvidia.com/gpu=all "$@"; else set -- --gpus all "$@"; fi
-        set -- --label flux-dreambooth.gpu=yes "$@"
+        [ -n "$shares_gpu" ] || set -- --label flux-dreambooth.gpu=yes "$@"
     fi
     if [ -t 0 ] && [ -t 1 ]; then set -- --interactive --tty "$@"; fi
     perform_last "$engine" run --rm "$@"

@@ -8,6 +8,7 @@
 : "${root:?}" "${role:?}" "${dockerfile:?}"
 python=$root/.venv/bin/python
 demo='' cpu='' build='' shell='' native='' skip_checks='' dry_run=''
+shares_gpu='' # yes for a program that uses the GPU only now and then, and asks others first
 problems='' num_problems=0
 
 # shellcheck source=containers/engine.sh

@@ -50,7 +50,7 @@ has_runtime() {
 }
 
 check_other_containers() {
-    [ -z "$cpu" ] || return 0
+    [ -z "$cpu$shares_gpu" ] || return 0
     others=$("$engine" ps --filter label=flux-dreambooth.gpu=yes --format '{{.Names}}' 2>/dev/null)
     for other in $others; do
         problem "$other is using the GPU." "$engine stop $other            (it saves its work first)"

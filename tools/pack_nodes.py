@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACK = ROOT / "custom_nodes/flux_dreambooth"
-COPIED = ("lora_file", "routing")
+COPIED = ("lora_file", "routing", "exchange")
 
 
 def all_differences(pack: Path = PACK) -> list[str]:

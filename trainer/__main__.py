@@ -18,6 +18,7 @@ VERBS = {
     "compare": "measure a run's LoRA files, and recommend one, in an HTML page",
     "demo": "train both concepts on the tiny FLUX; generate and score images before and after",
     "bench": "measure what training costs on this machine: time, memory, where the time goes",
+    "serve": "wait for jobs in runs/queue/, and run them one at a time",
     "mask": "create masks for a concept's images from its class word",
     "download": "fetch the model files and LoRA files from the Hugging Face Hub",
     "info": "describe a LoRA file",

@@ -13,12 +13,12 @@ from trainer.config import TrainConfig
 
 # in import order: a module imports only rooms that come before its own, or its own room
 ROOMS = """
-common lora_file routing config images kernels flow models optim data lora memory sampling masking generation checkpoint
-comparison preflight engine train hub cli __main__
+common lora_file routing exchange config images kernels flow models optim data lora memory sampling masking generation
+checkpoint comparison preflight engine train hub serving cli __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 LORA_FILE = ROOT / "trainer/lora_file"
-COPIED = (LORA_FILE, ROOT / "trainer/routing")  # into the node pack
+COPIED = (LORA_FILE, ROOT / "trainer/routing", ROOT / "trainer/exchange")  # into the node pack
 LAZY = ("numpy", "torch")  # imported by the functions of lora_file that compute
 FORBIDDEN = re.compile(
     r"\b(import pickle|pickle\.|torch\.load\b|trust_remote_code|weights_only|hf_hub_download|snapshot_download"
@@ -73,7 +73,7 @@ def test_imports_go_one_way(module):
             assert not late, f"{module} imports {imported}, a later room"
 
 
-@pytest.mark.parametrize(("folder", "early"), [(COPIED[0], ()), (COPIED[1], ("torch",))], ids=str)
+@pytest.mark.parametrize(("folder", "early"), [(COPIED[0], ()), (COPIED[1], ("torch",)), (COPIED[2], ())], ids=str)
 def test_the_rooms_that_the_node_pack_copies_need_nothing_but_themselves(folder: Path, early: tuple[str, ...]):
     """At import they need the standard library, themselves and `early`; in functions also what ComfyUI has."""
     for path in folder.glob("*.py"):

@@ -81,6 +81,20 @@ def test_every_concept_stands_next_to_every_companion_in_relations_that_fit(fold
     assert drawn[True] == 4  # half as many as photographs, 2 x 3 + 2
 
 
+def test_composites_of_one_concept_are_possible_with_companions_only(folder):
+    alone = THINGS.replace("WITH", "images_per_epoch = 6") + '\ntogether = 1\nconcepts = "sparkgpu gpu"'
+    data = load(folder, alone + '\nrelations = ["next to", "on top of"]')
+    captions = [sample.lines[0] for sample in composites(data)]
+    assert len(captions) == 24 and len(beside(data)) == 24
+    assert all("sparkgpu" in text and "tjtoy" not in text for text in captions)
+    assert any(text.startswith("sparkgpu gpu on top of a ball") for text in captions)
+    drawn = Counter(d.sample.composition for batch in data.batches(0) for d in batch)
+    assert drawn[0] == 6
+    for together in ("1", "[1, 2]"):
+        more = 'companions = "ball"\n' if together != "1" else ""
+        assert "1 stands alone" in problems(folder, f"{more}together = {together}")[0]
+
+
 def test_a_composite_shows_concept_and_companion_where_its_mask_is(folder):
     data = with_companions(folder)
     sample = beside(data)[0]

@@ -1,9 +1,13 @@
 """`python -m trainer check`: takes the flags of train; reads no weights, writes only sheets of images."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer.common.process import set_up_logging
 from trainer.config import parse_config, placed_problems
+
+if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
+    from trainer.preflight.plan import RunPlan
 
 
 def run(argv: Sequence[str]) -> int:
@@ -11,6 +15,12 @@ def run(argv: Sequence[str]) -> int:
 
     argv: the flags after `check`. Returns the exit status, 0. Raises `Problems` with everything that is wrong.
     """
+    plan_and_report(argv)
+    return 0
+
+
+def plan_and_report(argv: Sequence[str]) -> "RunPlan":
+    """As `run`; returns the plan."""
     config, notices = parse_config(argv)
     set_up_logging()
     for notice in notices:
@@ -31,4 +41,4 @@ def run(argv: Sequence[str]) -> int:
     if sheet := write_generated_sheet(plan.config, plan.data):
         print(f"look at what the base model generated: {sheet}")
     print("\nNo problems found.")
-    return 0
+    return plan

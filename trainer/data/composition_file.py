@@ -71,7 +71,8 @@ class CompositionConfig:
     """One [[datasets.compositions]]: composites of concepts that are cut out of the dataset's images.
 
     concepts: their class_tokens, the first of a relation first; empty for all that have masks. together: how many
-    concepts one image shows; of several numbers, each in turn. num_images: how many different composites there are.
+    concepts one image shows; of several numbers, each in turn; (1,) for none but those with a companion, which show
+    one concept. num_images: how many different composites there are, in addition to those with companions.
     images_per_epoch: how many of them each epoch trains, going on where the last one stopped; None for as many as it
     trains images of these concepts. captions: templates, from which one is chosen at random. backgrounds: "plain",
     folders of images, or what the base model generates. mask_background, mask_dilation: as in `SubsetConfig`.
@@ -117,8 +118,8 @@ def _templates(value: Any) -> tuple[str, ...]:
 
 def _counts(value: Any) -> tuple[int, ...]:
     counts = value if isinstance(value, list) else [value]
-    if not counts or not all(isinstance(n, int) and not isinstance(n, bool) and 2 <= n <= 6 for n in counts):
-        raise Invalid(f"is {shown(value)}", "it must be a number from 2 to 6, or a list of such numbers")
+    if not counts or not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 6 for n in counts):
+        raise Invalid(f"is {shown(value)}", "it must be a number from 1 to 6, or a list of such numbers")
     return tuple(dict.fromkeys(counts))
 
 
@@ -220,7 +221,11 @@ def read_composition(written: Iterable[Given], where: str) -> tuple[CompositionC
     written: the keys of the table. where: the table's place in the file, for messages.
     """
     read = SCHEMA.read(written)
-    return CompositionConfig(where=where, **read.values), read.problems
+    composition = CompositionConfig(where=where, **read.values)
+    if 1 in composition.together and (composition.together != (1,) or composition.companions is None):
+        hint = "1 stands alone, and needs companions: a composite shows two things at least"
+        return composition, [*read.problems, Problem(where, f"together is {list(composition.together)}", hint)]
+    return composition, read.problems
 
 
 def composition_settings(composition: CompositionConfig) -> str:

@@ -197,6 +197,8 @@ class _Composer:
             yield found.picture, texts[0].read_text(encoding="utf-8").strip() if texts else ""
 
     def _draw(self, concepts: Sequence[Concept], backdrops: Sequence[Backdrop]) -> Iterator[Sample]:
+        if self.composition.together == (1,):
+            return
         groups = [group for count in self.composition.together for group in combinations(concepts, count)]
         relations = in_turn(self.composition.relations, self.composition.num_images)
         for number in range(self.composition.num_images):

@@ -99,7 +99,8 @@ def _composites(
                 if not sample.preserves_output
             ]
             pairs = tuple(sample for sample in own if sample.companion is None)
-            yield Rotation(pairs, composition.images_per_epoch or len(expand(named)))
+            if pairs:
+                yield Rotation(pairs, composition.images_per_epoch or len(expand(named)))
             if composition.companions:
                 beside = tuple(sample for sample in own if sample.companion is not None)
                 yield Rotation(beside, composition.companions.images_per_epoch or math.ceil(len(expand(named)) / 2))

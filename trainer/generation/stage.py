@@ -78,10 +78,14 @@ class Stage:
         transformer = self._load_transformer()
         batches = list(_batches(due, self.accelerator.device.type))
         for batch in progress(batches, "generate", quiet=not self.accelerator.is_main_process):
-            for image, latents in zip(batch, self._latents(transformer, batch, encoded), strict=True):
-                entry = {"latents": latents[None]}
-                if isinstance(image, Companion):
-                    entry["margins"] = self._margins(transformer, image, latents[None], encoded)
+            latents = self._latents(transformer, batch, encoded)
+            things = [number for number, image in enumerate(batch) if isinstance(image, Companion)]
+            companions = [image for image in batch if isinstance(image, Companion)]
+            margins = self._margins(transformer, companions, latents[things], encoded) if companions else []
+            entries = [{"latents": own[None]} for own in latents]
+            for number, own in zip(things, margins, strict=True):
+                entries[number]["margins"] = own
+            for image, entry in zip(batch, entries, strict=True):
                 self.cache.write(_latents_key(image), entry)
         del transformer
         free_memory(self.accelerator.device)
@@ -97,25 +101,34 @@ class Stage:
 
     @torch.inference_mode()
     def _margins(
-        self, transformer: FluxTransformer2DModel, image: Companion, latents: torch.Tensor, encoded: Encoded
-    ) -> torch.Tensor:
-        """How much larger the loss on a companion's latents is with each rival's prompt than with its own: [rivals].
+        self,
+        transformer: FluxTransformer2DModel,
+        images: Sequence[Companion],
+        latents: torch.Tensor,
+        encoded: Encoded,
+    ) -> list[torch.Tensor]:
+        """How much larger the loss on each companion's latents is with a rival's prompt than with its own: [rivals].
 
-        The noise and the noise levels are the same for all. latents: [1, C, H, W] in the transformer's scale.
+        The noise and the noise levels of an image are the same for all prompts. latents: [B, C, H, W] in the
+        transformer's scale.
         """
-        losses = torch.zeros(1 + len(image.rivals))
+        prompts = [(image.prompt, *image.rivals) for image in images]
+        most = max(map(len, prompts))
+        losses = torch.zeros(len(images), most)
         height, width = latents.shape[-2:]
         rotary = rotary_table(transformer, height, width, self.keys.t5_length, latents.device)
         for number, sigma in enumerate(SIGMAS):
-            noise = torch.randn(latents.shape, generator=torch_generator(image.seed, "margin", number)).to(latents)
-            sigmas = torch.full((1,), sigma, device=latents.device)
+            draws = [torch_generator(image.seed, "margin", number) for image in images]
+            noise = torch.stack([torch.randn(latents.shape[1:], generator=draw) for draw in draws]).to(latents)
+            sigmas = torch.full((len(images),), sigma, device=latents.device)
             noisy, target = add_noise(latents, noise, sigmas).to(transformer.dtype), velocity_target(latents, noise)
-            for index, prompt in enumerate((image.prompt, *image.rivals)):
-                text = self.conditioning([prompt], encoded).to(transformer.device, transformer.dtype)
-                guidance = self.config.guidance_scale
-                velocity = predict_velocity(transformer, noisy, sigmas, text, guidance, rotary)
-                losses[index] += (velocity.float() - target).square().mean().cpu() / len(SIGMAS)
-        return losses[1:] - losses[0]
+            for index in range(most):
+                asked = [own[min(index, len(own) - 1)] for own in prompts]
+                text = self.conditioning(asked, encoded).to(transformer.device, transformer.dtype)
+                velocity = predict_velocity(transformer, noisy, sigmas, text, self.config.guidance_scale, rotary)
+                losses[:, index] += (velocity.float() - target).square().mean((1, 2, 3)).cpu() / len(SIGMAS)
+        margins = losses[:, 1:] - losses[:, :1]
+        return [own[: len(image.rivals)] for own, image in zip(margins, images, strict=True)]
 
     def conditioning(self, prompts: Sequence[str], encoded: Encoded) -> Conditioning:
         """The prompts as the transformer takes them, on the host."""

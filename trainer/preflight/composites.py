@@ -1,6 +1,6 @@
 """Sheets of the composites and of the generated images that a run will train, so that one sees them before."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -15,7 +15,7 @@ from trainer.data.generated import Generated, missing_images
 from trainer.data.samples import Sample
 from trainer.sampling.contact_sheet import Row, contact_sheet
 
-SHOWN = 24  # of each composition
+SHOWN, SHOWN_IN_ALL = 24, 240  # composites of each composition, and of all: a JPEG file has at most 65,500 rows
 GENERATED_SHOWN, GENERATED_IN_ROW = 48, 4
 DIMMED = (24, 24, 27)
 QUALITY = 88
@@ -27,7 +27,9 @@ def write_composite_sheet(config: TrainConfig, data: TrainingData) -> Path | Non
     Each composite is next to a copy in which everything outside its mask is dark. Those that need an image that has not
     been generated yet are left out. Returns the path; None, with nothing written, if there are no composites to show.
     """
-    rows = [row for own in _by_composition(data) for row in _rows(own[:SHOWN])]
+    compositions = _by_composition(data)
+    shown = max(1, min(SHOWN, SHOWN_IN_ALL // max(1, len(compositions))))
+    rows = [row for own in compositions[:SHOWN_IN_ALL] for row in _rows(own[:shown])]
     if not rows:
         return None
     path = run_dir(config) / "composites.jpg"
@@ -70,12 +72,12 @@ def _shown(image: Generated) -> Image.Image:
     )
 
 
-def _by_composition(data: TrainingData) -> Iterable[list[Sample]]:
+def _by_composition(data: TrainingData) -> list[list[Sample]]:
     found: dict[tuple[int, int], list[Sample]] = {}
     for sample in data.samples:
         if sample.composition is not None and not missing_images(sample.generated_images):
             found.setdefault((sample.dataset_index, sample.composition), []).append(sample)
-    return found.values()
+    return list(found.values())
 
 
 def _rows(samples: Sequence[Sample]) -> Iterator[Row]:

@@ -1,0 +1,287 @@
+"""The waiting trainer with stand-ins for jobs' processes: order, requests to stop, ends, restarts, faults."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from trainer.common.problems import Problems
+from trainer.exchange import files
+from trainer.exchange.files import take_lock
+from trainer.exchange.job_queue import JOB_LOCK, Job, JobQueue
+from trainer.serving import comfyui, server
+from trainer.serving.command import arguments_of
+from trainer.serving.server import Server
+
+PATIENCE = 60.0
+DONE = "import pathlib; pathlib.Path('models/loras').mkdir(parents=True, exist_ok=True); "
+DONE += "pathlib.Path('models/loras/NAME.safetensors').touch()"
+HANGS = "import time; print('at work', flush=True); time.sleep(300)"
+
+
+@pytest.fixture
+def queue(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> JobQueue:
+    monkeypatch.setattr(server, "POLL", 0.01)
+    monkeypatch.setattr(server, "AGAIN", 0.01)
+    assert in_tmp == Path.cwd()
+    return JobQueue(Path("runs/queue"))
+
+
+class Serving:
+    """A server in a thread, whose jobs run `python -c CODE`, with NAME replaced by the job's id."""
+
+    def __init__(self, queue: JobQueue, code: Callable[[Job], str] | str, **options: object):
+        self.said: list[str] = []
+        code_of = code if callable(code) else lambda _: code
+        command = lambda job: [sys.executable, "-c", code_of(job).replace("NAME", job.id)]  # noqa: E731
+        self.server = Server(queue, command, self.said.append, **options)
+        self.queue, self.thread = queue, threading.Thread(target=self.server.serve)
+
+    def __enter__(self) -> "Serving":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.stop.set()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+
+    def wait_for(self, job: str, *states: str) -> Job:
+        return wait_until(lambda: found if (found := self.queue.job(job)).status.state in states else None)
+
+
+def wait_until(condition: Callable[[], object]):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def train(queue: JobQueue, *names: str) -> None:
+    for name in names:
+        queue.submit("train", {"output_name": name})
+
+
+def test_jobs_run_one_at_a_time_in_their_order(queue: JobQueue):
+    train(queue, "a", "b", "c")
+    queue.move("c", "b")
+    with Serving(queue, DONE) as serving:
+        jobs = [serving.wait_for(name, "finished") for name in "acb"]
+        assert queue.serving()
+    times = [(job.status.started, job.status.ended) for job in jobs]
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+    assert [job.status.exit_code for job in jobs] == [0, 0, 0] and queue.serving() is None
+
+
+def test_a_job_that_fails_keeps_its_messages_and_the_next_one_runs(queue: JobQueue):
+    train(queue, "bad", "good")
+    code = lambda job: DONE if job.id == "good" else "print('one'); print('two: why'); raise SystemExit(1)"  # noqa: E731
+    with Serving(queue, code) as serving:
+        bad, _ = serving.wait_for("bad", "failed"), serving.wait_for("good", "finished")
+    assert bad.status.message == "two: why" and queue.log("bad", 0, 99)[0] == b"one\ntwo: why\n"
+    assert bad.status.exit_code == 1
+
+
+def test_settings_that_are_not_valid_fail_at_once_while_another_job_waits(queue: JobQueue):
+    train(queue, "good")
+    queue.submit("train", {"output_name": "bad", "network_dimm": 3, "ae": "/etc/passwd", "network_dim": "x"})
+    queue.pause(True)
+    with Serving(queue, DONE) as serving:
+        bad = serving.wait_for("bad", "failed")
+        assert queue.job("good").status.state == "waiting"
+        queue.pause(False)
+        serving.wait_for("good", "finished")
+    whats = {each["where"].split(": ")[-1]: each["what"] for each in bad.status.problems}
+    assert whats.keys() == {"network_dimm", "ae", "network_dim"} and "models/" in whats["ae"]
+    assert b"network_dimm" in queue.log("bad", 0, 9999)[0]
+
+
+@pytest.mark.parametrize(("asked", "state"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_running_job_is_asked_once_and_may_save(queue: JobQueue, asked: str, state: str):
+    code = "import signal, sys, time\ndef end(*_):\n time.sleep(0.1)\n print('saved')\n sys.exit(143)\n"
+    code += "signal.signal(signal.SIGTERM, end)\nprint('at work', flush=True)\nwhile True: time.sleep(0.01)"
+    train(queue, "a")
+    with Serving(queue, code) as serving:
+        wait_until(lambda: queue.log("a", 0, 99)[1])
+        queue.act("a", asked)
+        job = serving.wait_for("a", state)
+        assert queue.log("a", 0, 99)[0] == b"at work\nsaved\n" and job.status.asked is None
+        assert "resume" in job.status.can
+
+
+def test_a_killed_job_is_offered_and_says_so(queue: JobQueue):
+    train(queue, "a")
+    with Serving(queue, HANGS) as serving:
+        wait_until(lambda: queue.log("a", 0, 99)[1])
+        os.kill(wait_until(lambda: queue.job("a").status.pid), signal.SIGKILL)
+        job = serving.wait_for("a", "interrupted")
+    assert "SIGKILL" in job.status.message and "memory" in job.status.message and "resume" in job.status.can
+
+
+def test_a_stopped_trainer_lets_the_job_save_and_the_next_one_goes_on_with_it(queue: JobQueue):
+    train(queue, "a", "b")
+    with Serving(queue, HANGS):
+        wait_until(lambda: queue.log("a", 0, 99)[1])
+    assert [job.id for job in queue.jobs()] == ["a", "b"]
+    assert (queue.job("a").status.state, queue.job("a").status.attempts) == ("waiting", 1)
+    with Serving(queue, DONE) as serving:
+        assert serving.wait_for("a", "finished").status.attempts == 2
+        serving.wait_for("b", "finished")
+
+
+def test_after_a_killed_trainer_its_job_is_waited_for_not_started_twice(queue: JobQueue):
+    """The job's process is still alive; then it is not: it goes on from its saved state."""
+    train(queue, "a")
+    lock = take_lock_in(queue)
+    process = subprocess.Popen([sys.executable, "-c", HANGS], pass_fds=(lock,), stdout=subprocess.DEVNULL)
+    os.close(lock)
+    left = {"state": "running", "attempts": 1, "pid": process.pid, "submitted": 1.0, "started": time.time()}
+    (queue.folder / "a.status.json").write_text(json.dumps(left))
+    try:
+        with Serving(queue, DONE) as serving:
+            wait_until(lambda: any("goes on" in line for line in serving.said))
+            assert queue.job("a").status.attempts == 1
+            process.kill()
+            process.wait()
+            assert serving.wait_for("a", "finished").status.attempts == 2
+    finally:
+        process.kill()
+
+
+def take_lock_in(queue: JobQueue) -> int:
+    lock = take_lock(queue.folder / JOB_LOCK)
+    assert lock is not None
+    return lock
+
+
+def test_a_queue_has_one_trainer(queue: JobQueue):
+    with Serving(queue, DONE):
+        wait_until(queue.serving)
+        with pytest.raises(Problems, match="another trainer"):
+            Server(queue, lambda _: [], print).serve()
+
+
+def test_a_full_disk_starts_nothing_and_ends_nothing(queue: JobQueue, monkeypatch: pytest.MonkeyPatch):
+    train(queue, "a")
+    free, full = files.os.replace, threading.Event()
+    full.set()
+
+    def replace(*paths: Path) -> None:
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        free(*paths)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with Serving(queue, DONE) as serving:
+        wait_until(lambda: any("No space left" in line for line in serving.said))
+        assert not Path("models/loras/a.safetensors").exists()
+        full.clear()
+        serving.wait_for("a", "finished")
+
+
+def test_exit_status_0_without_a_lora_is_a_run_that_was_stopped(queue: JobQueue):
+    train(queue, "a")
+    with Serving(queue, "pass") as serving:
+        assert "stopped" in serving.wait_for("a", "stopped").status.message
+
+
+@pytest.fixture
+def fake_comfyui() -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Its address, the requests that it got, and the queues that it will answer with, the last one for ever."""
+    asked: list[str] = []
+    queues: list[list[str]] = [[]]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(json.dumps({"queue_running": queues.pop(0) if len(queues) > 1 else queues[0]}).encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(b"")
+
+        def answer(self, body: bytes) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    listener = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{listener.server_port}", asked, queues
+    listener.shutdown()
+    thread.join()
+    listener.server_close()
+
+
+def test_comfyui_finishes_its_image_and_frees_its_models_first(queue: JobQueue, fake_comfyui, monkeypatch):
+    url, asked, queues = fake_comfyui
+    queues[:] = [["a prompt"], ["a prompt"], []]
+    monkeypatch.setattr(server, "FREEING", 0)
+    train(queue, "a")
+    with Serving(queue, DONE, comfyui_url=url, has_gpu=True) as serving:
+        serving.wait_for("a", "finished")
+    assert asked == ["/queue", "/queue", "/queue", "/free"]
+    waits = next(line for line in serving.said if "waits for the images" in line)
+    assert serving.said.index(waits) < serving.said.index(f"ComfyUI at {url} was asked to free its models.")
+
+
+def test_without_comfyui_the_job_starts_and_says_so(queue: JobQueue):
+    train(queue, "a")
+    with Serving(queue, DONE, comfyui_url="http://127.0.0.1:9", has_gpu=False) as serving:
+        serving.wait_for("a", "finished")
+    assert "No ComfyUI runs at http://127.0.0.1:9." in serving.said
+
+
+def test_what_holds_the_gpu_is_said_in_words(in_tmp: Path, monkeypatch: pytest.MonkeyPatch):
+    smi = in_tmp / "nvidia-smi"
+    smi.write_text('#!/bin/sh\ncase $1 in *apps*) echo "7, python3, 512 MiB" ;; *) echo "600 MiB, 24000 MiB" ;; esac\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{in_tmp}:{os.environ['PATH']}")
+    assert comfyui.gpu_memory() == "GPU 0: 600 MiB of 24000 MiB in use; python3 (process 7) 512 MiB"
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert comfyui.gpu_memory() == ""
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "http://a/path", "http://u:p@h", "127.0.0.1:8188", "http://h:x", ""]
+)
+def test_an_address_is_that_of_a_server(url: str):
+    assert comfyui.address_problem(url) and not comfyui.address_problem(comfyui.DEFAULT)
+
+
+def test_work_on_a_folder_becomes_a_command_without_loose_words(queue: JobQueue):
+    Path("flux_data/my dog").mkdir(parents=True)
+    job = queue.submit("mask", {"folder": "my dog", "class_word": "--output=/etc", "redo": True})
+    path = queue.path(job.id, ".toml")
+    assert arguments_of(job, path) == ["mask", "flux_data/my dog", "--class_word=--output=/etc", "--redo"]
+    queue.act(job.id, "cancel")
+    for settings in (
+        {"folder": "../my dog", "class_word": "dog"}, {"folder": "-x", "class_word": "dog"}, {"folder": "my dog"},
+        {"folder": "none", "class_word": "dog"}, {"folder": "my dog", "class_word": "dog", "output": "/etc"},
+        {"folder": ".", "class_word": "dog"}, {"folder": 3, "class_word": 4},
+    ):  # fmt: skip
+        job = queue.submit("mask", settings | {"redo": False})
+        with pytest.raises(Problems):
+            arguments_of(job, path)
+        queue.act(job.id, "cancel")
+
+
+def test_waiting_imports_no_torch():
+    code = "import sys, trainer.cli.serve; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'PIL')))"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(root)}).returncode == 0

@@ -1,0 +1,136 @@
+"""`python -m trainer serve`: waits for jobs in runs/queue/ and runs them one at a time.
+
+A job is a small TOML file with the settings of a training. The page in ComfyUI writes it, or a person does. Each job
+runs as a process of its own; waiting uses no GPU memory. Ctrl-C lets the running job save; it continues at the next
+start of this command.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.process import announce
+from trainer.exchange.files import replace_file
+from trainer.exchange.job_file import CHECK, MASK, TRAIN
+from trainer.exchange.job_queue import Job, JobQueue
+from trainer.serving.comfyui import DEFAULT, address_problem
+from trainer.serving.command import arguments_of
+from trainer.serving.server import Server
+
+QUEUE = Path("runs/queue")
+LAUNCHER = Path("containers/init.py")  # starts several processes
+
+
+def run(argv: Sequence[str]) -> int:
+    """Wait for jobs until SIGINT or SIGTERM comes.
+
+    argv: the flags after `serve`. Returns the exit status: 130 or 143 after a signal. Raises `Problems`.
+    """
+    given = _parser().parse_args(argv)
+    queue = JobQueue(QUEUE)
+    if given.run_job:
+        return _run_job(queue.job(given.run_job), queue)
+    raise_if_any(_argument_problems(given))
+    address = None if given.comfyui == "none" else given.comfyui
+    server = Server(queue, _command(given.num_processes), announce, address, _has_gpu())
+    stops: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stops.append(number)
+        if server.stop.is_set():
+            server.ask_to_stop()
+        server.stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    announce(f"This trainer takes jobs from {QUEUE}/. Ctrl-C stops it; a job that runs saves first.")
+    server.serve()
+    return 128 + stops[0] if stops else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m trainer serve", description=__doc__, allow_abbrev=False)
+    text = 'address of the ComfyUI that is asked to free its models before a job starts, or "none" (%(default)s)'
+    parser.add_argument("--comfyui", metavar="URL", default=DEFAULT, help=text)
+    text = "processes of a training, one for each GPU (%(default)s)"
+    parser.add_argument("--num_processes", type=int, metavar="N", default=1, help=text)
+    parser.add_argument("--run_job", metavar="ID", help=argparse.SUPPRESS)  # in the process that does one job
+    return parser
+
+
+def _argument_problems(given: argparse.Namespace) -> list[Problem]:
+    problems = []
+    if given.comfyui != "none" and (what := address_problem(given.comfyui)):
+        problems.append(Problem("--comfyui", what, f'write {DEFAULT}, or "none"'))
+    if given.num_processes < 1:
+        problems.append(Problem("--num_processes", f"{given.num_processes} is fewer than 1"))
+    if given.num_processes > 1 and not LAUNCHER.is_file():
+        hint = "run this in the repository's folder"
+        problems.append(
+            Problem("--num_processes", f"several processes are started by {LAUNCHER}, which is missing", hint)
+        )
+    return problems
+
+
+def _has_gpu() -> bool:
+    """Whether jobs train on a GPU, as far as that is known without torch."""
+    on_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == "" or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    return not on_cpu and shutil.which("nvidia-smi") is not None
+
+
+def _command(num_processes: int) -> Callable[[Job], list[str]]:
+    several = [sys.executable, str(LAUNCHER), f"--num_processes={num_processes}"] if num_processes > 1 else []
+
+    def command(job: Job) -> list[str]:
+        launcher = several if job.kind == TRAIN else []
+        return [*launcher, sys.executable, "-m", "trainer", "serve", f"--run_job={job.id}"]
+
+    return command
+
+
+def _run_job(job: Job, queue: JobQueue) -> int:
+    """Do one job, in this process. Its problems go into the queue too, where the page finds them."""
+    try:
+        verb, *flags = arguments_of(job, queue.path(job.id, ".toml"))
+        if verb == TRAIN:
+            from trainer.cli.train import run as train
+
+            return train([*flags, *_resume_flags(job)])
+        if verb == CHECK:
+            from trainer.cli.check import plan_and_report
+            from trainer.serving.check_result import check_result
+
+            plan = plan_and_report(flags)
+            replace_file(queue.path(job.id, ".result.json"), check_result(plan))
+            return 0
+        assert verb == MASK
+        from trainer.cli.mask import run as mask
+
+        return mask(flags)
+    except Problems as found:
+        if os.environ.get("RANK", "0") == "0":
+            _keep(queue, job, found)
+        raise
+
+
+def _resume_flags(job: Job) -> list[str]:
+    """--resume with the newest state that this job has saved in an earlier attempt, if there is one."""
+    from trainer.checkpoint.naming import latest_state
+    from trainer.checkpoint.state_folder import MANIFEST
+
+    state = latest_state(Path("runs", job.name)) if job.status.attempts > 1 else None
+    if state is None or (state / MANIFEST).stat().st_mtime < job.status.submitted:
+        return []
+    return [f"--resume={state}"]
+
+
+def _keep(queue: JobQueue, job: Job, found: Problems) -> None:
+    held = tuple({"where": each.where, "what": each.what, "hint": each.hint} for each in found.problems)
+    queue.update(job.id, lambda status: replace(status, problems=held))

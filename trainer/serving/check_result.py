@@ -1,0 +1,49 @@
+"""What a check has found about a run and its images, as JSON for the page."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.common.problems import Problem
+    from trainer.preflight.plan import RunPlan
+
+
+def check_result(plan: "RunPlan") -> bytes:
+    """The plan's summary and warnings, and how each image of a folder is resized and cropped, with what was found.
+
+    An image is resized to `resized`, then cropped to `bucket` at `crop` (left, top); all in pixels, width first.
+    """
+    images: dict[str, dict[str, Any]] = {}
+    for sample in (*plan.data.samples, *plan.data.validation):
+        if not sample.is_from_subset:
+            continue
+        picture = sample.picture
+        path = str(getattr(picture, "path", ""))
+        images.setdefault(
+            path,
+            {
+                "path": path,
+                "width": picture.width,
+                "height": picture.height,
+                "bucket": sample.bucket,
+                "resized": sample.resized,
+                "crop": sample.crop,
+                "messages": _messages(path, plan.warnings),
+            },
+        )
+    warnings = [{"where": each.where, "what": each.what, "hint": each.hint} for each in plan.warnings]
+    held = {"summary": plan.summary().strip(), "images": list(images.values()), "warnings": warnings}
+    return json.dumps(held, ensure_ascii=False).encode(errors="replace")
+
+
+def _messages(path: str, warnings: "tuple[Problem, ...]") -> list[dict[str, str]]:
+    """The warnings about one image: those whose place it is, and those that name its file."""
+    name = Path(path).name
+    found = [each for each in warnings if each.where.startswith(path) or _names(each.what, name)]
+    return [{"level": "note", "text": f"{each.what}. {each.hint}".rstrip(". ")} for each in found]
+
+
+def _names(text: str, name: str) -> bool:
+    return bool(re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text))
