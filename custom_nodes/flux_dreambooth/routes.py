@@ -1,19 +1,19 @@
 """The HTTP routes of the node pack: GET reads; POST saves or stops a run, checks a prompt, keeps triggers or
-writes them into a file, or seeds workflows.
+writes them into a file, or seeds workflows. Those for jobs, images and captions are in `routes_jobs` and `routes_data`.
 
 Every answer is JSON (pictures apart); an error is {"error": a sentence} with a fitting status.
-A POST must say that it is JSON: another site's page cannot do that without being asked first.
 """
 
 import asyncio
-import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import nodes_prompt, page_prompt, user_folder
+from . import nodes_prompt, page_prompt, routes_data, routes_jobs, user_folder
+from .answers import PREFIX, answers, json_body, picture
 from .concepts import build_prompt
+from .image_folders import find_data_dir
 from .loaded_loras import comfyui_classes, comfyui_names
 from .lora_file.concepts import Concept
 from .lora_files import by_run, lora_path
@@ -21,10 +21,8 @@ from .page_prompt import MAX_LORAS
 from .runs import NotNow, Runs, find_runs_dir
 from .triggers import FILE, edited_concepts, keep_triggers, write_into_file
 
-MAX_BODY = 64 * 2**10
 MAX_NODES = 16  # instances of one subgraph that are asked about together
 MAX_GRAPH = 4 * 2**20  # bytes of a body that holds a graph
-PREFIX = "/flux_dreambooth"
 
 
 def register(server: Any) -> None:
@@ -33,7 +31,10 @@ def register(server: Any) -> None:
 
     pack = Path(__file__).parent
     runs = Runs(find_runs_dir(os.environ, Path(folder_paths.base_path), pack))
+    data = find_data_dir(os.environ, Path(folder_paths.base_path), pack)
     add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"))
+    routes_data.add_routes(server.routes, data)
+    routes_jobs.add_routes(server.routes, runs.folder, data)
     add_first_start(server.routes, server.user_manager, first_workflow(os.environ, pack), pack / "example_workflows")
 
 
@@ -55,14 +56,14 @@ def add_first_start(routes: Any, users: Any, first: dict[str, Any], workflows: P
         return Path(record).parent
 
     @routes.get(PREFIX + "/first_workflow")
-    @_answers
+    @answers
     async def first_one(request: Any) -> Any:
         return {**first, "seeded": user_folder.was_seeded(folder(request))}
 
     @routes.post(PREFIX + "/first_workflow")
-    @_answers
+    @answers
     async def seed(request: Any) -> Any:
-        await _body(request)
+        await json_body(request)
         if first["name"] is None:
             raise LookupError("FLUX_FIRST_WORKFLOW names no workflow.")
         return {"new": await asyncio.to_thread(user_folder.seed_workflows, workflows, folder(request))}
@@ -72,49 +73,49 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
     """routes: aiohttp's RouteTableDef. loras: gives the names of the LoRA files."""
 
     @routes.get(PREFIX + "/runs")
-    @_answers
+    @answers
     async def overview(_request: Any) -> Any:
         return await asyncio.to_thread(runs.overview)
 
     @routes.get(PREFIX + "/runs/{run}")
-    @_answers
+    @answers
     async def details(request: Any) -> Any:
         return await asyncio.to_thread(lambda: runs.details(request.match_info["run"], loras()))
 
     @routes.get(PREFIX + "/runs/{run}/samples/{file}")
-    @_answers
+    @answers
     async def sample(request: Any) -> Any:
         where = request.match_info
-        return _picture(await asyncio.to_thread(runs.sample, where["run"], where["file"]))
+        return picture(await asyncio.to_thread(runs.sample, where["run"], where["file"]))
 
     @routes.get(PREFIX + "/runs/{run}/series/{prompt}")
-    @_answers
+    @answers
     async def series(request: Any) -> Any:
         where = request.match_info
         return await asyncio.to_thread(runs.series, where["run"], where["prompt"])
 
     @routes.post(PREFIX + "/runs/{run}/{wish}")
-    @_answers
+    @answers
     async def ask(request: Any) -> Any:
-        await _body(request)
+        await json_body(request)
         where = request.match_info
         await asyncio.to_thread(runs.ask, where["run"], where["wish"])
         return {"asked": where["wish"]}
 
     @routes.get(PREFIX + "/loras")
-    @_answers
+    @answers
     async def all_loras(_request: Any) -> Any:
         return {"loras": by_run(loras())}
 
     @routes.get(PREFIX + "/lora")
-    @_answers
+    @answers
     async def one_lora(request: Any) -> Any:
         return await asyncio.to_thread(_about_lora, runs, request.query.get("name", ""))
 
     @routes.post(PREFIX + "/triggers")
-    @_answers
+    @answers
     async def triggers(request: Any) -> Any:
-        body = await _body(request)
+        body = await json_body(request)
         lora, words = body.get("lora"), body.get("triggers")
         if not isinstance(lora, str) or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
             raise ValueError('The body must be {"lora": a name, "triggers": [words]}.')
@@ -123,24 +124,24 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
         return await asyncio.to_thread(_about_lora, runs, lora)
 
     @routes.post(PREFIX + "/triggers/file")
-    @_answers
+    @answers
     async def triggers_into_file(request: Any) -> Any:
-        lora = (await _body(request)).get("lora")
+        lora = (await json_body(request)).get("lora")
         if not isinstance(lora, str):
             raise ValueError('The body must be {"lora": a name}.')
         await asyncio.to_thread(_write_triggers, runs, lora)
         return await asyncio.to_thread(_about_lora, runs, lora)
 
     @routes.get(PREFIX + "/concepts")
-    @_answers
+    @answers
     async def concepts(request: Any) -> Any:
         names = request.query.getall("lora", [])
         return {"concepts": [page_prompt.concept_as_json(concept) for concept in await _concepts_of(names)]}
 
     @routes.post(PREFIX + "/prompt")  # it only reads, but a prompt is too long for a URL
-    @_answers
+    @answers
     async def prompt(request: Any) -> Any:
-        body = await _body(request)
+        body = await json_body(request)
         names, text = body.get("loras", []), body.get("text", "")
         if not isinstance(text, str) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise ValueError('The body must be {"loras": [names], "text": a prompt}.')
@@ -149,9 +150,9 @@ def add_routes(routes: Any, runs: Runs, loras: Callable[[], list[str]]) -> None:
         return {"found": found, "unknown": built.unknown, "warnings": built.warnings}
 
     @routes.post(PREFIX + "/concept_prompt")
-    @_answers
+    @answers
     async def concept_prompt(request: Any) -> Any:
-        body = await _body(request, MAX_GRAPH)
+        body = await json_body(request, MAX_GRAPH)
         graph, nodes = body.get("prompt"), body.get("nodes")
         if not isinstance(graph, dict) or not isinstance(nodes, list) or not nodes[:MAX_NODES]:
             raise ValueError('The body must be {"prompt": a graph in API format, "nodes": [ids]}.')
@@ -187,50 +188,3 @@ def _write_triggers(runs: Runs, name: str) -> None:
 
 async def _concepts_of(names: list[str]) -> list[Concept]:
     return await asyncio.to_thread(nodes_prompt.concepts_of, names[:MAX_LORAS])
-
-
-def _answers(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    """Send what a handler returns as JSON, and what it raises as an error that the browser can show."""
-    from aiohttp import web
-
-    async def answer(request: Any) -> Any:
-        try:
-            result = await handler(request)
-        except LookupError as error:
-            return web.json_response({"error": str(error.args[0])}, status=404)
-        except NotNow as error:
-            return web.json_response({"error": str(error)}, status=409)
-        except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
-        except OSError as error:
-            return web.json_response({"error": error.strerror or "The file cannot be read."}, status=500)
-        if isinstance(result, web.StreamResponse):
-            return result
-        return web.json_response(result, headers={"Cache-Control": "no-store"})
-
-    return answer
-
-
-async def _body(request: Any, limit: int = MAX_BODY) -> dict[str, Any]:
-    """The JSON object in a request's body. Raises ValueError if it is no object, or too large."""
-    if request.content_type != "application/json":
-        raise ValueError("Send JSON, with Content-Type: application/json.")
-    data = bytearray()
-    async for chunk in request.content.iter_chunked(2**14):
-        data += chunk
-        if len(data) > limit:
-            raise ValueError(f"The body is larger than {limit:,} bytes.")
-    try:
-        body = json.loads(bytes(data) or b"{}")
-    except RecursionError:
-        body = None
-    if not isinstance(body, dict):
-        raise ValueError("The body must be a JSON object.")
-    return body
-
-
-def _picture(data: bytes) -> Any:
-    from aiohttp import web
-
-    headers = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
-    return web.Response(body=data, content_type="image/png", headers=headers)
