@@ -62,7 +62,8 @@ def look_at(data: bytes) -> Seen:
     try:
         with _open(data) as image:
             width, height, kind = image.width, image.height, image.format or ""
-            sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+            # Pillow turns a TIFF itself
+            sideways = kind != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS
     except NotAnImage:
         raise
     except Exception:

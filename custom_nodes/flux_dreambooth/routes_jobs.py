@@ -106,7 +106,7 @@ class Jobs:
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            if error.end == len(data) and error.start > 0 and len(data) - error.start < 4:
+            if error.reason == "unexpected end of data" and error.start > 0:
                 data = data[: error.start]  # a character that the part cuts; the next part has it
             text = data.decode("utf-8", "replace")
         return {"text": text, "next": begin + len(data), "size": size}

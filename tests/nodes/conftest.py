@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from custom_nodes.flux_dreambooth.image_folders import ImageFolders
 from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer, prepare_base
+from tests.nodes.workbench import encoded
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,20 @@ def start_comfyui(tmp_path: Path) -> Iterator[Callable[..., ComfyServer]]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """flux_data/ with the concept dog, a file, and a link to a folder outside."""
+    folder = tmp_path / "flux_data"
+    (folder / "dog").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret.png").write_bytes(encoded())
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / "file.txt").write_text("x")
+    return folder
+
+
+@pytest.fixture
+def folders(data_root: Path) -> ImageFolders:
+    return ImageFolders(data_root)

@@ -1,0 +1,132 @@
+"""What the page may write as dataset files, presets and jobs, without a server."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custom_nodes.flux_dreambooth.answers import Conflict, Invalid
+from custom_nodes.flux_dreambooth.dataset_files import DatasetFiles
+from custom_nodes.flux_dreambooth.image_folders import ImageFolders
+from custom_nodes.flux_dreambooth.routes_jobs import Jobs
+from trainer.config import TrainConfig
+from trainer.data.dataset_file import load_dataset_config
+
+
+@pytest.fixture
+def datasets(folders: ImageFolders) -> DatasetFiles:
+    return DatasetFiles(folders.root, folders)
+
+
+SUBSET = {"folder": "dog", "class_tokens": 'tj"dog dog', "num_repeats": 2, "is_reg": False, "flip_aug": True}
+
+
+def test_a_dataset_file_is_one_that_the_trainer_reads(datasets: DatasetFiles, monkeypatch: pytest.MonkeyPatch):
+    body = {"name": "mine", "subsets": [SUBSET], "general": {"resolution": 512}, "compositions": 4}
+    assert datasets.write_dataset(body) == {"file": "flux_data/mine.toml"} == datasets.write_dataset(body)
+    with pytest.raises(Conflict):
+        datasets.write_dataset(body | {"compositions": 5})
+    monkeypatch.chdir(datasets.root.parent)
+    (section,) = load_dataset_config(Path("flux_data/mine.toml"), TrainConfig()).sections
+    assert section.resolution == (512, 512) and section.compositions[0].num_images == 4
+    assert section.subsets[0].class_tokens == 'tj"dog dog' and section.subsets[0].num_repeats == 2
+    (listed,) = datasets.datasets()
+    held = {key: SUBSET[key] for key in ("folder", "class_tokens", "num_repeats", "is_reg")}
+    assert listed == {"file": "flux_data/mine.toml", "subsets": [held], "error": None}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../x"}, {"name": ""}, {"name": "a.b"}, {"name": 3}, {"subsets": []}, {"subsets": [3]},
+        {"subsets": [SUBSET | {"folder": "../outside"}]}, {"subsets": [SUBSET | {"folder": "link"}]},
+        {"subsets": [SUBSET | {"image_dir": "/etc"}]}, {"subsets": [SUBSET | {"class_tokens": "a\nb"}]},
+        {"subsets": [SUBSET] * 51}, {"general": {"cache_dir": "x"}}, {"general": {"resolution": True}},
+        {"general": {"resolution": -1}}, {"general": 3}, {"compositions": "3"}, {"preservation": 1e9},
+        {"subsets": [SUBSET | {"num_repeats": 10**9}]}, {"subsets": [SUBSET | {"class_tokens": "x" * 201}]},
+    ],
+)  # fmt: skip
+def test_a_dataset_file_names_only_what_it_may(datasets: DatasetFiles, change: dict[str, Any]):
+    with pytest.raises((ValueError, LookupError)):
+        datasets.write_dataset({"name": "mine", "subsets": [SUBSET], **change})
+    assert datasets.datasets() == [] and not (datasets.root / "mine.toml").exists()
+
+
+def test_presets_are_files_of_settings(datasets: DatasetFiles):
+    (datasets.root / "train.toml").write_text("# My settings.\n[network]\nnetwork_dim = 4\nwhen = 2020-01-01\n")
+    (datasets.root / "broken.toml").write_text("a = ")
+    assert datasets.write_preset({"name": "good", "settings": {"seed": 3}}) == {"file": "flux_data/presets/good.toml"}
+    found = {each["file"]: (each["title"], each["settings"]) for each in datasets.presets()}
+    assert found == {
+        "flux_data/train.toml": ("My settings.", {"network_dim": 4}),
+        "flux_data/presets/good.toml": ("", {"seed": 3}),
+    }
+    with pytest.raises(Invalid) as refused:
+        datasets.write_preset({"name": "bad", "settings": {"overwrite": True, "ae": "/etc/passwd", "seed": 1}})
+    assert [problem["where"] for problem in refused.value.problems] == ["overwrite", "ae"]
+    with pytest.raises(Invalid):
+        datasets.write_preset({"name": "bad", "settings": {"a]\nb": 1}})
+
+
+@pytest.fixture
+def jobs(datasets: DatasetFiles) -> Jobs:
+    datasets.write_dataset({"name": "data", "subsets": [SUBSET]})
+    (datasets.root / "train.toml").write_text("[network]\nnetwork_dim = 4\n[x]\nlog_with = 'none'\n")
+    return Jobs(datasets.root.parent / "runs", datasets, datasets.folders)
+
+
+TRAIN = {"kind": "train", "output_name": "tj", "dataset": "flux_data/data.toml", "preset": "flux_data/train.toml"}
+
+
+def test_a_training_job_has_the_preset_s_settings_and_those_given(jobs: Jobs):
+    job = jobs.submit(TRAIN | {"settings": {"network_dim": 8}})["job"]
+    assert (job["id"], job["kind"], job["state"], job["output_name"]) == ("tj", "train", "waiting", "tj")
+    assert jobs.details("tj")["settings"] == {
+        "network_dim": 8, "log_with": "none", "output_name": "tj", "dataset_config": "flux_data/data.toml",
+    }  # fmt: skip
+    (jobs.runs / "tj").mkdir()
+    assert jobs.overview()["jobs"][0]["run"] == "tj" and jobs.overview()["serving"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "shell"}, {"kind": ["train"]}, {"output_name": "../x"}, {"output_name": None},
+        {"output_name": "queue"}, {"dataset": "/etc/passwd"}, {"dataset": "flux_data/../x.toml"},
+        {"dataset": "flux_data/none.toml"},
+        {"dataset": None}, {"preset": "flux_data/none.toml"}, {"preset": "../x"}, {"settings": []},
+        {"settings": {"output_dir": "/tmp"}}, {"settings": {"run_dir": "/tmp"}}, {"settings": {"config_file": "/x"}},
+        {"settings": {"optimizer_type": "os.system"}}, {"settings": {"overwrite": True}},
+        {"settings": {"network_dim": {"a": 1}}}, {"settings": {"a\nb": 1}}, {"settings": {"seed": None}},
+        {"kind": "mask", "folder": "../x", "class_word": "dog"}, {"kind": "mask", "folder": "dog"},
+        {"kind": "caption", "folder": "dog", "class_tokens": "a\nb"},
+        {"kind": "caption", "folder": "dog", "class_tokens": "a", "redo": "yes"},
+    ],
+)  # fmt: skip
+def test_a_job_may_do_only_what_it_may(jobs: Jobs, change: dict[str, Any]):
+    with pytest.raises((ValueError, LookupError)):
+        jobs.submit(TRAIN | change)
+    assert jobs.overview()["jobs"] == []
+
+
+def test_a_log_is_read_in_parts_without_cutting_a_character(jobs: Jobs):
+    jobs.submit(TRAIN)
+    assert jobs.log("tj", 0) == {"text": "", "next": 0, "size": 0}
+    (jobs.queue.folder / "tj.log").write_bytes("가".encode() * 30_000 + b"\xff")
+    text, start = "", 0
+    while start < 90_001:
+        part = jobs.log("tj", start)
+        text, start = text + part["text"], part["next"]
+    assert text == "가" * 30_000 + "\ufffd"
+    assert jobs.log("tj", -1)["next"] == 90_001
+    for bad in ("none", "../tj", "tj.toml"):
+        with pytest.raises(LookupError):
+            jobs.log(bad, 0)
+
+
+def test_work_on_a_concept(jobs: Jobs):
+    job = jobs.submit({"kind": "mask", "folder": "dog", "class_word": "dog"})["job"]
+    assert (job["id"], job["folder"], job["output_name"]) == ("mask dog", "dog", None)
+    assert jobs.act("mask dog", "cancel")["job"]["can"] == ("resume",)
+    with pytest.raises(LookupError):
+        jobs.act("mask dog", "delete")
