@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import selection
+from benchmarks.selection.job import compare_run
 from tests.judge_models import write_dinov2, write_siglip2
 from tests.recipe_files import Finished, Workshop
 from trainer.cli.compare import run as compare
 from trainer.common.problems import Problems
 from trainer.comparison import judges, pictures
+from trainer.comparison.features import DEPTH, SIGMA
 from trainer.engine import evaluation
 from trainer.engine.evaluation import best_of
 
@@ -114,17 +115,23 @@ def test_the_last_line_of_a_run():
     assert best["file"] == "tj-000001.safetensors" and "score 50.0 ± 2.0" in line
 
 
-def test_the_benchmark_measures_with_features_of_other_depths_too(workshop, monkeypatch):
-    monkeypatch.setattr(selection, "VARIANTS", selection.VARIANTS[:1])
+def test_the_benchmark_measures_at_every_block(workshop):
+    """At the depth and noise of `trainer compare` the figures are its own."""
     workshop.train("selection", max_train_steps=2, save_every_n_steps=1, output_name="run")
-    found, strips = selection._compare(workshop.folder / "selection", prompts=1, options=["--steps=1", "--size=64"])
-    assert len(found["checkpoints"]) == 2 and strips.keys() == {"base", "step1", "step2"}
-    assert strips["base"].size == (4 * 64, 64)
-    for checkpoint in found["checkpoints"]:
-        assert list(checkpoint["variants"]) == ["depth 0.2, sigma 0.1"]
-        assert all(
-            numbers.keys() == {"likeness", "bleed", "drift", "score"} for numbers in checkpoint["variants"].values()
-        )
+    folder = workshop.folder / "selection"
+    found = compare_run(folder, ["--prompts=1", "--steps=1", "--size=64"], sigmas=(SIGMA,))
+    assert len(found["checkpoints"]) == 2 and {each.name for each in folder.glob("*.webp")} == {
+        "base.webp", "step1.webp", "step2.webp",
+    }  # fmt: skip
+    blocks = [each["block"] for each in found["depths"]]
+    assert blocks == list(range(len(blocks)))
+    (own,) = (each for each in found["depths"] if each["block"] == round(DEPTH * len(blocks)))
+    (concept,) = own["concepts"].values()
+    for checkpoint, measured in zip(found["checkpoints"], own["checkpoints"], strict=True):
+        (similarity,) = measured["similarity"].values()
+        likeness = [100 * (each - concept["floor"]) / concept["room"] for each in similarity]
+        assert likeness[:2] == pytest.approx(checkpoint["likeness"]["values"], abs=0.2)
+        assert measured["drift"] == pytest.approx(checkpoint["drift"]["values"], abs=0.01)
 
 
 def test_mistakes_are_named_before_a_model_is_loaded(run, tmp_path):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import selection
-from benchmarks.selection import spearman, tabulate, truth
-from benchmarks.selection_runs import RUNS, write_dataset
-from trainer.cli.evaluate import Adapter, load_evaluation
+from benchmarks.selection import judged
+from benchmarks.selection.archive import pack
+from benchmarks.selection.judged import SCORING, JudgedImages, judge_in_parts
+from benchmarks.selection.results import is_complete, read_results, spearman, tabulate, truth
+from benchmarks.selection.runs import RUNS, write_dataset
 from trainer.comparison.measures import Figure, Reference, image_distance, make_references, measure
 from trainer.comparison.page import Line, plot, table
 from trainer.comparison.prompts import ComparePrompt, Concept, compare_prompts
@@ -137,26 +138,50 @@ def test_plots_and_tables_escape_what_they_show():
 def test_selection_tabulates_what_was_lost():
     assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1) and spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 1, 2], [5, 5, 5]) == 0 and spearman([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1)
-    base, found = {"likeness": 0.0, "bleed": 1.0, "prior": 90.0}, {"likeness": 70.0, "bleed": 5.0, "prior": 84.0}
-    assert truth(base, found) == {"likeness": 70.0, "bleed": 4.0, "drift": 6.0, "score": 60.0}
 
-    def checkpoint(name: str, score: float, judged: float) -> dict:
+    def checkpoint(name: str, score: float, judge: float) -> dict:
         means = {each: {"mean": score} for each in ("likeness", "bleed", "drift", "loss_on_images", "loss_drift")}
-        judge = {"likeness": judged, "bleed": judged, "drift": judged, "score": judged}
-        return {"name": name, "file": name, "score": score, "truth": judge, **means}
+        known = dict.fromkeys(("likeness", "bleed", "drift", "changed", "score"), judge)
+        return {"name": name, "file": name, "score": score, "truth": known, **means}
 
-    result = {"run": "one", "recommended": "b", "checkpoints": [checkpoint("a", 1, 50), checkpoint("b", 2, 46)]}
+    checkpoints = [checkpoint("a", 1, 50), checkpoint("b", 2, 46)]
+    result = {"run": "one", "tuning": False, "recommended": "b", "checkpoints": checkpoints}
     text = tabulate([result, {**result, "run": "two", "recommended": "a"}])
+    assert "2 runs to score" in text and "to choose" not in text
     assert "within 3 points of the best: 1 of 2 (50 %)" in text and "likeness: Spearman -1.00" in text
 
 
-def test_the_judge_says_what_is_shown_and_what_is_not(monkeypatch):
-    evaluation = load_evaluation(limit=2, device=torch.device("cpu"))
-    noise = torch.randint(0, 255, (2, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sets = evaluation.prompts.sets()
-    monkeypatch.setattr(selection, "draw_column", lambda *_: {name: noise[: len(each)] for name, each in sets.items()})
-    found = selection._verdict(evaluation, Adapter("noise"), ("tjtoy", "sparkgpu"))
-    assert found.keys() == {"likeness", "bleed", "prior"} and all(0 <= value <= 100 for value in found.values())
+def row(name: str, index: int, shown: float, **more) -> dict:
+    return {"set": name, "index": index, "shown": {"tjtoy": shown}, **more}
+
+
+def test_the_truth_counts_prompts_that_the_base_model_was_judged_on_too():
+    base = [row("base", 0, 0.01, prior=90.0, seen=["red toy"]), row("base", 1, 0.0, prior=100.0, seen=["moon"])]
+    base += [row("tjtoy", 0, 0.0), row("both", 0, 0.0), row("sparkgpu", 0, 0.0)]
+    found = [row("base", 0, 0.05, prior=84.0, seen=["blue toy"]), row("base", 1, 0.0, prior=100.0, seen=["moon"])]
+    found += [row("tjtoy", 0, 0.9), row("both", 0, 0.5), row("sparkgpu", 0, 0.08), row("tjtoy", 1, 0.0)]
+    assert truth(base, found, ["tjtoy"]) == {
+        "likeness": pytest.approx(70), "bleed": pytest.approx(4), "drift": pytest.approx(3),
+        "changed": 50, "score": pytest.approx(63), "prompts": 5,
+    }  # fmt: skip
+
+
+def test_the_judge_sees_images_part_by_part(monkeypatch, tmp_path):
+    noise = torch.randint(0, 255, (9, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(JudgedImages, "_images", lambda _self, _candidate, prompts, _part: noise[: len(prompts)])
+    images = JudgedImages(SCORING, tmp_path / "cache", parts=2, limit=3)
+    place = tmp_path / SCORING
+    judge_in_parts(images, [None], place, until=1.0)
+    assert not is_complete(place)
+    (rows,) = judged.json.loads((place / "judged.json").read_text())["rows"].values()
+    assert [each["index"] for each in rows if each["set"] == "base"] == [0, 2]
+    assert all(0 <= each["shown"]["tjtoy"] <= 1 for each in rows) and 0 <= rows[0]["prior"] <= 100 and rows[0]["seen"]
+    judge_in_parts(images, [None], place)
+    (rows,) = judged.json.loads((place / "judged.json").read_text())["rows"].values()
+    assert is_complete(place) and len(rows) == 12 == len({(each["set"], each["index"]) for each in rows})
+    assert read_results(tmp_path) == []
+    (tmp_path / SCORING / "step1.webp").write_bytes(b"image")
+    assert [each.name for each in pack(tmp_path, tmp_path / "out")] == ["numbers.tar.xz", "images-0.tar"]
 
 
 def test_selection_runs_differ_and_their_datasets_can_be_read(tmp_path):
@@ -164,11 +189,13 @@ def test_selection_runs_differ_and_their_datasets_can_be_read(tmp_path):
     from trainer.data.dataset_file import read_dataset_config
 
     assert len(RUNS) >= 24 and len({run.name for run in RUNS.values()}) == len(RUNS)
-    for data in ("preserved", "alone", "toy", "bare", "mixed"):
+    assert sum(run.tuning for run in RUNS.values()) == len(RUNS) / 2
+    preserved = ("demo", "preserved", "toy")
+    for data in dict.fromkeys(run.data for run in RUNS.values()):
         file = write_dataset(tmp_path / data, data)
         config, problems = read_dataset_config(file, TrainConfig())
         assert not problems
-        assert sum(subset.diff_output_preservation for subset in config.subsets) == (data in ("preserved", "toy"))
+        assert sum(subset.diff_output_preservation for subset in config.subsets) == (data in preserved)
     settings, _ = parse_config(next(iter(RUNS.values())).flags(tmp_path))
     assert settings.max_train_steps == 200 and settings.max_train_epochs is None and settings.save_every_n_steps == 40
     assert len(list((tmp_path / "mixed" / "tjtoy").glob("other_*.txt"))) == 7

@@ -94,17 +94,13 @@ class Comparer:
         samples, self.held_out = _held_out(data, concepts), bool(data.validation)
         source.texts(["", *(prompt.text for prompt in prompts), *map(_caption, samples)])  # encoders are loaded once
         self.base = tuple(source.images(None, prompts))
-        self.use(judges)
-        self.items = _sample_items(samples, source), _plain_items(self.prompts, self.base, source)
-        self.base_losses = self._losses(None)
-
-    def use(self, judges: Judges) -> None:
-        """Measure with other judges from now on."""
         self.judges = judges
         self.references: list[Reference] = []
         if judges.uses_features:
             self.base_patches = self._patches(self.base)
             self.references = make_references(self._grids, self.concepts, self.prompts, self.base_patches)
+        self.items = _sample_items(samples, source), _plain_items(self.prompts, self.base, source)
+        self.base_losses = self._losses(None)
 
     def row(self, candidate: Candidate) -> Row:
         """Generate and measure a checkpoint's images. Raises `Problems` if its file cannot be read or does not fit."""
@@ -125,8 +121,8 @@ class Comparer:
         source = self.source
         no_text, side = source.texts([""])[""], source.settings.width
         with source.applied(None) as transformer:
-            features = FluxFeatures(transformer, source.vae, no_text, side, self.judges.depth, self.judges.sigma)
-            return [features(image) for image in images]
+            features = FluxFeatures(transformer, source.vae, no_text, side)
+            return [at_depths[0] for at_depths in features(images)]
 
     def _patches(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         return [grid.flatten(0, 1) for grid in self._grids(images)]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
@@ -28,14 +28,9 @@ DINO_SIDE = 448  # pixels of a square image's side as DINOv2 sees it: 32 x 32 pa
 TOKEN = 16  # pixels of the side of a token of the transformer
 SIGMA = 0.25  # the noise at which the base model's features are read
 DEPTH = 0.55  # after this share of the transformer's blocks
+BATCH = 8  # images whose features are computed at once
 SIGLIP_MOMENTS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 SIGLIP_TOKENS = 64  # of every text, padded
-
-
-class Features(Protocol):
-    """Describes an RGB image by a grid of patches: float32 [h, w, D] on the host, each patch of norm 1."""
-
-    def __call__(self, image: Image.Image, /) -> torch.Tensor: ...
 
 
 class Dinov2:
@@ -51,7 +46,10 @@ class Dinov2:
 
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """The patches of an image, which is resized to about 448 x 448 pixels of the same proportions."""
+        """The patches of an image, float32 [h, w, D] on the host, each of norm 1.
+
+        The image is resized to about 448 x 448 pixels of the same proportions.
+        """
         rows, columns = _grid(image.size, DINO_SIDE // self.patch)
         resized = image.resize((columns * self.patch, rows * self.patch), Image.Resampling.BICUBIC)
         hidden = self.model(pixel_values=normalized(resized, self.device)).last_hidden_state
@@ -79,51 +77,68 @@ class FluxFeatures:
         vae: AutoencoderKL,
         no_text: Conditioning,
         side: int,
-        depth: float = DEPTH,
+        depths: Sequence[float] = (DEPTH,),
         sigma: float = SIGMA,
     ):
         """no_text: the encoded empty text, [1, L, D]; side: images are resized to about side x side pixels.
 
-        depth: after which share of the blocks the tokens are taken; sigma: how much noise is added.
+        depths: after which shares of the blocks the tokens are taken; sigma: how much noise is added.
         """
         self.transformer, self.vae, self.side, self.sigma = transformer, vae, side, sigma
         self.no_text = no_text.to(transformer.device, transformer.x_embedder.weight.dtype)
         blocks: list[nn.Module] = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-        self.block = blocks[min(len(blocks) - 1, round(depth * len(blocks)))]
+        self.blocks = [blocks[min(len(blocks) - 1, round(depth * len(blocks)))] for depth in depths]
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[list[torch.Tensor]]:
+        """The patches of each image at each depth: float32 [h, w, D] on the host, each patch of norm 1.
+
+        A patch is a token, 16 x 16 pixels of the image once it is resized, without changing its proportions.
+        """
+        grids = [_grid(image.size, self.side // TOKEN) for image in images]
+        found: dict[int, list[torch.Tensor]] = {}
+        for grid in dict.fromkeys(grids):
+            alike = [index for index, each in enumerate(grids) if each == grid]
+            for start in range(0, len(alike), BATCH):
+                part = alike[start : start + BATCH]
+                found |= zip(part, self._patches([images[index] for index in part], *grid), strict=True)
+        return [found[index] for index in range(len(images))]
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """The tokens of an image, one for every 16 x 16 pixels once it is resized, without changing its proportions."""
-        rows, columns = _grid(image.size, self.side // TOKEN)
+    def _patches(self, images: Sequence[Image.Image], rows: int, columns: int) -> list[list[torch.Tensor]]:
         width, height = columns * TOKEN, rows * TOKEN
-        resized = image.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = to_tensor(resized, flip=False)[None].to(self.vae.device, self.vae.dtype)
+        resized = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+        pixels = torch.stack([to_tensor(each, flip=False) for each in resized]).to(self.vae.device, self.vae.dtype)
         mean = self.vae.encode(pixels).latent_dist.mean  # type: ignore[union-attr]
         device, dtype = self.transformer.device, self.transformer.x_embedder.weight.dtype
         latents = scale_latents(mean.float()).to(device)
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        sigmas = torch.tensor([self.sigma], device=device)
-        rotary = rotary_table(self.transformer, height // 8, width // 8, self.no_text.txt.shape[1], device)
+        noise = torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(0)).to(device)
+        sigmas = torch.full((len(images),), self.sigma, device=device)
+        text = self.no_text.at(torch.zeros(len(images), dtype=torch.long, device=device))
+        rotary = rotary_table(self.transformer, height // 8, width // 8, text.txt.shape[1], device)
         with disabled_adapter(self.transformer), self._tokens() as found:
-            noisy = add_noise(latents, noise, sigmas).to(dtype)
-            predict_velocity(self.transformer, noisy, sigmas, self.no_text, 1.0, rotary)
-        tokens = found[0][0, -rows * columns :].float().cpu()
-        tokens = tokens - tokens.mean(0)  # what all patches share says nothing about any of them
-        return nn.functional.normalize(tokens, dim=-1).view(rows, columns, -1)
+            noisy = add_noise(latents, noise.expand_as(latents), sigmas).to(dtype)
+            predict_velocity(self.transformer, noisy, sigmas, text, 1.0, rotary)
+        by_depth = []
+        for block in self.blocks:
+            tokens = found[block][:, -rows * columns :].float()
+            tokens = tokens - tokens.mean(1, keepdim=True)  # what all patches share says nothing about any of them
+            by_depth.append(nn.functional.normalize(tokens, dim=-1).cpu().view(len(images), rows, columns, -1))
+        return [list(grids) for grids in zip(*by_depth, strict=True)]
 
     @contextmanager
-    def _tokens(self) -> Iterator[list[torch.Tensor]]:
-        """In this context, a forward pass appends what the block returns for image tokens (after text) to the list."""
-        found: list[torch.Tensor] = []
+    def _tokens(self) -> Iterator[dict[nn.Module, torch.Tensor]]:
+        """In this context, a forward pass keeps what each of the blocks returns for image tokens (after text)."""
+        found: dict[nn.Module, torch.Tensor] = {}
 
-        def keep(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
-            found.append(outputs[-1] if isinstance(outputs, tuple) else outputs)
+        def keep(block: nn.Module, _inputs: Any, outputs: Any) -> None:
+            found[block] = outputs[-1] if isinstance(outputs, tuple) else outputs
 
-        handle = self.block.register_forward_hook(keep)
+        handles = [block.register_forward_hook(keep) for block in dict.fromkeys(self.blocks)]
         try:
             yield found
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 class Siglip2:

@@ -8,7 +8,7 @@ import torch
 from trainer.common.problems import raise_if_any
 from trainer.comparison.check import default_folder, judge_problems
 from trainer.comparison.description import DINOV2, SIGLIP2
-from trainer.comparison.features import DEPTH, SIGMA, Dinov2, Siglip2
+from trainer.comparison.features import Dinov2, Siglip2
 from trainer.config import TrainConfig
 from trainer.models.weights import read_header
 
@@ -24,16 +24,13 @@ class Judges:
     """What measures images beyond the base model itself.
 
     dinov2: None for the base model's own features, or for losses alone if not `uses_features`. siglip2: None if text
-    agreement is not measured. note: what is missing, for the user; "" if nothing is. depth, sigma: where the base
-    model's features are read, see `FluxFeatures`.
+    agreement is not measured. note: what is missing, for the user; "" if nothing is.
     """
 
     uses_features: bool = True
     dinov2: Dinov2 | None = None
     siglip2: Siglip2 | None = None
     note: str = ""
-    depth: float = DEPTH
-    sigma: float = SIGMA
 
     @property
     def source(self) -> str:

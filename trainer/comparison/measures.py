@@ -73,14 +73,11 @@ class Reference:
 
     def likeness(self, patches: torch.Tensor) -> float:
         """How much an image, given by its patches [n, D], shows the concept, in percent."""
-        return 100 * (_similarity(self.regions, patches) - self.floor) / self._room
-
-    def gain(self, patches: torch.Tensor, base: torch.Tensor) -> float:
-        """By how much more an image shows the concept than another one, in percentage points of likeness."""
-        return 100 * (_similarity(self.regions, patches) - _similarity(self.regions, base)) / self._room
+        return 100 * (float(similarity(self.regions, patches)) - self.floor) / self.room
 
     @property
-    def _room(self) -> float:
+    def room(self) -> float:
+        """The similarity between 0 and 100 percent of likeness, at least 0.001."""
         return max(self.ceiling - self.floor, 1e-3)
 
 
@@ -155,14 +152,15 @@ def _reference(grids_of: GridsOf, concept: Concept, others: Sequence[torch.Tenso
         weights = (recurs - elsewhere).clamp(min=0) + 1e-6
         background = weights < weights.mean()
         if sample.mask:
-            inside = _mask_shares(sample, grid.shape[0], grid.shape[1]).flatten()
+            inside = _mask_shares(sample, grid.shape[0], grid.shape[1]).flatten().to(grid.device)
             weights, background = weights * inside + 1e-9 * inside.sum().eq(0), inside < 0.1
         regions.append(Region(sample.picture.path.name, own, weights / weights.sum(), background))
-    floor = statistics.fmean(_similarity(regions, each) for each in others)
+    floor = statistics.fmean(float(similarity(regions, each)) for each in others)
     if len(regions) == 1:
         return Reference(concept, tuple(regions), floor, 1.0)
     ceiling = statistics.fmean(
-        _similarity([*regions[:index], *regions[index + 1 :]], region.patches) for index, region in enumerate(regions)
+        float(similarity([*regions[:index], *regions[index + 1 :]], region.patches))
+        for index, region in enumerate(regions)
     )
     return Reference(concept, tuple(regions), floor, ceiling)
 
@@ -180,9 +178,14 @@ def _best(patches: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return (patches @ others.T).amax(1)
 
 
-def _similarity(regions: Sequence[Region], patches: torch.Tensor) -> float:
-    """How well the regions' patches are found in an image, averaged over regions."""
-    return statistics.fmean(float(_best(region.patches, patches) @ region.weights) for region in regions)
+def similarity(regions: Sequence[Region], patches: torch.Tensor) -> torch.Tensor:
+    """How well the regions' patches are found in images, averaged over regions.
+
+    patches: of one image, [n, D], or of several, [images, n, D]. Returns a scalar, or [images].
+    """
+    sought = torch.cat([region.patches for region in regions])
+    weights = torch.cat([region.weights for region in regions]) / len(regions)
+    return (patches @ sought.T).amax(-2) @ weights
 
 
 def measure(
@@ -206,12 +209,12 @@ def measure(
             if name in prompt.shows:
                 shown[name].append(row[name][-1])
             else:
-                bleed.append(max(0.0, reference.gain(after, before)))
+                bleed.append(max(0.0, row[name][-1] - reference.likeness(before)))
     nearest = [_nearest(references, patches, before) for patches, before in zip(found, base, strict=True)]
     return Measures(
         likeness=Figure(tuple(value for values in shown.values() for value in values)),
         bleed=Figure(tuple(bleed)),
-        drift=Figure(tuple(_drifts(prompts, base, found))),
+        drift=Figure(tuple(drifts(prompts, base, found))),
         memorised=Figure(tuple(share for share, _ in nearest)),
         matrix={row: {name: statistics.fmean(v) for name, v in by.items()} for row, by in cells.items()},
         likeness_of={name: Figure(tuple(values)) for name, values in shown.items() if values},
@@ -220,7 +223,7 @@ def measure(
     )
 
 
-def _drifts(
+def drifts(
     prompts: Sequence[ComparePrompt], base: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
 ) -> list[float]:
     """Of each prompt without a trigger: the distance to the base model's image, in percent of the mean distance between

@@ -11,19 +11,24 @@ GENERAL = '[general]\ncaption_extension = ".txt"\n\n[[datasets]]\nresolution = 2
 SUBSET = '\n[[datasets.subsets]]\nimage_dir = "{folder}"\nclass_tokens = "{tokens}"\nnum_repeats = {repeats}\n'
 OTHERS = '\n[[datasets.subsets]]\nimage_dir = "{folder}"\ncustom_attributes = { diff_output_preservation = true }\n'
 STRANGERS = 7  # images of other toys among those of a broken dataset
-PRESERVED, ALONE, TOY, BARE, MIXED = "preserved", "alone", "toy", "bare", "mixed"
+DEMO, PRESERVED, ALONE, TOY, BARE, MIXED = "demo", "preserved", "alone", "toy", "bare", "mixed"
 
 
 @dataclass(frozen=True)
 class SelectionRun:
-    """One training. data: "preserved" as the demo's dataset; "alone" without its other images; "toy" one concept of it;
-    "bare" with captions that name the concept only; "mixed" with images of other toys under the toy's captions."""
+    """One training. data: "demo" as shipped; "preserved" its photographs and preserved images, without masks and
+    composites; "alone" the photographs only; "toy" one concept, preserved; "bare" with captions that name the concept
+    only; "mixed" with images of other toys under the toy's captions.
+
+    tuning: whether it is for choosing how to measure, instead of for scoring.
+    """
 
     learning_rate: str
     rank: int
     data: str
     steps: int
     every: int
+    tuning: bool = False
 
     @property
     def name(self) -> str:
@@ -40,6 +45,7 @@ class SelectionRun:
         settings = {
             "config_file": "flux_data/demo.toml",
             "dataset_config": write_dataset(folder / "data", self.data),
+            "cache_dir": folder / "cache",
             "output_name": "run",
             "output_dir": folder / "loras",
             "run_dir": folder / "runs",
@@ -54,14 +60,23 @@ class SelectionRun:
 
 def _grid() -> list[SelectionRun]:
     runs = [
-        SelectionRun(rate, rank, data, 200, 40)
-        for data in (PRESERVED, ALONE)
-        for rank in (4, 32)
-        for rate in ("5e-4", "2e-3", "6e-3", "2e-2")
+        SelectionRun(rate, rank, data, 200, 40, (i + j + k) % 2 == 0)
+        for i, data in enumerate((PRESERVED, ALONE))
+        for j, rank in enumerate((4, 32))
+        for k, rate in enumerate(("5e-4", "2e-3", "6e-3", "2e-2"))
     ]
-    runs += [SelectionRun(rate, 16, data, 480, 80) for data in (PRESERVED, ALONE) for rate in ("2e-3", "6e-3")]
-    runs += [SelectionRun(rate, 32, TOY, 200, 40) for rate in ("2e-3", "6e-3")]
-    return runs + [SelectionRun(rate, 32, data, 200, 40) for data in (BARE, MIXED) for rate in ("2e-3", "6e-3")]
+    lengths = (("2e-3", 540), ("2e-2", 200), ("6e-3", 300), ("1e-3", 540))
+    runs += [SelectionRun(rate, 32, DEMO, steps, steps // 5, k % 2 == 1) for k, (rate, steps) in enumerate(lengths)]
+    runs += [
+        SelectionRun(rate, 16, data, 480, 96, (i + k) % 2 == 0)
+        for i, data in enumerate((PRESERVED, ALONE))
+        for k, rate in enumerate(("2e-3", "6e-3"))
+    ]
+    return runs + [
+        SelectionRun(rate, 32, data, 200, 40, (i + k) % 2 == 0)
+        for i, data in enumerate((TOY, BARE, MIXED))
+        for k, rate in enumerate(("2e-3", "6e-3"))
+    ]
 
 
 RUNS = {run.name: run for run in _grid()}
@@ -69,6 +84,8 @@ RUNS = {run.name: run for run in _grid()}
 
 def write_dataset(folder: Path, data: str, source: Path = DATA) -> Path:
     """Write a dataset file, and images where they differ from the demo's; returns the file's path."""
+    if data == DEMO:
+        return source / "data_demo.toml"
     names = ("tjtoy",) if data == TOY else tuple(CONCEPTS)
     text = GENERAL.replace(".txt", ".none") if data == BARE else GENERAL
     for name in names:
