@@ -218,7 +218,9 @@ def test_every_make_target_and_module_is_there():
         "benchmarks.selection",
         "mini.concepts",
     }
-    assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in modules - {"trainer"})
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
 
 PROGRAMS = ("hub/errors.py", "memory/first_step.py")
