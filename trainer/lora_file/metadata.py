@@ -63,6 +63,21 @@ def with_new_ranks(metadata: Mapping[str, str], ranks: Collection[int]) -> dict[
     return changed
 
 
+def with_triggers(metadata: Mapping[str, str], triggers: Sequence[str]) -> dict[str, str]:
+    """A copy of the metadata that names these triggers and no others.
+
+    They go into our trainer's JSON, which `read_concepts` reads first, and into `modelspec.trigger_phrase`, which other
+    programs read. A concept whose trigger stays keeps what is known of it; images for regularization stay, too.
+    """
+    ours = json_value(metadata.get(OURS), dict) or {}
+    before = [each for each in _concepts(metadata, ours) if isinstance(each, dict)]
+    known = {each.get("trigger"): each for each in before if not each.get("is_reg")}
+    concepts = [known.get(trigger) or {"concept": trigger, "trigger": trigger} for trigger in triggers]
+    concepts += [each for each in before if each.get("is_reg")]
+    text = json.dumps(ours | {"concepts": concepts}, ensure_ascii=False)
+    return dict(metadata) | {OURS: text, "modelspec.trigger_phrase": ", ".join(triggers)}
+
+
 def merged_metadata(sources: Sequence[tuple[str, Mapping[str, str], float]], ranks: Collection[int]) -> dict[str, str]:
     """The metadata for a weighted sum of LoRAs: that of the first source, with the concepts of all of them.
 
