@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.fake_hub import Cut, FakeHub
@@ -21,7 +22,11 @@ from tests.hub_files import (
     parts_here,
     reachable,
 )
+from tests.judge_models import write_dinov2, write_siglip2
 from trainer.common.problems import Problems
+from trainer.comparison.check import default_folder, judge_problems
+from trainer.comparison.description import DINOV2, SIGLIP2
+from trainer.comparison.features import Dinov2, Siglip2
 from trainer.hub.errors import Status
 from trainer.hub.wanted import KEYS, base_model, lora
 from trainer.masking.description import MASK_MODELS
@@ -123,6 +128,26 @@ def test_masks_brings_its_two_models_and_nothing_else(hub: FakeHub, capfd):
     hub.requests.clear()
     assert download("--masks", "--verify") == 0
     assert not hub.sent("model.safetensors") and capfd.readouterr().out.count("sha256") == 2
+
+
+def test_judges_brings_models_that_can_measure(hub: FakeHub, tmp_path, capfd):
+    """Small DINOv2 and SigLIP 2 with the published files and others; the first bytes that come are wrong."""
+    expected = {}
+    for model, write in ((DINOV2, write_dinov2), (SIGLIP2, write_siglip2)):
+        folder = write(tmp_path / "published" / model.key)
+        held = {name: (folder / name).read_bytes() for name in model.files}
+        hub.files[model.repository] = held | {"README.md": b"# a model card", "pytorch_model.bin": b"not wanted"}
+        expected |= {f"{model.folder}/{name}": content for name, content in held.items()}
+    assert download("--judges", "--dry-run") == 0 and not Path("models").exists()
+    hub.wrong["model.safetensors"] = 1
+    assert download("--judges") == 0 and models_here() == expected
+    assert len(hub.sent("model.safetensors")) == 3
+    assert not judge_problems(default_folder("dinov2"), default_folder("siglip2"))
+    image = Image.new("RGB", (64, 64), "red")
+    assert Dinov2(default_folder("dinov2"), torch.device("cpu"))(image).shape == (32, 32, 16)
+    assert -1 <= Siglip2(default_folder("siglip2"), torch.device("cpu"))([image], ["toy"])[0] <= 1
+    capfd.readouterr()
+    assert download("--judges", "--verify") == 0 and capfd.readouterr().out.count("sha256") == 2
 
 
 def test_an_interrupted_mask_model_continues(hub: FakeHub):
