@@ -32,7 +32,8 @@ def process(run: SelectionRun, folder: Path, until: float | None = None) -> None
     if not (folder / RESULT).is_file():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         start = time.perf_counter()
-        status = train([*run.flags(folder), f"--mixed_precision={'bf16' if computes_bf16(device) else 'no'}"])
+        precision = "bf16" if computes_bf16(device) else "no"
+        status = train([*run.flags(folder), f"--mixed_precision={precision}", "--overwrite"])
         if status:
             raise SystemExit(status)
         free_memory(device)
