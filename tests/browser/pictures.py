@@ -1,0 +1,119 @@
+"""The README's images of ComfyUI: docs/pictures/comfyui_concepts.png and comfyui_sidebar.png.
+
+    COMFYUI_DIR=… python -m tests.browser.pictures RUN LORAS SAMPLES
+
+RUN: runs/demo of `make demo`; LORAS: the folder with its files; SAMPLES: images that one of these files generated, as
+`python -m trainer sample` writes them, in the order of PROMPTS. The tab shows the run as it was at three quarters.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+from custom_nodes.flux_dreambooth.run_state import LOCK
+from tests.browser.conftest import CHROMIUM, READY, SETTINGS, TAB
+from tests.browser.test_layout import OPEN
+from tests.nodes.server import ROOT, ComfyServer, prepare_base
+
+PICTURES = ROOT / "docs/pictures"
+PROMPTS = (
+    "tjtoy toy in a forest",
+    "sparkgpu gpu on a desk",
+    "tjtoy toy holding sparkgpu gpu in a datacenter",
+    "tjtoy toy on a beach",
+)
+SHARE = 0.75  # of the run's steps that are over
+# The right side of the graph, as large as its texts need, in the middle of the height.
+RIGHT_SIDE = """(scale) => {
+  const { ds, canvas, graph } = app.canvas
+  const ends = (share, i) => [...graph.groups, ...graph.nodes].map((each) => each.pos[i] + share * each.size[i])
+  const { width, height } = canvas.getBoundingClientRect()
+  ds.scale = scale
+  ds.offset[0] = (width - 24) / scale - Math.max(...ends(1, 0))
+  ds.offset[1] = (height + 60) / 2 / scale - (Math.min(...ends(0, 1)) + Math.max(...ends(1, 1))) / 2
+  app.canvas.setDirty(true, true)
+}"""
+LOOK_AT = """([kinds, scale]) => {
+  const { ds, canvas, graph } = app.canvas
+  const nodes = graph.nodes.filter(({ type }) => kinds.includes(type))
+  ds.scale = scale
+  ds.offset[0] = 90 / scale - Math.min(...nodes.map(({ pos }) => pos[0]))
+  ds.offset[1] = 190 / scale - Math.min(...nodes.map(({ pos }) => pos[1]))
+  app.canvas.setDirty(true, true)
+}"""
+SEEN = "() => app.graph.nodes.find(({ type }) => type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
+
+
+def prepare(folder: Path, run: Path, loras: Path, samples: Path) -> None:
+    """models/loras, the workflow, and runs/demo as it was at `SHARE` of its steps."""
+    for file in loras.glob("demo*.safetensors"):
+        shutil.copy(file, folder / "models/loras")
+    shutil.copy(ROOT / "workflows/mini_finetuned.json", folder / "user/default/workflows")
+    (folder / "user/default/comfy.settings.json").write_text(json.dumps(SETTINGS))
+    target = folder / "runs/demo"
+    (target / "samples").mkdir(parents=True)
+    shutil.copy(run / "config.toml", target)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    total = next(line["total_steps"] for line in lines if line["kind"] == "start")
+    kept = [line for line in lines if line["step"] <= SHARE * total]
+    step = max(line["step"] for line in kept if line["kind"] == "checkpoint")
+    for index, (prompt, image) in enumerate(zip(PROMPTS, sorted(samples.glob("*.png")), strict=True)):
+        file = target / f"samples/demo-step{step:08d}-{index:02d}.png"
+        shutil.copy(image, file)
+        kept.append({"kind": "sample", "time": time.time(), "step": step, "file": str(file), "prompt": prompt})
+    kept.sort(key=lambda line: line["step"])
+    (target / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def take(page: Any, server: ComfyServer) -> None:
+    page.goto(server.url)
+    page.wait_for_function(READY, timeout=90_000)
+    page.evaluate(OPEN, "mini_finetuned")
+    page.click(TAB)
+    page.wait_for_function("() => [...document.querySelectorAll('.fdb-pictures img')].every((i) => i.naturalWidth)")
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    page.wait_for_function(SEEN, timeout=300_000)
+    page.evaluate(RIGHT_SIDE, 0.64)
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
+    page.mouse.move(700, 5)
+    page.wait_for_timeout(6000)  # until messages have gone
+    page.screenshot(path=PICTURES / "comfyui_sidebar.png")
+
+    page.click(TAB)
+    text = "() => app.graph.nodes.find(({ type }) => type === 'ConceptPrompt').widgets.find((w) => w.name === 'text')"
+    page.evaluate(f"() => {{ ({text})().value = 'a TJ toy holding sparkgpu gpu in a datacenter (at night)' }}")
+    page.wait_for_selector(".fdb-chip.fdb-differs")
+    page.set_viewport_size({"width": 1160, "height": 860})
+    page.wait_for_timeout(500)
+    page.evaluate(LOOK_AT, [["LoadFluxDreamBoothLoRA", "ConceptPrompt"], 1.0])
+    page.wait_for_timeout(1000)
+    page.screenshot(path=PICTURES / "comfyui_concepts.png")
+
+
+def main() -> int:
+    import fcntl
+
+    run, loras, samples = map(Path, sys.argv[1:])
+    with tempfile.TemporaryDirectory() as name:
+        folder = prepare_base(Path(name))
+        prepare(folder, run, loras, samples)
+        environment = {"FLUX_RUNS_DIR": str(folder / "runs")}
+        with (folder / "runs/demo" / LOCK).open("w") as lock, ComfyServer(folder, environment=environment) as server:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # as the trainer does while it lives
+            os.utime(folder / "runs/demo/log.jsonl")
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+                take(browser.new_page(viewport={"width": 1440, "height": 1060}), server)
+                browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
