@@ -19,6 +19,7 @@ VERBS = {
     "demo": "train both concepts on the tiny FLUX; generate and score images before and after",
     "bench": "measure what training costs on this machine: time, memory, where the time goes",
     "serve": "wait for jobs in runs/queue/, and run them one at a time",
+    "caption": "write captions for a concept's images with a model that looks at them",
     "mask": "create masks for a concept's images from its class word",
     "download": "fetch the model files and LoRA files from the Hugging Face Hub",
     "info": "describe a LoRA file",

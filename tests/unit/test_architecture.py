@@ -13,8 +13,8 @@ from trainer.config import TrainConfig
 
 # in import order: a module imports only rooms that come before its own, or its own room
 ROOMS = """
-common lora_file routing exchange config images kernels flow models optim data lora memory sampling masking generation
-checkpoint comparison preflight engine train hub serving cli __main__
+common lora_file routing exchange config images kernels flow models optim data lora memory sampling masking captioning
+generation checkpoint comparison preflight engine train hub serving cli __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 LORA_FILE = ROOT / "trainer/lora_file"

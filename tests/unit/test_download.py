@@ -23,6 +23,7 @@ from tests.hub_files import (
     reachable,
 )
 from tests.judge_models import write_dinov2, write_siglip2
+from trainer.captioning.description import CAPTION_MODELS
 from trainer.common.problems import Problems
 from trainer.comparison.check import default_folder, judge_problems
 from trainer.comparison.description import DINOV2, SIGLIP2
@@ -148,6 +149,18 @@ def test_judges_brings_models_that_can_measure(hub: FakeHub, tmp_path, capfd):
     assert -1 <= Siglip2(default_folder("siglip2"), torch.device("cpu"))([image], ["toy"])[0] <= 1
     capfd.readouterr()
     assert download("--judges", "--verify") == 0 and capfd.readouterr().out.count("sha256") == 2
+
+
+def test_captions_brings_its_model_and_can_come_with_others(hub: FakeHub):
+    expected = add_mask_models(hub)
+    (model,) = CAPTION_MODELS
+    files = {name: name.encode() for name in model.files} | {"model.safetensors": made_up_file(MIB, 3)}
+    hub.files[model.repository] = {**files, "modeling_florence2.py": b"not wanted"}
+    captions = {f"captions/Florence-2-large/{name}": content for name, content in files.items()}
+    assert download("--captions") == 0
+    assert models_here() == captions
+    assert download("--captions", "--masks") == 0
+    assert models_here() == captions | expected
 
 
 def test_an_interrupted_mask_model_continues(hub: FakeHub):

@@ -39,7 +39,7 @@ COMFYUI_FLAGS = {
 # what the programs write, and what a download brings
 CREATED = re.compile(
     r"\.venv/.*|runs/.*|output/((demo/contact_sheet|masks/FOLDER)\.jpg)?|flux_data/\.cache|SD_SCRIPTS/.*"
-    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks|judges)(/.*)?"
+    r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks|judges|captions)(/.*)?"
 )
 NOT_OURS = {DEV, TEXT_ENCODERS, "OWNER/NAME", "/proc/sys/vm/drop_caches", "models/*.safetensors", "flux_data/*.toml"}
 

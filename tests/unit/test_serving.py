@@ -270,6 +270,8 @@ def test_work_on_a_folder_becomes_a_command_without_loose_words(queue: JobQueue)
     path = queue.path(job.id, ".toml")
     assert arguments_of(job, path) == ["mask", "flux_data/my dog", "--class_word=--output=/etc", "--redo"]
     queue.act(job.id, "cancel")
+    job = queue.submit("caption", {"folder": "my dog", "class_tokens": "tj dog"})
+    assert arguments_of(job, path) == ["caption", "flux_data/my dog", "--class_tokens=tj dog"]
     for settings in (
         {"folder": "../my dog", "class_word": "dog"}, {"folder": "-x", "class_word": "dog"}, {"folder": "my dog"},
         {"folder": "none", "class_word": "dog"}, {"folder": "my dog", "class_word": "dog", "output": "/etc"},

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from huggingface_hub.utils import logging as hub_logging
 
+from trainer.captioning.description import CAPTION_MODELS
 from trainer.common.files import free_disk_bytes
 from trainer.common.problems import redact
 from trainer.common.process import announce, ended_by_sigterm
@@ -71,6 +72,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=KEYS, metavar="FILE", help=f"only some of: {', '.join(KEYS)}")
     parser.add_argument("--lora", action="append", metavar="OWNER/NAME", help="a LoRA into models/loras, nothing else")
     parser.add_argument("--masks", action="store_true", help="the models of `trainer mask` (1.8 GB), nothing else")
+    parser.add_argument("--captions", action="store_true", help="the model of `trainer caption`, nothing else")
     text = "the models of `trainer compare`, DINOv2 and SigLIP 2 (1.9 GB), nothing else"
     parser.add_argument("--judges", action="store_true", help=text)
     parser.add_argument("--dry-run", action="store_true", help="list what would be downloaded, and every problem")
@@ -81,8 +83,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _wanted(arguments: argparse.Namespace) -> tuple[Wanted, ...]:
-    if arguments.lora or arguments.masks or arguments.judges:
-        models = (*(MASK_MODELS if arguments.masks else ()), *(JUDGE_MODELS if arguments.judges else ()))
+    groups = ((arguments.masks, MASK_MODELS), (arguments.captions, CAPTION_MODELS), (arguments.judges, JUDGE_MODELS))
+    models = [model for asked, group in groups if asked for model in group]
+    if arguments.lora or models:
         return (*map(lora, arguments.lora or ()), *published(models))
     return base_model(arguments.base, arguments.fp8, arguments.only or ())
 

@@ -18,7 +18,7 @@ from types import FrameType
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import announce
 from trainer.exchange.files import replace_file
-from trainer.exchange.job_file import CHECK, MASK, TRAIN
+from trainer.exchange.job_file import CAPTION, CHECK, MASK, TRAIN
 from trainer.exchange.job_queue import Job, JobQueue
 from trainer.serving.comfyui import DEFAULT, address_problem
 from trainer.serving.command import arguments_of
@@ -110,10 +110,14 @@ def _run_job(job: Job, queue: JobQueue) -> int:
             plan = plan_and_report(flags)
             replace_file(queue.path(job.id, ".result.json"), check_result(plan))
             return 0
-        assert verb == MASK
-        from trainer.cli.mask import run as mask
+        if verb == MASK:
+            from trainer.cli.mask import run as mask
 
-        return mask(flags)
+            return mask(flags)
+        assert verb == CAPTION
+        from trainer.cli.caption import run as caption
+
+        return caption(flags)
     except Problems as found:
         if os.environ.get("RANK", "0") == "0":
             _keep(queue, job, found)
