@@ -80,7 +80,7 @@ def load(path: Path) -> LoadedLora:
         raise ValueError(f"{path.name} is being written at this moment; queue the prompt again")
     if broken:
         raise ValueError(
-            f"{path.name} cannot be used: {len(broken)} of its {len(tensors)} tensors hold numbers that are not finite "
+            f"{path.name} cannot be used: numbers in {len(broken)} of its {len(tensors)} tensors are not finite "
             f"(NaN), as {broken[0]}, and images would turn black; take an earlier checkpoint of the run"
         )
     _finite[path] = before
@@ -185,7 +185,7 @@ def _refuse(lora: LoadedLora, found: Match, model: Any | None, partial: bool) ->
         first, why = next(iter(found.misshapen.items()))
         meaning = remedy if found.names else "The file belongs to another base model or is damaged."
         raise ValueError(
-            f"{name} does not fit {kind}: {len(found.misshapen)} of {total} modules have the wrong shape. First, "
+            f"{name} does not fit {kind}: the shape is wrong in {len(found.misshapen)} of {total} modules. First, "
             f"{first} {why}. {meaning}"
         )
     if not found.names:

@@ -12,6 +12,7 @@ from .lora_file.modules import LoraModule, canonical, file_modules
 from .lora_file.writing import all_finite, diffusers_tensors, lost_by_rounding, tensors_hash, tensors_like
 from .node_texts import Node
 from .nodes_lora import state_of
+from .report import size_text
 
 NO_LORA = "none"
 DTYPES = {"as the file": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -199,7 +200,7 @@ def _written(
     metadata = {"format": "pt"} | metadata | {"sshs_model_hash": tensors_hash(tensors)}
     lora_files.write_file(path, lambda target: save_file(tensors, target, metadata=metadata), overwrite)
     name = path.relative_to(_folder()).as_posix()
-    line = f"{text}; written to models/loras/{name}, {path.stat().st_size / 1e6:,.1f} MB"
+    line = f"{text}; written to models/loras/{name}, {size_text(path.stat().st_size)}"
     logging.info(line)
     return {"ui": {"text": [line], "written": [name]}, "result": (line,)}
 

@@ -84,13 +84,18 @@ def _order(block: str) -> tuple[int, int]:
     return [*COLOURS, "other"].index(kind), int(number or 0)
 
 
+def size_text(num_bytes: int) -> str:
+    """A file's size, in MB or, below one, in KB."""
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.1f} KB"
+
+
 def as_text(report: Report) -> str:
     """The complete report as lines of text."""
     return "\n".join(_lines(report))
 
 
 def _lines(report: Report) -> Iterable[str]:
-    yield f"{report.file}  {report.num_bytes / 1e6:,.1f} MB, {'/'.join(report.dtypes)}, {report.layout} layout"
+    yield f"{report.file}  {size_text(report.num_bytes)}, {'/'.join(report.dtypes)}, {report.layout} layout"
     for label, value in report.facts.items():
         yield f"  {label:<14}{value}"
     for concept in report.concepts:
@@ -147,7 +152,7 @@ def as_picture(report: Report) -> Any:
 def _heading(report: Report) -> list[tuple[str, bool]]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
     lines = [
-        (f"{report.num_bytes / 1e6:,.1f} MB   {report.layout}   {kinds}", False),
+        (f"{size_text(report.num_bytes)}   {report.layout}   {kinds}", False),
         (f"rank {several(report.ranks)}   alpha / rank {several(report.scales)}   {'/'.join(report.dtypes)}", False),
     ]
     trained = [f"{label} {report.facts[label]}" for label in ("base", "steps", "epoch") if label in report.facts]

@@ -8,7 +8,16 @@ import pytest
 
 from custom_nodes.flux_dreambooth.concepts import Concept
 from custom_nodes.flux_dreambooth.lora_file.keys import survey
-from custom_nodes.flux_dreambooth.report import COLOURS, Report, as_picture, as_text, facts_of, norms_by_block, several
+from custom_nodes.flux_dreambooth.report import (
+    COLOURS,
+    Report,
+    as_picture,
+    as_text,
+    facts_of,
+    norms_by_block,
+    several,
+    size_text,
+)
 from tests.nodes.lora_layouts import METADATA, make_clip_layers, make_layers, ours
 
 REPORT = Report(
@@ -76,4 +85,5 @@ def test_broken_metadata_is_left_out():
     assert facts_of({"flux_dreambooth": "{" * 9000, "ss_steps": "None", "modelspec.title": "t" * 9000}) == {
         "title": "t" * 500
     }
+    assert (size_text(28_228), size_text(1_900_000)) == ("28.2 KB", "1.9 MB")
     assert several([1, 2]) == "1, 2" and several(range(1, 9)) == "1-8, 8 different ones" and several([]) == "-"
