@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a LoRA (checks everything first)",
     "check": "find every problem with settings, images and model files, and print the plan",
     "generate": "make the images that a dataset wants from its base model, before training",
+    "find_rate": "try learning rates for a few steps each, and name a range",
     "sample": "generate images with the base model and LoRA files",
     "evaluate": "compare LoRA files on the tiny FLUX; a small classifier judges the images",
     "compare": "measure a run's LoRA files, and recommend one, in an HTML page",
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> int:
     verb, *rest = argv or ["--help"]
     if verb not in VERBS:
-        lines = [f"  {name:<9}{text}" for name, text in VERBS.items()]
+        lines = [f"  {name:<10}{text}" for name, text in VERBS.items()]
         print("\n".join(["usage: python -m trainer <verb> …", *lines, "", "python -m trainer <verb> --help says more"]))
         return 0 if verb in ("--help", "-h") else 2
     try:

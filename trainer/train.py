@@ -73,7 +73,7 @@ def train(
         with stop.listening():
             try:
                 finished = loop(run)
-                if finished:
+                if finished or run.guard.reason_to_stop:
                     announce_best(run)
             except torch.OutOfMemoryError:
                 raise Problems([out_of_memory(f"step {run.progress.step + 1}", run.memory)]) from None
@@ -146,7 +146,7 @@ def loop(run: Run) -> bool:
             loss = compute_gradient(run, batches, step)
             norm = update(run, loss, step)
         run.progress.step = step
-        numbers = {"loss": loss, "gradient_norm": norm, **run.step_size()}
+        numbers = {"loss": loss, "gradient_norm": norm, **run.step_size(), **run.probe.numbers()}
         readback.push(step, numbers, {"learning_rate": learning_rate})
 
         position, request = position_after(schedule, step), run.requests.poll()
@@ -179,8 +179,10 @@ def update(run: Run, loss: torch.Tensor, step: int) -> torch.Tensor:
     number of the step, from 1. Returns the gradient's norm before clipping, a scalar on the device.
     """
     sum_over_processes(run.model.parameters.values(), loss, run.accelerator)
+    run.probe.see_gradient()
     norm = clip_gradients(run.model, run.config.max_grad_norm)
     run.optimizer.step()
+    run.probe.see_update()
     run.scheduler.step()
     run.clear_gradients()
     if run.ema is not None:

@@ -14,7 +14,7 @@ from trainer.lora.info import describe
 STEPS = 20
 STEP_KEYS = {
     "kind", "time", "step", "loss", "gradient_norm", "learning_rate", "seconds", "seconds_per_picture", "epoch",
-    "loss_average",
+    "loss_average", "loss_change", "alignment", "update_rms", "strength",
 }  # fmt: skip
 VALIDATION_KEYS = {"kind", "time", "step", "loss", "loss_q125", "loss_q375", "loss_q625", "loss_q875"}
 
@@ -95,7 +95,8 @@ def test_every_line_of_the_log_has_its_keys(run):
     (estimate,), (finish,) = run.log("estimate"), run.log("finish")
     assert (estimate["step"], finish["step"]) == (10, STEPS) and estimate["seconds_left"] > 0
     assert finish["promised"] == pytest.approx(estimate["finish"], abs=1)
-    assert len(run.log()) == 1 + len(steps) + len(saved) + len(run.log("validation")) + 2
+    others = len(saved) + len(run.log("validation")) + len(run.log("verdict"))
+    assert len(run.log()) == 1 + len(steps) + others + 2
 
 
 def test_the_resolved_config_gives_the_same_config_again(run):

@@ -13,8 +13,8 @@ from trainer.config import TrainConfig
 
 # in import order: a module imports only rooms that come before its own, or its own room
 ROOMS = """
-common lora_file routing exchange config images kernels flow models optim data lora memory sampling masking captioning
-generation checkpoint comparison preflight engine train hub serving cli __main__
+common lora_file routing exchange config guard images kernels flow models optim data lora memory sampling masking
+captioning generation checkpoint comparison preflight engine train rates hub serving cli __main__
 """.split()
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 LORA_FILE = ROOT / "trainer/lora_file"
@@ -207,7 +207,7 @@ output_name overwrite pretrained_model_name_or_path prior_loss_weight resize_int
 resume_anyway run_dir sample_at_first sample_every_n_epochs sample_every_n_steps sample_prompts sample_sampler
 save_every_n_epochs save_every_n_steps save_last_n_epochs save_last_n_epochs_state save_last_n_steps
 save_last_n_steps_state save_model_as save_precision save_state save_state_on_train_end secondary_separator seed
-shuffle_caption sigmoid_scale t5xxl t5xxl_max_token_length text_encoder_lr timestep_sampling token_warmup_min
+shuffle_caption sigmoid_scale stop_when t5xxl t5xxl_max_token_length text_encoder_lr timestep_sampling token_warmup_min
 token_warmup_step tokenizer_dir torch_compile train_batch_size training_comment unet_lr validate_every_n_epochs
 validate_every_n_steps validation_seed validation_split wandb_run_name weighting_scheme
 """

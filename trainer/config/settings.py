@@ -219,6 +219,10 @@ class TrainConfig(OutputSettings, InputSettings):  # fields are in this order: I
         None, "measure likeness, bleed and drift every n epochs, as `trainer compare` does afterwards", OURS, ge=1
     )
 
+    stop_when: Literal["never", "overfit"] = _watching(
+        "never", "overfit: save and stop when the run overfits, by its held-out images or its evaluations", OURS
+    )
+
     @property
     def transformer_lr(self) -> float:
         """The learning rate of the transformer's LoRA: unet_lr, or learning_rate if that is None."""

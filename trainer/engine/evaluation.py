@@ -128,7 +128,9 @@ def evaluate(run: Run) -> None:
         if run.accelerator.is_main_process:
             with run.as_saved():
                 row = _measure(run)
-            run.log.event(EVALUATION, run.progress.step, **figures_of(row))
+            figures = figures_of(row)
+            run.guard.see_evaluation(run.progress.step, figures)
+            run.log.event(EVALUATION, run.progress.step, **figures)
         run.accelerator.wait_for_everyone()
 
 

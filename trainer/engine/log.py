@@ -127,6 +127,11 @@ class RunLog:
             self.accelerator.log(numbers, step=step)
         log.info("%s at step %d: %s", kind, step, ", ".join(f"{key} {_short(v)}" for key, v in values.items()))
 
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write an event to log.jsonl alone. values: as of `event`."""
+        if self.active:
+            self._write(kind, step, values)
+
     def say(self, text: str) -> None:
         """Log a line for the user, on the console only."""
         if self.active:

@@ -35,7 +35,12 @@ class Requests:
         self.run_dir, self.stop, self.accelerator = run_dir, stop, accelerator
         self.memory = memory or MemoryWatch(0)
         self.agreed = Request()
+        self.is_to_stop = False
         self.readback = Readback(accelerator.device, self._agree)
+
+    def ask_to_stop(self) -> None:
+        """Ask to save and stop from within this process; one process is enough."""
+        self.is_to_stop = True
 
     def poll(self) -> Request:
         """What was asked since the last call, the same in every process. A file is removed when it is seen.
@@ -43,7 +48,8 @@ class Requests:
         Every process must call this. Several processes agree through the device. On a GPU they learn the result one
         step later, so that none of them has to wait for it.
         """
-        own = Request(self._touched("save"), self._touched("stop") or bool(self.stop) or self.memory.is_low())
+        stop = self._touched("stop") or bool(self.stop) or self.memory.is_low() or self.is_to_stop
+        own = Request(self._touched("save"), stop)
         if self.accelerator.num_processes == 1:
             return own
         flags = torch.empty(2, device=self.accelerator.device)

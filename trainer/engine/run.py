@@ -17,6 +17,7 @@ from trainer.checkpoint.naming import run_dir
 from trainer.checkpoint.state import State, restore
 from trainer.common.process import phase
 from trainer.comparison.compare import Comparer
+from trainer.comparison.report import read_log
 from trainer.config import TrainConfig
 from trainer.data.batches import BatchMaker, BatchSettings
 from trainer.data.cache import TensorCache
@@ -25,9 +26,12 @@ from trainer.data.encoding import fill_cache
 from trainer.engine.build import load_adapted_model, parameter_groups
 from trainer.engine.cuda_graphs import GradientGraphs, free_device_bytes, kinds_of, why_not
 from trainer.engine.eta import pause_steps
+from trainer.engine.guard import Guard
 from trainer.engine.log import RunLog
+from trainer.engine.probe import StepProbe
 from trainer.engine.requests import Requests
 from trainer.engine.step import AdaptedModel, clear_gradients
+from trainer.guard.history import read_history
 from trainer.memory.choose import MemoryPlan
 from trainer.memory.record import Measuring
 from trainer.memory.watch import floor_bytes
@@ -48,10 +52,10 @@ class Run:
     """A training run in progress: its model, optimizer, data, log and files.
 
     maker: makes batches from the cache; ema: the moving average, if there is one; progress: steps and time so far;
-    requests: what users and signals ask of it; graphs: recorded gradients, if batches run as CUDA graphs;
-    last_checkpoint: the LoRA file that was written last; saving: the background thread that writes LoRA files;
-    measuring: records speed and memory for the next plan, on a GPU; comparer: measures likeness, bleed and drift, once
-    it was needed.
+    requests: what users and signals ask of it; probe: measures what each step does to the adapter; guard: judges the
+    numbers; graphs: recorded gradients, if batches run as CUDA graphs; last_checkpoint: the LoRA file that was written
+    last; saving: the background thread that writes LoRA files; measuring: records speed and memory for the next plan,
+    on a GPU; comparer: measures likeness, bleed and drift, once it was needed.
     """
 
     config: TrainConfig
@@ -65,6 +69,8 @@ class Run:
     progress: Progress
     requests: Requests
     log: RunLog
+    probe: StepProbe
+    guard: Guard
     graphs: GradientGraphs | None = None
     last_checkpoint: Path | None = None
     saving: BackgroundWrite = field(default_factory=BackgroundWrite)
@@ -139,7 +145,7 @@ class Run:
 
     def release_memory(self) -> None:
         """Drop the model, the optimizer, the moving average and the CUDA graphs; `reload` creates them again."""
-        del self.model, self.optimizer, self.scheduler, self.ema
+        del self.model, self.optimizer, self.scheduler, self.ema, self.probe
         self.graphs = None
 
     def reload(self, memory: MemoryPlan) -> None:
@@ -150,6 +156,7 @@ class Run:
         self.plan = replace(self.plan, memory=memory)
         found = find_state(self.config, self.plan)[0] if self.config.resume else None
         self.model, self.optimizer, self.scheduler, self.ema = _load(self.config, self.accelerator, self.plan, found)
+        self.probe = StepProbe(self.model.parameters, self.model.alphas)
         self.graphs = _graphs(self.config, self.model, self.plan)
         self.measuring = _measuring(self.plan, self.accelerator)
 
@@ -180,7 +187,11 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, reques
         encoded = fill_cache(config, plan.data, plan.captions, tokenizers, plan.keys, cache, accelerator)
     state, progress = found or (None, Progress.new(config))
     model, optimizer, scheduler, ema = _load(config, accelerator, plan, state)
-    pauses = pause_steps(config, plan.schedule)
+    total_steps, pauses = plan.schedule.total_steps, pause_steps(config, plan.schedule)
+    log_file = run_dir(config) / "log.jsonl"
+    earlier = read_log(log_file) if progress.step else []
+    history = read_history(earlier, total_steps, bool(plan.data.validation), until=progress.step)
+    run_log = RunLog(config, accelerator, run_dir(config), total_steps, progress.step, pauses)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -198,7 +209,9 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, reques
         ema=ema,
         progress=progress,
         requests=requests,
-        log=RunLog(config, accelerator, run_dir(config), plan.schedule.total_steps, progress.step, pauses),
+        log=run_log,
+        probe=StepProbe(model.parameters, model.alphas),
+        guard=Guard(config, run_log, history),
         graphs=_graphs(config, model, plan),
         measuring=_measuring(plan, accelerator),
     )

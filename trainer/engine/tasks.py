@@ -39,7 +39,11 @@ def record_step(run: Run, step: int, numbers: Numbers) -> None:
         numbers["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if run.measuring and not run.is_warming_up:
             run.measuring.step(numbers["seconds_per_picture"], numbers["peak_gib"])
+    run.guard.see_step(step, numbers)
     run.log.step(step, numbers, run.is_warming_up)
+    run.guard.look(step)
+    if run.guard.reason_to_stop:
+        run.requests.ask_to_stop()
     if step == run.log.first and run.config.torch_compile and (report := compile_report()):
         log.info("first step in %.1f s: %s", numbers["seconds"], report)
 
@@ -48,6 +52,7 @@ def _not_finite(run: Run, step: int, numbers: Numbers) -> Problem:
     names = list(dict.fromkeys(draw.sample.picture.path.name for draws in run.plan.group(step) for draw in draws))
     named = ", ".join(names[:MAX_IMAGES_NAMED]) + (" …" if len(names) > MAX_IMAGES_NAMED else "")
     what = f"loss {numbers['loss']:g}, gradient norm {numbers['gradient_norm']:g} with the images {named}"
+    run.guard.see_explosion(step)
     run.saving.finish()
     kept = f"the last good checkpoint is {run.last_checkpoint}; " if run.last_checkpoint else ""
     return Problem(f"step {step}", what, kept + "a lower --learning_rate usually helps")

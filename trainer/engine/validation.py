@@ -26,6 +26,7 @@ def validate(run: Run) -> None:
             draws = _evenly(run.plan.data.validation_draws(), run.config.max_validation_steps)
             with run.as_saved():
                 losses = validation_loss(draws, run.maker, lambda batch: run.model.losses(batch.to(run.model.device)))
+            run.guard.see_validation(run.progress.step, losses["loss"])
             run.log.event("validation", run.progress.step, **losses)
         run.accelerator.wait_for_everyone()
 

@@ -88,7 +88,7 @@ def make_plan(config: TrainConfig, num_processes: int = 1, device: torch.device 
     data, warnings = found.gather(load_dataset, config, num_processes, drawn_with) or (None, [])
     if data:
         found.problems += lr_scheduler_problems(config.select(ScheduleSettings), data.schedule.total_steps)
-        found.problems += evaluation_problems(config, data)
+        found.problems += evaluation_problems(config, data) + stop_problems(config, data)
     if models_are_valid and network:
         adapter = found.gather(plan_adapter, config, network, start)
     if saved:
@@ -115,6 +115,18 @@ def check_models(config: TrainConfig) -> Tokenizers:
 def _model_problems(config: TrainConfig) -> list[Problem]:
     checked = (check_model_file(getattr(config, file.setting), file, f"--{file.setting}") for file in FLUX1.files)
     return [problem for found in checked for problem in found]
+
+
+def stop_problems(config: TrainConfig, data: TrainingData) -> list[Problem]:
+    """Why --stop_when=overfit, if it is set, could never stop the run: nothing that it measures shows overfitting."""
+    if config.stop_when != "overfit" or config.evaluate_every_n_epochs:
+        return []
+    validates = config.validate_every_n_epochs or config.validate_every_n_steps
+    if validates and data.validation:
+        return []
+    lacks = "no images are held out" if validates else "the run is neither validated nor evaluated"
+    hint = "set --validation_split and --validate_every_n_epochs, or --evaluate_every_n_epochs"
+    return [Problem("--stop_when=overfit", f"would never stop: {lacks}", hint)]
 
 
 def _tokenizers(config: TrainConfig) -> Tokenizers:

@@ -1,0 +1,1 @@
+"""Are the verdicts of the guard, and the range of `find_rate`, right?"""

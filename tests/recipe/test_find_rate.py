@@ -1,0 +1,69 @@
+"""`python -m trainer find_rate`: what it tries, what it says, and that it touches nothing of the run itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.recipe_files import Workshop
+from trainer.cli import find_rate
+from trainer.common.problems import Problems
+
+RATES = ("1e-4", "1e-2", "30")
+SETTINGS = {"max_train_steps": 40, "loss_type": "l1"}
+
+
+def find(workshop: Workshop, place: str, *options: str, **settings) -> int:
+    return find_rate.run([*workshop.argv(place, **{**SETTINGS, **settings}), "--steps=10", *options])
+
+
+def record(workshop: Workshop, place: str) -> Path:
+    return workshop.folder / place / "runs/tj_find_rate/rates.json"
+
+
+@pytest.fixture(scope="module")
+def found(workshop: Workshop) -> dict:
+    find(workshop, "found", "--rates", *RATES)
+    return json.loads(record(workshop, "found").read_text())
+
+
+def test_each_rate_starts_from_the_same_adapter_on_the_same_batches(found):
+    """The first loss is that of the step before any update, so it is the same everywhere."""
+    assert len(found["base"]) == 10
+    firsts = {each["losses"][0] for each in found["rates"] if each["losses"]}
+    assert firsts == {found["base"][0]}
+    low, high, *_ = found["rates"]
+    assert low["losses"][1:] != high["losses"][1:]
+
+
+@pytest.mark.usefixtures("found")
+def test_no_lora_file_is_written(workshop):
+    assert not list((workshop.folder / "found").rglob("*.safetensors"))
+
+
+def test_a_repeated_sweep_continues(workshop, found, capsys):
+    path = record(workshop, "found")
+    path.write_text(json.dumps({**found, "rates": found["rates"][:1]}))
+    find(workshop, "found", "--rates", *RATES)
+    assert json.loads(path.read_text()) == found
+    said = capsys.readouterr()
+    assert "rates.json: 0.0001 are done" in said.err and "rate 0.0001:" not in said.err
+    assert "0.01" in said.out and "exploded" in said.out
+
+
+@pytest.mark.usefixtures("found")
+def test_a_sweep_with_other_settings_is_not_continued(workshop, capsys):
+    find(workshop, "found", "--rates", "1e-4", network_dim=2)
+    assert "network_dim: 4 before, 2 now" in capsys.readouterr().err
+
+
+def test_prodigy_is_held_at_each_step_size(workshop, capsys):
+    status = find(workshop, "prodigy", "--rates", "1e-3", "1e-2", optimizer_type="Prodigy", learning_rate=1)
+    out = capsys.readouterr().out
+    assert (status == 0) == ("prodigy_d" in out)
+
+
+def test_mistakes_are_found_before_anything_is_loaded(workshop):
+    with pytest.raises(Problems) as problems:
+        find_rate.run([*workshop.argv("bad"), "--steps=2", "--rates", "0"])
+    assert len(problems.value.problems) == 2

@@ -1,0 +1,1 @@
+"""Which learning rate suits a run: short trainings on the same batches, one for each rate."""

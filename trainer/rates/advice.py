@@ -1,0 +1,77 @@
+"""From the losses of a few steps at each learning rate to a range for a complete run. Pure functions."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SETTLED = 0.5  # share of the steps that is left out, while the rates are still drawing apart
+NOTABLE = 0.5  # of the best rate's gain, from which a rate counts as one that learns
+STANDARD_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class RateLosses:
+    """The loss of each step at one rate. diverged: whether it was cut short there, because the loss exploded."""
+
+    rate: float
+    losses: tuple[float, ...]
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much lower the loss is at a rate than without training, as a share of the latter; negative: it is higher.
+
+    error: the standard error of `mean`, over steps. diverged: the loss exploded, and the gain is minus infinity.
+    """
+
+    rate: float
+    mean: float
+    error: float
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a sweep says about a complete run.
+
+    low, high: the range; usual: the rate within it to begin with. best: the rate that gained most in the sweep's few
+    steps. None if no rate gained more than its error: then `reason` says what to do.
+    """
+
+    low: float | None
+    usual: float | None
+    high: float | None
+    best: float | None
+    reason: str = ""
+
+
+def gain_of(found: RateLosses, base: Sequence[float]) -> Gain:
+    """The gain at a rate over the second half of the sweep's steps.
+
+    base: the loss of each step without training. Steps are compared in pairs, so that only the weights differ.
+    """
+    if found.diverged:
+        return Gain(found.rate, -math.inf, 0.0, True)
+    start = int(SETTLED * len(base))
+    level = statistics.fmean(base[start:])
+    shares = [(b - loss) / level for b, loss in zip(base[start:], found.losses[start:], strict=True)]
+    error = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.inf
+    return Gain(found.rate, statistics.fmean(shares), error)
+
+
+def advise(gains: Sequence[Gain], sweep_steps: int, run_steps: float) -> Advice:
+    """The range for a run. gains: by rising rate; run_steps: its steps, each counted by its share of the full rate.
+
+    high is the rate that gained most in the sweep: above it, steps already undo one another after a few steps. low is
+    the rate at which the run's steps add up to the distance that the lowest notable rate covers in the sweep; below it
+    the run would end before it has learned. The rate to begin with is in the middle, on a logarithmic scale.
+    """
+    best = max(gains, key=lambda gain: gain.mean)
+    if best.mean <= STANDARD_ERRORS * best.error:
+        return Advice(None, None, None, None, "no rate lowered the loss by more than its error: try more --steps")
+    notable = next(gain for gain in gains if gain.mean >= NOTABLE * best.mean)
+    high = best.rate
+    low = min(high, notable.rate * sweep_steps / max(run_steps, sweep_steps))
+    return Advice(low, math.sqrt(low * high), high, best.rate)
