@@ -7,7 +7,7 @@ its own without asking first, which ComfyUI's server does not allow.
 import asyncio
 import errno
 import json
-import urllib.parse
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -95,18 +95,19 @@ def _as_error(error: Exception) -> tuple[int, dict[str, Any]] | None:
 def require_same_origin(request: Any) -> None:
     """Raises `Forbidden` for a request that a browser sends for another site's page. Programs send no Origin."""
     origin = request.headers.get("Origin")
-    if origin is not None and _place(origin) != _place(f"{urllib.parse.urlsplit(origin).scheme}://{request.host}"):
+    if origin is not None and not _is_at(origin, request.host):
         raise Forbidden("Requests of other sites' pages are refused.")
     if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden("Requests of other sites' pages are refused.")
 
 
-def _place(address: str) -> tuple[str | None, int | None]:
-    try:
-        parts = urllib.parse.urlsplit(address)
-        return parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme)
-    except ValueError:
-        return address, None  # equal to nothing that is an address
+def _is_at(origin: str, host: str) -> bool:
+    """Whether a page's Origin is the server that the request names as its Host."""
+    found = re.fullmatch(r"(https?)://([^/?#@\s]+)", origin)
+    if found is None:
+        return False
+    usual = f":{DEFAULT_PORTS[found[1]]}"
+    return found[2].lower().removesuffix(usual) == host.lower().removesuffix(usual)
 
 
 def require_ours(request: Any) -> None:

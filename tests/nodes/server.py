@@ -229,7 +229,7 @@ def prepare_base(folder: Path, *packs: Path) -> Path:
     models = folder / "models"
     for name in ("loras", "mini"):
         (models / name).mkdir(parents=True, exist_ok=True)
-    for name in ("custom_nodes", "input", "output", "user/default/workflows", "runs"):
+    for name in ("custom_nodes", "input", "output", "user/default/workflows", "runs", "flux_data"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     write_model_files(models, "tiny")
     write_mini(models / "mini", ROOT / "models/mini", models)

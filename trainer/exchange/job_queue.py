@@ -141,6 +141,7 @@ class JobQueue:
 
     def update(self, job: str, change: Callable[[Status], Status]) -> Status:
         """Replace a job's status by what `change` makes of it, under the lock. Raises LookupError and OSError."""
+        self.job(job)  # a lock would create the folder
         with locked(self.folder):
             status = change(self.job(job).status)
             write_status(self.path(job, ".status.json"), status)
@@ -148,6 +149,7 @@ class JobQueue:
 
     def move(self, job: str, before: str | None) -> None:
         """Put a waiting job in front of another one, or at the end. Raises `NotPossible`, LookupError, OSError."""
+        self.job(job)
         with locked(self.folder):
             if self.job(job).status.state != WAITING:
                 raise NotPossible(f"The job {job} does not wait for its turn.")
