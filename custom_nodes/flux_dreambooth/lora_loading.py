@@ -184,8 +184,9 @@ def _refuse(lora: LoadedLora, found: Match, model: Any | None, partial: bool) ->
     if found.misshapen and not (partial and found.names):
         first, why = next(iter(found.misshapen.items()))
         meaning = remedy if found.names else "The file belongs to another base model or is damaged."
+        have = "has" if len(found.misshapen) == 1 else "have"
         raise ValueError(
-            f"{name} does not fit {kind}: the shape is wrong in {len(found.misshapen)} of {total} modules. First, "
+            f"{name} does not fit {kind}: {len(found.misshapen)} of {total} modules {have} the wrong shape. First, "
             f"{first} {why}. {meaning}"
         )
     if not found.names:
