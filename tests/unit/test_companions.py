@@ -160,6 +160,19 @@ def test_mistakes_are_named_with_their_line(folder, value, words):
     assert words in found[0] and "data.toml:" in found[0]
 
 
+def test_dark_parts_of_a_thing_are_no_shadow():
+    image, expected = scene(box=(70, 90, 180, 160)), Image.new("L", (256, 256), 0)
+    wheels = [(80, 130, 115, 168), (140, 130, 175, 168)]
+    for wheel in wheels:
+        ImageDraw.Draw(image).ellipse(wheel, fill=(62, 58, 58))
+    draw = ImageDraw.Draw(expected)
+    for box in ((70, 90, 180, 160), *wheels):
+        draw.ellipse(box, fill=255)
+    cut = cut_from_plain(image)
+    assert not cut.reason
+    assert ((np.asarray(cut.mask) > 127) != (np.asarray(expected) > 127)).mean() < 0.01
+
+
 def test_a_thing_is_cut_out_without_wall_floor_and_shadow():
     cut = cut_from_plain(scene())
     assert not cut.reason

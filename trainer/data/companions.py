@@ -32,7 +32,7 @@ from trainer.data.relations import Relation
 from trainer.images.decode import NotReadable, Size, decode
 
 SIGMAS = (0.5, 0.7, 0.85)  # noise levels at which a companion's prompt is compared with those of other things
-CUT_VERSION = "2"  # part of every digest: raise it when the same image would be cut out differently
+CUT_VERSION = "3"  # part of every digest: raise it when the same image would be cut out differently
 RIVALS = 2  # other things whose prompts must explain a companion's image worse than its own
 
 

@@ -21,6 +21,9 @@ WORKING_SIDE = 256  # pixels of the longer side at which regions are found
 BORDER = 0.03  # share of the width at each side that is taken for background
 DIFFERENT = 30  # levels of 255 by which the thing differs from the background
 DARKEST, LIGHTEST = 0.22, 1.25  # how bright the background is in shadow and in a highlight, relative to the border
+SHARP = 9  # levels between neighbours above which there is an edge of the thing: shadows begin softly
+SAME = 4  # levels from the background's colour in shadow, below which even a shadow with edges is one
+NARROWEST_WAY = 1  # pixels at each side of a way that is free of edges
 SAME_HUE, COLORED = 0.94, 12  # cosine between two colours without their grey; levels of one that is not grey
 SMALLEST, LARGEST = 0.04, 0.6  # share of the image that a kept cut-out covers
 HOLE = 0.008  # share of the image above which a hole stays one
@@ -89,13 +92,34 @@ def _foreground(pixels: torch.Tensor) -> torch.Tensor:
     background = left[:, None] * (1 - across) + right[:, None] * across
     differs = (pixels - background).abs().amax(-1) > DIFFERENT
     brightness = (pixels * background).sum(-1) / background.square().sum(-1).clamp_min(1)
-    proportional = (pixels - brightness[..., None] * background).abs().amax(-1) < DIFFERENT / 2
+    unlike = (pixels - brightness[..., None] * background).abs().amax(-1)
     shaded = (
         (brightness > DARKEST)
         & (brightness < LIGHTEST)
-        & (proportional | _same_hue(pixels, background * brightness[..., None]))
+        & ((unlike < DIFFERENT / 2) | _same_hue(pixels, background * brightness[..., None]))
     )
-    return differs & ~shaded
+    return differs & ~(shaded & (unlike < SAME) & (brightness < 1)) & ~_reached(pixels, ~differs, shaded & differs)
+
+
+def _reached(pixels: torch.Tensor, plain: torch.Tensor, shaded: torch.Tensor) -> torch.Tensor:
+    """The shaded pixels that a way without sharp edges joins to the plain background; [H, W] bool.
+
+    The other dark pixels are parts of the thing, such as wheels. pixels: [H, W, 3]. plain, shaded: [H, W] bool.
+    """
+    sharp = torch.zeros_like(plain)
+    sharp[:-1] = (pixels[1:] - pixels[:-1]).abs().amax(-1) > SHARP
+    sharp[:, :-1] |= (pixels[:, 1:] - pixels[:, :-1]).abs().amax(-1) > SHARP
+    free = ~_grown(sharp | ~(plain | shaded), NARROWEST_WAY)
+    regions = _regions(free)
+    is_background = torch.zeros(int(regions.max()) + 1, dtype=torch.bool)
+    is_background[regions[plain & free]] = True
+    is_background[0] = False
+    return _grown(is_background[regions], NARROWEST_WAY + 1) & shaded
+
+
+def _grown(mask: torch.Tensor, pixels: int) -> torch.Tensor:
+    """The mask with all that is at most so many pixels away from it."""
+    return functional.max_pool2d(mask[None, None].float(), 2 * pixels + 1, 1, pixels)[0, 0] > 0
 
 
 def _same_hue(pixels: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
@@ -132,20 +156,31 @@ def _filled(mask: torch.Tensor) -> torch.Tensor:
 def _regions(mask: torch.Tensor) -> torch.Tensor:
     """A number from 1 for each region of pixels that touch by a side, the same for all of its pixels; 0 elsewhere.
 
-    mask: [H, W] bool. Returns [H, W] int64. The largest number spreads along rows and columns until nothing changes.
+    mask: [H, W] bool. Returns [H, W] int64. Each run of a row is joined with those of the row above that it touches.
     """
-    labels = torch.arange(1, mask.numel() + 1).view(mask.shape) * mask
-    while True:
-        spread = labels
-        for axis in (0, 1):
-            spread = _spread(spread, mask, axis)
-            spread = _spread(spread.flip(axis), mask.flip(axis), axis).flip(axis)
-        if torch.equal(spread, labels):
-            return labels
-        labels = spread
+    height, width = mask.shape
+    changes = np.diff(np.pad(mask.numpy().astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, starts = np.nonzero(changes == 1)
+    _, ends = np.nonzero(changes == -1)
+    parents = list(range(len(rows)))
 
+    def root(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = run = parents[parents[run]]
+        return run
 
-def _spread(labels: torch.Tensor, mask: torch.Tensor, axis: int) -> torch.Tensor:
-    """The largest label so far, along an axis, in each uninterrupted run of the mask; 0 outside of it."""
-    runs = (~mask).cumsum(axis) * (mask.numel() + 1)  # larger in each later run, so that a maximum starts anew there
-    return ((labels + runs).cummax(axis).values - runs) * mask
+    first = np.searchsorted(rows, np.arange(height + 1))
+    for row in range(1, height):
+        above, own = first[row - 1], first[row]
+        while above < first[row] and own < first[row + 1]:
+            if starts[above] < ends[own] and starts[own] < ends[above]:
+                parents[root(int(own))] = root(int(above))
+            if ends[above] <= ends[own]:
+                above += 1
+            else:
+                own += 1
+    labels = np.zeros(height * width, np.int64)
+    numbers = {each: number for number, each in enumerate(dict.fromkeys(map(root, range(len(rows)))), 1)}
+    for run, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
+        labels[row * width + start : row * width + end] = numbers[root(run)]
+    return torch.from_numpy(labels.reshape(height, width))
