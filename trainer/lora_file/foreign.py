@@ -8,7 +8,7 @@ _FOREIGN = (
     (r"unet\.(down|up|mid)_blocks?\.", "a LoRA of SDXL or SD 1.5"),
     (r"(lora_unet_|diffusion_model\.|^)_?blocks[._]\d+[._](cross_attn|self_attn)", "a LoRA of Wan"),
     (r"joint_blocks[._]", "a LoRA of Stable Diffusion 3"),
-    (r"img_attn_qkv\.|individual_token_refiner", "a LoRA of HunyuanVideo"),
+    (r"\.img_attn_qkv\.|individual_token_refiner", "a LoRA of HunyuanVideo"),
     (r"transformer_blocks[._]\d+[._](img_mod|img_mlp|txt_mod)", "a LoRA of Qwen-Image"),
     (r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj", "a LoRA or model of FLUX.2"),
     (r"distilled_guidance_layer", "a LoRA or model of Chroma"),
