@@ -33,7 +33,7 @@ VALUES = frozenset(
     resume_anyway run_dir sample_at_first sample_every_n_epochs sample_every_n_steps sample_sampler
     save_every_n_epochs save_every_n_steps save_last_n_epochs save_last_n_epochs_state save_last_n_steps
     save_last_n_steps_state save_model_as save_precision save_state save_state_on_train_end secondary_separator seed
-    shuffle_caption sigmoid_scale t5xxl_max_token_length text_encoder_lr timestep_sampling token_warmup_min
+    shuffle_caption sigmoid_scale stop_when t5xxl_max_token_length text_encoder_lr timestep_sampling token_warmup_min
     token_warmup_step torch_compile train_batch_size training_comment unet_lr validate_every_n_epochs
     validate_every_n_steps validation_seed validation_split weighting_scheme
     """.split()
