@@ -159,6 +159,15 @@ def test_after_a_killed_trainer_its_job_is_waited_for_not_started_twice(queue: J
         process.kill()
 
 
+def test_a_job_that_failed_while_no_trainer_was_there_is_not_started_again(queue: JobQueue):
+    train(queue, "a")
+    held = {"where": "--ae", "what": "is damaged", "hint": ""}
+    left = {"state": "running", "attempts": 1, "submitted": 1.0, "started": 1.0, "problems": [held]}
+    (queue.folder / "a.status.json").write_text(json.dumps(left))
+    with Serving(queue, DONE) as serving:
+        assert serving.wait_for("a", "failed").status.problems == (held,)
+
+
 def take_lock_in(queue: JobQueue) -> int:
     lock = take_lock(queue.folder / JOB_LOCK)
     assert lock is not None

@@ -53,6 +53,8 @@ def _verdict(job: Job, exit_code: int | None, server_stops: bool, tail: str) -> 
     if is_done or (exit_code in (0, None) and _has_result(job)):
         return FINISHED, ""
     stopped = exit_code in STOPS or exit_code == 0
+    if exit_code is None and job.status.problems:
+        return FAILED, ""
     if exit_code is None and not job.status.asked:
         return WAITING, "The trainer was killed while it ran; the job continues from its last saved state."
     if stopped or exit_code is None:
