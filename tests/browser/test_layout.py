@@ -78,7 +78,8 @@ CONTRAST = """() => {
     return layers.reduce((below, layer) => over(layer, below), [255, 255, 255, 1])
   }
   const found = {}
-  for (const element of document.querySelectorAll('.fdb-panel *, .fdb-concepts *')) {
+  const ours = '.fdb-panel *, .fdb-concepts *, .fdb-loras *, .fdb-result, .fdb-examples *'
+  for (const element of document.querySelectorAll(ours)) {
     const style = getComputedStyle(element)
     const line = element.matches('.fdb-average, .fdb-rate, .fdb-validation, .fdb-mark, .fdb-axis')
     const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim())
@@ -137,8 +138,13 @@ def test_texts_can_be_read_on_every_palette(open_page: OpenPage, runs: Any, comf
     graph = Graph(page)
     for x, text in ((0, "a TJ toy {nobody}"), (500, "a tjtoy toy"), (1000, "tjtoy toy, sparkgpu gpu (small)")):
         graph.add("ConceptPrompt", x, lora_name="a.safetensors", text=text)
+    rows = [{"lora": "a.safetensors"}, {"lora": "new-step00000060.safetensors", "on": False}]
+    graph.add("LoadFluxDreamBoothLoRAs", 0, 500, loras=json.dumps(rows))
+    report = graph.add("LoRAReport", 500, 500, lora_name="a.safetensors")
+    page.evaluate("(id) => app.graph.getNodeById(id).onExecuted({ text: ['what it did'] })", report)
     page.evaluate("() => app.extensionManager.sidebarTab.toggleSidebarTab('fluxDreamBooth')")
     page.wait_for_selector(".fdb-list li")
+    page.wait_for_function("() => document.querySelectorAll('.fdb-lora-words').length === 2")
     page.wait_for_function("() => document.querySelectorAll('.fdb-chip.fdb-present').length === 3")
     (runs / "new" / "save").touch()
     page.wait_for_timeout(2500)
@@ -147,7 +153,7 @@ def test_texts_can_be_read_on_every_palette(open_page: OpenPage, runs: Any, comf
         page.wait_for_timeout(1000)
         found = page.evaluate(CONTRAST)
         low = {place: round(value, 2) for place, value in found.items() if value < 4.5}
-        assert len(found) > 40 and not low, (palette, json.dumps(low, indent=1))
+        assert len(found) > 50 and not low, (palette, json.dumps(low, indent=1))
 
 
 def test_options_and_long_names(open_page: OpenPage, comfyui: ComfyServer):

@@ -157,6 +157,24 @@ def test_loaders_of_other_packs(open_page: OpenPage, packs: ComfyServer):
     graph.says("tjtoy toy")
 
 
+def test_use_fills_loaders_of_other_packs(open_page: OpenPage, packs: ComfyServer):
+    """What the button Use of the tab Training does with the loader that is in the graph."""
+    for name in ("a", "b"):
+        write_lora(packs.loras / f"{name}.safetensors")
+    page = open_page(server=packs)
+    graph = Graph(page)
+    use = "async (lora) => (await import('/extensions/flux_dreambooth/graph.js')).putIntoGraph(lora)"
+    held = "(id) => JSON.stringify(app.graph.getNodeById(id).widgets.map(({ value }) => value?.lora ?? value))"
+    for kind in ("LoraLoader|pysssss", "Lora Loader Stack (rgthree)", "Power Lora Loader (rgthree)"):
+        graph.clear()
+        loader = graph.add(kind)
+        for name in ("a.safetensors", "b.safetensors"):
+            page.evaluate(use, name)
+            found = page.evaluate(held, loader)
+            assert name in found and found.count(".safetensors") == 1, (kind, found)
+        assert page.evaluate("() => app.graph.nodes.length") == 1
+
+
 def test_set_and_get_nodes_and_reroutes_of_other_packs(open_page: OpenPage, packs: ComfyServer):
     write_lora(packs.loras / "a.safetensors")
     graph = Graph(open_page(server=packs))
