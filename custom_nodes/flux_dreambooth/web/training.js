@@ -18,7 +18,7 @@ let known = null // the newest checkpoint of each run, by its name; null before 
 
 app.registerExtension({
   name: 'FluxDreamBooth.Training',
-  settings: [{ id: NOTIFY, name: 'Tell of new checkpoints', type: 'boolean', defaultValue: true, category: ['FLUX DreamBooth', 'Training', 'NotifyCheckpoints'] }],
+  settings: [{ id: NOTIFY, name: 'Notify about new checkpoints', type: 'boolean', defaultValue: true, category: ['FLUX DreamBooth', 'Training', 'NotifyCheckpoints'] }],
   commands: [{ id: 'FluxDreamBooth.UseNewestCheckpoint', label: 'Put the newest checkpoint into the graph', icon: 'pi pi-bolt', function: useNewest }],
   async setup() {
     addStyle()
