@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .answers import PREFIX, answers, our_body, text_of
+from . import run_files
+from .answers import PREFIX, answers, our_body, picture, text_of
 from .dataset_files import DatasetFiles, require_allowed
 from .exchange.allowed import QUEUE
-from .exchange.job_file import CHECK, KINDS, MASK, TRAIN, USUAL_NAME, WORK
+from .exchange.job_file import CHECK, COMPARE, KINDS, MASK, TRAIN, USUAL_NAME, WORK
 from .exchange.job_queue import Job, JobQueue
 from .image_folders import ImageFolders
 
@@ -73,6 +74,17 @@ def add_routes(routes: Any, runs: Path, data: Path) -> None:
         await asyncio.to_thread(jobs.queue.pause, paused)
         return {"paused": paused}
 
+    @routes.get(PREFIX + "/runs/{run}/sheets/{sheet}")
+    @answers
+    async def sheet(request: Any) -> Any:
+        where = request.match_info
+        return picture(await asyncio.to_thread(run_files.sheet, runs, where["run"], where["sheet"]), "image/jpeg", 0)
+
+    @routes.get(PREFIX + "/runs/{run}/comparison")
+    @answers
+    async def comparison(request: Any) -> Any:
+        return await asyncio.to_thread(run_files.comparison, runs, request.match_info["run"])
+
 
 class Jobs:
     """The queue for the browser; each method answers with plain JSON values."""
@@ -96,7 +108,13 @@ class Jobs:
         """One job with its settings and what it has found. Raises LookupError."""
         found = self.queue.job(job)
         settings = {name: value for name, value in found.settings.items() if _is_plain(value)}
-        return {"job": self._as_json(found), "settings": settings, "result": self.queue.result(job)}
+        sheets = run_files.sheets_of(self.runs, found.name) if found.kind in (TRAIN, CHECK) else []
+        return {
+            "job": self._as_json(found),
+            "settings": settings,
+            "result": self.queue.result(job),
+            "sheets": sheets,
+        }
 
     def log(self, job: str, start: int) -> dict[str, Any]:
         """A part of what a job has printed. start: -1 for its end. Raises LookupError."""
@@ -144,6 +162,8 @@ class Jobs:
         return settings
 
     def _work(self, body: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        if kind == COMPARE:
+            return {"run": run_files.run_folder(self.runs, text_of(body, "run", MAX_NAME)).name}
         folder = self.folders.folder(text_of(body, "folder", MAX_NAME)).name
         words = "class_word" if kind == MASK else "class_tokens"
         text = text_of(body, words, MAX_NAME).strip()
@@ -157,7 +177,7 @@ class Jobs:
     def _as_json(self, job: Job) -> dict[str, Any]:
         status = job.status
         name = job.name or USUAL_NAME
-        has_run = job.kind == TRAIN and (self.runs / name).is_dir() and "/" not in name
+        has_run = job.kind in (TRAIN, COMPARE) and (self.runs / name).is_dir() and "/" not in name
         problems = list(status.problems)
         if job.problem:
             problems = [{"where": f"{job.id}.toml", "what": job.problem, "hint": ""}]
@@ -165,7 +185,7 @@ class Jobs:
             "id": job.id,
             "kind": job.kind,
             "output_name": name if job.kind in (TRAIN, CHECK) else None,
-            "folder": name if job.kind in WORK else None,
+            "folder": job.settings.get("folder") if job.kind in WORK else None,
             "state": status.state,
             "asked": status.asked,
             "attempts": status.attempts,

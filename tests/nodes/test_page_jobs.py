@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from custom_nodes.flux_dreambooth import run_files
 from custom_nodes.flux_dreambooth.answers import Conflict, Invalid
 from custom_nodes.flux_dreambooth.dataset_files import DatasetFiles
 from custom_nodes.flux_dreambooth.image_folders import ImageFolders
@@ -100,6 +101,7 @@ def test_a_training_job_has_the_preset_s_settings_and_those_given(jobs: Jobs):
         {"settings": {"network_dim": {"a": 1}}}, {"settings": {"a\nb": 1}}, {"settings": {"seed": None}},
         {"kind": "mask", "folder": "../x", "class_word": "dog"}, {"kind": "mask", "folder": "dog"},
         {"kind": "caption", "folder": "dog", "class_tokens": "a\nb"},
+        {"kind": "compare", "run": "../x"}, {"kind": "compare", "run": "none"}, {"kind": "compare", "run": "queue"},
         {"kind": "caption", "folder": "dog", "class_tokens": "a", "redo": "yes"},
     ],
 )  # fmt: skip
@@ -130,3 +132,31 @@ def test_work_on_a_concept(jobs: Jobs):
     assert jobs.act("mask dog", "cancel")["job"]["can"] == ("resume",)
     with pytest.raises(LookupError):
         jobs.act("mask dog", "delete")
+
+
+def test_what_a_run_leaves_to_look_at(jobs: Jobs):
+    run, job = jobs.runs / "tj", jobs.submit(TRAIN | {"kind": "check"})["job"]
+    run.mkdir()
+    assert (
+        jobs.details(job["id"])["sheets"] == [] and jobs.submit({"kind": "compare", "run": "tj"})["job"]["run"] == "tj"
+    )
+    (run / "composites.jpg").write_bytes(b"\xff\xd8\xff...")
+    (run / "generated.jpg").write_bytes(b"<svg>")
+    (run / "compare.json").write_text('{"rows": []}')
+    assert jobs.details(job["id"])["sheets"] == ["composites", "generated"]
+    assert run_files.sheet(jobs.runs, "tj", "composites").startswith(b"\xff\xd8")
+    assert run_files.comparison(jobs.runs, "tj") == {"rows": []}
+    (jobs.runs / "link").symlink_to(run)
+    (run / "l.jpg").symlink_to("/etc/passwd")
+    for name, sheet in (
+        ("tj", "generated"),
+        ("tj", "l"),
+        ("tj", "../tj/composites"),
+        ("link", "composites"),
+        ("..", "x"),
+    ):
+        with pytest.raises(LookupError):
+            run_files.sheet(jobs.runs, name, sheet)
+    (run / "compare.json").write_text("[" * 9999)
+    with pytest.raises(LookupError):
+        run_files.comparison(jobs.runs, "tj")

@@ -281,6 +281,13 @@ def test_work_on_a_folder_becomes_a_command_without_loose_words(queue: JobQueue)
     queue.act(job.id, "cancel")
     job = queue.submit("caption", {"folder": "my dog", "class_tokens": "tj dog"})
     assert arguments_of(job, path) == ["caption", "flux_data/my dog", "--class_tokens=tj dog"]
+    Path("runs/a b").mkdir()
+    Path("runs/a b/config.toml").touch()
+    job = queue.submit("compare", {"run": "a b"})
+    assert arguments_of(job, path) == ["compare", "runs/a b"]
+    job = queue.submit("compare", {"run": "../a b"})
+    with pytest.raises(Problems, match="no such run"):
+        arguments_of(job, path)
     for settings in (
         {"folder": "../my dog", "class_word": "dog"}, {"folder": "-x", "class_word": "dog"}, {"folder": "my dog"},
         {"folder": "none", "class_word": "dog"}, {"folder": "my dog", "class_word": "dog", "output": "/etc"},

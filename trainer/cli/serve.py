@@ -18,7 +18,7 @@ from types import FrameType
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import announce
 from trainer.exchange.files import replace_file
-from trainer.exchange.job_file import CAPTION, CHECK, MASK, TRAIN
+from trainer.exchange.job_file import CAPTION, CHECK, COMPARE, MASK, TRAIN
 from trainer.exchange.job_queue import Job, JobQueue
 from trainer.serving.comfyui import DEFAULT, address_problem
 from trainer.serving.command import arguments_of
@@ -114,6 +114,10 @@ def _run_job(job: Job, queue: JobQueue) -> int:
             from trainer.cli.mask import run as mask
 
             return mask(flags)
+        if verb == COMPARE:
+            from trainer.cli.compare import run as compare
+
+            return compare(flags)
         assert verb == CAPTION
         from trainer.cli.caption import run as caption
 

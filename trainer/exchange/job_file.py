@@ -1,7 +1,7 @@
 """A job as a TOML file: a training's settings, or one table that names another kind of work.
 
 A training is exactly a --config_file, so that one can be dropped into runs/queue/ by hand. [check] takes the same
-settings. [caption] and [mask] take the keys of `WORK`.
+settings. [caption], [mask] and [compare] take the keys of `WORK`.
 """
 
 import json
@@ -18,9 +18,13 @@ try:
 except ImportError:  # Python 3.10
     tomllib = None
 
-TRAIN, CHECK, CAPTION, MASK = "train", "check", "caption", "mask"
-KINDS = (TRAIN, CHECK, CAPTION, MASK)
-WORK = {CAPTION: ("folder", "class_tokens", "redo"), MASK: ("folder", "class_word", "redo")}
+TRAIN, CHECK, CAPTION, MASK, COMPARE = "train", "check", "caption", "mask", "compare"
+KINDS = (TRAIN, CHECK, CAPTION, MASK, COMPARE)
+WORK = {  # the keys of each kind, first what it works on
+    CAPTION: ("folder", "class_tokens", "redo"),
+    MASK: ("folder", "class_word", "redo"),
+    COMPARE: ("run",),
+}
 MAX_JOB = 64 * 2**10  # bytes
 USUAL_NAME = "flux_dreambooth"  # the output_name of a training that names none
 ID = re.compile(r"[^\W_][\w -]{0,79}")  # no dot: ID.status.json and the like are told apart by theirs
@@ -114,6 +118,6 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def name_of(kind: str, settings: Mapping[str, Any]) -> str:
-    """What a job makes, in its user's words: a training's output_name, or the folder that is worked on."""
-    name = settings.get("folder", "") if kind in WORK else settings.get("output_name", USUAL_NAME)
+    """What a job makes or works on: a training's output_name, a folder of images, or a run."""
+    name = settings.get(WORK[kind][0], "") if kind in WORK else settings.get("output_name", USUAL_NAME)
     return name if isinstance(name, str) else ""

@@ -8,13 +8,14 @@ from trainer.common.problems import Problem, raise_if_any
 from trainer.config.fields import Given, Schema, Spec
 from trainer.config.parse import parse_config
 from trainer.config.sources import Written, read_config_file
-from trainer.exchange.allowed import is_inside, refusal
-from trainer.exchange.job_file import CAPTION, CHECK, KINDS, MASK, TRAIN, WORK
+from trainer.exchange.allowed import is_inside, is_output_name, refusal
+from trainer.exchange.job_file import CAPTION, CHECK, COMPARE, TRAIN, WORK
 from trainer.exchange.job_queue import Job
 
-DATA = "flux_data"
+DATA, RUNS = "flux_data", "runs"
 _SPECS = {
     "folder": Spec(),
+    "run": Spec(),
     "class_tokens": Spec(may_be_empty=False),
     "class_word": Spec(may_be_empty=False),
     "redo": Spec(type=bool),
@@ -56,6 +57,8 @@ def _work_arguments(job: Job, path: Path) -> list[str]:
     problems = [*_key_problems(job, path)]
     raise_if_any(problems)
     settings = job.settings
+    if job.kind == COMPARE:
+        return [job.kind, f"{RUNS}/{settings['run']}"]
     redo = ["--redo"] if settings.get("redo") else []
     folder = f"{DATA}/{settings['folder']}"
     words = f"--{'class_tokens' if job.kind == CAPTION else 'class_word'}"
@@ -64,7 +67,6 @@ def _work_arguments(job: Job, path: Path) -> list[str]:
 
 
 def _key_problems(job: Job, path: Path) -> Iterator[Problem]:
-    assert job.kind in KINDS and job.kind in (CAPTION, MASK)
     known = WORK[job.kind]
     schema = Schema(specs={name: _SPECS[name] for name in known}, noun=f"a key of [{job.kind}]")
     yield from schema.read(Given(name, value, str(path), subject=name) for name, value in job.settings.items()).problems
@@ -72,6 +74,9 @@ def _key_problems(job: Job, path: Path) -> Iterator[Problem]:
         if name not in job.settings and name != "redo":
             yield Problem(str(path), f"{name} is missing", f"add it below [{job.kind}]")
     yield from _folder_problems(job.settings, path)
+    run = job.settings.get("run")
+    if isinstance(run, str) and not (is_output_name(run) and Path(RUNS, run, "config.toml").is_file()):
+        yield Problem(str(path), f"run is {run!r}, but there is no such run in {RUNS}/")
 
 
 def _folder_problems(settings: Mapping[str, Any], path: Path) -> Iterator[Problem]:

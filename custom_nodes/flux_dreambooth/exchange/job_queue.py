@@ -54,7 +54,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """A training's output_name, or the folder that is worked on."""
+        """A training's output_name, or the folder or run that is worked on."""
         return name_of(self.kind, self.settings)
 
 
