@@ -12,6 +12,8 @@ from custom_nodes.flux_dreambooth.image_folders import ImageFolders
 from custom_nodes.flux_dreambooth.routes_jobs import Jobs
 from trainer.config import TrainConfig
 from trainer.data.dataset_file import load_dataset_config
+from trainer.exchange.job_queue import JobQueue
+from trainer.serving.command import arguments_of
 
 
 @pytest.fixture
@@ -79,12 +81,16 @@ def jobs(datasets: DatasetFiles) -> Jobs:
 TRAIN = {"kind": "train", "output_name": "tj", "dataset": "flux_data/data.toml", "preset": "flux_data/train.toml"}
 
 
-def test_a_training_job_has_the_preset_s_settings_and_those_given(jobs: Jobs):
+def test_a_training_job_has_the_preset_s_settings_and_those_given(jobs: Jobs, monkeypatch: pytest.MonkeyPatch):
     job = jobs.submit(TRAIN | {"settings": {"network_dim": 8}})["job"]
     assert (job["id"], job["kind"], job["state"], job["output_name"]) == ("tj", "train", "waiting", "tj")
     assert jobs.details("tj")["settings"] == {
         "network_dim": 8, "log_with": "none", "output_name": "tj", "dataset_config": "flux_data/data.toml",
     }  # fmt: skip
+    monkeypatch.chdir(jobs.runs.parent)
+    queue = JobQueue(Path("runs/queue"))
+    flags = ["train", "--config_file=runs/queue/tj.toml"]
+    assert arguments_of(queue.job("tj"), queue.path("tj", ".toml")) == flags, "the trainer takes it"
     (jobs.runs / "tj").mkdir()
     assert jobs.overview()["jobs"][0]["run"] == "tj" and jobs.overview()["serving"] is None
 

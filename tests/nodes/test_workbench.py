@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,15 @@ def test_links_copies_and_broken_images_are_named(folders: ImageFolders):
     texts = {each["file"]: [(m["level"], m["text"][:16]) for m in each["messages"]] for each in found["images"]}
     assert texts["b.png"] == [("note", "It has no captio"), ("note", "It is a copy of ")]
     assert texts["broken.jpg"][0][0] == "problem"
+
+
+def test_five_hundred_images_are_listed(folders: ImageFolders):
+    for number in range(500):
+        (folders.root / f"dog/{number:03}.png").write_bytes(encoded(number % 256, (8 + number // 256, 8)))
+    start = time.perf_counter()
+    found = folders.details("dog")["images"]
+    assert len(found) == 500 and sum(len(image["messages"]) for image in found) == 500, "no caption each, no copy"
+    assert time.perf_counter() - start < 20 and folders.overview()["concepts"][0]["images"] == 500
 
 
 def test_two_browsers_upload_at_once(folders: ImageFolders):

@@ -107,6 +107,23 @@ def test_settings_that_are_not_valid_fail_at_once_while_another_job_waits(queue:
     assert b"network_dimm" in queue.log("bad", 0, 9999)[0]
 
 
+def test_a_file_put_there_by_hand_is_taken_once_it_is_complete_and_again_when_it_is_corrected(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server, "SETTLED", 0.3)
+    queue.folder.mkdir(parents=True)
+    with Serving(queue, DONE) as serving, (queue.folder / "hand.toml").open("w") as file:
+        file.write('output_name = "ha')
+        file.flush()
+        time.sleep(0.1)
+        file.write('nd"\nnetwork_dimm = 4\n')
+        file.flush()
+        assert "network_dimm" in serving.wait_for("hand", "failed").status.problems[0]["where"]
+        time.sleep(0.05)
+        (queue.folder / "hand.toml").write_text('output_name = "hand"\nnetwork_dim = 4\n')
+        serving.wait_for("hand", "finished")
+
+
 @pytest.mark.parametrize(("asked", "state"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_a_running_job_is_asked_once_and_may_save(queue: JobQueue, asked: str, state: str):
     code = "import signal, sys, time\ndef end(*_):\n time.sleep(0.1)\n print('saved')\n sys.exit(143)\n"

@@ -44,12 +44,16 @@ class NotPossible(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A job as its files describe it. problem: why the TOML file cannot be read, else ""."""
+    """A job as its files describe it.
+
+    modified: when its TOML file was written last, in seconds since 1970. problem: why that cannot be read, else "".
+    """
 
     id: str
     kind: str
     settings: Mapping[str, Any]
     status: Status
+    modified: float
     problem: str = ""
 
     @property
@@ -222,7 +226,8 @@ class JobQueue:
             except Unusable as error:
                 read = (TRAIN, {}, str(error))
             former = self._read[job] = mark, read
-        return Job(job, *former[1][:2], read_status(self.path(job, ".status.json"), found.st_mtime), former[1][2])
+        (kind, settings, problem), modified = former[1], found.st_mtime
+        return Job(job, kind, settings, read_status(self.path(job, ".status.json"), modified), modified, problem)
 
     def left_out(self) -> list[str]:
         """The TOML files whose names cannot be a job's."""

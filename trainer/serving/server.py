@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from trainer.common.problems import Problem, Problems
 from trainer.exchange.files import take_lock
 from trainer.exchange.job_queue import JOB_LOCK, SERVER_LOCK, Job, JobQueue
-from trainer.exchange.status import FAILED, RUNNING, WAITING, Status
+from trainer.exchange.status import FAILED, RESUME, RUNNING, WAITING, Status
 from trainer.serving import comfyui
 from trainer.serving.command import arguments_of
 from trainer.serving.outcome import judge
@@ -24,6 +24,7 @@ from trainer.serving.outcome import judge
 POLL = 1.0  # seconds between two looks at the queue
 AGAIN = 30.0  # seconds until something that the disk refused is tried again
 FREEING = 2.0  # seconds that ComfyUI gets to free its memory
+SETTLED = 2.0  # seconds after which a file that is being copied into the queue counts as complete
 LONGEST_WAIT = 1800.0  # seconds that a job waits for ComfyUI to finish what it generates
 
 
@@ -113,7 +114,11 @@ class Server:
             self.refused_files.add(name)
             self.say(f"{self.queue.folder / name}: not taken; a job's name has letters, digits, spaces, - and _ only")
         for job in self.queue.jobs():
-            if job.status.state == WAITING and not job.status.checked and self._is_valid(job):
+            # a date in the future would be newer than any failure
+            if job.status.state == FAILED and (job.status.ended or 0) < job.modified <= time.time():
+                self.say(f"{job.id}: its file has changed; it is tried again")
+                job = self.queue.act(job.id, RESUME)
+            if _is_new(job) and self._is_valid(job):
                 self.queue.update(job.id, lambda status: replace(status, checked=True))
 
     def _is_valid(self, job: Job) -> bool:
@@ -130,7 +135,7 @@ class Server:
             return False
 
     def _start_next(self) -> None:
-        job = next((job for job in self.queue.jobs() if job.status.state == WAITING), None)
+        job = next((job for job in self.queue.jobs() if job.status.state == WAITING and job.status.checked), None)
         if job is None or self.queue.paused:
             self._report("The queue is paused." if job else "Waiting for jobs.")
             return
@@ -236,3 +241,9 @@ class Server:
     def _log(self, job: str, text: str) -> None:
         with self.queue.path(job, ".log").open("ab") as log:
             log.write(text.encode())
+
+
+def _is_new(job: Job) -> bool:
+    """Whether a job's settings are to be checked: not while its file may still be growing."""
+    is_written = time.time() - job.modified > SETTLED or job.status.submitted != job.modified
+    return job.status.state == WAITING and not job.status.checked and is_written
