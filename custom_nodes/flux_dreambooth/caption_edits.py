@@ -1,6 +1,6 @@
-"""Captions changed from the browser: atomically, only where nobody changed them meanwhile, and taken back on request.
+"""Caption edits from the browser: atomic, refused if the caption has changed meanwhile, and reversible.
 
-Every edit is written down before it happens, in flux_data/.captions/CONCEPT.edits.jsonl, so that it can be undone.
+Every edit is recorded before it is made, in flux_data/.captions/CONCEPT.edits.jsonl, so that it can be undone.
 """
 
 import json

@@ -167,7 +167,7 @@ def test_after_a_killed_trainer_its_job_is_waited_for_not_started_twice(queue: J
     (queue.folder / "a.status.json").write_text(json.dumps(left))
     try:
         with Serving(queue, DONE) as serving:
-            wait_until(lambda: any("goes on" in line for line in serving.said))
+            wait_until(lambda: any("is still running" in line for line in serving.said))
             assert queue.job("a").status.attempts == 1
             process.kill()
             process.wait()
@@ -214,6 +214,30 @@ def test_a_full_disk_starts_nothing_and_ends_nothing(queue: JobQueue, monkeypatc
         assert not Path("models/loras/a.safetensors").exists()
         full.clear()
         serving.wait_for("a", "finished")
+
+
+def test_a_disk_that_stays_full_does_not_keep_the_trainer_from_stopping(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+):
+    train(queue, "a")
+    with monkeypatch.context() as patch, Serving(queue, HANGS) as serving:
+        wait_until(lambda: queue.log("a", 0, 99)[1])
+        patch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        serving.server.stop.set()
+        serving.thread.join(PATIENCE)
+        assert not serving.thread.is_alive() and queue.job("a").status.state == "running"
+    with Serving(queue, DONE) as serving:
+        assert serving.wait_for("a", "finished").status.attempts == 2
+
+
+def test_a_job_whose_file_is_moved_away_may_finish(queue: JobQueue):
+    train(queue, "a", "b")
+    code = lambda job: DONE if job.id == "b" else "import time; print(1, flush=True); time.sleep(0.3)"  # noqa: E731
+    with Serving(queue, code) as serving:
+        wait_until(lambda: queue.log("a", 0, 99)[1])
+        (queue.folder / "a.toml").unlink()
+        serving.wait_for("b", "finished")
+    assert any("its file is gone" in line for line in serving.said)
 
 
 def test_exit_status_0_without_a_lora_is_a_run_that_was_stopped(queue: JobQueue):

@@ -97,15 +97,11 @@ class JobQueue:
             raise LookupError(f"There is no job {job!r}.")
         return found
 
-    def settings_of(self, job: str) -> Mapping[str, Any]:
-        """What a job was submitted with. Raises LookupError."""
-        return self.job(job).settings
-
     def submit(self, kind: str, settings: Mapping[str, Any]) -> Job:
         """Add a job at the end of the queue.
 
-        Whether the settings are allowed and valid is the caller's business, and the trainer's. Raises `NotPossible`,
-        ValueError for a value that TOML cannot hold, and OSError.
+        The caller checks whether the settings are allowed, and the trainer whether they are valid. Raises
+        `NotPossible`, ValueError for a value that TOML cannot hold, and OSError.
         """
         data, name = job_text(kind, settings).encode(), name_of(kind, settings)
         with locked(self.folder):
@@ -180,7 +176,7 @@ class JobQueue:
             self._write_state(self._state() | {"paused": paused})
 
     def serving(self) -> dict[str, Any] | None:
-        """What the trainer that takes jobs says: since, message and gpu; None if there is none."""
+        """What the waiting trainer last reported: since, message and gpu; None if no trainer waits."""
         if not is_locked(self.folder / SERVER_LOCK):
             return None
         held = self._small_json("server.json")
@@ -189,7 +185,7 @@ class JobQueue:
         return {"since": since if isinstance(since, int | float) else None, **texts}
 
     def say(self, since: float, message: str, gpu: str) -> None:
-        """Write down what the trainer that takes jobs is doing. Raises OSError."""
+        """Record what the waiting trainer is doing. Raises OSError."""
         held = {"since": since, "message": message, "gpu": gpu}
         replace_file(self.folder / "server.json", json.dumps(held, ensure_ascii=False).encode())
 

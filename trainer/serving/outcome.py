@@ -1,4 +1,4 @@
-"""What became of a job, from its process's exit status and from the files that it has left."""
+"""The outcome of a job, judged by its process's exit status and the files that it left."""
 
 import signal
 import time
@@ -31,7 +31,7 @@ SAID = {
 
 
 def judge(job: Job, exit_code: int | None, server_stops: bool, tail: str) -> Callable[[Status], Status]:
-    """The change to a job's status after its process has ended.
+    """The change to make to a job's status once its process has ended.
 
     exit_code: negative for a signal, None if the trainer that started it was killed too. server_stops: whether the
     trainer asked it to stop because it ends itself. tail: the end of what it printed.

@@ -30,7 +30,10 @@ LONGEST_WAIT = 1800.0  # seconds that a job waits for ComfyUI to finish what it 
 
 @dataclass
 class Running:
-    """A job at work. process: None if a trainer that was killed started it. asked: whether it was told to stop."""
+    """The job that is running.
+
+    process: None if a trainer that was killed started it. asked: whether it was asked to stop.
+    """
 
     job: str
     pid: int | None
@@ -76,13 +79,27 @@ class Server:
             os.close(lock)
 
     def _safe_tick(self) -> float:
-        """One look at the queue; returns the seconds until the next. What the disk refuses is tried again later."""
+        """Run one `tick`; returns the seconds until the next. A failed write is retried then."""
         try:
             self.tick()
             return POLL
+        except LookupError:  # a person has moved a job's files away
+            if self.running:
+                self._report(f"{self.running.job}: its file is gone; its process may finish.")
+            self._forget_ended()
+            return POLL
         except OSError as error:
             self._report(f"The queue cannot be written: {error.strerror or error}. Trying again in {AGAIN:.0f} s.")
-            return POLL if self.stop.is_set() else AGAIN
+            if not self.stop.is_set():
+                return AGAIN
+            self._forget_ended()  # the next trainer finds out what became of it
+            return POLL
+
+    def _forget_ended(self) -> None:
+        """Stop watching a process that has ended even though its outcome could not be recorded."""
+        process = self.running.process if self.running else None
+        if process is not None and process.poll() is not None:
+            self.running = None
 
     def tick(self) -> None:
         """Look at the running job and at the queue once. Raises OSError if a file cannot be written."""
@@ -95,21 +112,21 @@ class Server:
                 self._start_next()
 
     def _take_up(self) -> None:
-        """A job that a killed trainer left as running: wait for its process, or put it back in front of the queue."""
+        """Take over a job that a killed trainer left running: watch its process, or put the job at the front again."""
         left = [job for job in self.queue.jobs() if job.status.state == RUNNING]
         if not left:
             return
         lock = take_lock(self.queue.folder / JOB_LOCK)
         if lock is None:
             self.running = Running(left[0].id, left[0].status.pid, asked=False)
-            self._report(f"{left[0].id}: goes on; the trainer that started it has ended.")
+            self._report(f"{left[0].id}: is still running; the trainer that started it has ended.")
             return
         os.close(lock)
         for job in left:
             self._end(job, None)
 
     def _check_new(self) -> None:
-        """Check the settings of jobs that wait, so that a mistake is reported at once and not at a job's turn."""
+        """Check the settings of waiting jobs, so that a mistake is reported before the job's turn comes."""
         for name in sorted({*self.queue.left_out()} - self.refused_files):
             self.refused_files.add(name)
             self.say(f"{self.queue.folder / name}: not taken; a job's name has letters, digits, spaces, - and _ only")
@@ -198,7 +215,7 @@ class Server:
             self.queue.update(job.id, lambda status: replace(status, pid=process.pid))
 
     def _watch(self, running: Running) -> None:
-        """Pass on a request to stop; record the end of a job."""
+        """Pass a request to stop on to the job's process; record the outcome once it has ended."""
         if running.process is None:
             lock = take_lock(self.queue.folder / JOB_LOCK)
             if lock is not None:
@@ -221,7 +238,7 @@ class Server:
             self._report(f"{running.job}: saves and stops.")
 
     def _end(self, job: Job, exit_code: int | None) -> None:
-        """Record what became of a job. exit_code: of its process, negative for a signal; None if nobody knows."""
+        """Record the outcome of a job. exit_code: of its process, negative for a signal; None if it is unknown."""
         tail = self.queue.log(job.id, -4096, 4096)[0].decode("utf-8", "replace")
         change = judge(job, exit_code, self.stop.is_set(), tail)
         status = self.queue.update(job.id, change)
@@ -231,7 +248,7 @@ class Server:
         self._report(f"{job.id}: {status.state}. {status.message}".strip())
 
     def _report(self, message: str) -> None:
-        """Show a line once, and write it down for the page."""
+        """Show a line, unless it was the last one too, and store it for the page."""
         if message != self.said:
             self.said = message
             self.say(message)

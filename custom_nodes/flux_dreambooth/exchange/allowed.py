@@ -1,7 +1,7 @@
 """What a job may set: an allow-list, since a job comes from a web page, or from a preset that somebody shared.
 
-A job reads and writes inside the repository's folders only, loads no code that its settings name, and replaces
-nothing. Paths are judged as they are written: a link that the user has put into one of these folders is the user's.
+A job reads and writes only inside the repository's folders, loads no code that its settings name, and replaces nothing.
+Paths are judged by their text: a symbolic link in one of these folders was put there by the user, and is followed.
 """
 
 import re

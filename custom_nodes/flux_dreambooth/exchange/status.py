@@ -1,4 +1,4 @@
-"""How far a job is: one small JSON file next to the job, written by both programs under the queue's lock."""
+"""The state of a job: a small JSON file next to the job, written by both programs under the queue's lock."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _TEXT_KEYS = ("where", "what", "hint")
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a job and how it came about.
+    """The state of a job and the reason for it.
 
     asked: "pause" or "cancel" while a running job is to stop. attempts: how often it was started. checked: whether the
     trainer has found its settings valid. submitted, started, ended: seconds since 1970. pid: of the process that runs
