@@ -1,11 +1,16 @@
-"""Prompts of the images that the demo preserves: other toys and cards, alone, together and next to other things."""
+"""Prompts of the images that the demo preserves: other toys and cards, alone, together and next to other things.
+
+`python -m mini.world.preserved > flux_data/preserved_prompts.txt` writes those of demo_gpu.toml.
+"""
 
 import random
 
 from mini.world.captions import PLACE_PHRASES, with_article
 from mini.world.scene import COLOURS, THINGS, TOYS
+from mini.world.scenes import prompts_json, tuning_prompts_json
 
-COUNT = 200
+COUNT = 200  # images in flux_data/regularisation
+IN_FILE = 800
 PLACES_IN_TURN = ("studio", "desk", "kitchen", "snow", "forest", "meadow", "moon", "datacenter", "desert", "beach")
 
 
@@ -17,6 +22,14 @@ def preserved_prompts(count: int = COUNT) -> list[tuple[str, str]]:
     """
     rng = random.Random(5)
     return [_prompt(number, rng) for number in range(count)]
+
+
+def prompt_file() -> str:
+    """The text of flux_data/preserved_prompts.txt: 800 different prompts, none of which scores or serves to tune."""
+    asked = (each for prompts in (prompts_json(), tuning_prompts_json()) for each in prompts.values())
+    used = {prompt["prompt"] for each in asked for prompt in each}
+    texts = dict.fromkeys(text for _, text in preserved_prompts(IN_FILE * 5 // 4))
+    return "".join(f"{text}\n" for text in [text for text in texts if text not in used][:IN_FILE])
 
 
 def _prompt(number: int, rng: random.Random) -> tuple[str, str]:
@@ -46,3 +59,7 @@ def _prompt(number: int, rng: random.Random) -> tuple[str, str]:
 def _toy(rng: random.Random) -> str:
     """ "toy" in two of three cases, else a kind of toy."""
     return rng.choice(("toy", "toy", f"{rng.choice(TOYS)} toy"))
+
+
+if __name__ == "__main__":
+    print(prompt_file(), end="")

@@ -10,11 +10,13 @@ from mini.world import captions, scenes
 from mini.world.concepts import DESIGNS, EVERY_CONCEPT, SETS, blend, near_miss
 from mini.world.names import CHARACTERS
 from mini.world.photos import empty_scenes, photo_scenes
-from mini.world.preserved import preserved_prompts
+from mini.world.preserved import preserved_prompts, prompt_file
 from mini.world.scene import PLACES
 from tests.recipe_files import ROOT
 from tests.unit.test_world import built, rendered
 from trainer.common.rng import python_random
+from trainer.config import parse_config
+from trainer.data.dataset import load_dataset
 
 
 @pytest.mark.parametrize("concept", EVERY_CONCEPT)
@@ -106,3 +108,25 @@ def test_what_is_preserved_shows_toys_and_cards_in_every_place():
     assert not any(name in text for text in prompts.values() for name in DESIGNS)
     assert sum("toy" in text and "gpu" in text for text in prompts.values()) == 80
     assert Counter(name.partition("_")[2] for name in prompts) == dict.fromkeys(PLACES, 20)
+
+
+def test_the_file_of_preserved_prompts_is_the_one_that_is_made():
+    text = (ROOT / "flux_data/preserved_prompts.txt").read_text(encoding="utf-8")
+    assert text == prompt_file()
+    assert len(set(text.splitlines())) == 800 and not any(name in text for name in DESIGNS)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_gpu"])
+def test_the_settings_of_the_demo_teach_both_concepts(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config, notices = parse_config([f"--config_file=flux_data/{name}.toml"])
+    data, warnings = load_dataset(config)
+    assert not warnings and not notices
+    assert {sample.subset.class_tokens for sample in data.samples if sample.composition is None} >= {
+        "tjtoy toy",
+        "sparkgpu gpu",
+    }
+    both = [sample for sample in data.samples if all(trigger in sample.lines[0] for trigger in ("tjtoy", "sparkgpu"))]
+    assert len(both) == {"demo": 320, "demo_gpu": 240}[name]
+    companions = {sample.companion for sample in data.samples} - {None}
+    assert len(companions) == {"demo": 0, "demo_gpu": 96}[name]
