@@ -134,10 +134,10 @@ def test_a_log_is_read_in_parts_without_cutting_a_character(jobs: Jobs):
 
 def test_work_on_a_concept(jobs: Jobs):
     job = jobs.submit({"kind": "mask", "folder": "dog", "class_word": "dog"})["job"]
-    assert (job["id"], job["folder"], job["output_name"]) == ("mask dog", "dog", None)
-    assert jobs.act("mask dog", "cancel")["job"]["can"] == ("resume",)
+    assert (job["id"], job["folder"], job["output_name"]) == ("mask-dog", "dog", None)
+    assert jobs.act("mask-dog", "cancel")["job"]["can"] == ("resume",)
     with pytest.raises(LookupError):
-        jobs.act("mask dog", "delete")
+        jobs.act("mask-dog", "delete")
 
 
 def test_what_a_run_leaves_to_look_at(jobs: Jobs):

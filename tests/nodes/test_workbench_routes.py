@@ -4,7 +4,9 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,10 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
+from benchmarks.random_flux import model_files
 from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer
 from tests.nodes.workbench import encoded
-from tests.recipe_files import PATIENCE
+from tests.recipe_files import PATIENCE, started, wait_for
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI)]
 ROUTES = "/flux_dreambooth"
@@ -184,3 +187,34 @@ def test_a_server_killed_in_the_middle_of_an_upload_leaves_nothing(start_comfyui
     for connection in waiting:
         connection.close()
     assert os.listdir(server.folder / "flux_data/cat") == []  # noqa: PTH208
+
+
+def has_ended(server: ComfyServer, job: str) -> bool:
+    time.sleep(0.2)
+    return done(server, f"/jobs/{job}")["job"]["state"] not in ("waiting", "running")
+
+
+def test_from_dropped_images_to_a_lora_without_a_terminal(comfyui: ComfyServer):
+    """The page's requests, a trainer that waits, and a random FLUX: upload, train, and the run in the Training tab."""
+    done(comfyui, "/data", {"name": "bird"})
+    for shade in (20, 200):
+        done(comfyui, f"/data/bird/images?name={shade}.png", encoded(shade, (64, 64)), IMAGE)
+    subset = {"folder": "bird", "class_tokens": "tjbird bird"}
+    file = done(comfyui, "/datasets", {"name": "birds", "subsets": [subset], "general": {"resolution": 64}})["file"]
+    base, found = comfyui.folder, model_files(comfyui.folder / "models")
+    held = {"pretrained_model_name_or_path": found.transformer, "clip_l": found.clip_l, "t5xxl": found.t5xxl}
+    held |= {"ae": found.ae, "tokenizer_dir": found.tokenizer_dir}
+    paths = {name: path.relative_to(base).as_posix() for name, path in held.items()}
+    small = {"t5xxl_max_token_length": 32, "mixed_precision": "no", "network_dim": 4, "log_with": "none"}
+    body = {"output_name": "tjbird", "dataset": file, "settings": {**paths, **small, "max_train_steps": 2}}
+    done(comfyui, "/jobs_paused", {"paused": False})
+    job = done(comfyui, "/jobs", body | {"kind": "train"})["job"]["id"]
+    command = [sys.executable, "-m", "trainer", "serve", "--comfyui", comfyui.url]
+    with started(command, base, CUDA_VISIBLE_DEVICES="") as process:
+        wait_for(lambda: has_ended(comfyui, job), process)
+        assert done(comfyui, "/jobs")["serving"]["since"]
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=PATIENCE)[0]
+    assert done(comfyui, f"/jobs/{job}")["job"]["state"] == "finished", done(comfyui, f"/jobs/{job}/log")["text"]
+    assert f"ComfyUI at {comfyui.url} was asked to free its models." in output
+    assert done(comfyui, "/runs/tjbird")["state"] == "finished" and (comfyui.loras / "tjbird.safetensors").is_file()

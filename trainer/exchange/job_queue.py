@@ -111,7 +111,7 @@ class JobQueue:
             rival = next((job for job in jobs if self._takes(job, kind, name)), None)
             if rival:
                 raise NotPossible(f"The job {rival.id} already makes {name}. Choose another name.")
-            job = id_for(name if kind == TRAIN else f"{kind} {name}", self._ids_taken())
+            job = id_for(name if kind == TRAIN else f"{kind}-{name}", self._ids_taken())
             # the status first: a TOML file alone is a job that waits, a status alone is nothing
             write_status(self.path(job, ".status.json"), Status(submitted=time.time()))
             create_file(self.path(job, ".toml"), data)
