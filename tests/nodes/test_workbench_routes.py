@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +18,7 @@ from PIL import Image
 from benchmarks.random_flux import model_files
 from tests.nodes.server import COMFYUI, NO_COMFYUI, ComfyServer
 from tests.nodes.workbench import encoded
-from tests.recipe_files import PATIENCE, started, wait_for
+from tests.recipe_files import PATIENCE, read_until, started, wait_for
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.skipif(not COMFYUI, reason=NO_COMFYUI)]
 ROUTES = "/flux_dreambooth"
@@ -176,17 +175,32 @@ def test_a_browser_that_goes_away_leaves_nothing(comfyui: ComfyServer, concept: 
     assert (concept / "after.png").is_file()
 
 
-def test_a_server_killed_in_the_middle_of_an_upload_leaves_nothing(start_comfyui: Callable[..., ComfyServer]):
-    server = start_comfyui()
-    done(server, "/data", {"name": "cat"})
-    waiting = [begin_upload(server, "cat", encoded(1)) for _ in range(4)]
-    assert send(server, "POST", "/data/cat/images?name=fifth.png", encoded(2), IMAGE)[0] == 503
-    assert server.process is not None
-    server.process.kill()
-    server.process.wait()
+ALONE = """
+import sys
+from pathlib import Path
+from aiohttp import web
+from custom_nodes.flux_dreambooth import routes_data
+routes, app = web.RouteTableDef(), web.Application()
+routes_data.add_routes(routes, Path(sys.argv[1]))
+app.add_routes(routes)
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[2]), print=lambda *_: print("ready", flush=True))
+"""
+
+
+def test_a_server_killed_in_the_middle_of_an_upload_leaves_nothing(tmp_path: Path):
+    """The routes without the rest of ComfyUI, which takes long to start."""
+    (tmp_path / "cat").mkdir()
+    server = ComfyServer(tmp_path)
+    command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "-c", ALONE, str(tmp_path), str(server.port)]
+    with started(command) as process:
+        read_until("ready", process)
+        waiting = [begin_upload(server, "cat", encoded(1)) for _ in range(4)]
+        assert send(server, "POST", "/data/cat/images?name=fifth.png", encoded(2), IMAGE)[0] == 503
+        process.kill()
+        process.wait()
     for connection in waiting:
         connection.close()
-    assert os.listdir(server.folder / "flux_data/cat") == []  # noqa: PTH208
+    assert list((tmp_path / "cat").iterdir()) == []
 
 
 def has_ended(server: ComfyServer, job: str) -> bool:
