@@ -168,6 +168,7 @@ def picture(data: bytes, kind: str = "image/png", seconds: int = 60) -> Any:
     from aiohttp import web
 
     headers = {"Cache-Control": f"private, max-age={seconds}", "X-Content-Type-Options": "nosniff"}
+    headers["Cross-Origin-Resource-Policy"] = "same-origin"  # no other site's page shows it
     return web.Response(body=data, content_type=kind, headers=headers)
 
 

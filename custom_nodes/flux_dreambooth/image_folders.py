@@ -84,7 +84,11 @@ class ImageFolders:
             if (why := _why_not(path)) is not None:
                 left_out.append({"name": path.name, "why": why})
                 continue
-            found = entries(path)
+            try:
+                found = entries(path)
+            except OSError as error:
+                left_out.append({"name": path.name, "why": error.strerror or "it cannot be read"})
+                continue
             counts = {"images": len(found.images), "captions": len(found.captions), "masks": len(found.masks)}
             concepts.append({"name": path.name, **counts, "cover": found.images[:COVER]})
         limits = {"image_bytes": MAX_BYTES, "image_megapixels": MAX_MEGAPIXELS, "formats": FORMATS}
@@ -246,11 +250,11 @@ def same(name: str) -> str:
 
 
 def entries(folder: Path) -> Entries:
-    """The files of a folder, sorted into images, captions and masks, as the trainer does it. Raises LookupError."""
+    """The files of a folder, sorted into images, captions and masks, as the trainer does it. Raises OSError."""
     texts: dict[str, str] = {}
     pictures: dict[str, str] = {}
     left_out = []
-    for path in _listed(folder):
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
         stem, ending = path.stem, path.suffix
         if path.name.startswith("."):
             continue

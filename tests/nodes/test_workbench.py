@@ -56,6 +56,23 @@ def test_the_overview_names_what_it_leaves_out(folders: ImageFolders):
     assert not ImageFolders(folders.root / "none").overview()["found"]
 
 
+def test_a_folder_that_cannot_be_read_is_named(folders: ImageFolders, monkeypatch: pytest.MonkeyPatch):
+    folders.create("cat")
+    listed = Path.iterdir
+
+    def guarded(path: Path):
+        if path.name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+    found = folders.overview()
+    assert [concept["name"] for concept in found["concepts"]] == ["cat"]
+    assert {"name": "dog", "why": "Permission denied"} in found["left_out"]
+    with pytest.raises(PermissionError):
+        folders.details("dog")
+
+
 def test_a_concept_is_created_once(folders: ImageFolders):
     assert folders.create("내 강아지") == {"name": "내 강아지"}
     for taken in ("내 강아지", "Dog", "link", "file.txt"):
