@@ -77,6 +77,9 @@ def test_a_check_leaves_its_plan_and_each_image_s_crop(queue: JobQueue, workshop
         "crop": [0, 0], "messages": [],
     }  # fmt: skip
     assert json.dumps(result["warnings"])
+    plan = result["plan"]
+    assert (plan["steps"], plan["epochs"], plan["samples_per_epoch"], plan["checkpoints"]) == (4, 1, 5, 1)
+    assert plan["disk_bytes"] > 0 and plan["seconds"] is plan["memory_bytes"] is None, "no GPU, nothing measured"
     assert not Path("runs/tj").exists()
 
 

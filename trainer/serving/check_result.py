@@ -34,8 +34,35 @@ def check_result(plan: "RunPlan") -> bytes:
             },
         )
     warnings = [{"where": each.where, "what": each.what, "hint": each.hint} for each in plan.warnings]
-    held = {"summary": plan.summary().strip(), "images": list(images.values()), "warnings": warnings}
+    held = {
+        "summary": plan.summary().strip(),
+        "plan": _numbers(plan),
+        "images": list(images.values()),
+        "warnings": warnings,
+    }
     return json.dumps(held, ensure_ascii=False).encode(errors="replace")
+
+
+def _numbers(plan: "RunPlan") -> dict[str, Any]:
+    """What a run takes. Memory is None on a CPU, and time unless an earlier run like it was measured here."""
+    schedule, memory = plan.schedule, plan.memory
+    samples_per_epoch = sum(bucket.draws for bucket in plan.data.buckets())
+    samples = samples_per_epoch * (schedule.total_steps - plan.start_step) / schedule.steps_per_epoch
+    seconds = memory.measured.seconds_per_picture * samples if memory.measured else None
+    on_gpu = memory.device is not None
+    return {
+        "steps": schedule.total_steps,
+        "start_step": plan.start_step,
+        "epochs": schedule.num_epochs,
+        "samples_per_epoch": samples_per_epoch,
+        "seconds": seconds,
+        "device": memory.device.name if memory.device else None,
+        "memory_bytes": memory.bytes.peak if on_gpu else None,
+        "free_bytes": memory.device.free if memory.device else None,
+        "disk_bytes": plan.lora_bytes_kept + plan.state_bytes_kept + plan.missing_cache_bytes,
+        "checkpoints": plan.checkpoints,
+        "images_to_generate": len(plan.images_to_generate),
+    }
 
 
 def _messages(path: str, warnings: "tuple[Problem, ...]") -> list[dict[str, str]]:
