@@ -95,14 +95,10 @@ def test_what_the_korean_page_lacks_is_named(before: str, after: str, reported: 
     assert found == [] if not reported else reported in "\n".join(found)
 
 
-def test_the_code_names_every_package():
+def test_the_code_names_every_folder():
     listed = sections(text(ENGLISH))[[title for _, title in headings(text(ENGLISH))].index("The code")]
-    rows = [line.split("|")[1] for line in listed.splitlines() if line.startswith("| `")]
-    named = [name for row in rows for name in CODE.findall(row)]
-    packages = {f"trainer/{path.parent.name}/" for path in (ROOT / "trainer").glob("*/__init__.py")}
-    assert {name for name in named if name.startswith("trainer/")} == packages
-    assert sum("trainer/" in row for row in rows) == len(packages), "one line for each package"
-    assert {f"{name}/" for name in "mini benchmarks custom_nodes containers tests docs tools".split()} <= set(named)
+    folders = {f"{name}/" for name in "trainer mini benchmarks custom_nodes containers tests docs tools".split()}
+    assert folders <= set(CODE.findall(listed))
 
 
 def test_the_model_card_is_written_from_its_figures():
@@ -145,7 +141,7 @@ def paths() -> set[str]:
 
 
 def test_every_path_is_there_or_is_one_that_the_programs_make():
-    assert {"flux_data/train.toml", "models/vae/ae.safetensors", "trainer/hub/"} <= paths()
+    assert {"flux_data/train.toml", "models/vae/ae.safetensors", "custom_nodes/"} <= paths()
     assert not [path for path in paths() if not (ROOT / path).exists() and not CREATED.fullmatch(path)]
 
 
