@@ -67,6 +67,30 @@ def test_everything_else_goes_through(place: Place, given: list[str], asked: lis
     assert after_image(place.launch("train", *given).ran()) == [*PROGRAM, *asked]
 
 
+def test_a_waiting_trainer_shares_gpu_and_network_with_comfyui(place: Place):
+    """It reaches ComfyUI on the loopback address, and neither of the two counts the other as in its way."""
+    place.program("docker", "case $* in ps*gpu=yes*) echo flux-comfyui-7 ;; *Runtimes*) echo nvidia ;; esac")
+    assert "flux-comfyui-7 is using the GPU" in place.launch("train").err
+    done = place.launch("train", "--serve", "--num_processes=2", "--comfyui=none")
+    call = done.ran()
+    assert after_image(call) == [*PROGRAM, "serve", "--num_processes=2", "--comfyui=none"], done.err
+    assert options(call, "--network") == ["host"] and "flux-dreambooth.gpu=yes" not in call
+    for refused in (["--demo"], ["--num_machines=2", "--machine_rank=0", "--main_process_ip=10.0.0.1"]):
+        assert place.launch("train", "--serve", *refused, "--skip-checks").status == 2
+
+
+def test_a_trainer_waits_without_a_container_too(place: Place):
+    dry = place.launch("train", "--native", "--dry-run", "--cpu", "--serve", "--num_processes", "2")
+    line = shlex.split(dry.out.splitlines()[-1])
+    assert line[-5:] == [*PROGRAM, "serve", "--num_processes=2"] and "CUDA_VISIBLE_DEVICES=" in line
+
+
+def test_comfyui_may_write_jobs_images_and_captions(place: Place):
+    call = place.launch("comfyui").ran()
+    for folder in ("flux_data", "runs"):
+        assert f"{place.root}/{folder}:/flux/{folder}" in options(call, "--volume")
+
+
 @BOTH
 def test_help_asks_nothing_of_anyone(place: Place, script: str):
     done = place.launch(script, "--help")
