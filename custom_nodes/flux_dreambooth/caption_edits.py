@@ -14,7 +14,7 @@ from typing import Any
 from .answers import Conflict
 from .exchange.caption_record import record_folder
 from .exchange.files import locked, read_file, replace_file
-from .image_folders import MAX_CAPTION, entries, read_caption
+from .folder_entries import MAX_CAPTION, entries, read_caption
 
 MAX_EDITS = 8 * 2**20  # bytes of the record that are read, from its end
 MAX_FIND = 500

@@ -8,8 +8,9 @@ from typing import Any
 from . import caption_edits
 from .answers import PREFIX, Busy, answers, our_body, picture, require_ours, text_of, upload
 from .dataset_files import DatasetFiles
+from .folder_entries import MAX_CAPTION
 from .image_check import MAX_BYTES, SIDES
-from .image_folders import MAX_CAPTION, ImageFolders
+from .image_folders import ImageFolders
 
 MAX_UPLOADS = 4  # at the same time; each is held in memory
 MAX_NAME = 300

@@ -13,6 +13,7 @@ from PIL import Image
 from custom_nodes.flux_dreambooth import caption_edits
 from custom_nodes.flux_dreambooth.answers import Conflict
 from custom_nodes.flux_dreambooth.exchange import caption_record, files
+from custom_nodes.flux_dreambooth.folder_entries import entries
 from custom_nodes.flux_dreambooth.image_check import NotAnImage, check, preview, safe_stem
 from custom_nodes.flux_dreambooth.image_folders import ImageFolders, find_data_dir
 from tests.nodes.workbench import encoded
@@ -158,6 +159,17 @@ def test_links_copies_and_broken_images_are_named(folders: ImageFolders):
     assert texts["broken.jpg"][0][0] == "problem"
 
 
+def test_a_folder_is_sorted_as_the_trainer_sorts_it(folders: ImageFolders):
+    folder = folders.root / "dog"
+    names = "a.png a.txt B.PNG b.TXT c.jpg c.caption d.png d.mask.png e.png e_mask.png f-masklabel.png g.png.txt g.png"
+    for number, name in enumerate(f"{names} x.mask.png h.png H.txt h.caption i.webp i.mask.png 가.png 가.txt".split()):
+        (folder / name).write_bytes(encoded(number) if not name.lower().endswith((".txt", ".caption")) else b"text")
+    ours, trainer = entries(folder), read_folder(folder)
+    assert [*ours.images] == [path.name for path in trainer.images] and len(ours.images) == 10
+    assert {**ours.captions} == {path.name: found[0].name for path, found in trainer.captions.items()}
+    assert {**ours.masks} == {path.name: found[0].name for path, found in trainer.masks.items()}
+
+
 def test_five_hundred_images_are_listed(folders: ImageFolders):
     for number in range(500):
         (folders.root / f"dog/{number:03}.png").write_bytes(encoded(number % 256, (8 + number // 256, 8)))
@@ -235,6 +247,10 @@ def test_a_caption_that_somebody_else_changed_is_not_overwritten(folders: ImageF
     for bad in ("x" * 5000, "a\0b", "a\x1bb", "\ud800"):
         with pytest.raises(ValueError, match="caption"):
             caption_edits.write(folder, "a.png", bad, "one")
+    (folder / "a.txt").write_text("x" * 20_000)
+    with pytest.raises(ValueError, match="too many to show"):
+        caption_edits.write(folder, "a.png", "short", "x" * 16_384)
+    assert "too many to show" in image(folders, "a.png")["messages"][0]["text"]
     for file in ("none.png", "../a.png", "a.txt"):
         with pytest.raises(LookupError):
             caption_edits.write(folder, file, "x", None)
