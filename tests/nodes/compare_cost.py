@@ -4,7 +4,9 @@
 
 Both graphs generate the same images with the embedded model and a LoRA: our loader, Concept Prompt and FLUX Sample (as
 trained) in one, LoraLoader and the nine nodes in the other, each in a server of its own. A turn starts both servers and
-gives them the prompts in turns. The table has the median of the turns' ratios, with the lowest and the highest.
+gives them the prompts in turns, once for the time and once, with other servers, for the memory. Ratios of time are of
+the same prompt in both servers, one right after the other, and those of memory of the servers' peaks; the table has
+their median, and the lowest and highest quarter.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from tests.nodes.server import ComfyServer, Result, prepare_base
 SIZE, STEPS, LORA, T5_LENGTH = 256, 8, "cost.safetensors", 64
 SAMPLER, SCHEDULE, GUIDANCE = "dpmpp_2m", "sgm_uniform", 3.5
 PROMPTS = ("a red bear toy on a desk", "a blue gpu in a forest", "a green toy holding a gpu", "a lamp at night")
-# glibc gives each large block back when it is freed; otherwise equal runs differ by 80 MiB
+# Memory is measured while glibc gives each large block back when it is freed, which takes twice the time; otherwise the
+# peaks of equal runs differ by 80 MiB.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 2**20
@@ -80,11 +83,11 @@ def _graph(nodes: dict[str, tuple[str, dict[str, Any]]]) -> Graph:
 
 @dataclass
 class Cost:
-    """What a server has spent: seconds of its prompts, seconds of its processor, bytes of memory at its peak."""
+    """What each prompt took: seconds, seconds of the processor; bytes of memory at the server's peak, once a turn."""
 
-    seconds: float = 0.0
-    processor: float = 0.0
-    peak: int = 0
+    seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    peak: list[int] = field(default_factory=list)
 
 
 class Measured:
@@ -101,10 +104,9 @@ class Measured:
         """The image of one more prompt, whose cost is added."""
         before = self._processor()
         result = self._run(prompt, seed)
-        self.cost.processor += self._processor() - before
+        self.cost.processor.append(self._processor() - before)
         times = {kind: facts["timestamp"] for kind, facts in result.messages}
-        self.cost.seconds += (times["execution_success"] - times["execution_start"]) / 1000
-        self.cost.peak = self._peak()
+        self.cost.seconds.append((times["execution_success"] - times["execution_start"]) / 1000)
         return result.pictures(self.server)[0]
 
     def _run(self, prompt: str, seed: int) -> Result:
@@ -120,19 +122,20 @@ class Measured:
         fields = self._proc("stat").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
-    def _peak(self) -> int:
+    def peak(self) -> int:
+        """Of the memory that was resident, in bytes."""
         (line,) = (line for line in self._proc("status").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
 
 
-def one_turn(folder: Path, prompts: int) -> tuple[Cost, Cost]:
+def one_turn(folder: Path, prompts: int, environment: dict[str, str]) -> tuple[Cost, Cost]:
     """What so many prompts cost with our nodes, and with ComfyUI's."""
     both = []
     for name in ("ours", "core"):
         base = folder / name
         base.mkdir()
         write_lora((prepare_base(base) / "models/loras") / LORA, base / "models/mini", size=0.02)
-        both.append(ComfyServer(base, environment=EXACT))
+        both.append(ComfyServer(base, environment=environment))
     with both[0], both[1]:
         ours, core = Measured(both[0], our_graph), Measured(both[1], core_graph)
         ours.warm_up()
@@ -142,19 +145,21 @@ def one_turn(folder: Path, prompts: int) -> tuple[Cost, Cost]:
             prompt = f"{PROMPTS[number % len(PROMPTS)]}, {number}"
             first, second = (each.measure(prompt, number) for each in order)
             assert ImageChops.difference(first, second).getbbox() is None, "the images differ"
+        for each in (ours, core):
+            each.cost.peak.append(each.peak())
     return ours.cost, core.cost
 
 
-def table(costs: list[tuple[Cost, Cost]], prompts: int) -> str:
-    """A Markdown table of all turns."""
-    units = (("seconds", "s per prompt", prompts), ("processor", "s of processor time", prompts), ("peak", "MiB", MIB))
+def table(ours: Cost, core: Cost) -> str:
+    """A Markdown table."""
+    units = (("seconds", "s per prompt", 1), ("processor", "s of processor time per prompt", 1), ("peak", "MiB", MIB))
     lines = ["| | ours | ComfyUI's nodes | ours / ComfyUI's |", "|---|---|---|---|"]
-    for field, unit, divisor in units:
-        pairs = [(getattr(ours, field) / divisor, getattr(core, field) / divisor) for ours, core in costs]
-        ratios = [ours / core for ours, core in pairs]
-        own, other = (statistics.median(values) for values in zip(*pairs, strict=True))
-        spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f})"
-        lines.append(f"| {unit} | {own:.4g} | {other:.4g} | {spread} |")
+    for name, unit, divisor in units:
+        both = [[value / divisor for value in getattr(cost, name)] for cost in (ours, core)]
+        ratios = [own / other for own, other in zip(*both, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        own, other = map(statistics.median, both)
+        lines.append(f"| {unit} | {own:.4g} | {other:.4g} | {middle:.3f} ({low:.3f} - {high:.3f}) |")
     return "\n".join(lines)
 
 
@@ -163,12 +168,15 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=10)
     args = parser.parse_args()
-    costs = []
-    for turn in range(args.turns):
-        with tempfile.TemporaryDirectory() as folder:
-            costs.append(one_turn(Path(folder), args.prompts))
-        print(f"turn {turn + 1}: ours {costs[-1][0]}, ComfyUI's {costs[-1][1]}", flush=True)
-    print(table(costs, args.prompts))
+    ours, core = Cost(), Cost()
+    for _ in range(args.turns):
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
+            timed, exact = one_turn(Path(folder), args.prompts, {}), one_turn(Path(other), args.prompts, EXACT)
+        for total, cost, measured in zip((ours, core), timed, exact, strict=True):
+            total.seconds += cost.seconds
+            total.processor += cost.processor
+            total.peak += measured.peak
+        print(table(ours, core), flush=True)
     return 0
 
 

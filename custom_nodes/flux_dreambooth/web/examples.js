@@ -15,7 +15,7 @@ app.registerExtension({
   setup() {
     addStyle()
     document.addEventListener('pointerover', ({ target }) => {
-      const entry = target.closest?.(ENTRY)
+      const entry = target.closest?.(ENTRY) ?? undefined
       if (entry !== shown?.entry) showAt(entry)
     })
     document.addEventListener('pointerdown', () => showAt(null), true)
