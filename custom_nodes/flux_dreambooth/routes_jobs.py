@@ -15,6 +15,7 @@ from .dataset_files import DatasetFiles, require_allowed
 from .exchange.allowed import QUEUE
 from .exchange.job_file import CHECK, COMPARE, KINDS, MASK, TRAIN, USUAL_NAME, WORK
 from .exchange.job_queue import Job, JobQueue
+from .exchange.status import FINISHED
 from .image_folders import ImageFolders
 
 LOG_BYTES = 64 * 2**10  # in one answer
@@ -112,7 +113,7 @@ class Jobs:
         return {
             "job": self._as_json(found),
             "settings": settings,
-            "result": self.queue.result(job),
+            "result": self.queue.result(job) if found.status.state == FINISHED else None,
             "sheets": sheets,
         }
 

@@ -83,6 +83,15 @@ def test_a_check_leaves_its_plan_and_each_image_s_crop(queue: JobQueue, workshop
     assert not Path("runs/tj").exists()
 
 
+def test_masks_and_captions_are_jobs_too(queue: JobQueue):
+    """Their models are not here, which the page gets to know."""
+    for kind, words in (("mask", "class_word"), ("caption", "class_tokens")):
+        job = queue.submit(kind, {"folder": "toy", words: "tjtoy toy"})
+        with pytest.raises(Problems, match=rf"download\.sh --{kind}s"):
+            attempt(queue, job.id)
+        assert queue.job(job.id).status.problems
+
+
 def test_the_page_gets_every_problem_of_a_job(queue: JobQueue, workshop: Workshop):
     Path("flux_data/data.toml").write_text(DATASET.replace("flux_data/toy", "flux_data/none"))
     job = queue.submit("train", settings(workshop, "tj") | {"ae": "models/vae/none.safetensors"})

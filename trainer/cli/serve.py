@@ -6,6 +6,7 @@ start of this command.
 """
 
 import argparse
+import importlib
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from types import FrameType
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import announce
 from trainer.exchange.files import replace_file
-from trainer.exchange.job_file import CAPTION, CHECK, COMPARE, MASK, TRAIN
+from trainer.exchange.job_file import CHECK, TRAIN
 from trainer.exchange.job_queue import Job, JobQueue
 from trainer.serving.comfyui import DEFAULT, address_problem
 from trainer.serving.command import arguments_of
@@ -99,29 +100,14 @@ def _run_job(job: Job, queue: JobQueue) -> int:
     """Do one job, in this process. Its problems go into the queue too, where the page finds them."""
     try:
         verb, *flags = arguments_of(job, queue.path(job.id, ".toml"))
-        if verb == TRAIN:
-            from trainer.cli.train import run as train
-
-            return train([*flags, *_resume_flags(job)])
         if verb == CHECK:
             from trainer.cli.check import plan_and_report
             from trainer.serving.check_result import check_result
 
-            plan = plan_and_report(flags)
-            replace_file(queue.path(job.id, ".result.json"), check_result(plan))
+            replace_file(queue.path(job.id, ".result.json"), check_result(plan_and_report(flags)))
             return 0
-        if verb == MASK:
-            from trainer.cli.mask import run as mask
-
-            return mask(flags)
-        if verb == COMPARE:
-            from trainer.cli.compare import run as compare
-
-            return compare(flags)
-        assert verb == CAPTION
-        from trainer.cli.caption import run as caption
-
-        return caption(flags)
+        more = _resume_flags(job) if verb == TRAIN else []
+        return importlib.import_module(f"trainer.cli.{verb}").run([*flags, *more])  # one of the kinds of jobs
     except Problems as found:
         if os.environ.get("RANK", "0") == "0":
             _keep(queue, job, found)
