@@ -113,16 +113,18 @@ def test_the_rule_weighs_harms_and_its_flags_change_the_choice():
     assert early.score(Rule()) == pytest.approx(53) and late.score(Rule()) == pytest.approx(45)
     chosen = recommend([early, late], Rule())
     assert chosen.best == 0 and chosen.sentences[0].startswith("Keep step 40: likeness 60, bleed 2, drift 5, score 53")
-    assert "The next best is step 80 with 45" in chosen.text
+    assert "The next best is step 80 with 45" in chosen.text and chosen.reason == "next"
     assert recommend([early, late], Rule(bleed=0, drift=0)).best == 1
     close = recommend([early, standing("step 60", 60.5, 2, 5)], Rule())
-    assert close.close == ("step 40",) and "within the spread" in close.text
+    assert close.close == ("step 40",) and "within the spread" in close.text and close.reason == "close"
 
 
 def test_a_recommendation_warns_of_copies_and_of_nothing_learned():
-    assert "repeat the background" in recommend([standing("a", 60, 2, 5, copied=0.5)], Rule()).text
-    assert "hardly learned anything" in recommend([standing("a", 5, 0, 0)], Rule()).text
-    assert "save more often" in recommend([standing("a", 60, 2, 5)], Rule()).text
+    copied, little, only = standing("a", 60, 2, 5, copied=0.5), standing("a", 5, 0, 0), standing("a", 60, 2, 5)
+    found = [recommend([each], Rule()) for each in (copied, little, only)]
+    assert [each.reason for each in found] == ["copies", "little", "only"]
+    for each, words in zip(found, ("repeat the background", "hardly learned anything", "save more often"), strict=True):
+        assert words in each.text
     losses = Standing("a", Figure((0.2, 0.4)), None, Figure((0.0, 0.1)))
     assert "held-out loss -0.3 %" in recommend([losses], Rule()).text
 

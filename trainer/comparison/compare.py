@@ -186,6 +186,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "recommended": str(comparison.best.candidate.path),
         "text": recommendation.text,
+        "reason": recommendation.reason,
+        "close": list(recommendation.close),
         "rule": {"bleed": rule.bleed, "drift": rule.drift},
         "source": comparison.source,
         "held_out": comparison.held_out,

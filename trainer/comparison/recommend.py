@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from trainer.comparison.measures import Figure, Measures
 
 MANY_COPIES = 0.25  # of all images: from which share of copied ones the recommendation warns
 LEARNED = 20.0  # percent of likeness, or of the loss, below which nothing worth keeping was learned
 LOSS_LEARNED = 1.0
+Reason = Literal["copies", "little", "only", "close", "next"]  # what the second sentence is about
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ def standing_of(name: str, measures: Measures) -> Standing:
 class Recommendation:
     """The best checkpoint by the rule.
 
-    best: its index. sentences: two, what to keep and why. close: names of checkpoints whose score differs by less than
-    the spread of the measurement.
+    best: its index. sentences: two, what to keep and why. reason: what the second is about, for programs. close: names
+    of checkpoints whose score differs by less than the spread of the measurement.
     """
 
     best: int
     sentences: tuple[str, str]
+    reason: Reason
     close: tuple[str, ...]
 
     @property
@@ -81,7 +84,8 @@ def recommend(standings: Sequence[Standing], rule: Rule) -> Recommendation:
         each.name for each in others if score - each.score(rule) < math.hypot(each.error(rule), chosen.error(rule))
     )
     first = f"Keep {chosen.name}: {figures(chosen)}, score {score:.0f} ± {chosen.error(rule):.0f}."
-    return Recommendation(best, (first, _why(chosen, others, close, rule)), close)
+    reason, second = _why(chosen, others, close, rule)
+    return Recommendation(best, (first, second), reason, close)
 
 
 def figures(standing: Standing) -> str:
@@ -92,17 +96,17 @@ def figures(standing: Standing) -> str:
     return ", ".join(f"{name} {figure.mean:.0f}" for name, figure in parts.items())
 
 
-def _why(chosen: Standing, others: Sequence[Standing], close: Sequence[str], rule: Rule) -> str:
+def _why(chosen: Standing, others: Sequence[Standing], close: Sequence[str], rule: Rule) -> tuple[Reason, str]:
     if chosen.copied >= MANY_COPIES:
-        return f"Careful: {chosen.copied:.0%} of its images repeat the background of a training image."
+        return "copies", f"Careful: {chosen.copied:.0%} of its images repeat the background of a training image."
     if chosen.benefit.mean < (LOSS_LEARNED if chosen.bleed is None else LEARNED):
-        return "But it has hardly learned anything: train longer, or with a higher learning rate."
+        return "little", "But it has hardly learned anything: train longer, or with a higher learning rate."
     if not others:
-        return "It is the only one, so there is nothing to compare it with: save more often."
+        return "only", "It is the only one, so there is nothing to compare it with: save more often."
     if close:
-        return f"{_listed(close)} {'is' if len(close) == 1 else 'are'} within the spread over prompts."
+        return "close", f"{_listed(close)} {'is' if len(close) == 1 else 'are'} within the spread over prompts."
     next_best = max(others, key=lambda each: each.score(rule))
-    return f"The next best is {next_best.name} with {next_best.score(rule):.0f}: {figures(next_best)}."
+    return "next", f"The next best is {next_best.name} with {next_best.score(rule):.0f}: {figures(next_best)}."
 
 
 def _listed(names: Sequence[str]) -> str:
