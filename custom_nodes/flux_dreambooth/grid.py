@@ -1,10 +1,11 @@
 """Which checkpoints, strengths and prompts a grid has. Pure functions: names and numbers in, cells out."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from .findings import Measured
 from .lora_files import label_of, run_of
 
 ALL, FINAL = "all", "final"
@@ -100,6 +101,24 @@ def plan(prompts: Sequence[str], checkpoints: Sequence[Checkpoint], strengths: S
 def column_label(cell: Cell) -> str:
     """The heading of a cell's column."""
     return cell.checkpoint.label if cell.checkpoint else "base model"
+
+
+def column_of(cells: Sequence[Cell], file: str | None) -> int | None:
+    """Which of a row's columns is a checkpoint's, by its file; None if none is."""
+    files = [cell.checkpoint and cell.checkpoint.file for cell in cells]
+    return files.index(file) if file is not None and file in files else None
+
+
+def column_foot(cell: Cell, measured: Mapping[str, Measured]) -> str:
+    """What was measured of the checkpoint, a line for each figure; empty if it is unknown. measured: by file."""
+    found = measured.get(cell.checkpoint.file) if cell.checkpoint else None
+    return "\n".join(_figure(name, value) for name, value in found.figures.items()) if found else ""
+
+
+def _figure(name: str, value: float) -> str:
+    if name == "loss_on_images":  # how much it fell
+        return f"loss on images {-value:+.1f} %"
+    return f"loss without triggers {value:+.1f} %" if name == "loss_drift" else f"{name} {value:.0f}"
 
 
 def row_label(row: Sequence[Cell], num_strengths: int) -> str:

@@ -5,10 +5,12 @@ from typing import Any
 
 from . import grid, lora_loading, sampling
 from .applied_loras import AppliedLoras
+from .findings import Measured, find_for_files
 from .lora_files import lora_path
 from .node_texts import Node
 from .nodes_prompt import file_version
 from .nodes_sample import sampling_widgets, t5_length_of
+from .runs import runs_dir
 from .safetensors_header import read_header
 from .sheet import Sheet
 
@@ -75,12 +77,15 @@ class CheckpointGrid(Node):
         rows = grid.plan(grid.read_prompts(prompts), chosen, numbers)
         applied = AppliedLoras(tuple((each.file, read_header(lora_path(each.file)).metadata) for each in chosen))
         length = t5_length or t5_length_of(model, applied).tokens
+        measured, keep = _known(run)
         sheet = Sheet(
             run,
             f"seed {seed}, {steps} steps, {sampler}, {schedule}, guidance {guidance:g}, {width} x {height}",
             [grid.column_label(cell) for cell in rows[0]],
             [grid.row_label(row, sum(map(bool, numbers))) for row in rows],
             _cell(width, height, cell_size),
+            [grid.column_foot(cell, measured) for cell in rows[0]],
+            grid.column_of(rows[0], keep),
         )
         return _Drawing(model, clip, vae, settings, (width, height), length, sheet).draw(rows)
 
@@ -205,6 +210,13 @@ def _checkpoints(run: str) -> list[grid.Checkpoint]:
     """A run's checkpoints by its name, with either system's slashes; none if it has none."""
     found = _runs()
     return found.get(run) or found.get(run.replace("\\", "/")) or found.get(run.replace("/", "\\")) or []
+
+
+def _known(run: str) -> tuple[dict[str, Measured], str | None]:
+    """The figures of a run's checkpoints and the one to keep, both by the names in ComfyUI's list, if known."""
+    import folder_paths
+
+    return find_for_files(runs_dir(), run, folder_paths.get_filename_list("loras"))
 
 
 def _no_run(run: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import findings
 from .run_state import LISTENING, state_of
 from .training_log import (
     Checkpoint,
@@ -55,6 +56,13 @@ def find_runs_dir(environment: Mapping[str, str], base: Path, pack: Path) -> Pat
     return next((folder for folder in (base / "runs", *inside) if folder.is_dir()), base / "runs")
 
 
+def runs_dir() -> Path:
+    """The runs folder of the ComfyUI that runs here."""
+    import folder_paths
+
+    return find_runs_dir(os.environ, Path(folder_paths.base_path), Path(__file__).parent)
+
+
 class Runs:
     """All runs of a folder. Its methods may be called from several threads; each answers with plain JSON values."""
 
@@ -84,6 +92,7 @@ class Runs:
                 "samples": _samples(folder / "samples", log.prompts),
                 "asked": [wish for wish in WISHES if (folder / wish).is_file()],
                 "broken_lines": log.num_broken,
+                "findings": findings.as_json(log, folder),
             }
 
     def sample(self, name: str, file: str) -> bytes:

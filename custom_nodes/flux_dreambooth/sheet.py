@@ -13,13 +13,19 @@ LINE_HEIGHT = 1.35
 
 @dataclass(frozen=True)
 class Sheet:
-    """The labels of a sheet. cell: width and height of each image on it, in pixels."""
+    """The labels of a sheet.
+
+    cell: width and height of each image on it, in pixels. feet: what is written below each column, or nothing at all;
+    marked: the recommended column, by its number, which is named and framed.
+    """
 
     title: str
     note: str
     columns: Sequence[str]
     rows: Sequence[str]
     cell: tuple[int, int]
+    feet: Sequence[str] = ()
+    marked: int | None = None
 
     def draw(self, pictures: dict[tuple[int, int], Image.Image]) -> Image.Image:
         """The sheet. pictures: by row and column; a cell that has no image yet stays grey."""
@@ -29,9 +35,14 @@ class Sheet:
         full = left + len(self.columns) * (width + gutter) - gutter + margin
         title, note = self._wrap(self.title, TITLE_SIZE, full - 2 * margin), self._wrap(self.note, LABEL_SIZE, full)
         heads = [self._wrap(head, HEAD_SIZE, width) for head in self.columns]
+        if self.marked is not None:
+            heads[self.marked] += self._wrap("recommended", HEAD_SIZE, width)
         above = margin + self._height(title, TITLE_SIZE) + self._height(note, LABEL_SIZE) + gutter
         top = above + max(self._height(head, HEAD_SIZE) for head in heads) + gutter // 2
-        sheet = Image.new("RGB", (full, top + len(self.rows) * (height + gutter) - gutter + margin), PAPER)
+        bottom = top + len(self.rows) * (height + gutter) - gutter
+        feet = [self._wrap(foot, LABEL_SIZE, width) for foot in self.feet]
+        below = max((self._height(foot, LABEL_SIZE) + gutter for foot in feet if foot), default=0)
+        sheet = Image.new("RGB", (full, bottom + below + margin), PAPER)
         pen = ImageDraw.Draw(sheet)
         self._write(pen, margin, margin, title, TITLE_SIZE, INK)
         self._write(pen, margin, margin + self._height(title, TITLE_SIZE), note, LABEL_SIZE, QUIET)
@@ -47,6 +58,12 @@ class Sheet:
                     pen.rectangle((x, y, x + width - 1, y + height - 1), EMPTY)
                 else:
                     sheet.paste(picture.resize(self.cell, Image.Resampling.LANCZOS), (x, y))
+        for column, foot in enumerate(feet):
+            self._write(pen, left + column * (width + gutter), bottom + gutter, foot, LABEL_SIZE, INK)
+        if self.marked is not None:
+            x, gap = left + self.marked * (width + gutter), gutter // 2
+            frame = (x - gap, above - gap, x + width + gap - 1, bottom + below + gap - 1)
+            pen.rectangle(frame, None, INK, max(1, gap // 2))
         return sheet
 
     def _scaled(self, length: float) -> int:

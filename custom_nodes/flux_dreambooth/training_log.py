@@ -1,6 +1,7 @@
 """A run's log.jsonl, read as it grows: only what was added since the last call, and robust to any content.
 
-Lines are the trainer's: {"kind": "step", "step": 12, "loss": …}, and "start", "checkpoint", "sample", "validation".
+Lines are the trainer's: {"kind": "step", "step": 12, "loss": …}, and "start", "checkpoint", "sample", "validation",
+"evaluation", "recommendation", "verdict".
 """
 
 import itertools
@@ -47,11 +48,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A LoRA file that was written. with_state: the run can be resumed from it."""
+    """A LoRA file that was written. with_state: the run can be resumed from it; time: in seconds since 1970."""
 
     file: str
     step: int
     with_state: bool
+    time: float | None = None
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -80,6 +82,9 @@ class TrainingLog:
         self.validation: list[tuple[int, float]] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self.prompts: dict[str, str] = {}  # of sample images, by file name
+        self.evaluations: dict[int, dict[str, float]] = {}  # what each has measured, by step
+        self.recommended: int | None = None  # the step that the trainer recommends at the run's end
+        self.verdicts: dict[str, dict[str, Any]] = {}  # the latest of each kind; the guard repeats them after a start
         self.start: Start | None = None
         self.last: Start | Step | Checkpoint | None = None
 
@@ -134,6 +139,7 @@ class TrainingLog:
         if not (total := count(record.get("total_steps"))):
             return False
         self._go_back_to(step)
+        self.recommended, self.verdicts = None, {}
         self.last = self.start = Start(step, total, count(record.get("epochs")) or None)
         return True
 
@@ -165,7 +171,7 @@ class TrainingLog:
         for removed in str(record.get("removed", "")).split(", "):
             self.checkpoints.pop(removed, None)
         self.checkpoints.pop(file, None)
-        self.last = self.checkpoints[file] = Checkpoint(file, step, "state" in record)
+        self.last = self.checkpoints[file] = Checkpoint(file, step, "state" in record, number(record.get("time")))
         _keep_newest(self.checkpoints)
         return True
 
@@ -175,6 +181,29 @@ class TrainingLog:
             return False
         self.prompts[file] = str(record.get("prompt", ""))[:1000]
         _keep_newest(self.prompts)
+        return True
+
+    def _note_evaluation(self, step: int, record: dict[str, Any]) -> bool:
+        numbers = {key: found for key, value in record.items() if (found := number(value)) is not None}
+        if "score" not in numbers:
+            return False
+        self.evaluations[step] = numbers
+        _keep_newest(self.evaluations)
+        return True
+
+    def _note_recommendation(self, _step: int, record: dict[str, Any]) -> bool:
+        self.recommended = count(record.get("best_step"))
+        return self.recommended is not None
+
+    def _note_verdict(self, step: int, record: dict[str, Any]) -> bool:
+        kind, text, holds = record.get("verdict"), record.get("text"), record.get("holds")
+        if not isinstance(kind, str) or not isinstance(text, str) or not isinstance(holds, bool):
+            return False
+        numbers = {key: found for key, value in record.items() if (found := number(value)) is not None}
+        facts = {key: found for key, found in numbers.items() if key not in ("time", "step")}
+        self.verdicts.pop(kind, None)
+        self.verdicts[kind] = {"kind": kind, "step": step, "holds": holds, "text": text[:1000], "facts": facts}
+        _keep_newest(self.verdicts)
         return True
 
 
@@ -192,10 +221,13 @@ _NOTES = {
     "validation": TrainingLog._note_validation,
     "checkpoint": TrainingLog._note_checkpoint,
     "sample": TrainingLog._note_sample,
+    "evaluation": TrainingLog._note_evaluation,
+    "recommendation": TrainingLog._note_recommendation,
+    "verdict": TrainingLog._note_verdict,
 }
 
 
-def _keep_newest(events: dict[str, Any]) -> None:
+def _keep_newest(events: dict[Any, Any]) -> None:
     while len(events) > MAX_EVENTS:
         del events[next(iter(events))]
 

@@ -16,7 +16,7 @@ from typing import Any
 from .lora_file.concepts import MAX_CONCEPTS, MAX_LENGTH, Concept
 from .lora_file.metadata import with_triggers
 from .lora_files import run_of, write_file
-from .runs import find_runs_dir
+from .runs import runs_dir
 from .safetensors_header import read_header
 from .training_log import open_regular
 
@@ -27,9 +27,7 @@ _lock = threading.Lock()
 
 def triggers_file() -> Path:
     """Where ComfyUI keeps them."""
-    import folder_paths
-
-    return find_runs_dir(os.environ, Path(folder_paths.base_path), Path(__file__).parent) / FILE
+    return runs_dir() / FILE
 
 
 def edited_concepts(file: Path, lora: str) -> list[Concept] | None:
