@@ -23,6 +23,9 @@ export function sampleUrl(run, file) {
   return api.apiURL(`${PREFIX}/runs/${encodeURIComponent(run)}/samples/${encodeURIComponent(file)}`)
 }
 
+/** The page that `trainer compare` wrote about a run. */
+export const reportUrl = (run) => api.apiURL(`${PREFIX}/runs/${encodeURIComponent(run)}/report`)
+
 function send(path, body) {
   return ask(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
 }

@@ -1,5 +1,7 @@
 // What the sidebar tab shows: the runs, and one of them in detail.
+import { shortName } from './checkpoint_name.js'
 import { h, section } from './elements.js'
+import { checkpointMark, drawFindings } from './findings.js'
 import { lossChart, rateChart } from './chart.js'
 import { createSamples } from './samples.js'
 import { formatDuration, formatNumber, text } from './texts.js'
@@ -8,18 +10,19 @@ const LISTENING = ['preparing', 'running', 'quiet']
 
 /** actions: select(name), compare(name), ask(name, wish), use(lora). Returns {element, showRuns, showRun, showError}. */
 export function createPanel(actions) {
-  const parts = ['runs', 'progress', 'buttons', 'curves', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
-  const [runs, progress, buttons, curves, samples, checkpoints] = parts
+  const parts = ['runs', 'progress', 'buttons', 'findings', 'curves', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
+  const [runs, progress, buttons, findings, curves, samples, checkpoints] = parts
   const notice = h('div', { class: 'fdb-notice', hidden: true })
   const body = h('div', { class: 'fdb-body' }, notice, parts)
   const element = h('div', { class: 'fdb-panel' }, h('header', { class: 'fdb-header' }, text('training.title')), body)
   const draw = {
     runs: section(runs, (list, selected) => list.length > 1 ? list.map((run) => runRow(run, selected, actions)) : []),
     progress: section(progress, drawProgress),
+    findings: section(findings, (run, checkpoints, found) => drawFindings(run, checkpoints, found, actions.use)),
     curves: section(curves, (...facts) => drawCurves(actions, ...facts)),
     buttons: section(buttons, (name, state, asked) => drawButtons(name, state, asked, actions)),
     samples: section(samples, createSamples()),
-    checkpoints: section(checkpoints, (run, list) => drawCheckpoints(run, list, actions))
+    checkpoints: section(checkpoints, (run, list, found) => drawCheckpoints(run, list, found, actions))
   }
   const clear = () => parts.slice(1).forEach((part) => part.replaceChildren())
 
@@ -41,8 +44,9 @@ export function createPanel(actions) {
     draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
       other && { name: other.name, points: other.curve, total: other.total }, names.filter((name) => name !== run.name))
     draw.buttons(run.name, run.state, run.asked)
+    draw.findings(run.name, run.checkpoints, run.findings)
     draw.samples(run.name, run.samples)
-    draw.checkpoints(run.name, run.checkpoints)
+    draw.checkpoints(run.name, run.checkpoints, run.findings)
   }
 
   function showError(message) {
@@ -126,23 +130,12 @@ function drawButtons(name, state, asked, actions) {
   })
 }
 
-function drawCheckpoints(run, list, actions) {
+function drawCheckpoints(run, list, found, actions) {
   if (!list.length) return []
   const row = ({ file, step, lora, with_state }) => h('li', { title: file },
-    h('span', { class: 'fdb-name' }, shortName(run, file), with_state && h('i', { class: 'pi pi-history', title: text('training.resumable') })),
+    h('span', { class: 'fdb-name' }, shortName(run, file), with_state && h('i', { class: 'pi pi-history', title: text('training.resumable') }), checkpointMark(file, found)),
     h('span', { class: 'fdb-small' }, text('training.step', { step: formatNumber(step) })),
     h('button', { class: 'fdb-button fdb-use', type: 'button', disabled: !lora, title: text(lora ? 'training.useTip' : 'training.gone'), onclick: () => actions.use(lora) },
       text('training.use')))
   return [h('h3', {}, text('training.checkpoints')), h('ul', { class: 'fdb-list' }, list.map(row))]
-}
-
-/** kohya's names: NAME-000025 after an epoch, NAME-step00000100, NAME at the end. */
-function shortName(run, file) {
-  const name = file.replace(/\.safetensors$/, '')
-  const rest = name.startsWith(run) ? name.slice(run.length) : null
-  if (rest === '') return text('training.final')
-  const epoch = rest?.match(/^-(\d{6})$/)
-  const step = rest?.match(/^-step(\d{8})$/)
-  if (epoch) return text('training.epochName', { n: formatNumber(+epoch[1]) })
-  return step ? text('training.step', { step: formatNumber(+step[1]) }) : name
 }
