@@ -66,7 +66,7 @@ def as_json(log: TrainingLog, folder: Path) -> dict[str, Any]:
     return {
         "measured": {file: each.as_json() for file, each in known.measured.items() if file in log.checkpoints},
         "recommended": known.recommended,
-        "verdicts": list(log.verdicts.values()),
+        "verdicts": sorted(log.verdicts.values(), key=lambda each: (not each["holds"], -each["step"])),
         "report": _report(log, folder / REPORT),
     }
 

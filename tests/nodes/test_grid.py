@@ -8,6 +8,7 @@ from PIL import Image, ImageChops
 from custom_nodes.flux_dreambooth import grid
 from custom_nodes.flux_dreambooth.sheet import EMPTY, PAPER, Sheet
 from tests.nodes.model_files import write_lora
+from tests.nodes.run_writer import RunWriter
 from tests.nodes.server import ComfyServer
 
 FILES = [
@@ -169,3 +170,16 @@ def test_a_new_checkpoint_is_drawn(server: ComfyServer):
     assert {"2", "4"} <= {*server.run(prompt).cached}
     write_lora(server.loras / "grown.safetensors", server.folder / "models/mini", seed=5)
     assert len(server.run(prompt).pictures(server, "4")) == 2
+
+
+@pytest.mark.comfyui
+def test_figures_that_are_known_are_written_below_the_columns(server: ComfyServer):
+    one = {"strengths": "1", "prompts": PROMPTS[0]}
+    (plain,) = server.run(grid_prompt(seed=6, **one)).pictures(server, "3")
+    run = RunWriter(server.folder / "runs", "grid", total=8, per_epoch=2)
+    for steps, score in ((6, 50.0), (2, 40.0)):
+        run.steps(steps)
+        run.checkpoint()
+        run.line("evaluation", score=score, error=1.0, likeness=score, bleed=0.0, drift=0.0)
+    (known,) = server.run(grid_prompt(seed=7, **one)).pictures(server, "3")
+    assert known.width == plain.width and known.height > plain.height

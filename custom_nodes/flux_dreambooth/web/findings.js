@@ -5,10 +5,11 @@ import { reportUrl } from './server.js'
 import { language, text } from './texts.js'
 
 const ICONS = { too_high: 'pi-exclamation-triangle', too_low: 'pi-arrow-down', improving: 'pi-arrow-up-right', overfitting: 'pi-exclamation-triangle' }
+const NOTHING = { recommended: null, verdicts: [], measured: {}, report: null } // of a server that was not restarted yet
 const FIGURES = ['likeness', 'bleed', 'drift']
 
 /** checkpoints: of the run, of which one may be used(lora). */
-export function drawFindings(run, checkpoints, { recommended, verdicts, report }, use) {
+export function drawFindings(run, checkpoints, { recommended, verdicts, report } = NOTHING, use) {
   const link = report && reportLink(run, report)
   return [
     recommended && recommendation(run, checkpoints, recommended, report === 'current' && link, use),
@@ -49,7 +50,7 @@ function named(name) {
 }
 
 /** A checkpoint's figures and, at the one to keep, the mark; null where nothing is known. */
-export function checkpointMark(file, { measured, recommended }) {
+export function checkpointMark(file, { measured, recommended } = NOTHING) {
   const mark = recommended?.file === file &&
     h('strong', { class: 'fdb-good' }, star(), text(recommended.by === 'so_far' ? 'findings.markSoFar' : 'findings.mark'))
   const line = figuresOf(measured[file]?.figures ?? {})
