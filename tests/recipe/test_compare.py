@@ -2,12 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.selection.job import compare_run
+from custom_nodes.flux_dreambooth.runs import Runs
 from tests.judge_models import write_dinov2, write_siglip2
 from tests.recipe_files import Finished, Workshop
 from trainer.cli.compare import run as compare
@@ -46,6 +48,9 @@ def test_a_run_is_measured_once_and_its_images_are_kept(run, capsys, monkeypatch
     assert again["checkpoints"][0]["likeness"] == found["checkpoints"][0]["likeness"]
     first = again["checkpoints"][0]
     assert first["score"] == pytest.approx(first["likeness"]["mean"] - first["bleed"]["mean"])
+    page = Runs(run.config.run_dir).details("tj")["findings"]  # as ComfyUI's page has it
+    assert page["recommended"]["file"] == Path(again["recommended"]).name and page["report"] == "current"
+    assert page["recommended"]["reason"] == again["reason"] and len(page["measured"]) == 2
 
 
 def test_the_page_needs_no_other_file(run):
@@ -98,6 +103,9 @@ def test_a_training_measures_itself_and_names_the_best_file(workshop, caplog, mo
     (best,) = found.log("recommendation")
     assert best["best_step"] in (5, 10) and (found.config.output_dir / best["file"]).is_file()
     assert "best of 2 evaluations: tj" in caplog.text
+    page = Runs(found.config.run_dir).details("tj")
+    assert (page["findings"]["recommended"]["file"], page["findings"]["recommended"]["by"]) == (best["file"], "end")
+    assert len(page["findings"]["measured"]) == 2 and page["broken_lines"] == 0
     plain = workshop.train("unwatched", **settings | {"evaluate_every_n_epochs": None})
     assert not plain.log("evaluation") and "which of the 2 LoRA files to keep" in caplog.text
     assert all(torch.equal(found.tensors()[name], each) for name, each in plain.tensors().items())

@@ -2,6 +2,7 @@
 
 import pytest
 
+from custom_nodes.flux_dreambooth.runs import Runs
 from tests.recipe_files import check_report, largest_difference, read_log
 from trainer.common.problems import Problems
 from trainer.engine import guard
@@ -16,6 +17,8 @@ TEXT = "overfitting since step 2 (made up)"
 def test_a_rate_that_is_far_too_low_is_named_too(workshop):
     run = workshop.train("low", learning_rate=1e-7, max_train_steps=30)
     assert run.log("verdict")[0]["verdict"] == "too_low"
+    (seen,) = Runs(run.config.run_dir).details("tj")["findings"]["verdicts"]  # as ComfyUI's page has it
+    assert seen["kind"] == "too_low" and seen["holds"] and {"learned", "loss_at_start"} <= seen["facts"].keys()
     assert run.log("verdict")[0]["step"] >= 12
 
 
