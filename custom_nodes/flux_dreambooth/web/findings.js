@@ -34,8 +34,8 @@ function recommendation(run, checkpoints, found, link, use) {
 
 function because({ score, error, of }) {
   if (score === null) return null
-  const values = { score: whole(score, 1), error: whole(error, 1), n: whole(of) }
-  return text(error === null ? 'findings.becauseAlone' : 'findings.because', values)
+  const points = error === null ? whole(score, 1) : `${whole(score, 1)} ± ${whole(error, 1)}`
+  return text(of === 1 ? 'findings.becauseOnly' : 'findings.because', { score: points, n: whole(of) })
 }
 
 function reason({ reason: known, close, next, text: english }) {
@@ -60,10 +60,13 @@ export function checkpointMark(file, { measured, recommended } = NOTHING) {
 const star = () => h('i', { class: 'pi pi-star-fill', 'aria-hidden': 'true' })
 
 function figuresOf(figures) {
-  if ('likeness' in figures) return FIGURES.map((name) => text(`findings.${name}`, { n: whole(figures[name]) })).join(' · ')
+  if ('likeness' in figures) return listed(FIGURES.map((name) => text(`findings.${name}`, { n: whole(figures[name]) })))
   if (!('loss_on_images' in figures)) return null
-  return [text('findings.lossOnImages', { n: signed(-figures.loss_on_images) }), text('findings.lossDrift', { n: signed(figures.loss_drift) })].join(' · ')
+  return listed([text('findings.lossOnImages', { n: signed(-figures.loss_on_images) }), text('findings.lossDrift', { n: signed(figures.loss_drift) })])
 }
+
+/** Side by side; a line may only break between two of them. */
+const listed = (parts) => parts.map((part) => part.replaceAll(' ', '\u00a0')).join(' · ')
 
 function verdict({ kind, step, holds, text: english, facts }) {
   const known = holds ? title(kind, facts) : ICONS[kind] && text('findings.noLonger', { what: text(`findings.kinds.${kind}`) })
