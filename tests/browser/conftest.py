@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ TAB = ", ".join(f"[aria-label='{texts['fluxDreamBooth']['training']['tooltip']}'
 READY = f"""() => window.app?.graph?.nodes && document.querySelector({json.dumps(TAB)})
   && Boolean(app.extensionManager.workflow.activeWorkflow)"""
 TOAST = "[role=alert]"
+REFUSED = re.compile("Failed to load resource: the server responded with a status of (400|409)")
 WORKFLOWS = "[role=button][aria-label^='Workflows'], button[aria-label^='Workflows']"
 
 
@@ -63,10 +65,10 @@ def runs(comfyui: ComfyServer) -> Iterator[Path]:
 
 @pytest.fixture
 def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any]]:
-    """open_page(locale="en", palette="dark", size=(1400, 1000), server=None, outage=False): ComfyUI's empty page.
+    """open_page(locale="en", palette="dark", size=(1400, 1000), server=None, …): ComfyUI's empty page.
 
     Any uncaught error on it, and any error or warning of our scripts, fails the test at its end. outage: the server
-    will be away for a while, so that requests may fail.
+    will be away for a while, so that requests may fail. refused: it will refuse requests of the test as wrong.
     """
     pages, errors = [], []
 
@@ -76,13 +78,14 @@ def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any
         size: tuple[int, int] = (1400, 1000),
         server: Any = None,
         outage: bool = False,
+        refused: bool = False,
     ) -> Any:
         server = server or comfyui
         server.post("/settings", SETTINGS | {"Comfy.Locale": locale, "Comfy.ColorPalette": palette})
         page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text) if is_ours(line, outage) else None)
+        page.on("console", lambda line: errors.append(told(line)) if is_ours(line, outage, refused) else None)
         page.goto(server.url)
         page.wait_for_function(READY, timeout=90_000)
         page.evaluate("() => app.graph.clear()")
@@ -95,9 +98,15 @@ def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any
     assert errors == []
 
 
-def is_ours(line: Any, outage: bool = False) -> bool:
+def told(line: Any) -> str:
+    """A line of the console with the address that it is about."""
+    return f"{line.text} {line.location.get('url', '')}"
+
+
+def is_ours(line: Any, outage: bool = False, refused: bool = False) -> bool:
     """Whether a line of the console is an error of, or a warning about, this node pack's scripts."""
-    place = line.location.get("url", "") + line.text
+    place = told(line)
     lost = outage and line.text.startswith("Failed to load resource: net::ERR_")
+    lost |= refused and bool(REFUSED.match(line.text))
     named = any(name in place for name in ("flux_dreambooth", "FluxDreamBooth"))  # our folder, our extensions
     return line.type in ("error", "warning") and named and not lost

@@ -83,6 +83,14 @@ def test_every_output_has_its_english_text(node: str):
     assert all(cls.OUTPUT_TOOLTIPS) and len(cls.OUTPUT_TOOLTIPS) == len(names)
 
 
+def test_the_page_s_texts_are_there_in_english():
+    used = set()
+    for path in PACK.glob("web/**/*.js"):
+        used |= set(re.findall(r"\btext\('([\w.]+)'", path.read_text()))
+    known = keys_of(texts("en")["main"]["fluxDreamBooth"])
+    assert len(used) > 100 and not used - known
+
+
 def test_missing_korean_is_reported_and_stops_nobody():
     english, korean = keys_of(texts("en")), keys_of(texts("ko"))
     report(sorted(english - korean) + [f"{key} (left over)" for key in sorted(korean - english)])

@@ -30,8 +30,11 @@ export function section(element, draw) {
   }
 }
 
-export function addStyle() {
-  const href = new URL('./style.css', import.meta.url).href
+export const addStyle = () => addStyleSheet('./style.css')
+
+/** file: relative to this one. */
+export function addStyleSheet(file) {
+  const href = new URL(file, import.meta.url).href
   if (!document.querySelector(`link[href="${href}"]`)) {
     document.head.append(h('link', { rel: 'stylesheet', href }))
   }

@@ -1,7 +1,8 @@
-// Requests to the node pack's routes (routes.py).
+// Requests to the node pack's routes (routes.py). workbench/requests.js has those for images, captions and jobs.
 import { api } from '../../scripts/api.js'
 
 const PREFIX = '/flux_dreambooth'
+export const OURS = { 'X-Flux-DreamBooth': '1' } // what another site's page cannot send
 
 export const fetchRuns = () => ask('/runs')
 export const fetchRun = (name) => ask(`/runs/${encodeURIComponent(name)}`)
@@ -20,20 +21,22 @@ export const askRun = (name, wish) => send(`/runs/${encodeURIComponent(name)}/${
 export const askConceptPrompt = (prompt, nodes) => send('/concept_prompt', { prompt, nodes })
 
 export function sampleUrl(run, file) {
-  return api.apiURL(`${PREFIX}/runs/${encodeURIComponent(run)}/samples/${encodeURIComponent(file)}`)
+  return urlOf(`/runs/${encodeURIComponent(run)}/samples/${encodeURIComponent(file)}`)
 }
 
 /** The page that `trainer compare` wrote about a run. */
-export const reportUrl = (run) => api.apiURL(`${PREFIX}/runs/${encodeURIComponent(run)}/report`)
+export const reportUrl = (run) => urlOf(`/runs/${encodeURIComponent(run)}/report`)
 
-function send(path, body) {
-  return ask(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
+export const urlOf = (path) => api.apiURL(PREFIX + path)
+
+export function send(path, body) {
+  return ask(path, { method: 'POST', headers: { ...OURS, 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
 }
 
-/** The answer's JSON; throws an Error with the server's sentence and its status, or without one if there is no answer. */
-async function ask(path, options = {}) {
+/** The answer's JSON. Throws an Error with the server's sentence, its status and content; both undefined without an answer. */
+export async function ask(path, options = {}) {
   const answer = await api.fetchApi(PREFIX + path, { cache: 'no-store', ...options })
   const content = await answer.json().catch(() => ({}))
-  if (!answer.ok) throw Object.assign(new Error(content.error ?? `${answer.status} ${answer.statusText}`), { status: answer.status })
+  if (!answer.ok) throw Object.assign(new Error(content.error ?? `${answer.status} ${answer.statusText}`), { status: answer.status, content })
   return content
 }

@@ -1,16 +1,20 @@
-// The sidebar tab "Training", and the news of new checkpoints wherever the user is.
+// The sidebar tab "Training" with its views, and the news of new checkpoints wherever the user is.
 import { app } from '../../scripts/app.js'
-import { addStyle } from './elements.js'
+import { addStyle, addStyleSheet } from './elements.js'
 import { putIntoGraph, refreshLists } from './graph.js'
 import { askRun, fetchRun, fetchRuns } from './server.js'
-import { formatNumber, loadTexts, text } from './texts.js'
-import { createPanel } from './training_panel.js'
+import { formatNumber, language, loadTexts, text } from './texts.js'
+import { createRuns } from './training_panel.js'
+import { isBeingCompared } from './workbench/comparison.js'
+import { createImages } from './workbench/images.js'
+import { createTabs } from './workbench/tabs.js'
+import { createTrain } from './workbench/train.js'
 
 const WATCHING = 2000 // milliseconds between two looks while the tab is open
 const LISTENING = 6000 // and while it is closed
 const NOTIFY = 'FluxDreamBooth.NotifyCheckpoints'
 
-let panel = null
+let panel = null // the views, which keep what the user has written while the tab is closed
 let selected = null
 let compared = null // the run whose curve is shown with the selected one's
 let timer = 0
@@ -22,6 +26,7 @@ app.registerExtension({
   commands: [{ id: 'FluxDreamBooth.UseNewestCheckpoint', label: 'Put the newest checkpoint into the graph', icon: 'pi pi-bolt', function: useNewest }],
   async setup() {
     addStyle()
+    addStyleSheet('./workbench/style.css')
     await loadTexts().catch(() => {})
     app.extensionManager.registerSidebarTab({
       id: 'fluxDreamBooth',
@@ -30,34 +35,58 @@ app.registerExtension({
       tooltip: 'fluxDreamBooth.training.tooltip',
       type: 'custom',
       render: open,
-      destroy: () => { panel = null }
+      destroy: () => { panel?.images.leave() }
     })
-    document.addEventListener('visibilitychange', look)
+    document.addEventListener('visibilitychange', () => {
+      if (document.hidden) panel?.images.leave() // the page may be closed
+      look()
+    })
     look()
   }
 })
 
 function open(element) {
-  panel = createPanel({ select, compare, ask, use })
+  if (panel?.language !== language()) panel = createPanel()
   element.style.height = '100%'
-  element.replaceChildren(panel.element)
+  element.replaceChildren(panel.tabs.element)
   look()
 }
+
+function createPanel() {
+  const runs = createRuns({ select, compare, ask, use, start: () => panel.tabs.show('train') })
+  const train = createTrain((run) => {
+    selected = run
+    panel.tabs.show('runs')
+  })
+  const images = createImages((concept) => {
+    panel.tabs.show('train')
+    train.useConcept(concept)
+  })
+  const tabs = createTabs({ images, train, runs }, 'runs', (name) => {
+    if (name !== 'images') images.leave()
+    look()
+  })
+  return { language: language(), tabs, images, train, runs }
+}
+
+const isOpen = () => Boolean(panel?.tabs.element.isConnected)
 
 /** One look at the server now, the next one later; a page that nobody sees does not look. */
 async function look() {
   clearTimeout(timer)
   if (!document.hidden) {
-    await update().catch((error) => panel?.showError(error.message))
+    await update().catch((error) => panel?.runs.showError(error.message))
     clearTimeout(timer)
-    timer = setTimeout(look, panel?.element.isConnected ? WATCHING : LISTENING)
+    timer = setTimeout(look, isOpen() ? WATCHING : LISTENING)
   }
 }
 
 async function update() {
+  const shown = isOpen() ? panel.tabs.shown() : null
+  if (shown && shown !== 'runs') await panel[shown].update() // it says itself what fails
   const overview = await fetchRuns()
   await tellNews(overview.runs)
-  if (!panel?.element.isConnected) return
+  if (shown !== 'runs') return
   if (!overview.runs.some(({ name }) => name === selected)) {
     selected = (overview.runs.find(({ state }) => state === 'running') ?? overview.runs[0])?.name ?? null
   }
@@ -65,8 +94,9 @@ async function update() {
   const names = overview.runs.map((run) => run.name)
   if (compared === name || !names.includes(compared)) compared = null
   const [run, other] = await Promise.all([name, compared].map((each) => each === null ? null : fetchRun(each)))
-  panel?.showRuns(overview, selected)
-  if (run && name === selected) panel?.showRun(run, other, names)
+  const isCompared = run ? await isBeingCompared(name) : false
+  panel.runs.showRuns(overview, selected)
+  if (run && name === selected) panel.runs.showRun(run, other, names, isCompared)
 }
 
 async function tellNews(runs) {

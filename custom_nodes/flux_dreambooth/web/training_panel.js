@@ -1,20 +1,20 @@
-// What the sidebar tab shows: the runs, and one of them in detail.
+// The view "Runs" of the sidebar tab: the runs, and one of them in detail.
 import { shortName } from './checkpoint_name.js'
 import { h, section } from './elements.js'
 import { checkpointMark, drawFindings } from './findings.js'
 import { lossChart, rateChart } from './chart.js'
 import { createSamples } from './samples.js'
 import { formatDuration, formatNumber, text } from './texts.js'
+import { compareButton } from './workbench/comparison.js'
 
 const LISTENING = ['preparing', 'running', 'quiet']
 
-/** actions: select(name), compare(name), ask(name, wish), use(lora). Returns {element, showRuns, showRun, showError}. */
-export function createPanel(actions) {
+/** actions: select(name), compare(name), ask(name, wish), use(lora), start(). Returns {element, showRuns, showRun, showError}. */
+export function createRuns(actions) {
   const parts = ['runs', 'progress', 'buttons', 'findings', 'curves', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
   const [runs, progress, buttons, findings, curves, samples, checkpoints] = parts
   const notice = h('div', { class: 'fdb-notice', hidden: true })
-  const body = h('div', { class: 'fdb-body' }, notice, parts)
-  const element = h('div', { class: 'fdb-panel' }, h('header', { class: 'fdb-header' }, text('training.title')), body)
+  const element = h('div', { class: 'fdb-body' }, notice, parts)
   const draw = {
     runs: section(runs, (list, selected) => list.length > 1 ? list.map((run) => runRow(run, selected, actions)) : []),
     progress: section(progress, drawProgress),
@@ -22,23 +22,24 @@ export function createPanel(actions) {
     curves: section(curves, (...facts) => drawCurves(actions, ...facts)),
     buttons: section(buttons, (name, state, asked) => drawButtons(name, state, asked, actions)),
     samples: section(samples, createSamples()),
-    checkpoints: section(checkpoints, (run, list, found) => drawCheckpoints(run, list, found, actions))
+    checkpoints: section(checkpoints, (run, list, found, isCompared) => drawCheckpoints(run, list, found, isCompared, actions))
   }
   const clear = () => parts.slice(1).forEach((part) => part.replaceChildren())
 
   function showRuns({ runs: list }, selected) {
     draw.runs(list.map(({ name, state, step, total }) => ({ name, state, step, total })), selected)
-    body.classList.toggle('fdb-none', list.length === 0)
+    element.classList.toggle('fdb-none', list.length === 0)
     notice.hidden = list.length > 0
     if (list.length === 0) {
       clear()
       notice.replaceChildren(h('i', { class: 'pi pi-chart-line' }), h('p', {}, text('training.none')),
-        h('p', { class: 'fdb-small' }, text('training.how')))
+        h('p', { class: 'fdb-small' }, text('training.how')),
+        h('button', { class: 'fdb-button', type: 'button', onclick: actions.start }, h('i', { class: 'pi pi-play' }), text('bench.start.start')))
     }
   }
 
-  /** other: the run whose curve is compared, or null; names: of all runs. */
-  function showRun(run, other, names) {
+  /** other: the run whose curve is compared, or null; names: of all runs; isCompared: whether a job compares its checkpoints. */
+  function showRun(run, other, names, isCompared) {
     draw.progress(run.name, run.state, run.step, run.total, run.epoch, run.epochs, run.average, run.learning_rate,
       run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
     draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
@@ -46,7 +47,7 @@ export function createPanel(actions) {
     draw.buttons(run.name, run.state, run.asked)
     draw.findings(run.name, run.checkpoints, run.findings)
     draw.samples(run.name, run.samples)
-    draw.checkpoints(run.name, run.checkpoints, run.findings)
+    draw.checkpoints(run.name, run.checkpoints, run.findings, isCompared)
   }
 
   function showError(message) {
@@ -130,12 +131,12 @@ function drawButtons(name, state, asked, actions) {
   })
 }
 
-function drawCheckpoints(run, list, found, actions) {
+function drawCheckpoints(run, list, found, isCompared, actions) {
   if (!list.length) return []
   const row = ({ file, step, lora, with_state }) => h('li', { title: file },
     h('span', { class: 'fdb-name' }, shortName(run, file), with_state && h('i', { class: 'pi pi-history', title: text('training.resumable') }), checkpointMark(file, found)),
     h('span', { class: 'fdb-small' }, text('training.step', { step: formatNumber(step) })),
     h('button', { class: 'fdb-button fdb-use', type: 'button', disabled: !lora, title: text(lora ? 'training.useTip' : 'training.gone'), onclick: () => actions.use(lora) },
       text('training.use')))
-  return [h('h3', {}, text('training.checkpoints')), h('ul', { class: 'fdb-list' }, list.map(row))]
+  return [h('h3', {}, text('training.checkpoints'), compareButton(run, list, isCompared)), h('ul', { class: 'fdb-list' }, list.map(row))]
 }

@@ -1,0 +1,84 @@
+// The part of the form that makes a dataset file of concepts: their trigger words, and how often each image is seen.
+import { h } from '../elements.js'
+import { formatNumber, text } from '../texts.js'
+import { arrange, field } from './parts.js'
+import { writeDataset } from './requests.js'
+
+const COMPOSITES = 160 // as in the project's data.toml
+const TAKEN = 409
+const MOST_NAMES = 20 // that are tried
+
+/** Returns {element, show(concepts, datasets), write(name), choose(concept)}. */
+export function createDatasetForm() {
+  const rows = new Map() // name -> {element, chosen, words, repeats, masks}
+  const list = h('div', { class: 'fdb-choices' })
+  const none = h('div', { class: 'fdb-small' }, text('bench.dataset.none'))
+  const number = (value, min) => h('input', { type: 'number', min, max: 100000, step: 1, value })
+  const resolution = number(1024, 64)
+  const composites = number(0, 0)
+  const preserved = number(0, 0)
+  let written = false // whether the user chose a number of composites
+  composites.addEventListener('input', () => { written = true })
+  const element = h('div', { class: 'fdb-new-dataset' }, list,
+    h('div', { class: 'fdb-fields' }, field(text('bench.dataset.resolution'), resolution),
+      field(text('bench.dataset.composites'), composites), field(text('bench.dataset.preserved'), preserved)),
+    h('div', { class: 'fdb-small' }, text('bench.dataset.how')))
+
+  const chosen = () => [...rows].filter(([, row]) => row.chosen.checked)
+
+  function suggest() {
+    const masked = chosen().filter(([, row]) => row.masks > 0).length
+    if (!written) composites.value = masked > 1 ? COMPOSITES : 0
+  }
+
+  function add({ name, images }, words) {
+    const row = {
+      chosen: h('input', { type: 'checkbox', onchange: suggest }),
+      words: h('input', { type: 'text', maxlength: 200, value: words, placeholder: text('bench.dataset.example'), 'aria-label': text('bench.dataset.words', { name }) }),
+      repeats: h('input', { type: 'number', min: 1, max: 1000, value: 1, 'aria-label': text('bench.dataset.repeats', { name }), title: text('bench.dataset.repeats', { name }) }),
+      count: h('span', { class: 'fdb-small' }, text('bench.images.count', { n: formatNumber(images) })),
+      masks: 0
+    }
+    row.words.addEventListener('input', () => { row.chosen.checked ||= row.words.value.trim() !== ''; suggest() })
+    row.element = h('div', { class: 'fdb-choice' }, h('label', {}, row.chosen, h('span', { class: 'fdb-name' }, name), row.count),
+      h('div', { class: 'fdb-line' }, row.words, row.repeats))
+    rows.set(name, row)
+  }
+
+  /** What is there now; what the user has written stays. */
+  function show(concepts, datasets) {
+    const known = new Map(datasets.flatMap(({ subsets }) => subsets).map(({ folder, class_tokens: words }) => [folder, words ?? '']))
+    for (const concept of concepts) {
+      if (!rows.has(concept.name)) add(concept, known.get(concept.name) ?? '')
+      rows.get(concept.name).masks = concept.masks
+      rows.get(concept.name).count.textContent = text('bench.images.count', { n: formatNumber(concept.images) })
+    }
+    const names = concepts.map(({ name }) => name)
+    for (const name of [...rows.keys()]) if (!names.includes(name)) rows.delete(name)
+    arrange(list, names.length ? names.map((name) => rows.get(name).element) : [none])
+  }
+
+  /** Write the file under this name, or one with a number. Returns its path; throws an Error with what is missing. */
+  async function write(name) {
+    const subsets = chosen().map(([folder, { words, repeats }]) => ({ folder, class_tokens: words.value.trim(), num_repeats: Number(repeats.value) || 1 }))
+    if (!subsets.length) throw new Error(text('bench.dataset.choose'))
+    const nameless = subsets.find((subset) => !subset.class_tokens)
+    if (nameless) throw new Error(text('bench.dataset.wordless', { name: nameless.folder }))
+    const rest = { subsets, general: { resolution: Number(resolution.value), batch_size: 1 }, compositions: Number(composites.value), preservation: Number(preserved.value) }
+    for (let count = 1; ; count++) {
+      try {
+        return (await writeDataset({ name: count === 1 ? name : `${name}-${count}`, ...rest })).file
+      } catch (error) {
+        if (error.status !== TAKEN || count === MOST_NAMES) throw error
+      }
+    }
+  }
+
+  function choose(name) {
+    const row = rows.get(name)
+    if (!row) return
+    row.chosen.checked = true
+    suggest()
+  }
+  return { element, show, write, choose }
+}

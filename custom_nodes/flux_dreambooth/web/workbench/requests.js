@@ -1,0 +1,40 @@
+// Requests to the routes for images, captions, dataset files and jobs (routes_data.py, routes_jobs.py).
+import { OURS, ask, send, urlOf } from '../server.js'
+
+const path = (...parts) => `/${parts.map(encodeURIComponent).join('/')}`
+
+export const fetchConcepts = () => ask('/data')
+export const createConcept = (name) => send('/data', { name })
+export const fetchConcept = (concept) => ask(path('data', concept))
+/** was: the caption that the page has seen, or null; the server refuses to replace another one. */
+export const writeCaption = (concept, file, text, was) => send(path('data', concept, 'captions'), { file, text, was })
+export const replaceInCaptions = (concept, find, replace, preview) => send(path('data', concept, 'replace'), { find, replace, preview })
+export const undoCaptions = (concept) => send(path('data', concept, 'undo'), {})
+
+/** file: a File of the browser's; it is sent as it is. */
+export function uploadImage(concept, file) {
+  const headers = { ...OURS, 'Content-Type': file.type || 'application/octet-stream' }
+  return ask(`${path('data', concept, 'images')}?name=${encodeURIComponent(file.name)}`, { method: 'POST', headers, body: file })
+}
+
+/** image: of `fetchConcept`, or a file's name. */
+export function imageUrl(concept, image, { side = 256, mask = false } = {}) {
+  const version = image.version ? `&version=${encodeURIComponent(image.version)}` : ''
+  return urlOf(`${path('data', concept, 'images', image.file ?? image)}?side=${side}${mask ? '&mask=1' : ''}${version}`)
+}
+
+export const fetchDatasets = () => ask('/datasets')
+export const writeDataset = (dataset) => send('/datasets', dataset)
+export const fetchPresets = () => ask('/presets')
+export const writePreset = (name, settings) => send('/presets', { name, settings })
+
+export const fetchJobs = () => ask('/jobs')
+export const fetchJob = (job) => ask(path('jobs', job))
+export const fetchLog = (job, from) => ask(`${path('jobs', job, 'log')}?from=${from}`)
+export const submitJob = (job) => send('/jobs', job)
+/** action: pause, resume or cancel. */
+export const actOnJob = (job, action) => send(path('jobs', job, action), {})
+/** before: the id of another waiting job, or null for the end of the queue. */
+export const moveJob = (job, before) => send(path('jobs', job, 'move'), { before })
+export const pauseQueue = (paused) => send('/jobs_paused', { paused })
+export const sheetUrl = (run, sheet) => urlOf(path('runs', run, 'sheets', sheet))

@@ -1,0 +1,42 @@
+// The view "Train": the form, and the queue below it.
+import { h } from '../elements.js'
+import { fetchRuns } from '../server.js'
+import { troublePlace } from './parts.js'
+import { createQueue } from './queue.js'
+import { fetchConcepts, fetchDatasets, fetchJobs, fetchPresets } from './requests.js'
+import { createStart } from './start.js'
+
+const CHOICES = 10_000 // milliseconds after which the form looks again for what there is to choose from
+
+/** openRun(name): shows a run. Returns {element, update(), useConcept(name)}. */
+export function createTrain(openRun) {
+  const trouble = troublePlace()
+  const start = createStart(() => update(true))
+  const queue = createQueue({ changed: () => update(), openRun, again: start.useJob })
+  const element = h('div', { class: 'fdb-body' }, trouble.element, start.element, queue.element)
+  let looked = 0
+
+  async function update(all = false) {
+    try {
+      const jobs = await fetchJobs()
+      if (all || Date.now() - looked > CHOICES) await choices(jobs.jobs)
+      queue.show(jobs)
+      trouble.show()
+      await queue.update()
+    } catch (error) {
+      trouble.show(error)
+    }
+  }
+
+  async function choices(jobs) {
+    const [{ concepts }, { datasets }, { presets }, { runs }] = await Promise.all([fetchConcepts(), fetchDatasets(), fetchPresets(), fetchRuns()])
+    start.show({ concepts, datasets, presets, runs, jobs })
+    looked = Date.now()
+  }
+
+  async function useConcept(concept) {
+    await update(true)
+    start.useConcept(concept)
+  }
+  return { element, update, useConcept }
+}

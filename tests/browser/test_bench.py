@@ -1,0 +1,187 @@
+"""The workbench of the tab Training: from images to a job in the queue, on the real page and the real server."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custom_nodes.flux_dreambooth.exchange.job_queue import JobQueue
+from tests.browser.conftest import TAB
+from tests.nodes.run_writer import RunWriter
+from tests.nodes.server import ComfyServer
+from tests.nodes.workbench import encoded
+
+pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
+OpenPage = Callable[..., Any]
+SCREENSHOTS = os.environ.get("FLUX_SCREENSHOTS")
+TOO_WIDE = """() => [...document.querySelectorAll('.fdb-panel *')].filter((e) => e.clientWidth
+  && e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflowX === 'visible').map((e) => e.className)"""
+QUEUED = ".fdb-job:has-text('my dog')"
+
+
+@pytest.fixture
+def data(comfyui: ComfyServer) -> Iterator[Path]:
+    """The folder flux_data/, empty apart from a preset; emptied afterwards too."""
+    folder = comfyui.folder / "flux_data"
+    (folder / "train.toml").write_text("# As usual\nmax_train_epochs = 100\nnetwork_dim = 256\nnetwork_alpha = 256\n")
+    yield folder
+    for found in folder.iterdir():
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+
+
+def shoot(page: Any, name: str) -> None:
+    if SCREENSHOTS:
+        page.wait_for_timeout(500)
+        page.screenshot(path=f"{SCREENSHOTS}/bench_{name}.png")
+
+
+def drop(page: Any, selector: str, files: list[dict[str, Any]]) -> None:
+    """Drop files on an element, as from the desktop."""
+    held = [{**file, "buffer": list(file["buffer"])} for file in files]
+    transfer = page.evaluate_handle(
+        """(files) => {
+          const transfer = new DataTransfer()
+          for (const { name, mimeType, buffer } of files) {
+            transfer.items.add(new File([new Uint8Array(buffer)], name, { type: mimeType }))
+          }
+          return transfer
+        }""",
+        held,
+    )
+    page.dispatch_event(selector, "drop", {"dataTransfer": transfer})
+
+
+def image(name: str, shade: int, size: tuple[int, int] = (320, 240)) -> dict[str, Any]:
+    return {"name": name, "mimeType": "image/png", "buffer": encoded(shade, size)}
+
+
+def checked(runs: Path, image: dict[str, Any]) -> None:
+    """A check that has looked at one image, which is cropped by 24 pixels on the left."""
+    queue = JobQueue(runs / "queue")
+    job = queue.submit("check", {"output_name": "tj"}).id
+    found = {"summary": "The plan", "images": [{**image, "crop": [24, 0], "messages": []}], "warnings": []}
+    queue.path(job, ".result.json").write_text(json.dumps(found))
+    queue.update(job, lambda status: replace(status, state="finished", ended=time.time()))
+
+
+def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfyui: ComfyServer):
+    page = open_page(size=(800, 560), refused=True)
+    page.click(TAB)
+    page.get_by_role("tab", name="Images").click()
+    page.fill(".fdb-concept-name", "my dog")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".fdb-concept >> text=Drop images here")
+
+    caption = {"name": "one.txt", "mimeType": "text/plain", "buffer": b"tjdog dog on a sofa\n"}
+    broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no image"}
+    drop(page, ".fdb-concept", [image("one.png", 10), image("two.png", 200), caption, broken])
+    page.wait_for_selector(".fdb-status >> text=images added: 2 · captions added: 1")
+    assert page.evaluate("() => app.graph.nodes.length") == 0, "ComfyUI took the drop too"
+    assert "broken.png" in page.locator(".fdb-concept .fdb-problems").first.inner_text()
+    assert sorted(file.name for file in (data / "my dog").iterdir()) == ["one.png", "one.txt", "two.png"]
+    page.wait_for_function("() => [...document.querySelectorAll('.fdb-image img')].every((i) => i.naturalWidth)")
+    shoot(page, "concept_dark_800")
+
+    first = page.get_by_label("Caption of one.png")
+    assert first.input_value() == "tjdog dog on a sofa"
+    first.fill("tjdog dog on a beach")
+    first.press("Control+Enter")
+    page.wait_for_selector(".fdb-image >> text=Saved")
+    assert (data / "my dog/one.txt").read_text() == "tjdog dog on a beach\n"
+    (data / "my dog/one.txt").write_text("tjdog dog, by another browser\n")
+    first.fill("tjdog dog in snow")
+    first.press("Control+Enter")
+    page.wait_for_selector(".fdb-image >> text=“tjdog dog, by another browser”")
+    page.click("text=Take the other one")
+    assert first.input_value() == "tjdog dog, by another browser"
+    (data / "my dog/one.txt").write_text("tjdog dog on a beach\n")
+    page.click(".fdb-undo")
+    page.wait_for_selector(".fdb-status >> text=Undone: the caption of one.png")
+    assert (data / "my dog/one.txt").read_text() == "tjdog dog on a sofa\n"
+    page.wait_for_function("() => document.querySelector('.fdb-image textarea').value === 'tjdog dog on a sofa'")
+
+    page.click("text=Train this")
+    page.wait_for_selector(".fdb-serving >> text=sh launch_train.sh --serve")
+    assert page.locator(".fdb-output-name").input_value() == "my dog"
+    page.click(".fdb-start")
+    page.wait_for_selector(".fdb-form >> text=my dog needs the words")
+    page.get_by_label("Words that shall mean my dog").fill("tjdog dog")
+    assert page.locator(".fdb-effect").inner_text() == "50 epochs · rank 32"
+    page.get_by_label("Quick").check()
+    shoot(page, "train_dark_800")
+    page.get_by_label("Quick").press("Tab")
+    page.click(".fdb-start")
+    page.wait_for_selector(f"{QUEUED} >> text=Waiting")
+    job = (runs / "queue/my dog.toml").read_text()
+    assert "max_train_epochs = 20" in job and "network_dim = 32" in job and "flux_data/my dog.toml" in job
+    assert 'class_tokens = "tjdog dog"' in (data / "my dog.toml").read_text()
+
+    page.fill(".fdb-output-name", "another")
+    page.click(".fdb-start")
+    page.wait_for_selector(".fdb-job >> nth=1")
+    page.locator(".fdb-job:has-text('another') [data-key=up]").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.fdb-job').innerText.startsWith('another')")
+    assert page.evaluate("() => document.activeElement.closest('.fdb-job')?.dataset.row") == "another"
+    page.locator(f"{QUEUED} [data-key=pause]").click()
+    page.wait_for_selector(f"{QUEUED} >> text=Paused")
+    page.locator(f"{QUEUED} [data-key=cancel]").click()
+    page.wait_for_selector(f"{QUEUED} >> text=Cancelled")
+    page.locator(f"{QUEUED} [data-key=log]").click()
+    page.wait_for_selector(".fdb-log >> text=printed nothing yet")
+    shoot(page, "queue_dark_800")
+
+    page.click("text=All settings")
+    page.get_by_label("Other settings").fill("output_dir = /etc")
+    page.fill(".fdb-output-name", "third")
+    page.click(".fdb-start")
+    page.wait_for_selector(".fdb-form [role=alert] >> text=must be inside models/loras/")
+
+    run = RunWriter(runs, per_epoch=10)
+    for _ in range(2):
+        run.steps(10)
+        run.checkpoint(comfyui.loras)
+    page.get_by_role("tab", name="Runs").click()
+    page.click("text=Which to keep?")
+    page.wait_for_selector(".fdb-checkpoints >> text=its comparison is in the queue")
+    assert JobQueue(runs / "queue").job("compare tj").settings == {"run": "tj"}
+    shoot(page, "runs_dark_800")
+
+
+def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: Path):
+    folder = data / "tjtoy"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(encoded(40 * number, (400, 300 + 20 * number)))
+        (folder / f"{number}.txt").write_text("tjtoy toy on a very long desk that somebody described in detail")
+    (folder / "0.mask.png").write_bytes(encoded(255, (400, 300)))
+    (folder / "notes.pdf").write_bytes(b"x")
+    checked(
+        runs,
+        {"path": "flux_data/tjtoy/1.png", "width": 400, "height": 320, "bucket": [512, 448], "resized": [560, 448]},
+    )
+    page = open_page("ko", "light", (1440, 900))
+    page.click(TAB)
+    for view in ("images", "train", "runs"):
+        page.click(f"#fdb-tab-{view}")
+        page.wait_for_selector(".fdb-card, .fdb-serving strong, .fdb-notice")
+        page.wait_for_timeout(600)
+        shoot(page, f"{view}_light_1440")
+        assert not re.search(r"\b(bench|training)\.\w", page.locator(".fdb-panel").inner_text())
+        assert page.evaluate(TOO_WIDE) == []
+    page.click("#fdb-tab-images")
+    page.click(".fdb-card")
+    page.wait_for_selector(".fdb-image >> nth=4")
+    page.click(".fdb-concept input[type=checkbox]")
+    page.wait_for_function("() => document.querySelector('.fdb-image img').src.includes('mask=1')")
+    page.wait_for_selector(".fdb-image:has-text('1.png') .fdb-crop:visible")
+    assert page.locator(".fdb-crop:visible").count() == 1
+    assert "448" in page.locator(".fdb-image:has-text('1.png')").inner_text()
+    shoot(page, "concept_light_1440")
