@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,11 @@ REASONS = ("copies", "little", "only", "close", "next")
 
 @dataclass(frozen=True)
 class Measured:
-    """A checkpoint that was measured. name: as `trainer compare` calls it; figures: those of FIGURES or LOSSES."""
+    """A checkpoint that was measured. error: of the score, None if unknown; figures: those of FIGURES or LOSSES."""
 
-    name: str
     score: float
     error: float | None
     figures: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"score": self.score, "error": self.error, "figures": self.figures}
 
 
 @dataclass(frozen=True)
@@ -53,19 +49,40 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Recommended:
+    """The checkpoint to keep.
+
+    file: None if none was saved at `step`. by: "compare", "end" (the trainer, at the run's end) or "so_far". of: how
+    many were measured. measured: None for a file that is not the run's. The rest is of a comparison only: reason (one
+    of REASONS, or empty), close, text, next: the second best score, newer: how many checkpoints it does not know.
+    """
+
+    file: str | None
+    step: int | None
+    by: str
+    of: int
+    measured: Measured | None
+    reason: str = ""
+    close: tuple[str, ...] = ()
+    next: float | None = None
+    text: str = ""
+    newer: int = 0
+
+
+@dataclass(frozen=True)
 class Known:
-    """What is known about a run. measured: by file; recommended: as the page shows it, or None."""
+    """What is known about a run. measured: by file."""
 
     measured: dict[str, Measured] = field(default_factory=dict)
-    recommended: dict[str, Any] | None = None
+    recommended: Recommended | None = None
 
 
 def as_json(log: TrainingLog, folder: Path) -> dict[str, Any]:
     """What the page shows of a run's findings. report: "current", "earlier" (of a run of this name before), or None."""
     known = find(log, folder)
     return {
-        "measured": {file: each.as_json() for file, each in known.measured.items() if file in log.checkpoints},
-        "recommended": known.recommended,
+        "measured": {file: asdict(each) for file, each in known.measured.items() if file in log.checkpoints},
+        "recommended": known.recommended and asdict(known.recommended),
         "verdicts": sorted(log.verdicts.values(), key=lambda each: (not each["holds"], -each["step"])),
         "report": _report(log, folder / REPORT),
     }
@@ -83,19 +100,19 @@ def find(log: TrainingLog, folder: Path) -> Known:
     measured = {file: each for file, each in compared.measured.items() if file not in stale}
     best = compared.measured.get(compared.recommended)
     others = [each.score for each in compared.measured.values() if each is not best]
-    step = log.checkpoints[compared.recommended].step if compared.recommended in log.checkpoints else None
-    recommended = {
-        "file": compared.recommended,
-        "step": step,
-        "by": "compare",
-        "of": len(compared.measured),
-        "reason": compared.reason,
-        "close": list(compared.close),
-        "next": max(others, default=None),
-        "text": compared.text,
-        "newer": len(newer),
-        **(best.as_json() if best else {"score": None, "error": None, "figures": {}}),
-    }
+    chosen = log.checkpoints.get(compared.recommended)
+    recommended = Recommended(
+        file=compared.recommended,
+        step=chosen and chosen.step,
+        by="compare",
+        of=len(compared.measured),
+        measured=best,
+        reason=compared.reason,
+        close=compared.close,
+        next=max(others, default=None),
+        text=compared.text,
+        newer=len(newer),
+    )
     return Known(measured, recommended)
 
 
@@ -113,31 +130,20 @@ def _was_there(checkpoint: Checkpoint, time: float) -> bool:
 
 def _from_log(log: TrainingLog) -> Known:
     """The figures of evaluations during training, and the best so far; at the end, what the trainer recommends."""
-    at_steps = {step: found for step, facts in log.evaluations.items() if (found := _evaluated(step, facts))}
-    files = {each.step: each.file for each in log.checkpoints.values()}
-    measured = {files[step]: each for step, each in at_steps.items() if step in files}
+    at_steps = {step: _evaluated(facts) for step, facts in log.evaluations.items()}
     if not at_steps:
         return Known()
-    ended = log.recommended if log.recommended in at_steps else None
-    step = max(at_steps, key=lambda each: at_steps[each].score) if ended is None else ended
-    recommended = {
-        "file": files.get(step),
-        "step": step,
-        "by": "end" if ended is not None else "so_far",
-        "of": len(at_steps),
-        "reason": None,
-        "close": [],
-        "next": None,
-        "text": "",
-        "newer": 0,
-        **at_steps[step].as_json(),
-    }
-    return Known(measured, recommended)
+    files = {each.step: each.file for each in log.checkpoints.values()}
+    measured = {files[step]: each for step, each in at_steps.items() if step in files}
+    if log.recommended in at_steps:
+        step, by = log.recommended, "end"
+    else:
+        step, by = max(at_steps, key=lambda each: at_steps[each].score), "so_far"
+    return Known(measured, Recommended(files.get(step), step, by, len(at_steps), at_steps[step]))
 
 
-def _evaluated(step: int, facts: Mapping[str, Any]) -> Measured | None:
-    score = number(facts.get("score"))
-    return None if score is None else Measured(f"step {step}", score, number(facts.get("error")), _figures(facts))
+def _evaluated(facts: Mapping[str, float]) -> Measured:
+    return Measured(facts["score"], facts.get("error"), _figures(facts))
 
 
 def _figures(facts: Mapping[str, Any]) -> dict[str, float]:
@@ -167,13 +173,13 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Comparison | None:
             held = json.loads(file.read(MAX_COMPARISON))
     except (OSError, ValueError, RecursionError):
         return None
-    recommended = _file_name(held.get("recommended")) if isinstance(held, dict) else None
-    rows = held.get("checkpoints") if isinstance(held, dict) else None
+    if not isinstance(held, dict):
+        return None
+    recommended, rows = _file_name(held.get("recommended")), held.get("checkpoints")
     if recommended is None or not isinstance(rows, list):
         return None
-    found = [(file, each) for row in rows if isinstance(row, dict) and (file := _file_name(row.get("file")))
-             and (each := _row(row))]  # fmt: skip
-    names = Counter(_file_name(row.get("file")) for row in rows if isinstance(row, dict))
+    rows = [(file, row) for row in rows if isinstance(row, dict) and (file := _file_name(row.get("file")))]
+    times = Counter(file for file, _ in rows)
     close = held.get("close")
     return Comparison(
         written=mtime_ns / 1e9,
@@ -181,7 +187,7 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Comparison | None:
         text=str(held.get("text", ""))[:MAX_TEXT],
         reason=held["reason"] if held.get("reason") in REASONS else "",
         close=tuple(str(name)[:MAX_TEXT] for name in close[:100]) if isinstance(close, list) else (),
-        measured={file: each for file, each in found if names[file] == 1},
+        measured={file: each for file, row in rows if times[file] == 1 and (each := _row(row))},
     )
 
 
@@ -190,7 +196,7 @@ def _row(row: Mapping[str, Any]) -> Measured | None:
     means = {name: row[name].get("mean") for name in (*FIGURES, *LOSSES) if isinstance(row.get(name), dict)}
     if score is None:
         return None
-    return Measured(str(row.get("name", ""))[:MAX_TEXT], score, number(row.get("error")), _figures(means))
+    return Measured(score, number(row.get("error")), _figures(means))
 
 
 def _file_name(path: Any) -> str | None:
@@ -226,4 +232,4 @@ def find_for_files(runs: Path, run: str, listed: Iterable[str]) -> tuple[dict[st
     names = Counter(_file_name(each) for each in listed)
     mine = {file: each for each in listed if (file := _file_name(each)) in log.checkpoints and names[file] == 1}
     measured = {mine[file]: each for file, each in known.measured.items() if file in mine}
-    return measured, mine.get(known.recommended["file"]) if known.recommended else None
+    return measured, mine.get(known.recommended.file or "") if known.recommended else None

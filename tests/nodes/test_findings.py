@@ -64,8 +64,12 @@ def test_a_run_without_measures_says_nothing(tmp_path: Path):
 def test_evaluations_name_the_best_so_far_and_at_the_end_what_the_trainer_says(tmp_path: Path):
     run = written(tmp_path)
     best = found(tmp_path)["recommended"]
-    assert (best["file"], best["step"], best["by"], best["of"], best["score"]) == (FILES[80], 80, "so_far", 3, 62.5)
-    assert best["figures"] == {"likeness": 72.5, "bleed": 4.0, "drift": 6.0}
+    assert (best["file"], best["step"], best["by"], best["of"]) == (FILES[80], 80, "so_far", 3)
+    assert best["measured"]["score"] == 62.5 and best["measured"]["figures"] == {
+        "likeness": 72.5,
+        "bleed": 4.0,
+        "drift": 6.0,
+    }
     assert {*found(tmp_path)["measured"]} == {*FILES.values()}
     said, _ = best_of([json.loads(line) for line in run.log.read_text().splitlines()], "runs/tj")
     assert (said["best_step"], said["file"]) == (80, FILES[80])  # the trainer's own choice
@@ -81,7 +85,9 @@ def test_a_step_without_a_file_is_recommended_as_a_step(tmp_path: Path):
     run.line("evaluation", score=1.0, error=0.5, loss_on_images=3.0, loss_drift=-1.0)
     best = found(tmp_path)["recommended"]
     assert (best["file"], best["step"]) == (None, 100)
-    assert best["figures"] == {"loss_on_images": 3.0, "loss_drift": -1.0} and found(tmp_path)["measured"] == {}
+    assert (
+        best["measured"]["figures"] == {"loss_on_images": 3.0, "loss_drift": -1.0} and found(tmp_path)["measured"] == {}
+    )
 
 
 def test_a_comparison_of_all_checkpoints_is_taken_before_the_log(tmp_path: Path):
@@ -89,7 +95,7 @@ def test_a_comparison_of_all_checkpoints_is_taken_before_the_log(tmp_path: Path)
     compared(run)
     known = found(tmp_path)
     best = known["recommended"]
-    assert (best["file"], best["step"], best["by"], best["score"]) == (FILES[40], 40, "compare", 86.0)
+    assert (best["file"], best["step"], best["by"], best["measured"]["score"]) == (FILES[40], 40, "compare", 86.0)
     assert (best["reason"], best["next"], best["newer"]) == ("next", 82.0, 0)
     assert known["measured"][FILES[120]] == {
         "score": 78.0,
@@ -124,7 +130,7 @@ def test_a_file_of_another_folder_may_be_the_best(tmp_path: Path):
     run = written(tmp_path, evaluated=False)
     compared(run, recommended="D:\\loras\\other.safetensors")
     best = found(tmp_path)["recommended"]
-    assert (best["file"], best["step"], best["score"]) == ("other.safetensors", None, None)
+    assert (best["file"], best["step"], best["measured"]) == ("other.safetensors", None, None)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +148,7 @@ def test_a_broken_comparison_leaves_the_log(tmp_path: Path, content: str):
 def test_an_old_comparison_is_read_without_what_it_lacks(tmp_path: Path):
     compared(written(tmp_path, evaluated=False), reason=None, close=3)
     best = found(tmp_path)["recommended"]
-    assert (best["reason"], best["close"]) == ("", []) and best["text"].startswith("Keep step 40")
+    assert (best["reason"], best["close"]) == ("", ()) and best["text"].startswith("Keep step 40")
 
 
 def test_links_are_not_followed(tmp_path: Path):

@@ -26,14 +26,15 @@ function recommendation(run, checkpoints, found, link, use) {
     h('i', { class: 'pi pi-bolt' }), text('training.use'))
   return h('div', { class: 'fdb-recommended' },
     h('p', {}, h('strong', {}, star(), text(found.by === 'so_far' ? 'findings.soFar' : 'findings.recommended', { name })), because(found)),
-    h('p', { class: 'fdb-small' }, figuresOf(found.figures)),
+    h('p', { class: 'fdb-small' }, figuresOf(found.measured?.figures ?? {})),
     h('p', { class: 'fdb-small' }, reason(found)),
     found.newer > 0 && h('p', { class: 'fdb-small' }, text('findings.newer', { n: whole(found.newer) })),
     h('div', { class: 'fdb-buttons' }, found.file ? useButton : h('span', { class: 'fdb-small fdb-name' }, text('findings.noFile')), link))
 }
 
-function because({ score, error, of }) {
-  if (score === null) return null
+function because({ measured, of }) {
+  if (!measured) return null
+  const { score, error } = measured
   const points = error === null ? whole(score, 1) : `${whole(score, 1)} ± ${whole(error, 1)}`
   return text(of === 1 ? 'findings.becauseOnly' : 'findings.because', { score: points, n: whole(of) })
 }
