@@ -55,7 +55,7 @@ export function checkpointMark(file, { measured, recommended } = NOTHING) {
   const mark = recommended?.file === file &&
     h('strong', { class: 'fdb-good' }, star(), text(recommended.by === 'so_far' ? 'findings.markSoFar' : 'findings.mark'))
   const line = figuresOf(measured[file]?.figures ?? {})
-  return mark || line ? h('span', { class: 'fdb-figures fdb-small' }, mark, mark && line ? ' · ' : null, line) : null
+  return mark || line ? h('span', { class: 'fdb-figures fdb-small' }, mark, line) : null
 }
 
 const star = () => h('i', { class: 'pi pi-star-fill', 'aria-hidden': 'true' })
@@ -72,7 +72,7 @@ const listed = (parts) => parts.map((part) => part.replaceAll(' ', '\u00a0')).jo
 function verdict({ kind, step, holds, text: english, facts }) {
   const known = holds ? title(kind, facts) : ICONS[kind] && text('findings.noLonger', { what: text(`findings.kinds.${kind}`) })
   const details = holds && known ? [evidence(kind, step, facts), text(`findings.advice.${kind}`)].filter(Boolean) : []
-  return h('li', { class: holds ? `fdb-is-${kind}` : 'fdb-over' }, h('i', { class: `pi ${holds ? ICONS[kind] ?? 'pi-info-circle' : 'pi-check'}`, 'aria-hidden': 'true' }),
+  return h('li', { class: holds ? `fdb-is-${kind}` : 'fdb-ended' }, h('i', { class: `pi ${holds ? ICONS[kind] ?? 'pi-info-circle' : 'pi-check'}`, 'aria-hidden': 'true' }),
     h('div', {},
       h('div', { class: 'fdb-line' }, h('strong', known ? {} : { lang: 'en' }, known || english), h('span', { class: 'fdb-small' }, stepName(step))),
       details.length > 0 && h('div', { class: 'fdb-small' }, details.join(' '))))
