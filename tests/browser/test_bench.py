@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from custom_nodes.flux_dreambooth.exchange.job_queue import JobQueue
+from custom_nodes.flux_dreambooth.exchange.files import take_lock
+from custom_nodes.flux_dreambooth.exchange.job_queue import SERVER_LOCK, JobQueue
 from tests.browser.conftest import TAB
 from tests.nodes.run_writer import RunWriter
 from tests.nodes.server import ComfyServer
@@ -155,6 +156,22 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     shoot(page, "runs_dark_800")
 
 
+@pytest.fixture
+def serving(runs: Path) -> Iterator[JobQueue]:
+    """A queue with a failed job, from which a trainer takes jobs."""
+    queue = JobQueue(runs / "queue")
+    job = queue.submit("train", {"output_name": "bad"}).id
+    problem = {"where": "settings", "what": "network_dim is 0", "hint": "use 16"}
+    queue.update(job, lambda status: replace(status, state="failed", ended=time.time(), problems=(problem,)))
+    queue.path(job, ".log").write_bytes(b"first line\nstep 1\rstep 2\r\nlast line")
+    lock = take_lock(queue.folder / SERVER_LOCK)
+    assert lock is not None
+    queue.say(time.time(), "It waits.", "python holds 3.1 GiB")
+    yield queue
+    os.close(lock)
+
+
+@pytest.mark.usefixtures("serving")
 def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: Path):
     folder = data / "tjtoy"
     folder.mkdir()
@@ -172,6 +189,14 @@ def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: P
     for view in ("images", "train", "runs"):
         page.click(f"#fdb-tab-{view}")
         page.wait_for_selector(".fdb-card, .fdb-serving strong, .fdb-notice")
+        if view == "train":
+            page.wait_for_selector(".fdb-serving >> text=python holds 3.1 GiB")
+            page.click(".fdb-job:has-text('bad') [data-key=log]")
+            page.click(".fdb-job:has-text('check-tj') [data-key=log]")
+            page.wait_for_selector(".fdb-job:has-text('check-tj') >> text=The plan")
+            page.wait_for_selector(".fdb-job:has-text('bad') .fdb-log >> text=last line")
+            assert page.locator(".fdb-job:has-text('bad') .fdb-log").inner_text() == "first line\nstep 2\nlast line"
+            assert "use 16" in page.locator(".fdb-job:has-text('bad') .fdb-problems").inner_text()
         page.wait_for_timeout(600)
         shoot(page, f"{view}_light_1440")
         assert not re.search(r"\b(bench|training)\.\w", page.locator(".fdb-panel").inner_text())
