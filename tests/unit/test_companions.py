@@ -92,7 +92,19 @@ def test_composites_of_one_concept_are_possible_with_companions_only(folder):
     assert drawn[0] == 6
     for together in ("1", "[1, 2]"):
         more = 'companions = "ball"\n' if together != "1" else ""
-        assert "1 stands alone" in problems(folder, f"{more}together = {together}")[0]
+        found = problems(folder, f"{more}together = {together}")
+        assert len(found) == 1 and "1 stands alone" in found[0]
+
+
+def test_companions_that_cannot_be_meant_are_named_once(folder):
+    for value, words in (
+        ('["ball", ""]', "list of texts"),
+        ('["ball", "an  orange cube"]', 'write "orange cube"'),
+        ('{ words = ["A ball"] }', 'write "ball"'),
+        ('["ball", "Sparkgpu gpu"]', "is a concept of this dataset"),
+    ):
+        found = problems(folder, f"together = 1\ncompanions = {value}")
+        assert len(found) == 1 and words in found[0], found
 
 
 def test_a_composite_shows_concept_and_companion_where_its_mask_is(folder):

@@ -297,6 +297,13 @@ def test_a_concept_without_masks_says_what_it_needs(folder):
     assert any("no image of 'sparkgpu gpu' can be cut out" in problem for problem in named)
 
 
+def test_a_single_concept_is_told_about_companions(folder):
+    start = DATA.index('[[datasets.subsets]]\nimage_dir = "{folder}/gpu"')
+    only_toy = DATA[:start] + DATA[DATA.index("[[datasets.compositions]]") :]
+    with pytest.raises(Problems, match="together = 1 and companions"):
+        load_dataset(write_toml(folder, only_toy.replace("MORE", "")))
+
+
 @pytest.mark.parametrize("relation", RELATIONS.values(), ids=str)
 @pytest.mark.parametrize("image_aspect", [1.0, 1.6, 0.6])
 def test_every_arrangement_stays_inside_the_image(relation: Relation, image_aspect: float) -> None:

@@ -112,7 +112,9 @@ def test_mistakes_are_named_with_their_line(folder):
         ("num_images = 0", "at least 1"),
         ('prompts = ["a cat", ""]', "list of texts"),
         ('prompts = "gone.txt"', "no such file"),
-        ('prompts = "none.txt"', "has no prompt"),
+        ('prompts = "none.txt"', "one prompt a line"),
+        ('prompts = "flux_data/toys"', "a file of prompts ends in .txt"),  # trained as a prompt otherwise
+        ('prompts = "prompts.md"', "a file of prompts ends in .txt"),
         ('prompts = "a cat"\nplaces = ["on a desk"]', "no effect with prompts"),
         ('concepts = ["tjtoy"]', "known are 'tjtoy toy', 'sparkgpu gpu'"),
         ("steps = 0", "at least 1"),

@@ -171,7 +171,7 @@ def _shown(value: Any) -> str:
 
 def config_help() -> str:
     """The text of --help: all settings by group, with type, meaning and default."""
-    lines = ["usage: python -m trainer train [--config_file FILE.toml] [--SETTING VALUE ...]"]
+    lines = ["usage: python -m trainer {train,check,generate} [--config_file FILE.toml] [--SETTING VALUE ...]"]
     group = ""
     for name, field in FIELDS.items():
         if field.metadata["group"] != group:

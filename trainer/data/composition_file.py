@@ -149,7 +149,7 @@ def _base_backgrounds(table: Mapping[str, Any]) -> BaseBackgrounds:
 
 def _companions(value: Any) -> Companions:
     if not isinstance(value, dict):
-        return Companions(words=tuple(dict.fromkeys(texts(value))))
+        return Companions(words=_things(value))
     read = COMPANION_SCHEMA.read(Given(name, each, "", subject=name) for name, each in value.items())
     for problem in read.problems:
         raise Invalid(f"has a table in which {problem.what}", problem.hint)
@@ -157,6 +157,16 @@ def _companions(value: Any) -> Companions:
         raise Invalid("has a table without words", 'name the things, as in words = ["red ball", "blue mug"]')
     sampler = Sampler(**{name: read.values.pop(name) for name in SAMPLER_SPECS if name in read.values})
     return Companions(**read.values, sampler=sampler)
+
+
+def _things(value: Any) -> tuple[str, ...]:
+    """What companions are, each once and without its article, which captions and prompts add."""
+    things = tuple(dict.fromkeys(" ".join(text.split()) for text in texts(value)))
+    for thing in things:
+        article, _, rest = thing.partition(" ")
+        if article.lower() in ("a", "an", "the") and rest:
+            raise Invalid(f"has {shown(thing)}", f"leave out {shown(article)}: write {shown(rest)}")
+    return things
 
 
 def _thing_prompt(value: Any) -> str:
@@ -185,7 +195,7 @@ BASE_SCHEMA = Schema(
 )
 COMPANION_SCHEMA = Schema(
     specs={
-        "words": Spec(parse=texts),
+        "words": Spec(parse=_things),
         "num_images": Spec(type=int, ge=1, le=100_000),
         "images_per_epoch": Spec(type=int, ge=1),
         "candidates": Spec(type=int, ge=1, le=100),
@@ -220,12 +230,18 @@ def read_composition(written: Iterable[Given], where: str) -> tuple[CompositionC
 
     written: the keys of the table. where: the table's place in the file, for messages.
     """
-    read = SCHEMA.read(written)
+    given = {each.name: each for each in written}
+    read = SCHEMA.read(given.values())
     composition = CompositionConfig(where=where, **read.values)
-    if 1 in composition.together and (composition.together != (1,) or composition.companions is None):
-        hint = "1 stands alone, and needs companions: a composite shows two things at least"
-        return composition, [*read.problems, Problem(where, f"together is {list(composition.together)}", hint)]
-    return composition, read.problems
+    problems = list(read.problems)
+    if 1 in composition.together:
+        if composition.together != (1,):
+            hint = "1 stands alone: write together = 1, or numbers from 2; companions come in addition to these"
+            problems.append(given["together"].problem("has 1 among other numbers", hint))
+        elif "companions" not in given:
+            hint = '1 stands alone, and needs other things: add companions = ["red ball", "blue mug"]'
+            problems.append(given["together"].problem("is 1, and there are no companions", hint))
+    return composition, problems
 
 
 def composition_settings(composition: CompositionConfig) -> str:

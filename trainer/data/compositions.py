@@ -12,6 +12,7 @@ from random import Random
 
 from trainer.common.problems import Problem
 from trainer.common.rng import python_random
+from trainer.data.captions import contains_phrase
 from trainer.data.class_words import class_word_of, with_article
 from trainer.data.companions import CompanionRecipe, Thing, things_of
 from trainer.data.compose import (
@@ -37,6 +38,7 @@ from trainer.images.inspection import Picture, inspect_images
 
 SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photograph of a concept
 MOST_ENLARGED = 2.0  # times that a cut-out may be enlarged
+NAME_FOLDER = f'name a folder of images, or "{PLAIN}"'
 PLAIN_PLACE = "on a plain background"
 Backdrop = tuple[Picture | Generated | None, str]  # None: plain; the words for the place
 
@@ -131,6 +133,8 @@ class _Composer:
         if not self.problems and len(concepts) < max(self.composition.together):
             what = f"{len(concepts)} of the {max(self.composition.together)} concepts of an image can be cut out"
             hint = "a concept needs class_tokens and masks: NAME.mask.png, conditioning_data_dir or alpha_mask"
+            if len(by_name) == 1:
+                hint = "for a single concept set together = 1 and companions, other things to stand next to it"
             self.problems.append(Problem(where, what, hint))
         return concepts
 
@@ -185,10 +189,10 @@ class _Composer:
             folder = read_folder(path, where)
         except OSError as error:
             what = f"backgrounds {path} cannot be read: {error.strerror}"
-            self.problems.append(Problem(where, what, f'name a folder of images, or "{PLAIN}"'))
+            self.problems.append(Problem(where, what, NAME_FOLDER))
             return
         if not folder.images:
-            self.problems.append(Problem(where, f"backgrounds {path} holds no images"))
+            self.problems.append(Problem(where, f"backgrounds {path} holds no images", NAME_FOLDER))
         for found in inspect_images(folder):
             if isinstance(found, Problem):
                 self.problems.append(found)
@@ -249,7 +253,12 @@ class _Composer:
         asked, where = self.composition.companions, self.composition.where
         if asked is None:
             return []
-        words = [word for concept in concepts if (word := class_word_of(concept.name))]
+        known = [concept.name for concept in concepts]
+        if own := [word for word in asked.words if any(contains_phrase(word, name) for name in known)]:
+            hint = 'the base model does not know it: companions are other things, such as "red ball"'
+            self.problems.append(Problem(where, f"companion {own[0]!r} is a concept of this dataset", hint))
+            return []
+        words = [word for name in known if (word := class_word_of(name))]
         things = things_of(asked, words, self.generator, self.size)
         left = [thing for thing in things if not thing.is_decided or thing.kept()]
         for thing in things:

@@ -67,7 +67,8 @@ def _prompts(
         lines = (line.strip() for line in split_lines(read_utf8(given)))
         given = tuple(line for line in lines if line and not line.startswith("#"))
         if not given:
-            raise Problems([Problem(f"{preservation.where}", f"prompts {preservation.prompts} has no prompt")])
+            hint = "write one prompt a line; lines that begin with # do not count"
+            raise Problems([Problem(f"{preservation.where}", f"prompts {preservation.prompts} has no prompt", hint)])
     if given is not None:
         return [given[number % len(given)] for number in range(preservation.num_images)]
     return _Scenes(section, preservation, _class_words(preservation, samples, warnings)).prompts()

@@ -1,5 +1,6 @@
 """[[datasets.preservation]] of the dataset file: images that the base model generates and that training preserves."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from trainer.data.sampler_keys import SAMPLER_SPECS, Sampler
 
 PRESERVATION = "[[datasets.preservation]]"
 PROMPT_FILE = ".txt"
+PATH = re.compile(r"\S*[/\\]\S*|\S+\.\w+")  # a text that is meant as one, even if there is nothing of that name
 COLORS = (
     "red",
     "orange",
@@ -65,6 +67,9 @@ def _any_texts(value: Any) -> tuple[str, ...]:
 def _prompts(value: Any) -> tuple[str, ...] | Path:
     if isinstance(value, str) and value.lower().endswith(PROMPT_FILE):
         return Path(value)
+    if isinstance(value, str) and PATH.fullmatch(value.strip()):
+        hint = f'a file of prompts ends in {PROMPT_FILE}; a prompt that looks like a path goes into a list: ["a/b"]'
+        raise Invalid(f"is {shown(value)}, a path", hint)
     return texts(value)
 
 
