@@ -112,8 +112,8 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     page.wait_for_selector(".fdb-serving >> text=sh launch_train.sh --serve")
     assert page.locator(".fdb-output-name").input_value() == "my dog"
     page.click(".fdb-start")
-    page.wait_for_selector(".fdb-form >> text=my dog needs the words")
-    page.get_by_label("Words that shall mean my dog").fill("tjdog dog")
+    page.wait_for_selector(".fdb-form >> text=my dog needs trigger words")
+    page.get_by_label("Trigger words of my dog").fill("tjdog dog")
     assert page.locator(".fdb-effect").inner_text() == "50 epochs · rank 32"
     page.get_by_label("Quick").check()
     shoot(page, "train_dark_800")
