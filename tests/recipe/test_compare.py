@@ -68,11 +68,13 @@ def test_dinov2_and_siglip2_take_the_same_path(run, tmp_path):
     assert all(len(each["agreement"]["values"]) == 8 for each in found["checkpoints"])
 
 
-def test_without_features_losses_decide_and_the_page_says_so(run, tmp_path):
+def test_without_features_losses_decide_and_the_page_says_so(run, tmp_path, capsys):
     assert compare([str(run.folder), "--measure=loss", *SMALL, f"--output={tmp_path}"]) == 0
     found = json.loads((tmp_path / "compare.json").read_text())
     for each in found["checkpoints"]:
         assert each["score"] == pytest.approx(each["loss_on_images"]["mean"] - each["loss_drift"]["mean"])
+    said = capsys.readouterr().out
+    assert "score = fall of the loss - " in said and "likeness" not in said and "held-out" not in said
     assert "losses alone, which are weaker" in (tmp_path / "report.html").read_text()
 
 

@@ -126,7 +126,7 @@ def test_a_recommendation_warns_of_copies_and_of_nothing_learned():
     for each, words in zip(found, ("repeat the background", "hardly learned anything", "save more often"), strict=True):
         assert words in each.text
     losses = Standing("a", Figure((0.2, 0.4)), None, Figure((0.0, 0.1)))
-    assert "held-out loss -0.3 %" in recommend([losses], Rule()).text
+    assert "loss on images -0.3 %" in recommend([losses], Rule()).text
 
 
 def test_plots_and_tables_escape_what_they_show():

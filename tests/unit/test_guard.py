@@ -2,9 +2,12 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
+from trainer.config import TrainConfig
+from trainer.engine.guard import Guard
 from trainer.guard.history import History, Score, read_history
 from trainer.guard.verdicts import Verdict, loss_at_start, verdicts
 
@@ -146,6 +149,14 @@ def test_a_resumed_run_remembers_what_its_log_says_until_there():
     history = read_history(events, 10, until=3)
     assert [(each.step, each.loss_change) for each in history.steps] == [(1, -1), (2, -2), (3, -7.0)]
     assert history.validations == [] and [each.step for each in history.scores] == [3]
+
+
+@pytest.mark.parametrize(("steps", "words"), [(3, "not judged in fewer than 20 steps"), (TOTAL, "no alarm")])
+def test_a_run_without_a_verdict_says_whether_it_was_judged(steps: int, words: str):
+    said: list[str] = []
+    log = SimpleNamespace(active=True, say=said.append)
+    Guard(TrainConfig(), log, run(learns, total=steps)).look(steps)  # type: ignore[arg-type]
+    assert len(said) == 1 and words in said[0]
 
 
 def test_nothing_is_said_of_nothing():

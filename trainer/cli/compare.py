@@ -167,10 +167,11 @@ def _say(row: "Row") -> None:
 def table(comparison: "Comparison") -> str:
     """The figures of all checkpoints as text, each with its spread over prompts; the recommended one is marked."""
     lines = []
+    benefit = "likeness" if comparison.best.measures else "fall of the loss"
     for index, row in enumerate(comparison.rows):
         standing = row.standing
-        found = {"likeness": standing.benefit, "bleed": standing.bleed, "drift": standing.drift}
+        found = {benefit: standing.benefit, "bleed": standing.bleed, "drift": standing.drift}
         cells = [f"{name} {figure.mean:6.1f} ± {figure.spread:<5.1f}" for name, figure in found.items() if figure]
         mark = "  <- recommended" if index == comparison.recommendation.best else ""
         lines.append(f"{row.candidate.name:<24} {'  '.join(cells)} score {standing.score(comparison.rule):6.1f}{mark}")
-    return "\n".join(["", *lines, comparison.rule.text()])
+    return "\n".join(["", *lines, comparison.rule.text(benefit)])

@@ -37,7 +37,11 @@ def run(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     queue = JobQueue(QUEUE)
     if given.run_job:
-        return _run_job(queue.job(given.run_job), queue)
+        try:
+            job = queue.job(given.run_job)
+        except LookupError as error:  # a person has moved its file away
+            raise Problems([Problem(str(QUEUE), str(error))]) from None
+        return _run_job(job, queue)
     raise_if_any(_argument_problems(given))
     address = None if given.comfyui == "none" else given.comfyui
     server = Server(queue, _command(given.num_processes), announce, address, _has_gpu())

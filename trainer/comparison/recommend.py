@@ -29,8 +29,8 @@ class Rule:
 class Standing:
     """What the rule weighs of one checkpoint.
 
-    name: as the report calls it. benefit: likeness or, without features, by how many percent the loss on held-out
-    images fell. bleed: None without features. copied: the share of images that repeat a training image.
+    name: as the report calls it. benefit: likeness or, without features, by how many percent the loss on images
+    fell. bleed: None without features. copied: the share of images that repeat a training image.
     """
 
     name: str
@@ -91,7 +91,7 @@ def recommend(standings: Sequence[Standing], rule: Rule) -> Recommendation:
 def figures(standing: Standing) -> str:
     """What was measured, in words: "likeness 78, bleed 5, drift 12"."""
     if standing.bleed is None:
-        return f"held-out loss {-standing.benefit.mean:+.1f} %, loss without triggers {standing.drift.mean:+.1f} %"
+        return f"loss on images {-standing.benefit.mean:+.1f} %, loss without triggers {standing.drift.mean:+.1f} %"
     parts = {"likeness": standing.benefit, "bleed": standing.bleed, "drift": standing.drift}
     return ", ".join(f"{name} {figure.mean:.0f}" for name, figure in parts.items())
 

@@ -10,9 +10,10 @@ from typing import Any
 from trainer.config import TrainConfig
 from trainer.engine.log import RunLog
 from trainer.guard.history import History, Score
-from trainer.guard.verdicts import Kind, Verdict, verdicts
+from trainer.guard.verdicts import MIN_STEPS, Kind, Verdict, verdicts
 
 LOOKS = 50  # how often in a run the numbers are judged
+NO_ALARM = "no alarm in this run"
 VERDICT = "verdict"  # the kind of its events in log.jsonl
 
 
@@ -64,7 +65,8 @@ class Guard:
             self._announce(replace(self._current[kind], step=step, text=text), holds=False)
         self._current = found
         if is_last and not found:
-            self.log.say("learning rate: no alarm in this run")
+            few = len(self.history.steps) < MIN_STEPS
+            self.log.say(f"learning rate: {f'not judged in fewer than {MIN_STEPS} steps' if few else NO_ALARM}")
         if self.stops_at_overfit and not is_last:
             self.reason_to_stop = found.get("overfitting")
 

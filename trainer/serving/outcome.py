@@ -66,6 +66,8 @@ def _verdict(job: Job, exit_code: int | None, server_stops: bool, tail: str) -> 
         name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
         cause = " The system does that when memory runs out." if number == signal.SIGKILL else ""
         return INTERRUPTED, f"Its process was killed by {name}.{cause}"
+    if count := len(job.status.problems):
+        return FAILED, "A problem was found." if count == 1 else f"{count} problems were found."
     return FAILED, _last_words(tail) or f"Its process exited with status {exit_code}."
 
 

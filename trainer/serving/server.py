@@ -129,7 +129,8 @@ class Server:
         """Check the settings of waiting jobs, so that a mistake is reported before the job's turn comes."""
         for name in sorted({*self.queue.left_out()} - self.refused_files):
             self.refused_files.add(name)
-            self.say(f"{self.queue.folder / name}: not taken; a job's name has letters, digits, spaces, - and _ only")
+            rule = "a job's name has letters, digits, spaces, - and _ only, and is not config or log"
+            self.say(f"{self.queue.folder / name}: not taken; {rule}")
         for job in self.queue.jobs():
             # a date in the future would be newer than any failure
             if job.status.state == FAILED and (job.status.ended or 0) < job.modified <= time.time():
