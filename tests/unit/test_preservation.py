@@ -111,7 +111,7 @@ def test_mistakes_are_named_with_their_line(folder):
     for more, words in (
         ("num_images = 0", "at least 1"),
         ('prompts = ["a cat", ""]', "list of texts"),
-        ('prompts = "gone.txt"', "no such file"),
+        ('prompts = "gone.txt"', "data.toml:11: prompts gone.txt: there is no such file"),
         ('prompts = "none.txt"', "one prompt a line"),
         ('prompts = "flux_data/toys"', "a file of prompts ends in .txt"),  # trained as a prompt otherwise
         ('prompts = "prompts.md"', "a file of prompts ends in .txt"),

@@ -64,6 +64,9 @@ def _prompts(
     """The prompt of each image. Raises `Problems` if a file of prompts cannot be used or no class word is known."""
     given = preservation.prompts
     if isinstance(given, Path):
+        if not given.exists():
+            hint = "name a text file with one prompt a line, as seen from the folder where the command is started"
+            raise Problems([Problem(preservation.where, f"prompts {given}: there is no such file", hint)])
         lines = (line.strip() for line in split_lines(read_utf8(given)))
         given = tuple(line for line in lines if line and not line.startswith("#"))
         if not given:
