@@ -38,7 +38,7 @@ COMFYUI_FLAGS = {
 }
 # what the programs write, and what a download brings
 CREATED = re.compile(
-    r"\.venv/.*|runs/.*|output/((demo/contact_sheet|masks/FOLDER)\.jpg)?|flux_data/\.cache|SD_SCRIPTS/.*"
+    r"\.venv/.*|runs/.*|output/((demo/contact_sheet|masks/FOLDER)\.jpg)?|flux_data/(\.cache|presets/?)|SD_SCRIPTS/.*"
     r"|models/(loras|checkpoints|vae|text_encoders|tokenizers|masks|judges|captions)(/.*)?"
 )
 NOT_OURS = {DEV, TEXT_ENCODERS, "OWNER/NAME", "/proc/sys/vm/drop_caches", "models/*.safetensors", "flux_data/*.toml"}
@@ -211,6 +211,7 @@ def test_every_make_target_and_module_is_there():
         "benchmarks.playbook",
         "benchmarks.blocks",
         "benchmarks.plain_peft",
+        "benchmarks.rates",
         "benchmarks.selection",
         "mini.concepts",
     }
