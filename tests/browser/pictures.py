@@ -1,9 +1,10 @@
-"""The README's images of ComfyUI: docs/pictures/comfyui_concepts.png and comfyui_sidebar.png.
+"""The images of ComfyUI in the documentation: docs/pictures/comfyui_{concepts,images,sidebar}.png.
 
     COMFYUI_DIR=… python -m tests.browser.pictures RUN LORAS SAMPLES
 
 RUN: runs/demo of `make demo`; LORAS: the folder with its files; SAMPLES: images that one of these files generated, as
-`python -m trainer sample` writes them, in the order of PROMPTS. The tab shows the run as it was at three quarters.
+`python -m trainer sample` writes them, in the order of PROMPTS. The tab shows the run as it was at three quarters,
+and the images of the demo.
 """
 
 import json
@@ -48,6 +49,7 @@ LOOK_AT = """([kinds, scale]) => {
   ds.offset[1] = 190 / scale - Math.min(...nodes.map(({ pos }) => pos[1]))
   app.canvas.setDirty(true, true)
 }"""
+LOADED = "(selector) => [...document.querySelectorAll(selector)].every((image) => image.naturalWidth)"
 SEEN = "() => app.graph.nodes.find(({ type }) => type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
 
 
@@ -55,6 +57,8 @@ def prepare(folder: Path, run: Path, loras: Path, samples: Path) -> None:
     """models/loras, the workflow, and runs/demo as it was at `SHARE` of its steps."""
     for file in loras.glob("demo*.safetensors"):
         shutil.copy(file, folder / "models/loras")
+    for concept in ("tjtoy", "sparkgpu"):
+        shutil.copytree(ROOT / "flux_data" / concept, folder / "flux_data" / concept)
     shutil.copy(ROOT / "workflows/mini_finetuned.json", folder / "user/default/workflows")
     (folder / "user/default/comfy.settings.json").write_text(json.dumps(SETTINGS))
     target = folder / "runs/demo"
@@ -77,7 +81,7 @@ def take(page: Any, server: ComfyServer) -> None:
     page.wait_for_function(READY, timeout=90_000)
     page.evaluate(OPEN, "mini_finetuned")
     page.click(TAB)
-    page.wait_for_function("() => [...document.querySelectorAll('.fdb-pictures img')].every((i) => i.naturalWidth)")
+    page.wait_for_function(LOADED, arg=".fdb-pictures img")
     page.evaluate("() => app.queuePrompt(0, 1)")
     page.wait_for_function(SEEN, timeout=300_000)
     page.evaluate(RIGHT_SIDE, 0.64)
@@ -85,6 +89,18 @@ def take(page: Any, server: ComfyServer) -> None:
     page.mouse.move(700, 5)
     page.wait_for_timeout(6000)  # until messages have gone
     page.screenshot(path=PICTURES / "comfyui_sidebar.png")
+
+    page.click("#fdb-tab-images")
+    widen(page, 900)
+    page.click(".fdb-card:has-text('tjtoy')")
+    page.wait_for_selector(".fdb-image >> nth=5")
+    page.wait_for_function(LOADED, arg=".fdb-images img")
+    page.wait_for_timeout(1000)
+    panel = page.locator(".fdb-panel").bounding_box()
+    images = page.locator(".fdb-images").bounding_box()
+    clip = {"x": 0, "y": 0, "width": panel["x"] + panel["width"], "height": images["y"] + images["height"] + 16}
+    page.screenshot(path=PICTURES / "comfyui_images.png", clip=clip)
+    page.click("#fdb-tab-runs")
 
     page.click(TAB)
     text = "() => app.graph.nodes.find(({ type }) => type === 'ConceptPrompt').widgets.find((w) => w.name === 'text')"
@@ -95,6 +111,16 @@ def take(page: Any, server: ComfyServer) -> None:
     page.evaluate(LOOK_AT, [["LoadFluxDreamBoothLoRA", "ConceptPrompt"], 1.0])
     page.wait_for_timeout(1000)
     page.screenshot(path=PICTURES / "comfyui_concepts.png")
+
+
+def widen(page: Any, width: int) -> None:
+    """Drag the edge of the tab's panel until it is about `width` pixels wide."""
+    box = page.locator(".fdb-panel").bounding_box()
+    y = box["y"] + 300
+    page.mouse.move(box["x"] + box["width"] + 1, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + width, y, steps=8)
+    page.mouse.up()
 
 
 def main() -> int:
