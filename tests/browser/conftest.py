@@ -64,6 +64,16 @@ def runs(comfyui: ComfyServer) -> Iterator[Path]:
 
 
 @pytest.fixture
+def data(comfyui: ComfyServer) -> Iterator[Path]:
+    """The folder flux_data/, empty apart from a preset; emptied afterwards too."""
+    folder = comfyui.folder / "flux_data"
+    (folder / "train.toml").write_text("# As usual\nmax_train_epochs = 100\nnetwork_dim = 256\nnetwork_alpha = 256\n")
+    yield folder
+    for found in folder.iterdir():
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+
+
+@pytest.fixture
 def open_page(comfyui: ComfyServer, chromium: Any) -> Iterator[Callable[..., Any]]:
     """open_page(locale="en", palette="dark", size=(1400, 1000), server=None, …): ComfyUI's empty page.
 

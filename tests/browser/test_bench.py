@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,16 +24,6 @@ SCREENSHOTS = os.environ.get("FLUX_SCREENSHOTS")
 TOO_WIDE = """() => [...document.querySelectorAll('.fdb-panel *')].filter((e) => e.clientWidth
   && e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflowX === 'visible').map((e) => e.className)"""
 QUEUED = ".fdb-job:has-text('my dog')"
-
-
-@pytest.fixture
-def data(comfyui: ComfyServer) -> Iterator[Path]:
-    """The folder flux_data/, empty apart from a preset; emptied afterwards too."""
-    folder = comfyui.folder / "flux_data"
-    (folder / "train.toml").write_text("# As usual\nmax_train_epochs = 100\nnetwork_dim = 256\nnetwork_alpha = 256\n")
-    yield folder
-    for found in folder.iterdir():
-        shutil.rmtree(found) if found.is_dir() else found.unlink()
 
 
 def shoot(page: Any, name: str) -> None:
