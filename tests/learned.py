@@ -53,6 +53,7 @@ def taught(folder: Path, instead: tuple[str, ...] = ()) -> Path:
         "dataset_config": folder / "data.toml",
         "output_dir": lora.parent,
         "output_name": lora.stem,
+        "learning_rate": 2e-3,  # for which the bounds of the tests are
         "run_dir": folder / "runs",
         "max_train_epochs": EPOCHS,
         "mixed_precision": "bf16" if computes_bf16(torch.device("cpu")) else "no",

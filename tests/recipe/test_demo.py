@@ -102,11 +102,11 @@ def test_without_a_judge_nothing_is_trained(project):
     assert not (project / "models" / "loras").exists()
 
 
-def test_the_settings_of_the_repository_save_two_checkpoints_on_the_way():
+def test_the_settings_of_the_repository_save_a_checkpoint_on_the_way():
     config, notices = parse_config([f"--config_file={ROOT / 'flux_data' / 'demo.toml'}"])
     assert not notices and config.max_train_epochs and config.save_every_n_epochs
-    assert (config.max_train_epochs - 1) // config.save_every_n_epochs == 2
-    assert (config.network_dim, config.learning_rate, config.seed) == (32, 2e-3, 42)
+    assert (config.max_train_epochs - 1) // config.save_every_n_epochs == 1
+    assert (config.network_dim, config.learning_rate, config.seed) == (32, 3e-3, 42)
 
 
 @pytest.mark.usefixtures("project")

@@ -116,6 +116,12 @@ def test_what_make_installs_is_pinned_and_brings_its_own_node():
         assert f"{name}=={version}" in pins
 
 
+def test_no_two_test_files_have_the_same_name():
+    """The folders of tests are no packages, so pytest could not import both."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_contributing_names_what_there_is():
     """Paths from the repository's root or from the node pack, make targets, and the rooms in their order."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.browser.conftest import TAB
-from tests.browser.test_bench import drop, image
+from tests.browser.test_bench_page import drop, image
 from tests.browser.test_browser import small_workflow
 from tests.browser.test_layout import OPEN
 from tests.nodes.server import ROOT, ComfyServer
