@@ -130,5 +130,5 @@ def _resume_flags(job: Job) -> list[str]:
 
 
 def _keep(queue: JobQueue, job: Job, found: Problems) -> None:
-    held = tuple({"where": each.where, "what": each.what, "hint": each.hint} for each in found.problems)
+    held = tuple(each.as_dict() for each in found.problems)
     queue.update(job.id, lambda status: replace(status, problems=held))

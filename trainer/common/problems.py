@@ -33,6 +33,10 @@ class Problem:
         text = f"{self.where}: {self.what}"
         return redact(printable(f"{text}\n    -> {self.hint}" if self.hint else text))
 
+    def as_dict(self) -> dict[str, str]:
+        """Its three texts by name, for JSON, without access tokens."""
+        return {"where": redact(self.where), "what": redact(self.what), "hint": redact(self.hint)}
+
 
 class Problems(ValueError):
     """An error with all mistakes of the user that were found: in `problems`, and one after the other in its message."""

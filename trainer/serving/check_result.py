@@ -33,12 +33,11 @@ def check_result(plan: "RunPlan") -> bytes:
                 "messages": _messages(path, plan.warnings),
             },
         )
-    warnings = [{"where": each.where, "what": each.what, "hint": each.hint} for each in plan.warnings]
     held = {
         "summary": plan.summary().strip(),
         "plan": _numbers(plan),
         "images": list(images.values()),
-        "warnings": warnings,
+        "warnings": [each.as_dict() for each in plan.warnings],
     }
     return json.dumps(held, ensure_ascii=False).encode(errors="replace")
 

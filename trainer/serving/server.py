@@ -144,7 +144,7 @@ class Server:
             arguments_of(job, self.queue.path(job.id, ".toml"))
             return True
         except Problems as found:
-            held = tuple({"where": each.where, "what": each.what, "hint": each.hint} for each in found.problems)
+            held = tuple(each.as_dict() for each in found.problems)
             now = time.time()
             self._log(job.id, f"{found}\n")
             change = {"state": FAILED, "problems": held, "message": "Its settings are not valid.", "ended": now}
