@@ -1,6 +1,5 @@
 """The report of a run: what to keep and why, figures, curves and images, in one HTML file that needs no other."""
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from trainer.checkpoint.naming import run_dir
+from trainer.checkpoint.run_log import read_log
 from trainer.common.files import write_text
 from trainer.common.text import duration
 from trainer.comparison.compare import Comparison, Row
@@ -62,19 +62,6 @@ def write_report(path: Path, comparison: Comparison, config: TrainConfig) -> Pat
     ]
     write_text(path, page(f"{config.output_name}: which checkpoint to keep", parts))
     return path
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The events of a run's log.jsonl; empty if there is none. A last line that is cut off is left out."""
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return [event for event in events if isinstance(event, dict)]
 
 
 def _warnings(comparison: Comparison) -> list[str]:

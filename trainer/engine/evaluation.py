@@ -9,13 +9,13 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 
 from trainer.checkpoint.naming import lora_path, position_after, run_dir
+from trainer.checkpoint.run_log import read_log
 from trainer.common.devices import free_memory
 from trainer.comparison.compare import Comparer, Row
 from trainer.comparison.judges import Judges, load_judges, usual_side
 from trainer.comparison.pictures import Candidate, decode_png, encode_png, image_key
 from trainer.comparison.prompts import PROMPTS, ComparePrompt, compare_prompts, concepts_of
 from trainer.comparison.recommend import Rule
-from trainer.comparison.report import read_log
 from trainer.data.cache import TensorCache
 from trainer.engine.run import Run
 from trainer.lora.adapter import disabled_adapter

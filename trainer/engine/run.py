@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.checkpoint.background import BackgroundWrite
 from trainer.checkpoint.naming import run_dir
+from trainer.checkpoint.run_log import read_log
 from trainer.checkpoint.state import State, restore
 from trainer.common.process import phase
 from trainer.comparison.compare import Comparer
-from trainer.comparison.report import read_log
 from trainer.config import TrainConfig
 from trainer.data.batches import BatchMaker, BatchSettings
 from trainer.data.cache import TensorCache
