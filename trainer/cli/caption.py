@@ -6,16 +6,14 @@ the command can be interrupted and repeated. Read the captions afterwards, and c
 """
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.captioning.description import CAPTIONER
+from trainer.cli.concept_folders import Pace, named_concepts, source_problems
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.process import ended_by_sigterm, set_up_logging
-from trainer.common.text import duration, in_seconds
-from trainer.config import TrainConfig
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
     from trainer.captioning.create import Captioner, Outcome
@@ -83,15 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _argument_problems(given: argparse.Namespace) -> list[Problem]:
-    problems = []
-    if not given.folders and not given.dataset_config:
-        hint = "give --dataset_config flux_data/data.toml, or a folder of images and --class_tokens"
-        problems.append(Problem("caption", "no images are named", hint))
-    if given.folders and given.dataset_config:
-        problems.append(Problem("--dataset_config", "is given along with folders", "give one of them"))
-    if given.class_tokens and given.dataset_config:
-        hint = "leave it out, or give the folder that it describes instead of the dataset file"
-        problems.append(Problem("--class_tokens", "has no effect: the dataset file names them", hint))
+    problems = source_problems(given, "caption", "class_tokens", "the dataset file names them")
     if given.folders and not (given.class_tokens or "").strip():
         problems.append(Problem("--class_tokens", "is missing", 'say what to write, as in --class_tokens "tjtoy toy"'))
     return problems
@@ -103,14 +93,11 @@ def _concepts(given: argparse.Namespace, problems: list[Problem]) -> "tuple[list
     Problems of the file's keys are added to `problems`. Raises `Problems` if the file cannot be read at all.
     """
     from trainer.captioning.plan import Concept, concepts_of
-    from trainer.data.dataset_file import read_dataset_config
 
-    if given.dataset_config:
-        dataset, found = read_dataset_config(given.dataset_config, TrainConfig())
-        problems += found
-        return concepts_of(dataset.subsets)
-    folders = {folder.resolve(): folder for folder in given.folders}.values()
-    return [Concept(folder, given.class_tokens.strip(), str(folder)) for folder in folders], []
+    def of_folder(folder: Path) -> Concept:
+        return Concept(folder, given.class_tokens.strip(), str(folder))
+
+    return named_concepts(given, problems, concepts_of, of_folder)
 
 
 def _load(folder: Path) -> "Captioner":
@@ -127,24 +114,18 @@ class _Progress:
     """Prints a line for each image: its caption, the time it took, the time that is left."""
 
     def __init__(self, total: int):
-        self.total, self.done, self.written, self.doubtful = total, 0, 0, 0
-        self.began = self.last = time.monotonic()
+        self.pace, self.doubtful = Pace(total), 0
 
     def report(self, due: "Due", outcome: "Outcome") -> None:
         """Count one image and print what became of it."""
-        now = time.monotonic()
-        self.done, self.written = self.done + 1, self.written + (outcome.text is not None)
-        left = (now - self.began) / self.done * (self.total - self.done)
-        until = f", about {duration(left)} left" if self.done < self.total else ""
+        took, progress = self.pace.count(outcome.text is not None)
         what = "no caption" if outcome.text is None else outcome.text
-        print(f"{due.image}: {what}  ({in_seconds(now - self.last)} s, {self.done} of {self.total}{until})", flush=True)
+        print(f"{due.image}: {what}  ({took} s, {progress})", flush=True)
         if outcome.doubt:
             self.doubtful += 1
             print(f"    look at it: {outcome.doubt}")
-        self.last = now
 
     def summary(self) -> str:
         """The number of captions and the mean time."""
-        mean = (self.last - self.began) / self.total
         doubt = f"; {self.doubtful} to look at, named above" if self.doubtful else ""
-        return f"{self.written} of {self.total} captions written, {in_seconds(mean)} s per image{doubt}"
+        return f"{self.pace.written} of {self.pace.total} captions written, {self.pace.mean()} s per image{doubt}"

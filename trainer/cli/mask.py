@@ -5,16 +5,14 @@ any kind are left alone, so the command can be interrupted and repeated. Look at
 """
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.cli.concept_folders import Pace, named_concepts, source_problems
 from trainer.common.files import atomic_write
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import ended_by_sigterm, set_up_logging
-from trainer.common.text import duration, in_seconds
-from trainer.config import TrainConfig
 from trainer.masking.description import DETECTOR, MASK_MODELS, SEGMENTER
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
@@ -85,15 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _argument_problems(given: argparse.Namespace) -> list[Problem]:
-    problems = []
-    if not given.folders and not given.dataset_config:
-        hint = "give --dataset_config flux_data/data.toml, or a folder of images and --class_word"
-        problems.append(Problem("mask", "no images are named", hint))
-    if given.folders and given.dataset_config:
-        problems.append(Problem("--dataset_config", "is given along with folders", "give one of them"))
-    if given.class_word and given.dataset_config:
-        hint = "leave it out, or give the folder that it describes instead of the dataset file"
-        problems.append(Problem("--class_word", "has no effect: the dataset file's class_tokens name it", hint))
+    problems = source_problems(given, "mask", "class_word", "the dataset file's class_tokens name it")
     if given.folders and not (given.class_word or "").strip(" .,"):
         problems.append(Problem("--class_word", "is missing", "say what the images show, as in --class_word toy"))
     if not 0 < given.box_threshold < 1:
@@ -107,15 +97,12 @@ def _concepts(given: argparse.Namespace, problems: list[Problem]) -> "tuple[list
     Problems of the file's keys are added to `problems`. Raises `Problems` if the file cannot be read at all.
     """
     from trainer.data.dataset_config import SubsetConfig
-    from trainer.data.dataset_file import read_dataset_config
     from trainer.masking.plan import Concept, concepts_of
 
-    if given.dataset_config:
-        dataset, found = read_dataset_config(given.dataset_config, TrainConfig())
-        problems += found
-        return concepts_of(dataset.subsets)
-    folders = {folder.resolve(): folder for folder in given.folders}.values()
-    return [Concept(SubsetConfig(image_dir=folder), given.class_word.strip(" .,")) for folder in folders], []
+    def of_folder(folder: Path) -> Concept:
+        return Concept(SubsetConfig(image_dir=folder), given.class_word.strip(" .,"))
+
+    return named_concepts(given, problems, concepts_of, of_folder)
 
 
 def _load(given: argparse.Namespace) -> "Models":
@@ -182,24 +169,18 @@ class _Progress:
     """Prints a line for each image: how much of it the mask covers, the time it took, the time that is left."""
 
     def __init__(self, total: int):
-        self.total, self.done, self.written = total, 0, 0
-        self.began = self.last = time.monotonic()
+        self.pace = Pace(total)
 
     def report(self, due: "Due", outcome: "Outcome") -> None:
         """Count one image and print what became of it."""
-        now = time.monotonic()
-        self.done, self.written = self.done + 1, self.written + (outcome.share is not None)
-        left = (now - self.began) / self.done * (self.total - self.done)
+        took, progress = self.pace.count(outcome.share is not None)
         what = "no mask" if outcome.share is None else f"{outcome.share:.0%} of the image"
-        until = f", about {duration(left)} left" if self.done < self.total else ""
-        print(f"{due.image}: {what}, {in_seconds(now - self.last)} s ({self.done} of {self.total}{until})", flush=True)
+        print(f"{due.image}: {what}, {took} s ({progress})", flush=True)
         for doubt in outcome.doubts:
             print(f"    look at it: {doubt}")
-        self.last = now
 
     def summary(self) -> str:
         """The number of masks and the mean time."""
-        if not self.total:
+        if not self.pace.total:
             return "Every image has a mask; --redo creates those again that this command created."
-        mean = (self.last - self.began) / self.total
-        return f"{self.written} of {self.total} masks created, {in_seconds(mean)} s per image"
+        return f"{self.pace.written} of {self.pace.total} masks created, {self.pace.mean()} s per image"
