@@ -7,11 +7,11 @@ the digest of their recipes.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from random import Random
 
 from trainer.common.problems import Problem
 from trainer.common.rng import python_random
+from trainer.data.backdrops import Backdrop, backdrops_of
 from trainer.data.captions import contains_phrase
 from trainer.data.class_words import class_word_of, with_article
 from trainer.data.companions import CompanionRecipe, Thing, things_of
@@ -28,19 +28,15 @@ from trainer.data.compose import (
     touches,
 )
 from trainer.data.composite_sample import composite_sample, fill_template, in_turn, plain_backdrop
-from trainer.data.composition_file import PLAIN, BaseBackgrounds, CompositionConfig
+from trainer.data.composition_file import CompositionConfig
 from trainer.data.dataset_config import DatasetConfig, DatasetSection
-from trainer.data.generated import Generated, Generator
+from trainer.data.generated import Generator
 from trainer.data.relations import RELATIONS, Relation
 from trainer.data.samples import Sample
-from trainer.images.folder import read_folder
-from trainer.images.inspection import Picture, inspect_images
+from trainer.images.inspection import Picture
 
 SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photograph of a concept
 MOST_ENLARGED = 2.0  # times that a cut-out may be enlarged
-NAME_FOLDER = f'name a folder of images, or "{PLAIN}"'
-PLAIN_PLACE = "on a plain background"
-Backdrop = tuple[Picture | Generated | None, str]  # None: plain; the words for the place
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,8 @@ class _Composer:
         concepts = self._concepts()
         if not concepts:
             return Composed((), tuple(self.problems), tuple(self.warnings))
-        backdrops = self._backdrops()
+        backdrops, problems = backdrops_of(self.composition, self.size, self.generator)
+        self.problems += problems
         things = self._things(concepts)
         samples = (
             () if self.problems else (*self._draw(concepts, backdrops), *self._beside(concepts, things, backdrops))
@@ -167,38 +164,6 @@ class _Composer:
             return None
         assert not isinstance(sample.mask, CompositeMask)
         return Source(sample.picture, sample.mask, corners, sample.subset.alpha_mask)
-
-    def _backdrops(self) -> list[Backdrop]:
-        """Every backdrop with the words for its place; None for a plain one, drawn anew for each composite."""
-        found: list[Backdrop] = []
-        for each in self.composition.backgrounds:
-            if isinstance(each, BaseBackgrounds):
-                found += self._generated_backdrops(each)
-            else:
-                found += [(None, PLAIN_PLACE)] if each == PLAIN else self._backdrops_of(Path(each))
-        return found
-
-    def _generated_backdrops(self, asked: BaseBackgrounds) -> Iterator[Backdrop]:
-        for number in range(asked.num_images):
-            place, prompt = asked.prompts[number % len(asked.prompts)]
-            yield self.generator.image(f"background {number:03}", prompt, number, self.size, asked.sampler), place
-
-    def _backdrops_of(self, path: Path) -> Iterator[Backdrop]:
-        where = self.composition.where
-        try:
-            folder = read_folder(path, where)
-        except OSError as error:
-            what = f"backgrounds {path} cannot be read: {error.strerror}"
-            self.problems.append(Problem(where, what, NAME_FOLDER))
-            return
-        if not folder.images:
-            self.problems.append(Problem(where, f"backgrounds {path} holds no images", NAME_FOLDER))
-        for found in inspect_images(folder):
-            if isinstance(found, Problem):
-                self.problems.append(found)
-                continue
-            texts = folder.captions.get(found.picture.path, ())
-            yield found.picture, texts[0].read_text(encoding="utf-8").strip() if texts else ""
 
     def _draw(self, concepts: Sequence[Concept], backdrops: Sequence[Backdrop]) -> Iterator[Sample]:
         if self.composition.together == (1,):
