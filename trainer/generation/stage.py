@@ -81,11 +81,11 @@ class Stage:
             latents = self._latents(transformer, batch, encoded)
             things = [number for number, image in enumerate(batch) if isinstance(image, Companion)]
             companions = [image for image in batch if isinstance(image, Companion)]
-            margins = self._margins(transformer, companions, latents[things], encoded) if companions else []
-            entries = [{"latents": own[None]} for own in latents]
-            for number, own in zip(things, margins, strict=True):
-                entries[number]["margins"] = own
-            for image, entry in zip(batch, entries, strict=True):
+            margins = iter(self._margins(transformer, companions, latents[things], encoded) if companions else ())
+            for image, own in zip(batch, latents, strict=True):
+                entry = {"latents": own[None]}
+                if isinstance(image, Companion):
+                    entry["margins"] = next(margins)
                 self.cache.write(_latents_key(image), entry)
         del transformer
         free_memory(self.accelerator.device)
