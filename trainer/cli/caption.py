@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.captioning.description import CAPTIONER
-from trainer.cli.concept_folders import Pace, named_concepts, source_problems
+from trainer.common.pace import Pace
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.process import ended_by_sigterm, set_up_logging
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
     from trainer.captioning.create import Captioner, Outcome
     from trainer.captioning.plan import Concept, Due
+    from trainer.data.concept_folders import NamedImages
 
 STOPPED = "Stopped. Captions that were written are complete; run it again for the others."
 
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _argument_problems(given: argparse.Namespace) -> list[Problem]:
-    problems = source_problems(given, "caption", "class_tokens", "the dataset file names them")
+    problems = _named(given).problems("caption", "the dataset file names them")
     if given.folders and not (given.class_tokens or "").strip():
         problems.append(Problem("--class_tokens", "is missing", 'say what to write, as in --class_tokens "tjtoy toy"'))
     return problems
@@ -97,7 +98,13 @@ def _concepts(given: argparse.Namespace, problems: list[Problem]) -> "tuple[list
     def of_folder(folder: Path) -> Concept:
         return Concept(folder, given.class_tokens.strip(), str(folder))
 
-    return named_concepts(given, problems, concepts_of, of_folder)
+    return _named(given).concepts(problems, concepts_of, of_folder)
+
+
+def _named(given: argparse.Namespace) -> "NamedImages":
+    from trainer.data.concept_folders import NamedImages
+
+    return NamedImages(given.folders, given.dataset_config, "--class_tokens", given.class_tokens)
 
 
 def _load(folder: Path) -> "Captioner":

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.cli.concept_folders import Pace, named_concepts, source_problems
 from trainer.common.files import atomic_write
+from trainer.common.pace import Pace
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import ended_by_sigterm, set_up_logging
 from trainer.masking.description import DETECTOR, MASK_MODELS, SEGMENTER
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
+    from trainer.data.concept_folders import NamedImages
     from trainer.masking.create import Models, Outcome
     from trainer.masking.plan import Concept, ConceptPlan, Due
     from trainer.masking.sheet import Entry
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _argument_problems(given: argparse.Namespace) -> list[Problem]:
-    problems = source_problems(given, "mask", "class_word", "the dataset file's class_tokens name it")
+    problems = _named(given).problems("mask", "the dataset file's class_tokens name it")
     if given.folders and not (given.class_word or "").strip(" .,"):
         problems.append(Problem("--class_word", "is missing", "say what the images show, as in --class_word toy"))
     if not 0 < given.box_threshold < 1:
@@ -102,7 +103,13 @@ def _concepts(given: argparse.Namespace, problems: list[Problem]) -> "tuple[list
     def of_folder(folder: Path) -> Concept:
         return Concept(SubsetConfig(image_dir=folder), given.class_word.strip(" .,"))
 
-    return named_concepts(given, problems, concepts_of, of_folder)
+    return _named(given).concepts(problems, concepts_of, of_folder)
+
+
+def _named(given: argparse.Namespace) -> "NamedImages":
+    from trainer.data.concept_folders import NamedImages
+
+    return NamedImages(given.folders, given.dataset_config, "--class_word", given.class_word)
 
 
 def _load(given: argparse.Namespace) -> "Models":
