@@ -74,6 +74,10 @@ class DatasetFiles:
 
     def write_dataset(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Write a dataset file for folders of images. Raises ValueError, LookupError, `Conflict` and OSError."""
+        return self._create(self.root, DATA, body.get("name"), self.dataset_text(body))
+
+    def dataset_text(self, body: Mapping[str, Any]) -> str:
+        """The content of a dataset file for folders of images. Raises ValueError and LookupError."""
         subsets, general = body.get("subsets"), body.get("general", {})
         if not isinstance(subsets, list) or not 1 <= len(subsets) <= MAX_SUBSETS or not isinstance(general, dict):
             raise ValueError(f"subsets must be a list of 1 to {MAX_SUBSETS} tables, and general a table.")
@@ -91,7 +95,7 @@ class DatasetFiles:
         for table in ("compositions", "preservation"):
             count = _typed({table: body.get(table) or 0}, {table: int})[table]
             parts += [f"\n[[datasets.{table}]]\nnum_images = {count}\n"] if count else []
-        return self._create(self.root, DATA, body.get("name"), "".join(parts))
+        return "".join(parts)
 
     def write_preset(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Write a file of settings that jobs may have. Raises ValueError, `Conflict` and OSError."""

@@ -147,6 +147,28 @@ class ImageFolders:
                 count += 1
         return {"file": f"{own}{seen.ending}", **size, "existing": False}
 
+    def add_mask(self, name: str, file: str, data: bytes) -> dict[str, Any]:
+        """Keep a mask of an image next to it. Raises `NotAnImage`, ValueError, LookupError, `Conflict` and OSError."""
+        path, seen = self.image(name, file), check(data)
+        image = self._facts_of(path)
+        size = (image["width"], image["height"])
+        if (seen.width, seen.height) != size:
+            raise ValueError(f"The mask has {seen.width} x {seen.height} pixels, but {file} {size[0]} x {size[1]}.")
+        with locked(self.root / ".captions"):
+            if former := entries(path.parent).masks.get(file):
+                if _is_same(path.with_name(former), data):
+                    return {"file": former, "existing": True}
+                raise Conflict(f"{file} has a mask already.")
+            mask = path.with_name(f"{path.stem}.mask{seen.ending}")
+            if not create_file(mask, data):
+                raise Conflict(f"{mask.name} exists already.")
+        return {"file": mask.name, "existing": False}
+
+    def mark(self, names: Iterable[str]) -> str:
+        """Changes when a file in one of these folders does, or when one comes or goes."""
+        found = [[_mark(path) for path in _listed(self.root / name)] for name in names if plain_name(name)]
+        return hashlib.sha256(repr(found).encode(errors="replace")).hexdigest()
+
     def preview(self, name: str, file: str, side: int, masked: bool) -> bytes:
         """A JPEG of an image. Raises LookupError, and `NotAnImage` if it cannot be decoded."""
         if side not in SIDES:

@@ -1,5 +1,6 @@
 """The HTTP routes of the node pack: GET reads; POST saves or stops a run, checks a prompt, keeps triggers or
-writes them into a file, or seeds workflows. Those for jobs, images and captions are in `routes_jobs` and `routes_data`.
+writes them into a file, or seeds workflows. `routes_jobs`, `routes_plan` and `routes_data` have those for jobs, plans,
+images and captions.
 
 Every answer is JSON (pictures and reports apart); an error is {"error": a sentence} with a fitting status.
 """
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import nodes_prompt, page_prompt, routes_data, routes_jobs, routes_report, user_folder
+from . import nodes_prompt, page_prompt, routes_data, routes_jobs, routes_plan, routes_report, user_folder
 from .answers import PREFIX, answers, json_body, picture
 from .concepts import build_prompt
 from .image_folders import find_data_dir
@@ -35,6 +36,7 @@ def register(server: Any) -> None:
     add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"))
     routes_data.add_routes(server.routes, data)
     routes_jobs.add_routes(server.routes, runs.folder, data)
+    routes_plan.add_routes(server.routes, runs.folder, data)
     routes_report.add_routes(server.routes, runs.folder)
     add_first_start(server.routes, server.user_manager, first_workflow(os.environ, pack), pack / "example_workflows")
 

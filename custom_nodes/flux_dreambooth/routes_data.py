@@ -29,6 +29,21 @@ def add_routes(routes: Any, root: Path) -> None:
 def _add_image_routes(routes: Any, folders: ImageFolders) -> None:
     uploads = 0
 
+    async def take(request: Any, keep: Callable[[str, bytes], Any]) -> Any:
+        """Hand an uploaded file to `keep`, with the concept's name."""
+        nonlocal uploads
+        require_ours(request)
+        concept = request.match_info["concept"]
+        await asyncio.to_thread(folders.folder, concept)  # before anything is read
+        if uploads >= MAX_UPLOADS:
+            raise Busy("Several files are being uploaded already. Send this one again in a moment.")
+        uploads += 1
+        try:
+            data = await upload(request, MAX_BYTES)
+            return await asyncio.to_thread(keep, concept, data)
+        finally:
+            uploads -= 1
+
     @routes.get(PREFIX + "/data")
     @answers
     async def overview(_request: Any) -> Any:
@@ -52,18 +67,14 @@ def _add_image_routes(routes: Any, folders: ImageFolders) -> None:
     @routes.post(PREFIX + "/data/{concept}/images")
     @answers
     async def add(request: Any) -> Any:
-        nonlocal uploads
-        require_ours(request)
-        concept, name = request.match_info["concept"], request.query.get("name", "")
-        await asyncio.to_thread(folders.folder, concept)  # before anything is read
-        if uploads >= MAX_UPLOADS:
-            raise Busy("Several files are being uploaded already. Send this one again in a moment.")
-        uploads += 1
-        try:
-            data = await upload(request, MAX_BYTES)
-            return await asyncio.to_thread(folders.add, concept, name[:MAX_NAME], data)
-        finally:
-            uploads -= 1
+        name = request.query.get("name", "")[:MAX_NAME]
+        return await take(request, lambda concept, data: folders.add(concept, name, data))
+
+    @routes.post(PREFIX + "/data/{concept}/masks")
+    @answers
+    async def add_mask(request: Any) -> Any:
+        image = request.query.get("image", "")[:MAX_NAME]
+        return await take(request, lambda concept, data: folders.add_mask(concept, image, data))
 
     @routes.get(PREFIX + "/data/{concept}/images/{file}")
     @answers

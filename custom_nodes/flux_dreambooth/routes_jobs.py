@@ -135,7 +135,7 @@ class Jobs:
         kind = body.get("kind")
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}.")
-        settings = self._work(body, kind) if kind in WORK else self._training(body)
+        settings = self._work(body, kind) if kind in WORK else self.training(body)
         return {"job": self._as_json(self.queue.submit(kind, settings))}
 
     def act(self, job: str, action: str) -> dict[str, Any]:
@@ -149,7 +149,8 @@ class Jobs:
         self.queue.move(job, before)
         return {"jobs": [self._as_json(each) for each in self.queue.jobs()]}
 
-    def _training(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def training(self, body: Mapping[str, Any], needs_dataset: bool = True) -> dict[str, Any]:
+        """The settings of a training: the preset's, and those in addition to it. Raises ValueError and LookupError."""
         settings, preset, dataset = body.get("settings", {}), body.get("preset"), body.get("dataset")
         if not isinstance(settings, dict) or len(settings) > MAX_SETTINGS:
             raise ValueError("settings must be a table of settings by name.")
@@ -158,7 +159,7 @@ class Jobs:
         if dataset is not None:
             settings["dataset_config"] = dataset
         require_allowed(settings)
-        if not self.files.has_dataset(str(settings.get("dataset_config"))):
+        if needs_dataset and not self.files.has_dataset(str(settings.get("dataset_config"))):
             raise LookupError(f"There is no dataset file {settings.get('dataset_config')!r}.")
         return settings
 

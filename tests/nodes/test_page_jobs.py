@@ -1,5 +1,7 @@
 """What the page may write as dataset files, presets and jobs, without a server."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,15 @@ import pytest
 from custom_nodes.flux_dreambooth import run_files
 from custom_nodes.flux_dreambooth.answers import Conflict, Invalid
 from custom_nodes.flux_dreambooth.dataset_files import DatasetFiles
+from custom_nodes.flux_dreambooth.exchange.files import take_lock
+from custom_nodes.flux_dreambooth.exchange.job_queue import SERVER_LOCK
 from custom_nodes.flux_dreambooth.image_folders import ImageFolders
 from custom_nodes.flux_dreambooth.routes_jobs import Jobs
+from custom_nodes.flux_dreambooth.routes_plan import RunPlans
 from trainer.config import TrainConfig
 from trainer.data.dataset_file import load_dataset_config
 from trainer.exchange.job_queue import JobQueue
-from trainer.serving.command import arguments_of
+from trainer.serving.command import arguments_of, plan_arguments
 
 
 @pytest.fixture
@@ -166,3 +171,65 @@ def test_what_a_run_leaves_to_look_at(jobs: Jobs):
     (run / "compare.json").write_text("[" * 9999)
     with pytest.raises(LookupError):
         run_files.comparison(jobs.runs, "tj")
+
+
+@pytest.fixture
+def plans(jobs: Jobs) -> Iterator[RunPlans]:
+    """A trainer waits."""
+    jobs.queue.folder.mkdir(parents=True)
+    lock = take_lock(jobs.queue.folder / SERVER_LOCK)
+    assert lock is not None
+    yield RunPlans(jobs)
+    os.close(lock)
+
+
+NEW = {"new_dataset": {"subsets": [SUBSET], "general": {"resolution": 512}}}
+
+
+def test_a_plan_is_counted_by_the_waiting_trainer(plans: RunPlans, monkeypatch: pytest.MonkeyPatch):
+    body = {"output_name": None, "preset": "flux_data/train.toml", "settings": {"seed": 1}, **NEW}
+    plan = plans.ask(body)["id"]
+    assert plans.ask(body) == {"id": plan, "state": "waiting"} and plans.plans.unanswered() == plan
+    path, dataset = plans.plans.path(plan, ".toml"), plans.plans.path(plan, ".dataset.toml")
+    assert "resolution = 512" in dataset.read_text() and "dataset_config" not in path.read_text()
+    flags = [f"--config_file={path}", f"--dataset_config={dataset}"]
+    monkeypatch.chdir(plans.jobs.runs.parent)
+    assert plan_arguments(path, dataset) == flags
+    plans.plans.answer(plan, {"plan": {"steps": 5}, "warnings": []})
+    assert plans.ask(body)["plan"] == {"steps": 5} and plans.jobs.overview()["jobs"] == []
+    other = plans.ask(body | {"settings": {"seed": 2}})["id"]
+    assert plans.ask(body | {"settings": {"seed": 3}, "instead_of": other})["state"] == "waiting"
+    assert not plans.plans.is_asked(other)
+
+
+def test_a_plan_is_renewed_when_images_files_or_earlier_jobs_change(plans: RunPlans):
+    body = {"output_name": "tj", "dataset": "flux_data/data.toml"}
+    root, seen = plans.jobs.files.root, [plans.ask(body)["id"]]
+    (root / "dog/new.txt").write_text("a caption")
+    seen.append(plans.ask(body)["id"])
+    with (root / "data.toml").open("a") as file:
+        file.write("# more\n")
+    seen.append(plans.ask(body)["id"])
+    plans.jobs.submit(TRAIN)
+    plans.jobs.act("tj", "cancel")
+    seen.append(plans.ask(body)["id"])
+    assert len({*seen}) == 4
+
+
+def test_without_a_trainer_nothing_is_asked(jobs: Jobs):
+    assert RunPlans(jobs).ask({"output_name": "tj", "dataset": "flux_data/data.toml"})["state"] == "absent"
+    assert not jobs.queue.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"output_dir": "/tmp"}}, {"preset": "../x"}, {"new_dataset": 3}, {"new_dataset": {}},
+        {"new_dataset": {"subsets": [SUBSET | {"folder": "../outside"}]}}, {"dataset": "flux_data/../x.toml"},
+        {"output_name": "../x"}, {"instead_of": "../x"}, {"instead_of": 3},
+    ],
+)  # fmt: skip
+def test_a_plan_may_ask_only_what_a_job_may(plans: RunPlans, change: dict[str, Any]):
+    with pytest.raises((ValueError, LookupError)):
+        plans.ask({"output_name": "tj", "dataset": "flux_data/data.toml", **change})
+    assert plans.plans.unanswered() is None

@@ -131,6 +131,19 @@ def test_each_format_that_is_taken_is_shown_as_a_jpeg(folders: ImageFolders, kin
     assert shown.format == "JPEG" and max(shown.size) == 256 and (shown.width < shown.height) == (kind != "BMP")
 
 
+def test_a_mask_is_kept_next_to_its_image_and_replaces_nothing(folders: ImageFolders):
+    folders.add("dog", "a.png", encoded())
+    mask = encoded(255)
+    assert folders.add_mask("dog", "a.png", mask) == {"file": "a.mask.png", "existing": False}
+    assert folders.add_mask("dog", "a.png", mask)["existing"] and image(folders, "a.png")["mask"]
+    with pytest.raises(Conflict):
+        folders.add_mask("dog", "a.png", encoded(9))
+    assert (folders.root / "dog/a.mask.png").read_bytes() == mask
+    for file, data in (("none.png", mask), ("../dog/a.png", mask), ("a.png", encoded(1, (8, 8))), ("a.png", b"x")):
+        with pytest.raises((LookupError, ValueError)):
+            folders.add_mask("dog", file, data)
+
+
 def test_a_mask_darkens_what_it_leaves_out(folders: ImageFolders):
     folders.add("dog", "a.png", encoded(200))
     mask = Image.new("L", (40, 30))

@@ -11,22 +11,26 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import announce
+from trainer.config import parse_config, placed_problems
 from trainer.exchange.files import replace_file
 from trainer.exchange.job_file import CHECK, TRAIN
 from trainer.exchange.job_queue import Job, JobQueue
+from trainer.exchange.plans import Plans
 from trainer.serving.comfyui import DEFAULT, address_problem
-from trainer.serving.command import arguments_of
+from trainer.serving.command import arguments_of, plan_arguments
+from trainer.serving.planner import Planner
 from trainer.serving.server import Server
 
 QUEUE = Path("runs/queue")
 LAUNCHER = Path("containers/init.py")  # starts several processes
+NICE = 10  # of the process that says what a training would take: it yields to one that trains
 
 
 def run(argv: Sequence[str]) -> int:
@@ -42,9 +46,12 @@ def run(argv: Sequence[str]) -> int:
         except LookupError as error:  # a person has moved its file away
             raise Problems([Problem(str(QUEUE), str(error))]) from None
         return _run_job(job, queue)
+    if given.answer:
+        return _answer_plan(Plans(QUEUE), given.answer, given.gpu_in_use)
     raise_if_any(_argument_problems(given))
     address = None if given.comfyui == "none" else given.comfyui
-    server = Server(queue, _command(given.num_processes), announce, address, _has_gpu())
+    planner = Planner(QUEUE, _plan_command)
+    server = Server(queue, _command(given.num_processes), announce, address, _has_gpu(), planner)
     stops: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -67,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "processes of a training, one for each GPU (%(default)s)"
     parser.add_argument("--num_processes", type=int, metavar="N", default=1, help=text)
     parser.add_argument("--run_job", metavar="ID", help=argparse.SUPPRESS)  # in the process that does one job
+    parser.add_argument("--answer", metavar="ID", help=argparse.SUPPRESS)  # in one that says what a training would take
+    parser.add_argument("--gpu_in_use", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -98,6 +107,46 @@ def _command(num_processes: int) -> Callable[[Job], list[str]]:
         return [*launcher, sys.executable, "-m", "trainer", "serve", f"--run_job={job.id}"]
 
     return command
+
+
+def _plan_command(plan: str, gpu_in_use: bool) -> list[str]:
+    busy = ["--gpu_in_use"] if gpu_in_use else []
+    return [sys.executable, "-m", "trainer", "serve", f"--answer={plan}", *busy]
+
+
+def _answer_plan(plans: Plans, plan: str, gpu_in_use: bool) -> int:
+    """Answer what a training would take, in this process; nothing else is written.
+
+    gpu_in_use: do not touch the GPU, on which a job trains; memory and time stay unknown.
+    """
+    os.nice(NICE)
+    path, dataset = plans.path(plan, ".toml"), plans.path(plan, ".dataset.toml")
+    try:
+        # imported late: `serve` itself needs no torch
+        import torch
+
+        from trainer.preflight.check import make_plan
+        from trainer.serving.check_result import plan_result
+
+        flags = plan_arguments(path, dataset if dataset.exists() else None)
+        config, _ = parse_config(flags)
+        device = torch.device("cuda" if torch.cuda.is_available() and not gpu_in_use else "cpu")
+        with placed_problems(flags):
+            found = plan_result(make_plan(config, device=device))
+        plans.answer(plan, {**found, "gpu_in_use": gpu_in_use})
+    except Problems as found:
+        # nobody knows the temporary files
+        names = {str(dataset): "the new dataset file", str(path): "settings"}
+        plans.answer(plan, {"problems": [_with_names(each, names).as_dict() for each in found.problems]})
+    return 0
+
+
+def _with_names(problem: Problem, names: Mapping[str, str]) -> Problem:
+    """The problem with `names` in place of paths."""
+    texts = [problem.where, problem.what, problem.hint]
+    for path, name in names.items():
+        texts = [text.replace(path, name) for text in texts]
+    return Problem(*texts)
 
 
 def _run_job(job: Job, queue: JobQueue) -> int:

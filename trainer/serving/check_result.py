@@ -33,13 +33,13 @@ def check_result(plan: "RunPlan") -> bytes:
                 "messages": _messages(path, plan.warnings),
             },
         )
-    held = {
-        "summary": plan.summary().strip(),
-        "plan": _numbers(plan),
-        "images": list(images.values()),
-        "warnings": [each.as_dict() for each in plan.warnings],
-    }
+    held = {"summary": plan.summary().strip(), **plan_result(plan), "images": list(images.values())}
     return json.dumps(held, ensure_ascii=False).encode(errors="replace")
+
+
+def plan_result(plan: "RunPlan") -> dict[str, Any]:
+    """What a run takes in numbers, and its warnings."""
+    return {"plan": _numbers(plan), "warnings": [each.as_dict() for each in plan.warnings]}
 
 
 def _numbers(plan: "RunPlan") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A job as a command line of the trainer, after everything that can be known without reading images or models."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,25 @@ def arguments_of(job: Job, path: Path) -> list[str]:
     return _work_arguments(job, path) if job.kind in WORK else _training_arguments(job, path)
 
 
+def plan_arguments(path: Path, dataset: Path | None) -> list[str]:
+    """The flags of a training that is only planned, from the file of its settings. Raises `Problems`.
+
+    dataset: its dataset file, unless the settings name one.
+    """
+    return _checked_flags(path, [] if dataset is None else [f"--dataset_config={dataset}"])
+
+
 def _training_arguments(job: Job, path: Path) -> list[str]:
+    assert job.kind in (TRAIN, CHECK)
+    return [job.kind, *_checked_flags(path)]
+
+
+def _checked_flags(path: Path, more: Sequence[str] = ()) -> list[str]:
+    """The flags of a training with the settings of a file, and `more`. Raises `Problems` with all that is wrong."""
     written = read_config_file(str(path))
     refused = list(_refused(written))
     names = {problem.where for problem in refused}
-    flags = [f"--config_file={path}"]
+    flags = [f"--config_file={path}", *more]
     try:
         parse_config(flags)
     except ValueError as found:
@@ -43,8 +57,7 @@ def _training_arguments(job: Job, path: Path) -> list[str]:
         raise_if_any([*refused, *(problem for problem in problems if problem.where not in names)])
         raise
     raise_if_any(refused)
-    assert job.kind in (TRAIN, CHECK)
-    return [job.kind, *flags]
+    return flags
 
 
 def _refused(written: Written) -> Iterator[Problem]:

@@ -68,7 +68,7 @@ def _verdict(job: Job, exit_code: int | None, server_stops: bool, tail: str) -> 
         return INTERRUPTED, f"Its process was killed by {name}.{cause}"
     if count := len(job.status.problems):
         return FAILED, "A problem was found." if count == 1 else f"{count} problems were found."
-    return FAILED, _last_words(tail) or f"Its process exited with status {exit_code}."
+    return FAILED, last_words(tail) or f"Its process exited with status {exit_code}."
 
 
 def _has_result(job: Job) -> bool:
@@ -82,7 +82,7 @@ def _has_result(job: Job) -> bool:
         return False
 
 
-def _last_words(tail: str) -> str:
+def last_words(tail: str) -> str:
     """The last line that a process has printed, without what a progress bar left."""
     lines = [line.strip() for line in tail.replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1][:500] if lines else ""

@@ -20,6 +20,7 @@ from trainer.exchange.status import FAILED, RESUME, RUNNING, WAITING, Status
 from trainer.serving import comfyui
 from trainer.serving.command import arguments_of
 from trainer.serving.outcome import judge
+from trainer.serving.planner import Planner
 
 POLL = 1.0  # seconds between two looks at the queue
 AGAIN = 30.0  # seconds until something that the disk refused is tried again
@@ -45,7 +46,8 @@ class Server:
     """Runs the jobs of a queue until it is told to stop.
 
     command: the words that run a job. comfyui_url: the ComfyUI that shares the GPU, None for none.
-    say: shows a line to the user. has_gpu: whether a job waits while ComfyUI generates.
+    say: shows a line to the user. has_gpu: whether a job waits while ComfyUI generates. planner: answers the page's
+    questions meanwhile; None leaves them unanswered.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Server:
         say: Callable[[str], object],
         comfyui_url: str | None = None,
         has_gpu: bool = False,
+        planner: Planner | None = None,
     ):
         self.queue, self.command, self.say, self.comfyui_url, self.has_gpu = queue, command, say, comfyui_url, has_gpu
+        self.planner = planner
         self.running: Running | None = None
         self.stop = threading.Event()
         self.since = time.time()
@@ -74,8 +78,12 @@ class Server:
         try:
             while not (self.stop.is_set() and self.running is None):
                 pause = self._safe_tick()
+                if self.planner and not self.stop.is_set():
+                    self.planner.tick(gpu_in_use=self.has_gpu and self.running is not None)
                 time.sleep(pause) if self.stop.is_set() else self.stop.wait(pause)
         finally:
+            if self.planner:
+                self.planner.stop()
             os.close(lock)
 
     def _safe_tick(self) -> float:

@@ -14,9 +14,10 @@ export function language() {
   return app.extensionManager?.setting?.get('Comfy.Locale') || navigator.language.split('-')[0] || 'en'
 }
 
-/** The text of a key such as 'training.left', with {name} replaced by values.name. */
+/** The text of a key such as 'training.left'. {name} becomes values.name, and {name:one|several} depends on whether it is 1. */
 export function text(key, values = {}) {
-  const found = lookUp(language(), key) ?? lookUp('en', key) ?? key
+  const found = (lookUp(language(), key) ?? lookUp('en', key) ?? key)
+    .replace(/\{(\w+):([^|}]*)\|([^}]*)\}/g, (_, name, one, several) => String(values[name]) === '1' ? one : several)
   return found.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
 }
 
@@ -47,6 +48,8 @@ export function formatNumber(value, digits = 3) {
   if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(1).replace('e-', 'e−')
   return value.toLocaleString(language(), { maximumSignificantDigits: digits })
 }
+
+export const formatGB = (bytes) => bytes < 5e6 ? `${formatNumber(bytes / 1e6, 2)} MB` : `${formatNumber(bytes / 1e9, 3)} GB`
 
 export function formatDuration(seconds) {
   if (seconds === null || seconds === undefined) return '–'

@@ -84,7 +84,7 @@ export function createConcept(name, limits, actions) {
     problems.replaceChildren()
     const found = await upload(name, files, limits, (n, total) => status.say(text('bench.images.uploading', { n: formatNumber(n), total: formatNumber(total) })), [...rows.keys()])
     const all = [...before, ...found.problems]
-    const said = [['added', found.added], ['existing', found.existing], ['captions', found.captions]].filter(([key, n]) => n > 0 || key === 'added')
+    const said = [['added', found.added], ['existing', found.existing], ['captions', found.captions], ['masksAdded', found.masks]].filter(([key, n]) => n > 0 || key === 'added')
     status.say(said.map(([key, n]) => text(`bench.images.${key}`, { n: formatNumber(n) })).join(' · '), all.length ? 'problem' : 'good')
     if (all.length) problems.replaceChildren(problemList(all), button('pi-times', text('bench.images.dismiss'), () => problems.replaceChildren()))
     await update(true)

@@ -8,7 +8,7 @@ const COMPOSITES = 160 // as in the project's data.toml
 const TAKEN = 409
 const MOST_NAMES = 20 // that are tried
 
-/** Returns {element, show(concepts, datasets), write(name), choose(concept)}. */
+/** Returns {element, show(concepts, datasets), read(), write(name), choose(concept)}. */
 export function createDatasetForm() {
   const rows = new Map() // name -> {element, chosen, words, repeats, masks}
   const list = h('div', { class: 'fdb-choices' })
@@ -58,16 +58,21 @@ export function createDatasetForm() {
     arrange(list, names.length ? names.map((name) => rows.get(name).element) : [none])
   }
 
-  /** Write the file under this name, or one with a number. Returns its path; throws an Error with what is missing. */
-  async function write(name) {
+  /** The dataset as the server takes it, without a name. Throws an Error with what is missing. */
+  function read() {
     const subsets = chosen().map(([folder, { words, repeats }]) => ({ folder, class_tokens: words.value.trim(), num_repeats: Number(repeats.value) || 1 }))
     if (!subsets.length) throw new Error(text('bench.dataset.choose'))
     const nameless = subsets.find((subset) => !subset.class_tokens)
     if (nameless) throw new Error(text('bench.dataset.wordless', { name: nameless.folder }))
-    const rest = { subsets, general: { resolution: Number(resolution.value), batch_size: 1 }, compositions: Number(composites.value), preservation: Number(preserved.value) }
+    return { subsets, general: { resolution: Number(resolution.value), batch_size: 1 }, compositions: Number(composites.value), preservation: Number(preserved.value) }
+  }
+
+  /** Write the file under this name, or one with a number. Returns its path; throws an Error with what is missing. */
+  async function write(name) {
+    const dataset = read()
     for (let count = 1; ; count++) {
       try {
-        return (await writeDataset({ name: count === 1 ? name : `${name}-${count}`, ...rest })).file
+        return (await writeDataset({ name: count === 1 ? name : `${name}-${count}`, ...dataset })).file
       } catch (error) {
         if (error.status !== TAKEN || count === MOST_NAMES) throw error
       }
@@ -80,5 +85,5 @@ export function createDatasetForm() {
     row.chosen.checked = true
     suggest()
   }
-  return { element, show, write, choose }
+  return { element, show, read, write, choose }
 }

@@ -12,9 +12,12 @@ export const replaceInCaptions = (concept, find, replace, preview) => send(path(
 export const undoCaptions = (concept) => send(path('data', concept, 'undo'), {})
 
 /** file: a File of the browser's; it is sent as it is. */
-export function uploadImage(concept, file) {
-  const headers = { ...OURS, 'Content-Type': file.type || 'application/octet-stream' }
-  return ask(`${path('data', concept, 'images')}?name=${encodeURIComponent(file.name)}`, { method: 'POST', headers, body: file })
+export const uploadImage = (concept, file) => upload(`${path('data', concept, 'images')}?name=${encodeURIComponent(file.name)}`, file)
+/** image: the name, on the server, of the image whose mask the file is. */
+export const uploadMask = (concept, image, file) => upload(`${path('data', concept, 'masks')}?image=${encodeURIComponent(image)}`, file)
+
+function upload(url, file) {
+  return ask(url, { method: 'POST', headers: { ...OURS, 'Content-Type': file.type || 'application/octet-stream' }, body: file })
 }
 
 /** image: of `fetchConcept`, or a file's name. */
@@ -32,6 +35,8 @@ export const fetchJobs = () => ask('/jobs')
 export const fetchJob = (job) => ask(path('jobs', job))
 export const fetchLog = (job, from) => ask(`${path('jobs', job, 'log')}?from=${from}`)
 export const submitJob = (job) => send('/jobs', job)
+/** What a training would take; asked again until its `state` is no longer "waiting". */
+export const askPlan = (job) => send('/plan', job)
 /** action: pause, resume or cancel. */
 export const actOnJob = (job, action) => send(path('jobs', job, action), {})
 /** before: the id of another waiting job, or null for the end of the queue. */

@@ -4,6 +4,7 @@ import { fetchRun } from '../server.js'
 import { formatNumber, text } from '../texts.js'
 import { createDatasetForm } from './dataset_form.js'
 import { button, field, folded, refusal, statusLine } from './parts.js'
+import { createPlan } from './plan.js'
 import { QUALITIES, completed, ranked, readSettings, settingsOf, writeSettings } from './quality.js'
 import { fetchJob, submitJob, writePreset } from './requests.js'
 
@@ -11,7 +12,7 @@ const NEW = ' new' // no file has such a name
 const USUAL_PRESET = 'flux_data/train.toml'
 const SHOWN = ['max_train_epochs', 'max_train_steps', 'network_dim', 'learning_rate', 'save_every_n_epochs', 'sample_every_n_epochs', 'seed']
 
-/** submitted(): called after each job of the form. Returns {element, show(facts), useConcept(name), useJob(job, settings)}. */
+/** submitted(): called after each job of the form. Returns {element, show(facts), update(), useConcept(name), useJob(job, settings)}. */
 export function createStart(submitted) {
   let presets = []
   let jobs = []
@@ -28,10 +29,11 @@ export function createStart(submitted) {
   const presetName = h('input', { type: 'text', maxlength: 64, 'aria-label': text('bench.start.presetName'), placeholder: text('bench.start.presetName') })
   const status = statusLine()
   const refused = h('div', { role: 'alert' })
+  const plan = createPlan(read)
   const start = button('pi-play', text('bench.start.start'), () => submit('train'), { class: 'fdb-button fdb-start' })
   const check = button('pi-list-check', text('bench.start.check'), () => submit('check'), { class: 'fdb-button fdb-check', title: text('bench.start.checkTip') })
 
-  const element = h('form', { class: 'fdb-form', onsubmit: (event) => event.preventDefault() },
+  const element = h('form', { class: 'fdb-form', onsubmit: (event) => event.preventDefault(), oninput: () => plan.changed(), onchange: () => plan.changed() },
     field(text('bench.start.images'), dataset), newDataset.element,
     field(text('bench.start.name'), name),
     h('fieldset', { class: 'fdb-quality' }, h('legend', { class: 'fdb-small' }, text('bench.start.quality')),
@@ -42,7 +44,7 @@ export function createStart(submitted) {
       h('div', { class: 'fdb-fields' }, SHOWN.map((setting, index) => field(setting, own[index]))),
       field(text('bench.start.others'), others),
       h('div', { class: 'fdb-line' }, presetName, button('pi-save', text('bench.start.keep'), keep))),
-    h('div', { class: 'fdb-buttons' }, check, start), refused, status.element)
+    plan.element, h('div', { class: 'fdb-buttons' }, check, start), refused, status.element)
 
   const chosenPreset = () => presets.find(({ file }) => file === preset.value)?.settings ?? {}
   const quality = () => QUALITIES[qualities.findIndex(({ checked }) => checked)]
@@ -70,7 +72,15 @@ export function createStart(submitted) {
     const value = (setting) => written(setting) || implied[setting]
     const length = written('max_train_steps') && !written('max_train_epochs') || !value('max_train_epochs') ? 'max_train_steps' : 'max_train_epochs'
     const facts = [length, 'network_dim', 'save_every_n_epochs'].filter(value)
+    plan.changed()
     effect.textContent = facts.map((setting) => text(`bench.effect.${setting}`, { n: formatNumber(Number(value(setting))) })).join(' · ')
+  }
+
+  /** The training as the server takes it, with its dataset file still to be written. Throws an Error with what is missing. */
+  function read() {
+    const output = name.value.trim() || null
+    const images = dataset.value === NEW ? { new_dataset: newDataset.read() } : { dataset: dataset.value }
+    return { output_name: output, ...images, ...settings() }
   }
 
   /** A run goes on under its own name, with the settings that its job had; whether it can is said at once. */
@@ -165,7 +175,7 @@ export function createStart(submitted) {
     name.focus()
     name.select()
   }
-  return { element, show, useConcept, useJob }
+  return { element, show, update: plan.update, useConcept, useJob }
 }
 
 const without = (settings, names) => Object.fromEntries(Object.entries(settings).filter(([setting]) => !names.includes(setting)))

@@ -22,6 +22,7 @@ export function createTrain(openRun) {
       if (all || Date.now() - looked > CHOICES) await choices(jobs.jobs)
       queue.show(jobs)
       trouble.show()
+      start.update()
       await queue.update()
     } catch (error) {
       trouble.show(error)

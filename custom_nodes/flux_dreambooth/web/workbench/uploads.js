@@ -1,6 +1,7 @@
-// Files that were dropped or chosen: images go to the server, which checks them; text files of the same names are captions.
+// Files that were dropped or chosen: images go to the server, which checks them; text files of the same names are captions,
+// and images called NAME.mask.png, or as other trainers write it, are masks.
 import { text } from '../texts.js'
-import { uploadImage, writeCaption } from './requests.js'
+import { uploadImage, uploadMask, writeCaption } from './requests.js'
 
 const AT_ONCE = 3
 const BUSY = 503 // others are uploading too
@@ -10,6 +11,8 @@ const PAUSE = 1000 // milliseconds before a busy server is asked again
 
 const stemOf = (name) => name.replace(/\.[^.]*$/, '')
 const isCaption = (file) => /\.(txt|caption)$/i.test(file.name)
+/** The stem of the image whose mask a file would be. */
+const maskedStem = (file) => stemOf(file.name).match(/^(.+)[-_.](?:mask|masklabel|condlabel)$/i)?.[1]
 const wait = () => new Promise((resolve) => setTimeout(resolve, PAUSE))
 
 /** The files of a drop, and a problem for each folder, which is not opened. */
@@ -22,28 +25,40 @@ export function filesOf(transfer) {
 
 /**
  * Send files to a concept. limits: of the server; progress(done, total); known: the images that are there.
- * Returns {added, existing, captions} as numbers, and problems: [{where, what}] of the files that are not there now.
+ * Returns {added, existing, captions, masks} as numbers, and problems: [{where, what}] of the files that are not there now.
  */
 export async function upload(concept, files, limits, progress, known = []) {
-  const found = { added: 0, existing: 0, captions: 0, problems: [] }
+  const found = { added: 0, existing: 0, captions: 0, masks: 0, problems: [] }
   const stored = new Map(known.map((name) => [stemOf(name), name])) // what a file is called there, by the stem that it had
-  const images = files.filter((file) => !isCaption(file))
+  const stems = new Set([...stored.keys(), ...files.filter((file) => !isCaption(file)).map(({ name }) => stemOf(name))])
+  const isMask = (file) => !isCaption(file) && stems.has(maskedStem(file))
+  const images = files.filter((file) => !isCaption(file) && !isMask(file))
   let done = 0
   const count = () => progress(++done, files.length)
-  const left = [...images]
-  const worker = async () => {
-    for (let file = left.shift(); file; file = left.shift()) {
-      await attempt(found, file, async () => {
-        if (file.size > limits.image_bytes) throw new Error(text('bench.images.tooLarge', { n: Math.floor(limits.image_bytes / 2 ** 20) }))
-        const answer = await patiently(() => uploadImage(concept, file))
-        stored.set(stemOf(file.name), answer.file)
-        found[answer.existing ? 'existing' : 'added']++
-      })
-      count()
+  const sendAll = (some, send) => {
+    const left = [...some]
+    const worker = async () => {
+      for (let file = left.shift(); file; file = left.shift()) {
+        await attempt(found, file, async () => {
+          if (file.size > limits.image_bytes) throw new Error(text('bench.images.tooLarge', { n: Math.floor(limits.image_bytes / 2 ** 20) }))
+          await send(file)
+        })
+        count()
+      }
     }
+    return Promise.all(Array.from({ length: AT_ONCE }, worker))
   }
   progress(0, files.length)
-  await Promise.all(Array.from({ length: AT_ONCE }, worker))
+  await sendAll(images, async (file) => {
+    const answer = await patiently(() => uploadImage(concept, file))
+    stored.set(stemOf(file.name), answer.file)
+    found[answer.existing ? 'existing' : 'added']++
+  })
+  await sendAll(files.filter(isMask), async (file) => {
+    const image = stored.get(maskedStem(file))
+    if (!image) throw new Error(text('bench.images.lonelyMask'))
+    found[(await patiently(() => uploadMask(concept, image, file))).existing ? 'existing' : 'masks']++
+  })
   for (const file of files.filter(isCaption)) {
     await attempt(found, file, async () => {
       const image = stored.get(stemOf(file.name))

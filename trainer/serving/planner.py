@@ -1,0 +1,83 @@
+"""Answers the page's questions what a training would take, one at a time, also while a job runs."""
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.exchange.plans import Plans
+from trainer.serving.outcome import last_words
+
+SLOWEST = 600.0  # seconds that an answer may take
+TAIL = 4096  # bytes of what a process has printed
+
+
+@dataclass
+class Planning:
+    """The question that is being answered. ticks: looks at its process so far."""
+
+    plan: str
+    process: subprocess.Popen[bytes]
+    ticks: int = 0
+
+
+class Planner:
+    """Starts a process for each question; it writes the answer itself.
+
+    command: the words that answer a question; the flag tells whether a job uses the GPU meanwhile. poll: seconds
+    between two ticks.
+    """
+
+    def __init__(self, queue: Path, command: Callable[[str, bool], Sequence[str]], poll: float = 1.0):
+        self.plans, self.command, self.poll = Plans(queue), command, poll
+        self.planning: Planning | None = None
+
+    def tick(self, gpu_in_use: bool) -> None:
+        """Look at the questions once. What the disk refuses is tried again at the next look."""
+        with contextlib.suppress(OSError):
+            if self.planning:
+                self._watch(self.planning)
+            if self.planning is None and (plan := self.plans.unanswered()):
+                self._start(plan, gpu_in_use)
+
+    def stop(self) -> None:
+        """End the process that is answering; the next trainer answers instead."""
+        if self.planning:
+            self.planning.process.kill()
+            self.planning.process.wait()
+            self.planning = None
+
+    def _start(self, plan: str, gpu_in_use: bool) -> None:
+        with self.plans.path(plan, ".log").open("wb") as log:
+            process = subprocess.Popen(
+                self.command(plan, gpu_in_use),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C comes to the trainer alone
+            )
+        self.planning = Planning(plan, process)
+
+    def _watch(self, planning: Planning) -> None:
+        planning.ticks += 1
+        if not self.plans.is_asked(planning.plan):  # somebody chose something else
+            self.stop()
+        elif (status := planning.process.poll()) is not None:
+            self.planning = None
+            self._require_answer(planning.plan, status)
+        elif planning.ticks * self.poll > SLOWEST:
+            self.stop()
+            self.plans.answer(planning.plan, {"message": f"It was not known after {SLOWEST:.0f} seconds."})
+
+    def _require_answer(self, plan: str, status: int) -> None:
+        """Say why there is no answer if the process has left none."""
+        if self.plans.answer_to(plan) is not None:
+            return
+        if status < 0:
+            said = f"The process that counts was killed by {signal.Signals(-status).name}."
+        else:
+            printed = self.plans.path(plan, ".log").read_bytes()[-TAIL:].decode("utf-8", "replace")
+            said = last_words(printed) or f"The process that counts exited with status {status}."
+        self.plans.answer(plan, {"message": said})
