@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from .exchange.job_queue import NotPossible
 from .runs import NotNow
@@ -170,6 +171,15 @@ def picture(data: bytes, kind: str = "image/png", seconds: int = 60) -> Any:
     headers = {"Cache-Control": f"private, max-age={seconds}", "X-Content-Type-Options": "nosniff"}
     headers["Cross-Origin-Resource-Policy"] = "same-origin"  # no other site's page shows it
     return web.Response(body=data, content_type=kind, headers=headers)
+
+
+def as_download(data: bytes, name: str) -> Any:
+    """A file as an answer, which the browser stores and never shows."""
+    from aiohttp import web
+
+    disposition = f"attachment; filename*=UTF-8''{quote(name)}"
+    headers = {"Content-Disposition": disposition, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return web.Response(body=data, content_type="application/octet-stream", headers=headers)
 
 
 def text_of(body: Mapping[str, Any], key: str, limit: int, usual: str | None = None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from .answers import Conflict, Invalid
 from .exchange.allowed import refusal
 from .exchange.files import create_file, read_file
-from .exchange.job_file import MAX_JOB, Unusable, flat, read_settings, settings_text, value_text
+from .exchange.job_file import MAX_JOB, Unusable, flat, parse_settings, read_settings, settings_text, value_text
 from .image_folders import ImageFolders
 from .training_log import plain_name
 
@@ -26,7 +26,14 @@ GENERAL = {
     "shuffle_caption": bool,
     "alpha_mask": bool,
 }
-SUBSET = {"class_tokens": str, "num_repeats": int, "is_reg": bool, "flip_aug": bool}
+SUBSET = {
+    "class_tokens": str,
+    "num_repeats": int,
+    "is_reg": bool,
+    "flip_aug": bool,
+    "masked_loss": bool,
+    "mask_background": str,
+}
 MAX_SUBSETS = 50
 MAX_NUMBER = 100_000
 MAX_TEXT = 200  # characters of class_tokens
@@ -68,13 +75,29 @@ class DatasetFiles:
                 return each["settings"]
         raise LookupError(f"There is no preset {file!r}.")
 
+    def preset_content(self, file: str) -> bytes:
+        """A preset's file, to be shared. Raises LookupError and OSError."""
+        self.preset(file)  # only of a listed one
+        return read_file(self.root / file.removeprefix(f"{DATA}/"), MAX_JOB)
+
+    def add_preset(self, file: str, data: bytes) -> dict[str, Any]:
+        """Keep a preset that somebody shared, with its comments. Raises ValueError, `Conflict` and OSError."""
+        try:
+            values = parse_settings(data)
+        except Unusable as error:
+            raise ValueError(f"{file} {error}.") from None
+        if "datasets" in values or not flat(values):
+            raise ValueError(f"{file} has no settings: {'it is a dataset file' if values else 'it is empty'}.")
+        require_allowed(flat(values))
+        return self._write(self.root / PRESETS, f"{DATA}/{PRESETS}", file.removesuffix(".toml"), data)
+
     def has_dataset(self, file: str) -> bool:
         """Whether this is one of the dataset files."""
         return any(each["file"] == file for each in self.datasets())
 
     def write_dataset(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Write a dataset file for folders of images. Raises ValueError, LookupError, `Conflict` and OSError."""
-        return self._create(self.root, DATA, body.get("name"), self.dataset_text(body))
+        return self._write(self.root, DATA, body.get("name"), self.dataset_text(body).encode())
 
     def dataset_text(self, body: Mapping[str, Any]) -> str:
         """The content of a dataset file for folders of images. Raises ValueError and LookupError."""
@@ -103,14 +126,13 @@ class DatasetFiles:
         if not isinstance(settings, dict):
             raise ValueError("settings must be a table.")
         require_allowed(settings)
-        return self._create(self.root / PRESETS, f"{DATA}/{PRESETS}", body.get("name"), settings_text(settings))
+        return self._write(self.root / PRESETS, f"{DATA}/{PRESETS}", body.get("name"), settings_text(settings).encode())
 
-    def _create(self, folder: Path, prefix: str, name: Any, text: str) -> dict[str, Any]:
+    def _write(self, folder: Path, prefix: str, name: Any, data: bytes) -> dict[str, Any]:
         if not isinstance(name, str) or not NAME.fullmatch(name) or name != name.strip() or len(name.encode()) > 128:
             raise ValueError(
                 "A name has at most 64 letters, digits, spaces, - and _, and begins with a letter or digit."
             )
-        data = text.encode()
         if len(data) > MAX_JOB:
             raise ValueError(f"The file would have more than {MAX_JOB:,} bytes.")
         folder.mkdir(exist_ok=True)

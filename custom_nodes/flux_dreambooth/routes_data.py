@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from . import caption_edits
-from .answers import PREFIX, Busy, answers, our_body, picture, require_ours, text_of, upload
+from .answers import PREFIX, Busy, answers, as_download, our_body, picture, require_ours, text_of, upload
 from .dataset_files import DatasetFiles
+from .exchange.job_file import MAX_JOB
 from .folder_entries import MAX_CAPTION
 from .image_check import MAX_BYTES, SIDES
 from .image_folders import ImageFolders
@@ -133,3 +134,17 @@ def _add_file_routes(routes: Any, files: DatasetFiles) -> None:
     @answers
     async def write_preset(request: Any) -> Any:
         return await asyncio.to_thread(files.write_preset, await our_body(request))
+
+    @routes.get(PREFIX + "/presets/file")
+    @answers
+    async def read_preset(request: Any) -> Any:
+        file = request.query.get("file", "")[:MAX_NAME]
+        return as_download(await asyncio.to_thread(files.preset_content, file), Path(file).name)
+
+    @routes.post(PREFIX + "/presets/file")
+    @answers
+    async def add_preset(request: Any) -> Any:
+        require_ours(request)
+        name = request.query.get("name", "")[:MAX_NAME]
+        data = await upload(request, MAX_JOB)
+        return await asyncio.to_thread(files.add_preset, name, data)

@@ -137,12 +137,78 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     run = RunWriter(runs, per_epoch=10)
     for _ in range(2):
         run.steps(10)
-        run.checkpoint(comfyui.loras)
+        run.checkpoint(comfyui.loras, with_state=True)
+    page.get_by_role("tab", name="Runs").click()
+    page.get_by_label("Train on from this one").first.click()
+    page.wait_for_selector(".fdb-form .fdb-status >> text=tj-2 is a new training that begins with")
+    assert page.locator(".fdb-output-name").input_value() == "tj-2"
+    begins = page.get_by_label("Other settings").input_value()
+    assert 'network_weights = "models/loras/tj' in begins and "dim_from_weights = true" in begins
     page.get_by_role("tab", name="Runs").click()
     page.click("text=Which to keep?")
     page.wait_for_selector(".fdb-checkpoints >> text=its comparison is in the queue")
     assert [job.settings for job in JobQueue(runs / "queue").jobs() if job.kind == "compare"] == [{"run": "tj"}]
     shoot(page, "runs_dark_800")
+
+
+def test_a_preset_is_shared_and_many_things_stay_usable_in_two_browsers(
+    data: Path, open_page: OpenPage, runs: Path, tmp_path: Path
+):
+    queue, folder = JobQueue(runs / "queue"), data / "many"
+    folder.mkdir()
+    for number in range(500):
+        (folder / f"{number:03}.png").write_bytes(encoded(number % 256, (32, 24)))
+    for number in range(20):
+        queue.submit("train", {"output_name": f"job{number:02}"})
+    first, second = open_page(size=(1000, 800), outage=True), open_page(size=(1000, 800), refused=True)
+    for page in (first, second):
+        page.click(TAB)
+        page.get_by_role("tab", name="Train").click()
+        page.wait_for_selector(".fdb-job >> nth=19")
+    first.locator(".fdb-job:has-text('job01') [data-key=up]").click()
+    for page in (first, second):
+        page.wait_for_function("() => document.querySelector('.fdb-job').innerText.startsWith('job01')")
+    second.locator(".fdb-job:has-text('job19') [data-key=cancel]").click()
+    first.wait_for_selector(".fdb-job:has-text('job19') >> text=Cancelled")
+
+    first.click("text=All settings")
+    with first.expect_download() as download:
+        first.click("text=Download the preset")
+    shared = tmp_path / "shared by me.toml"
+    shared.write_bytes(Path(download.value.path()).read_bytes())
+    assert shared.read_text().startswith("# As usual\n")
+    with second.expect_file_chooser() as chooser:
+        second.click("text=All settings")
+        second.click("text=Load a preset")
+    chooser.value.set_files(shared)
+    second.wait_for_selector(".fdb-form >> text=Kept as flux_data/presets/shared by me.toml")
+    assert second.locator(".fdb-preset").input_value() == "flux_data/presets/shared by me.toml"
+    assert (data / "presets/shared by me.toml").read_bytes() == shared.read_bytes()
+
+    for page in (first, second):
+        page.get_by_role("tab", name="Images").click()
+        page.click(".fdb-card")
+        page.wait_for_selector(".fdb-image >> nth=499", state="attached")
+    shoot(first, "many_dark_1000")
+    first.get_by_label("Caption of 499.png").fill("many of them")
+    first.get_by_label("Caption of 499.png").press("Control+Enter")
+    second.wait_for_function("() => document.querySelectorAll('.fdb-image textarea')[499].value === 'many of them'")
+
+    def kill(route: Any) -> None:
+        """The server ends in the middle of the second upload and those after it."""
+        sent.append(route.request.url)
+        route.continue_() if len(sent) == 1 else route.abort("connectionreset")
+
+    sent: list[str] = []
+    first.route("**/data/many/images?name=*", kill)
+    files = [image(f"new{number}.png", 7 * number, (50, 40)) for number in range(4)]
+    drop(first, ".fdb-concept", files)
+    first.wait_for_selector(".fdb-status >> text=images added: 1")
+    assert first.locator(".fdb-concept .fdb-problems >> text=the server did not answer").count() == 3
+    first.unroute("**/data/many/images?name=*")
+    drop(first, ".fdb-concept", files)
+    first.wait_for_selector(".fdb-status >> text=images added: 3 · already there: 1")
+    assert len([*folder.glob("new?.png")]) == 4 and not [*folder.glob(".part-*")]
 
 
 @pytest.fixture

@@ -76,6 +76,25 @@ def test_presets_are_files_of_settings(datasets: DatasetFiles):
         datasets.write_preset({"name": "bad", "settings": {"a]\nb": 1}})
 
 
+def test_a_preset_is_shared_as_the_file_that_it_is(datasets: DatasetFiles):
+    shared = b"# Mine\n[network]\nnetwork_dim = 4 # small\n"
+    assert datasets.add_preset("mine.toml", shared) == {"file": "flux_data/presets/mine.toml"}
+    assert datasets.preset_content("flux_data/presets/mine.toml") == shared
+    assert datasets.presets()[0]["title"] == "Mine"
+    with pytest.raises(Conflict):
+        datasets.add_preset("mine.toml", shared + b"\n")
+    for name, data in (
+        ("../x.toml", shared), ("x.toml", b"\xff"), ("x.toml", b"a = "), ("x.toml", b"[[datasets]]\n"), ("x.toml", b""),
+        ("x.toml", b"overwrite = true\n"), ("x.toml", b"a = 1\n" + b"#" * 70_000), ("", shared),
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            datasets.add_preset(name, data)
+    for file in ("flux_data/presets/../../x", "/etc/passwd", "flux_data/none.toml"):
+        with pytest.raises(LookupError):
+            datasets.preset_content(file)
+    assert [path.name for path in (datasets.root / "presets").iterdir()] == ["mine.toml"]
+
+
 @pytest.fixture
 def jobs(datasets: DatasetFiles) -> Jobs:
     datasets.write_dataset({"name": "data", "subsets": [SUBSET]})

@@ -27,7 +27,8 @@ OURS = {"X-Flux-DreamBooth": "1", "Content-Type": "application/json"}
 IMAGE = {"X-Flux-DreamBooth": "1", "Content-Type": "image/png"}
 POSTS = (
     "/data", "/data/dog/images?name=a.png", "/data/dog/captions", "/data/dog/replace", "/data/dog/undo", "/datasets",
-    "/data/dog/masks?image=one.png", "/plan", "/presets", "/jobs", "/jobs/tj/cancel", "/jobs/tj/move", "/jobs_paused",
+    "/data/dog/masks?image=one.png", "/plan", "/presets", "/presets/file?name=x.toml", "/jobs", "/jobs/tj/cancel",
+    "/jobs/tj/move", "/jobs_paused",
 )  # fmt: skip
 
 

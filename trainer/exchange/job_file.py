@@ -95,12 +95,16 @@ def read_job(path: Path) -> tuple[str, dict[str, Any]]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The tables of a small TOML file. Raises `Unusable`."""
-    if tomllib is None:
-        raise Unusable("reading TOML needs Python 3.11 or newer")
     try:
-        data = read_file(path, MAX_JOB + 1)
+        return parse_settings(read_file(path, MAX_JOB + 1))
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror or error}") from None
+
+
+def parse_settings(data: bytes) -> dict[str, Any]:
+    """The tables of a small TOML file, from its content. Raises `Unusable`."""
+    if tomllib is None:
+        raise Unusable("reading TOML needs Python 3.11 or newer")
     if len(data) > MAX_JOB:
         raise Unusable(f"has more than {MAX_JOB:,} bytes")
     try:

@@ -53,15 +53,19 @@ function open(element) {
 }
 
 function createPanel() {
-  const runs = createRuns({ select, compare, ask, use, start: () => panel.tabs.show('train') })
+  const toForm = (act) => (...facts) => {
+    panel.tabs.show('train')
+    return act(...facts)
+  }
+  const runs = createRuns({
+    select, compare, ask, use, start: () => panel.tabs.show('train'),
+    goOn: toForm((run) => panel.train.useRun(run)), trainOn: toForm((run, lora) => panel.train.useCheckpoint(run, lora))
+  })
   const train = createTrain((run) => {
     selected = run
     panel.tabs.show('runs')
   })
-  const images = createImages((concept) => {
-    panel.tabs.show('train')
-    train.useConcept(concept)
-  })
+  const images = createImages(toForm((concept) => train.useConcept(concept)))
   const tabs = createTabs({ images, train, runs }, 'runs', (name) => {
     if (name !== 'images') images.leave()
     look()

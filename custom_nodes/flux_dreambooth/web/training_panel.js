@@ -9,7 +9,7 @@ import { compareButton } from './workbench/comparison.js'
 
 const LISTENING = ['preparing', 'running', 'quiet']
 
-/** actions: select(name), compare(name), ask(name, wish), use(lora), start(). Returns {element, showRuns, showRun, showError}. */
+/** actions: select(name), compare(name), ask(name, wish), use(lora), start(), goOn(run), trainOn(run, lora). Returns {element, showRuns, showRun, showError}. */
 export function createRuns(actions) {
   const parts = ['runs', 'progress', 'buttons', 'findings', 'curves', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
   const [runs, progress, buttons, findings, curves, samples, checkpoints] = parts
@@ -20,7 +20,7 @@ export function createRuns(actions) {
     progress: section(progress, drawProgress),
     findings: section(findings, (run, checkpoints, found) => drawFindings(run, checkpoints, found, actions.use)),
     curves: section(curves, (...facts) => drawCurves(actions, ...facts)),
-    buttons: section(buttons, (name, state, asked) => drawButtons(name, state, asked, actions)),
+    buttons: section(buttons, (...facts) => drawButtons(actions, ...facts)),
     samples: section(samples, createSamples()),
     checkpoints: section(checkpoints, (run, list, found, isCompared) => drawCheckpoints(run, list, found, isCompared, actions))
   }
@@ -44,7 +44,7 @@ export function createRuns(actions) {
       run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
     draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
       other && { name: other.name, points: other.curve, total: other.total }, names.filter((name) => name !== run.name))
-    draw.buttons(run.name, run.state, run.asked)
+    draw.buttons(run.name, run.state, run.asked, run.checkpoints.some(({ with_state }) => with_state))
     draw.findings(run.name, run.checkpoints, run.findings)
     draw.samples(run.name, run.samples)
     draw.checkpoints(run.name, run.checkpoints, run.findings, isCompared)
@@ -121,8 +121,10 @@ function compareWith(others, chosen, actions) {
     h('select', { onchange: (event) => actions.compare(event.target.value || null) }, choice('', text('training.noRun')), others.map((name) => choice(name, name))))
 }
 
-function drawButtons(name, state, asked, actions) {
-  if (!LISTENING.includes(state)) return []
+function drawButtons(actions, name, state, asked, isResumable) {
+  if (!LISTENING.includes(state)) {
+    return isResumable ? [h('button', { class: 'fdb-button fdb-go-on', type: 'button', title: text('training.goOnTip'), onclick: () => actions.goOn(name) }, h('i', { class: 'pi pi-forward' }), text('training.goOn'))] : []
+  }
   return ['save', 'stop'].map((wish) => {
     const waits = asked.includes(wish)
     const icon = waits ? 'pi-spin pi-spinner' : wish === 'save' ? 'pi-save' : 'pi-stop-circle'
@@ -137,6 +139,8 @@ function drawCheckpoints(run, list, found, isCompared, actions) {
     h('span', { class: 'fdb-name' }, shortName(run, file), with_state && h('i', { class: 'pi pi-history', title: text('training.resumable') }), checkpointMark(file, found)),
     h('span', { class: 'fdb-small' }, text('training.step', { step: formatNumber(step) })),
     h('button', { class: 'fdb-button fdb-use', type: 'button', disabled: !lora, title: text(lora ? 'training.useTip' : 'training.gone'), onclick: () => actions.use(lora) },
-      text('training.use')))
+      text('training.use')),
+    h('button', { class: 'fdb-icon fdb-shown fdb-train-on', type: 'button', disabled: !lora, title: text('training.trainOn'), 'aria-label': text('training.trainOn'), onclick: () => actions.trainOn(run, lora) },
+      h('i', { class: 'pi pi-forward', 'aria-hidden': 'true' })))
   return [h('h3', {}, text('training.checkpoints'), compareButton(run, list, isCompared)), h('ul', { class: 'fdb-list' }, list.map(row))]
 }

@@ -7,36 +7,45 @@ import { writeDataset } from './requests.js'
 const COMPOSITES = 160 // as in the project's data.toml
 const TAKEN = 409
 const MOST_NAMES = 20 // that are tried
+const MASKS = ['unused', 'ignore', 'preserve'] // what training does with them: nothing, or the mask_background of the dataset file
 
 /** Returns {element, show(concepts, datasets), read(), write(name), choose(concept)}. */
 export function createDatasetForm() {
-  const rows = new Map() // name -> {element, chosen, words, repeats, masks}
+  const rows = new Map() // name -> {element, chosen, words, repeats, count, images, masks}
   const list = h('div', { class: 'fdb-choices' })
   const none = h('div', { class: 'fdb-small' }, text('bench.dataset.none'))
   const number = (value, min) => h('input', { type: 'number', min, max: 100000, step: 1, value })
   const resolution = number(1024, 64)
   const composites = number(0, 0)
   const preserved = number(0, 0)
+  const buckets = h('input', { type: 'checkbox', checked: true })
+  const masks = h('select', {}, MASKS.map((use) => h('option', { value: use }, text(`bench.dataset.masks.${use}`))))
+  const maskChoice = field(text('bench.dataset.masks.label'), masks)
   let written = false // whether the user chose a number of composites
   composites.addEventListener('input', () => { written = true })
   const element = h('div', { class: 'fdb-new-dataset' }, list,
     h('div', { class: 'fdb-fields' }, field(text('bench.dataset.resolution'), resolution),
       field(text('bench.dataset.composites'), composites), field(text('bench.dataset.preserved'), preserved)),
+    h('label', { class: 'fdb-small' }, buckets, ` ${text('bench.dataset.buckets')}`), maskChoice,
     h('div', { class: 'fdb-small' }, text('bench.dataset.how')))
 
   const chosen = () => [...rows].filter(([, row]) => row.chosen.checked)
 
+  const isMasked = ({ images, masks: n }) => images > 0 && n === images // a loss with masks needs one for every image
+
   function suggest() {
     const masked = chosen().filter(([, row]) => row.masks > 0).length
     if (!written) composites.value = masked > 1 ? COMPOSITES : 0
+    maskChoice.hidden = !chosen().some(([, row]) => isMasked(row))
   }
 
-  function add({ name, images }, words) {
+  function add(name, words) {
     const row = {
       chosen: h('input', { type: 'checkbox', onchange: suggest }),
       words: h('input', { type: 'text', maxlength: 200, value: words, placeholder: text('bench.dataset.example'), 'aria-label': text('bench.dataset.words', { name }) }),
       repeats: h('input', { type: 'number', min: 1, max: 1000, value: 1, 'aria-label': text('bench.dataset.repeats', { name }), title: text('bench.dataset.repeats', { name }) }),
-      count: h('span', { class: 'fdb-small' }, text('bench.images.count', { n: formatNumber(images) })),
+      count: h('span', { class: 'fdb-small' }),
+      images: 0,
       masks: 0
     }
     row.words.addEventListener('input', () => { row.chosen.checked ||= row.words.value.trim() !== ''; suggest() })
@@ -49,22 +58,29 @@ export function createDatasetForm() {
   function show(concepts, datasets) {
     const known = new Map(datasets.flatMap(({ subsets }) => subsets).map(({ folder, class_tokens: words }) => [folder, words ?? '']))
     for (const concept of concepts) {
-      if (!rows.has(concept.name)) add(concept, known.get(concept.name) ?? '')
-      rows.get(concept.name).masks = concept.masks
-      rows.get(concept.name).count.textContent = text('bench.images.count', { n: formatNumber(concept.images) })
+      if (!rows.has(concept.name)) add(concept.name, known.get(concept.name) ?? '')
+      const row = rows.get(concept.name)
+      Object.assign(row, { images: concept.images, masks: concept.masks })
+      row.count.textContent = text('bench.images.count', { n: formatNumber(concept.images) })
     }
     const names = concepts.map(({ name }) => name)
     for (const name of [...rows.keys()]) if (!names.includes(name)) rows.delete(name)
+    suggest()
     arrange(list, names.length ? names.map((name) => rows.get(name).element) : [none])
   }
 
   /** The dataset as the server takes it, without a name. Throws an Error with what is missing. */
   function read() {
-    const subsets = chosen().map(([folder, { words, repeats }]) => ({ folder, class_tokens: words.value.trim(), num_repeats: Number(repeats.value) || 1 }))
+    const subsets = chosen().map(([folder, row]) => ({
+      folder,
+      class_tokens: row.words.value.trim(),
+      num_repeats: Number(row.repeats.value) || 1,
+      ...masks.value !== 'unused' && isMasked(row) && { masked_loss: true, mask_background: masks.value }
+    }))
     if (!subsets.length) throw new Error(text('bench.dataset.choose'))
     const nameless = subsets.find((subset) => !subset.class_tokens)
     if (nameless) throw new Error(text('bench.dataset.wordless', { name: nameless.folder }))
-    return { subsets, general: { resolution: Number(resolution.value), batch_size: 1 }, compositions: Number(composites.value), preservation: Number(preserved.value) }
+    return { subsets, general: { resolution: Number(resolution.value), batch_size: 1, enable_bucket: buckets.checked }, compositions: Number(composites.value), preservation: Number(preserved.value) }
   }
 
   /** Write the file under this name, or one with a number. Returns its path; throws an Error with what is missing. */

@@ -1,7 +1,7 @@
 // What the training in the form would take, before it is started: counted by the waiting trainer, renewed with each choice.
 import { h } from '../elements.js'
 import { formatDuration, formatGB, formatNumber, text } from '../texts.js'
-import { icon, problemList, refusal } from './parts.js'
+import { folded, icon, problemList, refusal } from './parts.js'
 import { askPlan } from './requests.js'
 
 const TYPING = 600 // milliseconds without a change, after which the plan is asked for
@@ -91,7 +91,7 @@ export function createPlan(read) {
       time: found.seconds === null ? text(busy ? 'bench.plan.later' : 'bench.plan.unmeasured') : formatDuration(found.seconds),
       memory: found.memory_bytes === null ? text(busy ? 'bench.plan.later' : 'bench.plan.noGpu') : `${formatNumber(found.memory_bytes / GIB)} GiB`,
       disk: formatGB(found.disk_bytes)
-    }, h('div', { class: 'fdb-small' }, notes.join(' ')), ...warnings.length ? [problemList(warnings)] : [])
+    }, h('div', { class: 'fdb-small' }, notes.join(' ')), ...warnings.length ? [folded(text('bench.plan.warnings', { n: formatNumber(warnings.length) }), problemList(warnings))] : [])
   }
   show('bench.plan.missing')
   return { element, changed, update }

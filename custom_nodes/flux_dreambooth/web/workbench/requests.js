@@ -30,6 +30,9 @@ export const fetchDatasets = () => ask('/datasets')
 export const writeDataset = (dataset) => send('/datasets', dataset)
 export const fetchPresets = () => ask('/presets')
 export const writePreset = (name, settings) => send('/presets', { name, settings })
+export const presetUrl = (file) => urlOf(`/presets/file?file=${encodeURIComponent(file)}`)
+/** file: a File of the browser's, a preset that somebody shared. */
+export const uploadPreset = (file) => upload(`/presets/file?name=${encodeURIComponent(file.name)}`, file)
 
 export const fetchJobs = () => ask('/jobs')
 export const fetchJob = (job) => ask(path('jobs', job))

@@ -3,19 +3,20 @@ import { h } from '../elements.js'
 import { fetchRun } from '../server.js'
 import { formatNumber, text } from '../texts.js'
 import { createDatasetForm } from './dataset_form.js'
-import { button, field, folded, refusal, statusLine } from './parts.js'
+import { button, field, folded, icon, refusal, statusLine } from './parts.js'
 import { createPlan } from './plan.js'
 import { QUALITIES, completed, ranked, readSettings, settingsOf, writeSettings } from './quality.js'
-import { fetchJob, submitJob, writePreset } from './requests.js'
+import { fetchJob, presetUrl, submitJob, uploadPreset, writePreset } from './requests.js'
 
 const NEW = ' new' // no file has such a name
 const USUAL_PRESET = 'flux_data/train.toml'
 const SHOWN = ['max_train_epochs', 'max_train_steps', 'network_dim', 'learning_rate', 'save_every_n_epochs', 'sample_every_n_epochs', 'seed']
 
-/** submitted(): called after each job of the form. Returns {element, show(facts), update(), useConcept(name), useJob(job, settings)}. */
+/** submitted(): called after each job of the form. Returns {element, show(facts), update(), useConcept(name), useJob(job, settings), useRun(name), useCheckpoint(run, lora)}. */
 export function createStart(submitted) {
   let presets = []
   let jobs = []
+  let runs = []
   let busy = false
   const dataset = h('select', { class: 'fdb-dataset', onchange: draw })
   const newDataset = createDatasetForm()
@@ -26,6 +27,8 @@ export function createStart(submitted) {
   const preset = h('select', { class: 'fdb-preset', onchange: draw })
   const own = SHOWN.map((setting) => h('input', { type: 'number', step: 'any', 'data-setting': setting, oninput: draw }))
   const others = h('textarea', { rows: 3, spellcheck: 'false', placeholder: 'lr_scheduler = "cosine"\nsave_state = true' })
+  const share = h('a', { class: 'fdb-button', download: '' }, icon('pi-download'), text('bench.start.share'))
+  const chooser = h('input', { type: 'file', hidden: true, accept: '.toml', onchange: takePreset })
   const presetName = h('input', { type: 'text', maxlength: 64, 'aria-label': text('bench.start.presetName'), placeholder: text('bench.start.presetName') })
   const status = statusLine()
   const refused = h('div', { role: 'alert' })
@@ -43,7 +46,8 @@ export function createStart(submitted) {
     folded(text('bench.start.more'), field(text('bench.start.preset'), preset),
       h('div', { class: 'fdb-fields' }, SHOWN.map((setting, index) => field(setting, own[index]))),
       field(text('bench.start.others'), others),
-      h('div', { class: 'fdb-line' }, presetName, button('pi-save', text('bench.start.keep'), keep))),
+      h('div', { class: 'fdb-line' }, presetName, button('pi-save', text('bench.start.keep'), keep)),
+      h('div', { class: 'fdb-actions' }, share, button('pi-upload', text('bench.start.take'), () => chooser.click()), chooser)),
     plan.element, h('div', { class: 'fdb-buttons' }, check, start), refused, status.element)
 
   const chosenPreset = () => presets.find(({ file }) => file === preset.value)?.settings ?? {}
@@ -72,6 +76,8 @@ export function createStart(submitted) {
     const value = (setting) => written(setting) || implied[setting]
     const length = written('max_train_steps') && !written('max_train_epochs') || !value('max_train_epochs') ? 'max_train_steps' : 'max_train_epochs'
     const facts = [length, 'network_dim', 'save_every_n_epochs'].filter(value)
+    share.hidden = !preset.value
+    if (preset.value) share.href = presetUrl(preset.value)
     plan.changed()
     effect.textContent = facts.map((setting) => text(`bench.effect.${setting}`, { n: formatNumber(Number(value(setting))) })).join(' · ')
   }
@@ -134,10 +140,27 @@ export function createStart(submitted) {
     }
   }
 
+  /** A preset that somebody shared becomes one of ours, and is chosen. */
+  async function takePreset() {
+    const [file] = chooser.files
+    chooser.value = '' // so that the same file can be chosen again
+    refused.replaceChildren()
+    try {
+      const { file: kept } = await uploadPreset(file)
+      await submitted()
+      preset.value = kept
+      draw()
+      status.say(text('bench.start.kept', { file: kept }), 'good')
+    } catch (error) {
+      refused.replaceChildren(refusal(error))
+    }
+  }
+
   /** What there is to choose from; choices that are still there stay. */
-  function show({ concepts, datasets, presets: found, runs, jobs: all }) {
+  function show({ concepts, datasets, presets: found, runs: every, jobs: all }) {
     presets = found
     jobs = all
+    runs = every
     const fits = datasets.filter(({ error }) => !error)
     options(dataset, [...fits.map(({ file, subsets }) => [file, `${file.replace('flux_data/', '')} – ${[...new Set(subsets.map(({ folder }) => folder))].join(', ')}`]), [NEW, text('bench.start.newDataset')]])
     options(preset, [...found.map(({ file, title }) => [file, title ? `${file.replace('flux_data/', '')} – ${title}` : file]), ['', text('bench.start.noPreset')]], USUAL_PRESET)
@@ -175,7 +198,30 @@ export function createStart(submitted) {
     name.focus()
     name.select()
   }
-  return { element, show, update: plan.update, useConcept, useJob }
+  /** A run that has ended goes on from its latest state. */
+  async function useRun(run) {
+    resume.value = run
+    await chooseRun()
+    draw()
+  }
+
+  /** A new training begins with a checkpoint, with the settings of its run as far as they are known. */
+  async function useCheckpoint(run, lora) {
+    resume.value = ''
+    name.disabled = false
+    const job = jobs.find((each) => each.kind === 'train' && each.run === run)
+    const found = job && await fetchJob(job.id).catch(() => null)
+    fill({ ...found ? found.settings : { dim_from_weights: true }, network_weights: `models/loras/${lora}` })
+    const taken = runs.map((each) => each.name)
+    let number = 2
+    while (taken.includes(`${run}-${number}`)) number++
+    name.value = `${run}-${number}`
+    element.querySelector('.fdb-folded').open = true
+    draw()
+    status.say(text('bench.start.begins', { lora, name: name.value }))
+    name.focus()
+  }
+  return { element, show, update: plan.update, useConcept, useJob, useRun, useCheckpoint }
 }
 
 const without = (settings, names) => Object.fromEntries(Object.entries(settings).filter(([setting]) => !names.includes(setting)))

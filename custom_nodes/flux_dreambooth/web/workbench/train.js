@@ -1,14 +1,14 @@
 // The view "Train": the form, and the queue below it.
 import { h } from '../elements.js'
 import { fetchRuns } from '../server.js'
-import { troublePlace } from './parts.js'
+import { attempt, troublePlace } from './parts.js'
 import { createQueue } from './queue.js'
 import { fetchConcepts, fetchDatasets, fetchJobs, fetchPresets } from './requests.js'
 import { createStart } from './start.js'
 
 const CHOICES = 10_000 // milliseconds after which the form looks again for what there is to choose from
 
-/** openRun(name): shows a run. Returns {element, update(), useConcept(name)}. */
+/** openRun(name): shows a run. Returns {element, update(), useConcept(name), useRun(name), useCheckpoint(run, lora)}. */
 export function createTrain(openRun) {
   const trouble = troublePlace()
   const start = createStart(() => update(true))
@@ -35,9 +35,11 @@ export function createTrain(openRun) {
     looked = Date.now()
   }
 
-  async function useConcept(concept) {
+  /** Do something with the form, once it knows what there is to choose from. */
+  const prepared = (act) => async (...facts) => {
     await update(true)
-    start.useConcept(concept)
+    element.scrollTop = 0
+    await attempt(() => act(...facts))
   }
-  return { element, update, useConcept }
+  return { element, update, useConcept: prepared(start.useConcept), useRun: prepared(start.useRun), useCheckpoint: prepared(start.useCheckpoint) }
 }
