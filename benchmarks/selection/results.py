@@ -21,7 +21,8 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The results of the runs that have been judged, by name; each checkpoint with its "truth".
+    """The results of the runs that have been judged, by name; each checkpoint with its "truth", and as "halves" the
+    judge's scores on either half of the prompts.
 
     Those that are judged in part are compared with the base model on the same prompts.
     """
@@ -33,7 +34,10 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         if not judged or not before:
             continue
         for checkpoint in result["checkpoints"]:
-            checkpoint["truth"] = truth(before, judged[checkpoint["name"]], result["concepts"])
+            rows = judged[checkpoint["name"]]
+            checkpoint["truth"] = truth(before, rows, result["concepts"])
+            halves = [[row for row in rows if row["index"] % 2 == half] for half in (0, 1)]
+            checkpoint["halves"] = [truth(before, half, result["concepts"])["score"] for half in halves]
         results.append(result)
     return results
 
@@ -82,18 +86,26 @@ def tabulate(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _half(results: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"{'run':<34} {'recommended':>11} {'best':>9} {'judge':>7} {'best':>6} {'lost':>6}"]
-    lost = []
+    lost, lost_by_last, lost_by_judge = [], [], []
     for result in results:
         checkpoints = result["checkpoints"]
+        scores = [each["truth"]["score"] for each in checkpoints]
         chosen = next(each for each in checkpoints if each["file"] == result["recommended"])
-        best = max(checkpoints, key=lambda each: each["truth"]["score"])
-        lost.append(best["truth"]["score"] - chosen["truth"]["score"])
+        best = checkpoints[scores.index(max(scores))]
+        lost.append(max(scores) - chosen["truth"]["score"])
+        lost_by_last.append(max(scores) - scores[-1])
+        for half in (0, 1):
+            asked, others = ([each["halves"][which] for each in checkpoints] for which in (half, 1 - half))
+            lost_by_judge.append(max(others) - others[asked.index(max(asked))])
         lines.append(
             f"{result['run']:<34} {chosen['name']:>11} {best['name']:>9}"
             f" {chosen['truth']['score']:>7.1f} {best['truth']['score']:>6.1f} {lost[-1]:>6.1f}"
         )
-    good = sum(each <= WITHIN for each in lost)
-    lines.append(f"within {WITHIN:g} points of the best: {good} of {len(lost)} ({100 * good / len(lost):.0f} %)")
+    lines += [
+        _within(lost, "the recommended checkpoint"),
+        _within(lost_by_last, "always the last one"),
+        _within(lost_by_judge, "the judge's own choice from half of the prompts, on the other half"),
+    ]
     every = [checkpoint for result in results for checkpoint in result["checkpoints"]]
     for name in (*NUMBERS, "score"):
         measured = [each["score"] if name == "score" else each[name]["mean"] for each in every]
@@ -103,6 +115,12 @@ def _half(results: Sequence[Mapping[str, Any]]) -> str:
         rank = spearman([each[name]["mean"] for each in every], [each["truth"][of] for each in every])
         lines.append(f"{name} for the judge's {of}: Spearman {rank:.2f}")
     return "\n".join(lines)
+
+
+def _within(lost: Sequence[float], who: str) -> str:
+    good = sum(each <= WITHIN for each in lost)
+    share = f"{good} of {len(lost)} ({100 * good / len(lost):.0f} %)"
+    return f"within {WITHIN:g} points of the best: {share}, {fmean(lost):.1f} lost on average: {who}"
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:

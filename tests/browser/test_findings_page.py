@@ -29,7 +29,7 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     run.line("verdict", verdict="overfitting", holds=True, text="…", since=80, held_out=0.52, best=0.5)
     page = open_page()
     page.click(TAB)
-    page.wait_for_selector(f"{CARD} >> text=Best so far: Epoch 2, because its score of 62.5 ± 2 is the highest of 3")
+    page.wait_for_selector(f"{CARD} >> text=Best so far: Epoch 2, with a score of 62.5 ± 2; 3 were measured")
     assert page.locator(".fdb-good:has(.pi-star-fill)").all_inner_texts() == ["best so far"]
     page.wait_for_selector(f"{ROWS}:has-text('Epoch 2') >> text=likeness 73 · bleed 4 · drift 6")
     said = page.locator(VERDICTS).inner_text()
@@ -38,7 +38,7 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     run.line("verdict", verdict="too_high", holds=False, text="no longer so: too high", **raised)
     compared(run)
     (run.folder / "report.html").write_text(HOSTILE)
-    page.wait_for_selector(f"{CARD} >> text=Recommended: Epoch 1, because its score of 86 ± 1.5 is the highest of 3")
+    page.wait_for_selector(f"{CARD} >> text=Recommended: Epoch 1, with a score of 86 ± 1.5; 3 were measured")
     assert "The next best has a score of 82." in page.locator(CARD).inner_text()
     assert "No longer so: learning rate too high" in page.locator(VERDICTS).inner_text()
     page.click(f"{CARD} button:has-text('Use')")
@@ -55,6 +55,6 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     assert headers["content-security-policy"].startswith("sandbox; default-src 'none'")  # not --disable-api-nodes' own
     korean = open_page("ko", "light")
     korean.click(TAB)
-    korean.wait_for_selector(f"{CARD} >> text=추천: 에포크 1. 측정한 3개 가운데 점수가 가장 높습니다(86 ± 1.5)")
+    korean.wait_for_selector(f"{CARD} >> text=추천: 에포크 1. 점수는 86 ± 1.5이며, 모두 3개를 측정했습니다")
     assert "80스텝부터 과적합" in korean.locator(VERDICTS).inner_text()
     assert "findings." not in korean.locator(".fdb-panel").inner_text()

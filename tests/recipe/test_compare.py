@@ -39,7 +39,8 @@ def test_a_run_is_measured_once_and_its_images_are_kept(run, capsys, monkeypatch
     kinds = [prompt["kind"] for prompt in found["prompts"]]
     assert kinds == ["alone"] * 2 + ["beside"] * 2 + ["class"] * 2 + ["neutral"] * 2
     last = found["checkpoints"][-1]
-    assert len(last["likeness"]["values"]) == 4 and len(last["bleed"]["values"]) == len(last["drift"]["values"]) == 4
+    assert len(last["likeness"]["values"]) == len(last["drift"]["values"]) == 4
+    assert len(last["bleed"]["values"]) == len(last["class_bleed"]["values"]) == 2
     assert last["likeness_of"].keys() == {"tjtoy toy"} and "tjtoy toy, alone" in last["matrix"]
     assert last["loss_drift"]["mean"] != 0 and not found["held_out"]
     monkeypatch.setattr(pictures, "draw_prompts", lambda *_: pytest.fail("an image was generated again"))
@@ -123,6 +124,11 @@ def test_the_last_line_of_a_run():
     assert "step 8, at which no LoRA file was saved" in line and "python -m trainer compare runs/tj" in line
     best, line = best_of([*events, {**measured, "step": 8, "score": 40.0}], "runs/tj")
     assert best["file"] == "tj-000001.safetensors" and "score 50.0 ± 2.0" in line
+    none = {"bleed": [0.0, 0.0], "drift": [0.0, 0.0], "kind": "evaluation_values"}
+    values = [{**none, "step": 5, "benefit": [70.0, 40.0]}, {**none, "step": 8, "benefit": [52.0, 48.0]}]
+    events = [step, {**measured, "step": 5, "score": 55.0}, {**measured, "step": 8, "score": 50.0}]
+    assert best_of(events, "runs/tj")[0]["best_step"] == 5
+    assert best_of([*events, *values], "runs/tj")[0]["best_step"] == 8  # the difference says nothing: the later one
 
 
 def test_the_benchmark_measures_at_every_block(workshop):

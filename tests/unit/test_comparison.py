@@ -62,7 +62,10 @@ def test_what_is_shown_where_it_is_named_is_likeness_and_elsewhere_bleed(referen
     assert (good.bleed.mean, good.drift.mean) == (pytest.approx(0, abs=0.1), pytest.approx(0, abs=0.1))
     everywhere = measure(references, PROMPTS, BASE, [patches(8, 0, 1, 8), patches(0, 1, 10, 10), BASE[2]])
     assert everywhere.likeness.mean == pytest.approx(100, abs=0.1)
-    assert everywhere.bleed.values == (pytest.approx(100, abs=0.1), pytest.approx(0, abs=0.1))
+    assert everywhere.class_bleed and everywhere.class_bleed.values == (pytest.approx(100, abs=0.1),)
+    assert everywhere.bleed.values == (pytest.approx(0, abs=0.1),)  # its class word is not a place that it bleeds into
+    elsewhere = measure(references, PROMPTS, BASE, [patches(8, 0, 1, 8), BASE[1], patches(0, 1, 10, 10)])
+    assert elsewhere.bleed.values == (pytest.approx(100, abs=0.1),)
     assert everywhere.drift.values[0] > 20 and everywhere.drift.values[1] == pytest.approx(0, abs=0.1)
     assert everywhere.matrix["no concept, class"]["tj toy"] == pytest.approx(100, abs=0.1)
     half = measure(references, PROMPTS, BASE, [patches(8, 0, 8, 8), *BASE[1:]])
@@ -103,9 +106,9 @@ def test_prompts_name_what_they_should_show():
         assert prompt.is_plain == (not any(name in prompt.text for name in ("tj toy", "gp gpu")))
 
 
-def standing(name: str, likeness: float, bleed: float, drift: float, copied: float = 0.0) -> Standing:
+def standing(name: str, likeness: float, bleed: float, drift: float, copied: float = 0.0, step: int = 0) -> Standing:
     near = [Figure((value - 1, value + 1)) for value in (likeness, bleed, drift)]
-    return Standing(name, *near, copied=copied)
+    return Standing(name, *near, copied=copied, step=step)
 
 
 def test_the_rule_weighs_harms_and_its_flags_change_the_choice():
@@ -115,8 +118,20 @@ def test_the_rule_weighs_harms_and_its_flags_change_the_choice():
     assert chosen.best == 0 and chosen.sentences[0].startswith("Keep step 40: likeness 60, bleed 2, drift 5, score 53")
     assert "The next best is step 80 with 45" in chosen.text and chosen.reason == "next"
     assert recommend([early, late], Rule(bleed=0, drift=0)).best == 1
-    close = recommend([early, standing("step 60", 60.5, 2, 5)], Rule())
-    assert close.close == ("step 40",) and "within the spread" in close.text and close.reason == "close"
+
+
+def test_of_checkpoints_that_cannot_be_told_apart_the_latest_is_kept():
+    """The error of a difference is over prompts: it is 0 where every prompt says the same, however far they spread."""
+    some, none = Figure((40.0, 80.0)), Figure((0.0, 0.0))
+    first = Standing("step 40", some, none, none, step=40)
+    noisy = Standing("step 80", Figure((60.0, 58.0)), none, none, step=80)  # 1 lower, but by 20 and -22: no evidence
+    worse = Standing("step 120", Figure((39.0, 79.0)), none, none, step=120)  # 1 lower on every prompt
+    assert first.difference_error(worse, Rule()) == 0 and first.difference_error(noisy, Rule()) > 20
+    found = recommend([first, noisy, worse], Rule())
+    assert found.best == 1 and found.close == ("step 40",) and found.reason == "close"
+    assert "cannot tell it apart from step 40; of such files, the latest is kept" in found.text
+    unknown = [Standing(each.name, each.benefit, each.bleed, each.drift) for each in (first, noisy)]
+    assert recommend(unknown, Rule()).best == 0
 
 
 def test_a_recommendation_warns_of_copies_and_of_nothing_learned():
@@ -144,13 +159,16 @@ def test_selection_tabulates_what_was_lost():
     def checkpoint(name: str, score: float, judge: float) -> dict:
         means = {each: {"mean": score} for each in ("likeness", "bleed", "drift", "loss_on_images", "loss_drift")}
         known = dict.fromkeys(("likeness", "bleed", "drift", "changed", "score"), judge)
-        return {"name": name, "file": name, "score": score, "truth": known, **means}
+        return {"name": name, "file": name, "score": score, "truth": known, "halves": [judge, -judge], **means}
 
     checkpoints = [checkpoint("a", 1, 50), checkpoint("b", 2, 46)]
     result = {"run": "one", "tuning": False, "recommended": "b", "checkpoints": checkpoints}
     text = tabulate([result, {**result, "run": "two", "recommended": "a"}])
     assert "2 runs to score" in text and "to choose" not in text
-    assert "within 3 points of the best: 1 of 2 (50 %)" in text and "likeness: Spearman -1.00" in text
+    assert "within 3 points of the best: 1 of 2 (50 %), 2.0 lost on average: the recommended checkpoint" in text
+    assert "0 of 2 (0 %), 4.0 lost on average: always the last one" in text
+    assert "0 of 4 (0 %), 4.0 lost on average: the judge's own choice" in text
+    assert "likeness: Spearman -1.00" in text
 
 
 def row(name: str, index: int, shown: float, **more) -> dict:

@@ -45,10 +45,10 @@ class Row:
     @property
     def standing(self) -> Standing:
         """What the rule weighs of it."""
-        name = self.candidate.name
+        name, step = self.candidate.name, self.candidate.step
         if self.measures is None:
-            return Standing(name, self.losses.held_out, None, self.losses.drift)
-        return standing_of(name, self.measures)
+            return Standing(name, self.losses.held_out, None, self.losses.drift, step=step)
+        return standing_of(name, self.measures, step)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _row_json(row: Row, rule: Rule) -> dict[str, Any]:
         "loss_drift": _figure_json(row.losses.drift),
     }
     if row.measures:
-        names = ("likeness", "bleed", "drift", "memorised", "agreement")
+        names = ("likeness", "bleed", "class_bleed", "drift", "memorised", "agreement")
         found = {name: getattr(row.measures, name) for name in names}
         figures |= {name: _figure_json(figure) for name, figure in found.items() if figure}
         figures["likeness_of"] = {name: _figure_json(each) for name, each in row.measures.likeness_of.items()}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer.comparison.prompts import CLASS, ComparePrompt, Concept
+from trainer.comparison.prompts import ComparePrompt, Concept
 from trainer.data.compose import Composite
 from trainer.data.dataset import Sample
 from trainer.images.resize import fit
@@ -43,6 +43,10 @@ class Figure:
     def error(self) -> float:
         """The standard error of the mean: how far it would be off with other prompts."""
         return self.spread / math.sqrt(len(self.values))
+
+    def minus(self, other: "Figure") -> "Figure":
+        """The difference for each prompt. other: of the same prompts."""
+        return Figure(tuple(mine - others for mine, others in zip(self.values, other.values, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ class Measures:
     """What was measured of one checkpoint.
 
     likeness: how much each concept is shown where its prompt names it. bleed: how much more than in the base model's
-    image each concept is shown where it is not named. drift: how far images of prompts without a trigger are from the
-    base model's of the same seed; 0 is the same image, 100 an unrelated one. memorised: how near each image is to its
+    image each concept is shown where neither it nor its class word is named. class_bleed: the same where only its class
+    word is named; None without such prompts. drift: how far images of prompts without a trigger are from the base
+    model's of the same seed; 0 is the same image, 100 an unrelated one. memorised: how near each image is to its
     nearest training image outside of the concept, likewise. Each is a Figure over prompts.
 
     matrix: mean likeness by kind of prompt (as `row_of` names it) and concept. likeness_of: the likeness of each
@@ -102,6 +107,7 @@ class Measures:
     matrix: Mapping[str, Mapping[str, float]]
     likeness_of: Mapping[str, Figure]
     copies: Mapping[str, str] = field(default_factory=dict)
+    class_bleed: Figure | None = None
     agreement: Figure | None = None
 
 
@@ -136,9 +142,9 @@ def make_references(
 def _class_images(
     concept: Concept, prompts: Sequence[ComparePrompt], base: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    plain = [(prompt, patches) for prompt, patches in zip(prompts, base, strict=True) if prompt.is_plain]
-    of_class = [patches for prompt, patches in plain if prompt.kind == CLASS and concept.class_word in prompt.text]
-    return of_class or [patches for _, patches in plain]
+    pairs = list(zip(prompts, base, strict=True))
+    of_class = [patches for prompt, patches in pairs if prompt.is_of_class(concept)]
+    return of_class or [patches for prompt, patches in pairs if prompt.is_plain]
 
 
 def _reference(grids_of: GridsOf, concept: Concept, others: Sequence[torch.Tensor]) -> Reference:
@@ -200,7 +206,8 @@ def measure(
     """
     shown: dict[str, list[float]] = {each.concept.name: [] for each in references}
     cells: dict[str, dict[str, list[float]]] = {}
-    bleed = []
+    bleed: list[float] = []
+    class_bleed: list[float] = []
     for prompt, before, after in zip(prompts, base, found, strict=True):
         row = cells.setdefault(row_of(prompt), {name: [] for name in shown})
         for reference in references:
@@ -209,7 +216,8 @@ def measure(
             if name in prompt.shows:
                 shown[name].append(row[name][-1])
             else:
-                bleed.append(max(0.0, row[name][-1] - reference.likeness(before)))
+                found_in = class_bleed if prompt.is_of_class(reference.concept) else bleed
+                found_in.append(max(0.0, row[name][-1] - reference.likeness(before)))
     nearest = [_nearest(references, patches, before) for patches, before in zip(found, base, strict=True)]
     return Measures(
         likeness=Figure(tuple(value for values in shown.values() for value in values)),
@@ -219,6 +227,7 @@ def measure(
         matrix={row: {name: statistics.fmean(v) for name, v in by.items()} for row, by in cells.items()},
         likeness_of={name: Figure(tuple(values)) for name, values in shown.items() if values},
         copies={prompt.text: name for prompt, (share, name) in zip(prompts, nearest, strict=True) if share >= COPIED},
+        class_bleed=Figure(tuple(class_bleed)) if class_bleed else None,
         agreement=Figure(tuple(100 * value for value in agreement)) if agreement else None,
     )
 

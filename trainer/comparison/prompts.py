@@ -64,6 +64,10 @@ class ComparePrompt:
         """Whether it names no concept, so that a LoRA should change nothing."""
         return not self.shows
 
+    def is_of_class(self, concept: Concept) -> bool:
+        """Whether it names the concept's class word and no concept."""
+        return self.kind == CLASS and bool(concept.class_word) and f" {concept.class_word} " in f" {self.text} "
+
 
 def concepts_of(data: TrainingData) -> list[Concept]:
     """The concepts that a run teaches, in the dataset's order; subsets with the same class_tokens are one concept.

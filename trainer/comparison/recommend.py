@@ -30,7 +30,8 @@ class Standing:
     """What the rule weighs of one checkpoint.
 
     name: as the report calls it. benefit: likeness or, without features, by how many percent the loss on images
-    fell. bleed: None without features. copied: the share of images that repeat a training image.
+    fell. bleed: None without features. copied: the share of images that repeat a training image. step: optimizer steps
+    of training, None if unknown.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Standing:
     bleed: Figure | None
     drift: Figure
     copied: float = 0.0
+    step: int | None = None
 
     def score(self, rule: Rule) -> float:
         """The score by the rule, in points."""
@@ -45,14 +47,25 @@ class Standing:
 
     def error(self, rule: Rule) -> float:
         """The standard error of the score: how far it would be off with other prompts."""
-        bleed = rule.bleed * self.bleed.error if self.bleed else 0.0
-        return math.hypot(self.benefit.error, bleed, rule.drift * self.drift.error)
+        return math.hypot(*(weight * figure.error for weight, figure in self._weighed(rule)))
+
+    def difference_error(self, other: "Standing", rule: Rule) -> float:
+        """The standard error of the difference of two scores, both measured on the same prompts and seeds.
+
+        It is smaller than that of either score, since what a prompt makes easy or hard is the same for both.
+        """
+        pairs = zip(self._weighed(rule), other._weighed(rule), strict=True)
+        return math.hypot(*(weight * mine.minus(others).error for (weight, mine), (_, others) in pairs))
+
+    def _weighed(self, rule: Rule) -> list[tuple[float, Figure]]:
+        found = [(1.0, self.benefit), (rule.drift, self.drift)]
+        return [*found, (rule.bleed, self.bleed)] if self.bleed else found
 
 
-def standing_of(name: str, measures: Measures) -> Standing:
-    """What the rule weighs, from measured features."""
+def standing_of(name: str, measures: Measures, step: int | None = None) -> Standing:
+    """What the rule weighs, from measured features. step: optimizer steps of training."""
     copied = len(measures.copies) / len(measures.memorised.values)
-    return Standing(name, measures.likeness, measures.bleed, measures.drift, copied)
+    return Standing(name, measures.likeness, measures.bleed, measures.drift, copied, step)
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Recommendation:
     """The best checkpoint by the rule.
 
     best: its index. sentences: two, what to keep and why. reason: what the second is about, for programs. close: names
-    of checkpoints whose score differs by less than the spread of the measurement.
+    of the others whose score cannot be told apart from the highest.
     """
 
     best: int
@@ -75,17 +88,33 @@ class Recommendation:
 
 
 def recommend(standings: Sequence[Standing], rule: Rule) -> Recommendation:
-    """The checkpoint with the highest score; of equal ones the first. standings: at least one, in training order."""
-    best = max(range(len(standings)), key=lambda index: standings[index].score(rule))
+    """The checkpoint to keep, as `best_and_close` chooses it. standings: at least one."""
+    best, close = best_and_close(standings, rule)
     chosen = standings[best]
     others = [each for index, each in enumerate(standings) if index != best]
-    score = chosen.score(rule)
-    close = tuple(
-        each.name for each in others if score - each.score(rule) < math.hypot(each.error(rule), chosen.error(rule))
-    )
-    first = f"Keep {chosen.name}: {figures(chosen)}, score {score:.0f} ± {chosen.error(rule):.0f}."
-    reason, second = _why(chosen, others, close, rule)
-    return Recommendation(best, (first, second), reason, close)
+    names = tuple(standings[index].name for index in close)
+    first = f"Keep {chosen.name}: {figures(chosen)}, score {chosen.score(rule):.0f} ± {chosen.error(rule):.0f}."
+    reason, second = _why(chosen, others, names, rule)
+    return Recommendation(best, (first, second), reason, names)
+
+
+def best_and_close(standings: Sequence[Standing], rule: Rule) -> tuple[int, list[int]]:
+    """The index of the checkpoint to keep, and those of the others that cannot be told apart from the highest score.
+
+    A score that is lower than the highest by no more than the standard error of their difference is as good (the
+    one-standard-error rule, Breiman et al. 1984, Classification and Regression Trees, section 3.4.3). Of these
+    checkpoints the one with the most steps is kept; if steps are unknown, the one with the highest score.
+    """
+    scores = [each.score(rule) for each in standings]
+    top = max(range(len(standings)), key=lambda index: scores[index])
+    equals = [
+        index
+        for index, each in enumerate(standings)
+        if index == top or scores[top] - scores[index] <= each.difference_error(standings[top], rule)
+    ]
+    steps = [each.step or 0 for each in standings]
+    best = max(equals, key=lambda index: (steps[index], scores[index]))
+    return best, [index for index in equals if index != best]
 
 
 def figures(standing: Standing) -> str:
@@ -104,7 +133,7 @@ def _why(chosen: Standing, others: Sequence[Standing], close: Sequence[str], rul
     if not others:
         return "only", "It is the only one, so there is nothing to compare it with: save more often."
     if close:
-        return "close", f"{_listed(close)} {'is' if len(close) == 1 else 'are'} within the spread over prompts."
+        return "close", f"These prompts cannot tell it apart from {_listed(close)}; of such files, the latest is kept."
     next_best = max(others, key=lambda each: each.score(rule))
     return "next", f"The next best is {next_best.name} with {next_best.score(rule):.0f}: {figures(next_best)}."
 

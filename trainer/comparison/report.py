@@ -27,7 +27,10 @@ SETTINGS = (
 EXPLAINED = {
     "likeness": "how much of each concept is shown where its prompt names it: 0 is what the base model shows for the"
     " class word, 100 how much the training images are like each other",
-    "bleed": "how much more than in the base model's image a concept is shown where it is not named",
+    "bleed": "how much more than in the base model's image a concept is shown where neither it nor its class word is"
+    " named",
+    "class bleed": "the same where only its class word is named; not weighed, since the class word is how a concept is"
+    " learned",
     "drift": "how far images of prompts without a trigger are from the base model's of the same seed: 0 is the same"
     " image, 100 an unrelated one",
     "copied": "images that repeat the background of a training image, place by place",
@@ -82,6 +85,7 @@ def _warnings(comparison: Comparison) -> list[str]:
 def _figures(comparison: Comparison) -> str:
     measures = comparison.best.measures
     names = ["likeness", "bleed", "drift", "copied"] if measures else []
+    names += ["class bleed"] if measures and measures.class_bleed else []
     names += (["text"] if measures and measures.agreement else []) + ["loss", "loss drift"]
     rows = [
         [row.candidate.name, f"{row.standing.score(comparison.rule):.1f} ± {row.standing.error(comparison.rule):.1f}"]
@@ -99,7 +103,7 @@ def _cell(row: Row, name: str) -> str:
     assert row.measures
     if name == "copied":
         return f"{len(row.measures.copies)} of {len(row.images)}"
-    figure: Figure | None = row.measures.agreement if name == "text" else getattr(row.measures, name)
+    figure: Figure | None = row.measures.agreement if name == "text" else getattr(row.measures, name.replace(" ", "_"))
     return f"{figure.mean:.1f} ± {figure.spread:.1f}" if figure else ""
 
 

@@ -13,9 +13,10 @@ from trainer.checkpoint.run_log import read_log
 from trainer.common.devices import free_memory
 from trainer.comparison.compare import Comparer, Row
 from trainer.comparison.judges import Judges, load_judges, usual_side
+from trainer.comparison.measures import Figure
 from trainer.comparison.pictures import Candidate, decode_png, encode_png, image_key
 from trainer.comparison.prompts import PROMPTS, ComparePrompt, compare_prompts, concepts_of
-from trainer.comparison.recommend import Rule
+from trainer.comparison.recommend import Rule, Standing, best_and_close
 from trainer.data.cache import TensorCache
 from trainer.engine.run import Run
 from trainer.lora.adapter import disabled_adapter
@@ -27,6 +28,8 @@ from trainer.sampling.prompts import SamplePrompt
 from trainer.sampling.sampler import as_image
 
 EVALUATION = "evaluation"  # the kind of its events in log.jsonl
+VALUES = "evaluation_values"  # that of the figures for each prompt
+WEIGHED = ("benefit", "bleed", "drift")
 STEPS, GUIDANCE, BATCH = 12, 3.5, 8  # as `trainer compare` has them, so that its base images are found
 
 
@@ -131,7 +134,15 @@ def evaluate(run: Run) -> None:
             figures = figures_of(row)
             run.guard.see_evaluation(run.progress.step, figures)
             run.log.event(EVALUATION, run.progress.step, **figures)
+            run.log.record(VALUES, run.progress.step, values_of(row))
         run.accelerator.wait_for_everyone()
+
+
+def values_of(row: Row) -> dict[str, list[float]]:
+    """What the rule weighs, prompt by prompt, so that scores can be told apart at the end."""
+    standing = row.standing
+    found = dict(zip(WEIGHED, (standing.benefit, standing.bleed, standing.drift), strict=True))
+    return {name: [round(value, 2) for value in figure.values] for name, figure in found.items() if figure}
 
 
 def figures_of(row: Row, rule: Rule | None = None) -> dict[str, float]:
@@ -177,7 +188,7 @@ def best_of(events: Sequence[Mapping[str, Any]], run: str) -> tuple[dict[str, An
         if len(files) < 2:
             return {}, "one LoRA file, so there is nothing to choose from; --save_every_n_epochs saves more"
         return {}, f"which of the {len(files)} LoRA files to keep: {command}"
-    step = max(scores, key=lambda each: scores[each]["score"])
+    step = _best_step(scores, {int(event["step"]): event for event in events if event.get("kind") == VALUES})
     best = {"best_step": step, "file": files.get(step, ""), "score": scores[step]["score"]}
     told = ", ".join(
         f"{name} {scores[step][name]:.0f}" for name in ("likeness", "bleed", "drift") if name in scores[step]
@@ -185,3 +196,19 @@ def best_of(events: Sequence[Mapping[str, Any]], run: str) -> tuple[dict[str, An
     measured = f"{told or 'by losses alone'}, score {best['score']:.1f} ± {scores[step]['error']:.1f}"
     kept = best["file"] or f"step {step}, at which no LoRA file was saved"
     return best, f"best of {len(scores)} evaluations: {kept} ({measured}); images and details: {command}"
+
+
+def _best_step(scores: Mapping[int, Mapping[str, Any]], values: Mapping[int, Mapping[str, Any]]) -> int:
+    """The step whose model to keep, as `compare` chooses it; the one with the highest score without values of all."""
+    steps = sorted(scores)
+    shapes = {tuple((name, len(values.get(step, {}).get(name, ()))) for name in WEIGHED) for step in steps}
+    if len(shapes) > 1 or not all(step in values for step in steps):
+        return max(scores, key=lambda each: scores[each]["score"])
+    standings = [_standing_at(step, values[step]) for step in steps]
+    return steps[best_and_close(standings, Rule())[0]]
+
+
+def _standing_at(step: int, values: Mapping[str, Any]) -> Standing:
+    benefit, bleed, drift = (Figure(tuple(values[name])) if values.get(name) else None for name in WEIGHED)
+    assert benefit and drift, "written by values_of"
+    return Standing(f"step {step}", benefit, bleed, drift, step=step)
