@@ -13,7 +13,7 @@ import pytest
 
 from custom_nodes.flux_dreambooth.exchange.files import take_lock
 from custom_nodes.flux_dreambooth.exchange.job_queue import SERVER_LOCK, JobQueue
-from tests.browser.conftest import TAB
+from tests.browser.conftest import READY, TAB
 from tests.nodes.run_writer import RunWriter
 from tests.nodes.server import ComfyServer
 from tests.nodes.workbench import encoded
@@ -265,3 +265,16 @@ def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: P
     assert page.locator(".fdb-crop:visible").count() == 1
     assert "448" in page.locator(".fdb-image:has-text('1.png')").inner_text()
     shoot(page, "concept_light_1440")
+
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.reload()
+    page.wait_for_function(READY, timeout=90_000)
+    page.click(TAB)
+    for view in ("images", "train", "runs"):
+        page.click(f"#fdb-tab-{view}")
+        page.wait_for_selector(".fdb-card, .fdb-serving strong, .fdb-notice")
+        page.wait_for_timeout(300)
+        shoot(page, f"{view}_light_390")
+        panel = page.locator(".fdb-panel").bounding_box()
+        assert panel and panel["x"] > 30 and panel["x"] + panel["width"] == 390, "all of a phone but the icons"
+        assert page.evaluate(TOO_WIDE) == []

@@ -49,6 +49,11 @@ function open(element) {
   if (panel?.language !== language()) panel = createPanel()
   element.style.height = '100%'
   element.replaceChildren(panel.tabs.element)
+  requestAnimationFrame(() => { // once it has its place
+    const { left, top } = element.getBoundingClientRect()
+    panel.tabs.element.style.setProperty('--fdb-left', `${left}px`)
+    panel.tabs.element.style.setProperty('--fdb-top', `${top}px`)
+  })
   look()
 }
 
