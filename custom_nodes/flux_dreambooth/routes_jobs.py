@@ -13,7 +13,7 @@ from . import run_files
 from .answers import PREFIX, answers, our_body, picture, text_of
 from .dataset_files import DatasetFiles, require_allowed
 from .exchange.allowed import QUEUE
-from .exchange.job_file import CHECK, COMPARE, KINDS, MASK, TRAIN, USUAL_NAME, WORK
+from .exchange.job_file import CHECK, COMPARE, KINDS, MASK, TRAIN, UNUSABLE_HINT, USUAL_NAME, WORK
 from .exchange.job_queue import Job, JobQueue
 from .exchange.status import FINISHED
 from .image_folders import ImageFolders
@@ -182,7 +182,7 @@ class Jobs:
         has_run = job.kind in (TRAIN, COMPARE) and (self.runs / name).is_dir() and "/" not in name
         problems = list(status.problems)
         if job.problem:
-            problems = [{"where": f"{job.id}.toml", "what": job.problem, "hint": ""}]
+            problems = [{"where": f"{job.id}.toml", "what": job.problem, "hint": UNUSABLE_HINT}]
         return {
             "id": job.id,
             "kind": job.kind,

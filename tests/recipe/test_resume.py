@@ -119,7 +119,7 @@ def test_a_changed_picture_is_refused_by_name(workshop, stopped):
 
 def test_another_number_of_processes_is_refused(workshop, stopped):
     config = workshop.config("stopped", max_train_steps=4, resume=stopped.folder)
-    with pytest.raises(Problems, match="1 processes, now there are 2"):
+    with pytest.raises(Problems, match="1 process, now there are 2"):
         find_state(config, make_plan(config, num_processes=2))
 
 

@@ -232,7 +232,7 @@ def test_the_plan_in_words(workshop):
         "8 batches per epoch / 1 per step = 8 steps per epoch, 32 steps in 4 epochs",
         "LoRA of rank 4 on",
         "2 checkpoints in",
-        "5 latents and 1 captions to encode",
+        "5 latents and 1 caption to encode",
     ):
         assert words in text
 

@@ -109,7 +109,7 @@ def test_t5_is_kept_though_nothing_here_adapts_it(tmp_path: Path, layout: str):
     assert "lora_te3_encoder_block_0_layer_0_SelfAttention_q.alpha" in load_file(tmp_path / "a")
     convert([Source(tmp_path / "a")], tmp_path / "b", layout=layout)
     assert_same_change(load_lora(tmp_path / "b", with_t5=True), lora)
-    with pytest.raises(Problems, match="1 layers are T5's"):
+    with pytest.raises(Problems, match="1 layer is T5's"):
         load_lora(tmp_path / "b")
 
 

@@ -157,7 +157,7 @@ def test_differences_are_told_with_all_other_problems(workshop, state):
     settings = {"learning_rate": 2e-3, "ae": workshop.models.clip_l, "max_train_steps": 4}
     problems = check_report(workshop.config("resumed", **settings, resume=state(max_train_steps=4)), processes=2)
     assert has(problems, "learning_rate: 0.001 before, 0.002 now", "--resume_anyway")
-    assert has(problems, "1 processes, now there are 2") and has(problems, "--ae")
+    assert has(problems, "1 process, now there are 2") and has(problems, "--ae")
 
 
 def test_a_finished_run_is_told(workshop, state):

@@ -188,7 +188,7 @@ def test_files_say_what_calls_them_and_layers_without_tokens_are_reported():
     clip = {"text_encoder.text_model.encoder.layers.0.mlp.fc1": LoraModule(torch.ones(1, 4), torch.ones(4, 1), 1.0)}
     (found,), (note,) = route_loras([("a", LoraFile(lora.modules | clip, lora.metadata), 0.5)], {})
     assert found.triggers == (Trigger("tjtoy toy", "toy"),) and found.modules.keys() == lora.modules.keys()
-    assert "1 layers that act on no tokens" in note and "CLIP" in note
+    assert "1 layer that acts on no tokens" in note and "CLIP" in note
     assert all(each.alpha == lora.modules[name].alpha / 2 for name, each in found.modules.items())
     (told,), notes = route_loras([("a", lora, 1.0)], {"tjtoy toy": "a plush toy"})
     assert told.triggers[0].class_words == "a plush toy" and not notes

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.common.problems import Problems
+from trainer.common.utf8 import read_utf8
 from trainer.config.toml_file import read_toml
 
 TEXT = '''
@@ -151,3 +152,12 @@ def test_text_that_is_quoted_wrongly(tmp_path: Path, line: str, words: str) -> N
 def test_only_line_ends_count_as_lines(tmp_path: Path) -> None:
     file = read_toml(write(tmp_path, "note = 'a\u2028b\u0085c'\r\nlast = 1\r\n"))
     assert file.where("last").endswith(":2")
+
+
+def test_a_missing_file_is_reported_with_what_may_be_meant(in_tmp: Path):
+    Path("train.toml").write_text("seed = 1\n")
+    for name, hint in (("trian.toml", "did you mean train.toml?"), ("none/x.txt", f"begins in {in_tmp}")):
+        with pytest.raises(Problems) as found:
+            read_utf8(Path(name))
+        (problem,) = found.value.problems
+        assert problem.what == "there is no such file" and hint in problem.hint

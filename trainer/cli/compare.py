@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from trainer.common.files import write_json
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
-from trainer.common.text import duration
+from trainer.common.text import counted, duration
 from trainer.comparison.description import JUDGE_MODELS
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
@@ -121,7 +121,8 @@ def make_comparer(given: argparse.Namespace, config: "TrainConfig") -> "Comparer
     if judges.note:
         print(judges.note)
     prompts = compare_prompts(concepts, given.prompts, given.seed)
-    print(f"{len(prompts)} prompts, {generator.settings.width} pixels, {given.steps} steps; from {judges.source}")
+    steps = counted(given.steps, "step")
+    print(f"{counted(len(prompts), 'prompt')}, {generator.settings.width} pixels, {steps}; from {judges.source}")
     return Comparer(generator, data, concepts, prompts, judges)
 
 

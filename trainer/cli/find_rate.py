@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.process import ended_by_sigterm, set_up_logging
-from trainer.common.text import duration
+from trainer.common.text import counted, duration
 from trainer.config import TrainConfig, parse_config, placed_problems
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
@@ -76,7 +76,8 @@ def _problems(given: argparse.Namespace) -> list[Problem]:
     ]
     if given.steps < MIN_STEPS:
         hint = f"give {MIN_STEPS} or more"
-        problems.append(Problem("--steps", f"{given.steps} steps are too few to tell rates apart", hint))
+        few = counted(given.steps, "step is", "steps are")
+        problems.append(Problem("--steps", f"{few} too few to tell rates apart", hint))
     return problems
 
 

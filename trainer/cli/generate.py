@@ -5,6 +5,7 @@ sheets of them, so that one sees them before training.
 from collections.abc import Sequence
 
 from trainer.common.process import ended_by_sigterm, set_up_logging
+from trainer.common.text import counted
 from trainer.config import parse_config, placed_problems
 
 STOPPED = "stopped. Images that were generated are complete; run it again for the others."
@@ -34,7 +35,8 @@ def run(argv: Sequence[str]) -> int:
     for notice in notices:
         print(notice)
     total = len(plan.data.generated_images())
-    print(f"{missing} images generated, {total} in all" if total else "This dataset needs no generated images.")
+    generated = f"{counted(missing, 'image')} generated, {total} in all"
+    print(generated if total else "This dataset needs no generated images.")
     sheets = [write_composite_sheet(config, plan.data)]
     if not missing:  # otherwise it was written when they were made
         sheets.append(write_generated_sheet(config, plan.data))

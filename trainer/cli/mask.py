@@ -13,6 +13,7 @@ from trainer.common.files import atomic_write
 from trainer.common.pace import Pace
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import ended_by_sigterm, set_up_logging
+from trainer.common.text import counted
 from trainer.masking.description import DETECTOR, MASK_MODELS, SEGMENTER
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
@@ -142,7 +143,7 @@ def _mask_concept(plan: "ConceptPlan", models: "Models | None", sheet: Path, pro
     outcomes: dict[Path, Outcome] = {}
     if plan.due:
         assert models is not None
-        print(f"{plan.name}: {len(plan.due)} masks of {plan.class_word!r}", flush=True)
+        print(f"{plan.name}: {counted(len(plan.due), 'mask')} of {plan.class_word!r}", flush=True)
         created = create_masks(models, plan.due, plan.class_word, progress.report)
         outcomes = {each.image: outcome for each, outcome in zip(plan.due, created, strict=True)}
     entries = [_entry(plan, image, outcomes.get(image)) for image in plan.images]

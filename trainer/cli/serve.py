@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
         try:
             job = queue.job(given.run_job)
         except LookupError as error:  # a person has moved its file away
-            raise Problems([Problem(str(QUEUE), str(error))]) from None
+            raise Problems([Problem(str(QUEUE), str(error), "its file has been moved away; put it back")]) from None
         return _run_job(job, queue)
     if given.answer:
         return _answer_plan(Plans(QUEUE), given.answer, given.gpu_in_use)
@@ -84,7 +84,7 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
     if given.comfyui != "none" and (what := address_problem(given.comfyui)):
         problems.append(Problem("--comfyui", what, f'write {DEFAULT}, or "none"'))
     if given.num_processes < 1:
-        problems.append(Problem("--num_processes", f"{given.num_processes} is fewer than 1"))
+        problems.append(Problem("--num_processes", f"{given.num_processes} is fewer than 1", "one for each GPU"))
     if given.num_processes > 1 and not LAUNCHER.is_file():
         hint = "run this in the repository's folder"
         problems.append(

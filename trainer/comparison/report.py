@@ -10,7 +10,7 @@ from PIL import Image
 from trainer.checkpoint.naming import run_dir
 from trainer.checkpoint.run_log import read_log
 from trainer.common.files import write_text
-from trainer.common.text import duration
+from trainer.common.text import counted, duration
 from trainer.comparison.compare import Comparison, Row
 from trainer.comparison.measures import Figure
 from trainer.comparison.page import Line, image_tag, page, plot, sheet, table
@@ -46,7 +46,8 @@ def write_report(path: Path, comparison: Comparison, config: TrainConfig) -> Pat
     best, name = comparison.best, escape(config.output_name)
     parts = [
         f"<h1>{name}</h1>",
-        f'<p class="quiet">{len(comparison.rows)} checkpoints compared on {len(comparison.prompts)} prompts;'
+        f'<p class="quiet">{counted(len(comparison.rows), "checkpoint")} compared on'
+        f" {counted(len(comparison.prompts), 'prompt')};"
         f" measured with {escape(comparison.source)}.</p>",
         f'<p class="verdict">{escape(comparison.recommendation.text)}</p>',
         f"<p>File: <code>{escape(str(best.candidate.path))}</code></p>",
@@ -175,7 +176,9 @@ def _images(comparison: Comparison) -> list[str]:
     best = comparison.recommendation.best + 1
     parts = ["<p>Each row has one prompt and one seed.</p>", sheet(head, shown, best)]
     if more:
-        parts.append(f"<details><summary>{len(more)} more prompts</summary>{sheet(head, more, best)}</details>")
+        parts.append(
+            f"<details><summary>{counted(len(more), 'more prompt')}</summary>{sheet(head, more, best)}</details>"
+        )
     return parts
 
 

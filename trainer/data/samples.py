@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem
+from trainer.common.text import counted
 from trainer.config import TrainConfig
 from trainer.data.buckets import place, section_buckets
 from trainer.data.captions import read_caption, split_caption
@@ -227,7 +228,7 @@ def _open_folder(subset: SubsetConfig) -> Folder | Problem:
     if found.images:
         return found
     what = f"image_dir {folder} holds no images that can be trained (concept {subset.concept})"
-    images = "1 image is" if below == 1 else f"{below} images are"
+    images = counted(below, "image is", "images are")
     hints = [f"{images} in folders below, which are not read: set image_dir to one of these"] if below else []
     hints += [f"{problem.what}: {problem.hint}" for problem in found.warnings]
     return Problem(

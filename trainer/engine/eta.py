@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from trainer.checkpoint.naming import steps_due
-from trainer.common.text import duration, in_seconds
+from trainer.common.text import counted, duration, in_seconds
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
 from trainer.preflight.disk import save_steps
@@ -105,7 +105,7 @@ class Estimate:
         self.forecast = Forecast(now, now + left)
         unmeasured = [f"{number} x {kind}" for kind, number in self.unmeasured(step).items()]
         return (
-            f"{self.total_steps - step:,} steps left: about {duration(left)},"
+            f"{counted(self.total_steps - step, 'step')} left: about {duration(left)},"
             f" until {_clock(self.forecast.finish, now)} ({in_seconds(self.seconds_per_image)} s per image)"
             + (f"; not included, because not measured yet: {', '.join(unmeasured)}" if unmeasured else "")
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, printable
+from trainer.common.text import counted
 from trainer.images.formats import CONVERT, DECODERS, ENDINGS_OF, IMAGE_ENDINGS, kind_of_file
 
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
@@ -156,7 +157,8 @@ class _Sorter:
         counts = {path: count for path in self.subfolders if (count := count_images(path))}
         if counts and images:
             names = some(list(counts))
-            what = f"{sum(counts.values())} images in folders below are not trained: {names}"
+            below = counted(sum(counts.values()), "image in folders below is", "images in folders below are")
+            what = f"{below} not trained: {names}"
             yield Problem(self.where, what, "add [[datasets.subsets]] for each folder, or move its images up")
 
     def _notes(self, images: Sequence[Path], captions: dict[Path, tuple[Path, ...]]) -> Iterator[str]:
@@ -194,4 +196,4 @@ def _same(name: str) -> str:
 
 
 def _count(paths: Sequence[Path], what: str) -> str:
-    return f"1 {what} is" if len(paths) == 1 else f"{len(paths)} {what}s are"
+    return counted(len(paths), f"{what} is", f"{what}s are")

@@ -15,6 +15,7 @@ from torch import nn
 
 from trainer.common.files import write_safetensors
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.text import counted
 from trainer.lora.adapter import file_module, linear_modules
 from trainer.lora.info import unreadable
 from trainer.lora_file.description import Surveyed, look_into
@@ -175,7 +176,7 @@ def _plain(path: Path, with_t5: bool = False) -> Surveyed:
     problems = [Problem(str(path), f"not only LoRA: {what}", PLAIN_ONLY) for what in more_than_lora(file.survey)]
     t5 = [name for name, module in file.survey.modules.items() if module.target and module.target.part == T5]
     if t5 and not with_t5:
-        what = f"{len(t5)} layers are T5's, as {t5[0]}, which the trainer does not adapt"
+        what = f"{counted(len(t5), 'layer is', 'layers are')} T5's, as {t5[0]}, which the trainer does not adapt"
         problems.append(Problem(str(path), what, "info and convert read them, ComfyUI applies them"))
     raise_if_any(problems)
     return file

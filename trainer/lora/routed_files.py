@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.text import counted
 from trainer.lora.file import LoraFile
 from trainer.lora_file.apart import Part, parts_of
 from trainer.lora_file.modules import LoraModule
@@ -68,9 +69,8 @@ def route_loras(
     for (path, part), called_by in zip(parts, triggers, strict=True):
         acting = {layer: each for layer, each in part.modules.items() if stream_of(layer.removeprefix("transformer."))}
         if left_out := len(part.modules) - len(acting):
-            notes.append(
-                f"{path}: without effect with --route: {left_out} layers that act on no tokens, as those of CLIP"
-            )
+            idle = counted(left_out, "layer that acts", "layers that act")
+            notes.append(f"{path}: without effect with --route: {idle} on no tokens, as those of CLIP")
         weighted = {layer: replace(each, alpha=each.alpha * weights[path]) for layer, each in acting.items()}
         routed.append(RoutedLora(part.title, called_by, weighted))
     return routed, notes

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from trainer.common.text import in_seconds
+from trainer.common.text import counted, in_seconds
 from trainer.config import TrainConfig
 from trainer.memory.bytes import (
     GIB,
@@ -252,5 +252,5 @@ def in_words(work: Work, choice: Choice) -> str:
         parts.append(f"{recomputed} of {work.num_in_backward} blocks recomputed in backward")
     if choice.swapped:
         waiting = host_bytes(work, choice) / GIB
-        parts.append(f"the weights of {choice.swapped} blocks ({waiting:.1f} GiB) in host memory")
+        parts.append(f"the weights of {counted(choice.swapped, 'block')} ({waiting:.1f} GiB) in host memory")
     return ", ".join(parts) or "nothing recomputed, nothing swapped"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.common.problems import Problem
+from trainer.common.text import counted
 from trainer.data.captions import WILDCARD, contains_phrase, num_movable_tags, possible_captions, raw_captions
 from trainer.data.dataset import Sample, TrainingData
 from trainer.data.dataset_config import SubsetConfig
@@ -84,7 +85,7 @@ def long_caption_warnings(
         ]
         if cut:
             names = ", ".join(cut[:20]) + (f" and {len(cut) - 20} more" if len(cut) > 20 else "")
-            what = f"{reader} reads only the first {length} tokens of {_captions(len(cut))}: {names}"
+            what = f"{reader} reads only the first {length} tokens of {counted(len(cut), 'caption')}: {names}"
             yield Problem("captions", what, hint)
 
 
@@ -129,10 +130,11 @@ def _missing_trigger(concept: Concept) -> Iterator[Problem]:
     where, total = concept.where, len(concept.captions)
     hint = f'put it into them, or set caption_prefix = "{concept.trigger}"'
     if len(without) == total:
-        what = f"class_tokens {concept.trigger!r} is in none of the {_captions(total)}: {some(without)}"
+        what = f"class_tokens {concept.trigger!r} is in none of the {counted(total, 'caption')}: {some(without)}"
         yield Problem(where, what, hint + "; it is no trigger of the LoRA as it is")
     else:
-        what = f"class_tokens {concept.trigger!r} is missing in {len(without)} of {_captions(total)}: {some(without)}"
+        missing = f"{len(without)} of {counted(total, 'caption')}"
+        what = f"class_tokens {concept.trigger!r} is missing in {missing}: {some(without)}"
         yield Problem(where, what, hint)
 
 
@@ -146,7 +148,8 @@ def _shared_phrases(concept: Concept) -> Iterator[Problem]:
         phrase for phrase in shared if not any(phrase != other and f" {phrase} " in f" {other} " for other in shared)
     ]
     for phrase in sorted(longest, key=lambda phrase: (-shared[phrase], phrase))[:PHRASES_SHOWN]:
-        what = f"{phrase!r} is in {shared[phrase]} of {_captions(len(texts))}: it will share the trigger's meaning"
+        often = f"{shared[phrase]} of {counted(len(texts), 'caption')}"
+        what = f"{phrase!r} is in {often}: it will share the trigger's meaning"
         hint = f"vary it, or leave it out if {concept.trigger!r} is to mean it too"
         yield Problem(concept.where, what, hint)
 
@@ -229,7 +232,7 @@ def _idle_for_captions(data: TrainingData) -> Iterator[Problem]:
     for sample in data.samples:
         lines[sample.subset] += raw_captions(sample.subset, sample.lines)
     for subset, texts in lines.items():
-        captions = f"the {_captions(len(texts))}" if len(texts) > 1 else "the caption"
+        captions = f"the {counted(len(texts), 'caption')}" if len(texts) > 1 else "the caption"
         mark, second, tags = subset.keep_tokens_separator, subset.secondary_separator, subset.caption_separator
         arranges = subset.shuffle_caption or subset.caption_tag_dropout_rate > 0 or subset.token_warmup_step > 0
         if mark and arranges and not any(mark in text for text in texts):
@@ -261,7 +264,7 @@ def _unknown_characters(data: TrainingData, t5: Any) -> Iterator[Problem]:
     }
     if found:
         shown = ", ".join(f"{name} ({' '.join(unknown[:8])})" for name, unknown in list(found.items())[:20])
-        what = f"T5 does not know characters of {_captions(len(found))}: {shown}"
+        what = f"T5 does not know characters of {counted(len(found), 'caption')}: {shown}"
         yield Problem("captions", what, "leave them out, and write in English: T5 reads all of them as the same token")
 
 
@@ -272,7 +275,3 @@ def _unknown(text: str, t5: Any) -> list[str]:
 
 def _tokens(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     return tokenizer(text, add_special_tokens=special, verbose=False).input_ids
-
-
-def _captions(count: int) -> str:
-    return "1 caption" if count == 1 else f"{count} captions"

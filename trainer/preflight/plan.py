@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from trainer.common.problems import Problem
-from trainer.common.text import duration
+from trainer.common.text import counted, duration
 from trainer.config import TrainConfig
 from trainer.data.cache import CacheKeys
 from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
@@ -182,12 +182,12 @@ class RunPlan:
     def _image_lines(self) -> list[str]:
         held_out = f", {len(self.data.validation)} more held out for validation" if self.data.validation else ""
         buckets = (
-            f"  {count.bucket[0]} x {count.bucket[1]}: {count.pictures} images, {count.draws} samples,"
-            f" {count.batches} batches"
+            f"  {count.bucket[0]} x {count.bucket[1]}: {counted(count.pictures, 'image')},"
+            f" {counted(count.draws, 'sample')}, {counted(count.batches, 'batch', 'batches')}"
             for count in self.data.buckets()
         )
         return [
-            f"{len(self.data.samples)} images{held_out}",
+            f"{counted(len(self.data.samples), 'image')}{held_out}",
             *_subset_lines([sample for sample in self.data.samples if sample.is_from_subset]),
             *_composition_lines(self.data),
             *self._generated_lines(),
@@ -204,8 +204,9 @@ class RunPlan:
         measured = self.memory.measured
         time = f" ({duration(samples * measured.seconds_per_picture)})" if measured else ""
         return [
-            f"  {len(missing)} images to generate with the base model before training: {passes} forward passes,"
-            f" about the time of {samples} training samples{time}"
+            f"  {counted(len(missing), 'image')} to generate with the base model before training:"
+            f" {counted(passes, 'forward pass', 'forward passes')},"
+            f" about the time of {counted(samples, 'training sample')}{time}"
         ]
 
     def _note_lines(self) -> list[str]:
@@ -214,9 +215,9 @@ class RunPlan:
     def _step_lines(self) -> list[str]:
         schedule = self.schedule
         return [
-            f"{self.data.num_batches} batches per epoch / {schedule.batches_per_step} per step ="
-            f" {schedule.steps_per_epoch} steps per epoch,"
-            f" {schedule.total_steps} steps in {schedule.num_epochs} epochs",
+            f"{counted(self.data.num_batches, 'batch', 'batches')} per epoch / {schedule.batches_per_step} per step ="
+            f" {counted(schedule.steps_per_epoch, 'step')} per epoch,"
+            f" {counted(schedule.total_steps, 'step')} in {counted(schedule.num_epochs, 'epoch')}",
             *self._class_lines(),
         ]
 
@@ -236,11 +237,11 @@ class RunPlan:
         layers = len(self.adapter.ranks) + len(self.adapter.clip_ranks)
         about = "" if self.config.optimizer_type.lower() in OPTIMIZER_TENSORS else "about "
         return [
-            f"LoRA of rank {_ranks_in_words(self.adapter)} on {layers} layers of {self.adapter.base.name}:"
+            f"LoRA of rank {_ranks_in_words(self.adapter)} on {counted(layers, 'layer')} of {self.adapter.base.name}:"
             f" {self.adapter.num_parameters / 1e6:.1f} M parameters, {self.lora_bytes / GB:.3f} GB per file",
-            f"{self.checkpoints} checkpoints in {self.config.output_dir}:"
+            f"{counted(self.checkpoints, 'checkpoint')} in {self.config.output_dir}:"
             f" {self.checkpoints * self.lora_bytes / GB:.3f} GB; a state is {about}{self.state_bytes / GB:.3f} GB",
-            f"{self.missing_latents} latents and {self.missing_texts} captions to encode:"
+            f"{counted(self.missing_latents, 'latent')} and {counted(self.missing_texts, 'caption')} to encode:"
             f" {self.missing_cache_bytes / GB:.3f} GB in {self.cache_dir}",
             *([f"files of an earlier run to replace: {in_words(self.replaces)}"] if self.replaces else []),
         ]
@@ -254,7 +255,7 @@ def _subset_lines(samples: Sequence[Sample]) -> list[str]:
         kind = ", regularisation" if subset.is_reg else ""
         repeats = sorted({sample.num_repeats for sample in own})
         times = "-".join(map(str, repeats[:: max(len(repeats) - 1, 1)]))
-        lines.append(f"  {subset.image_dir}: {len(own)} images x {times}, {subset.concept!r}{kind}")
+        lines.append(f"  {subset.image_dir}: {counted(len(own), 'image')} x {times}, {subset.concept!r}{kind}")
     return lines
 
 

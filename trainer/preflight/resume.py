@@ -11,6 +11,7 @@ from trainer.checkpoint.state_folder import CHOOSE_ANOTHER
 from trainer.common.clock import now
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.rng import derive_seed
+from trainer.common.text import counted
 from trainer.config import TrainConfig, config_differences, to_dict
 from trainer.data.dataset import TrainingData
 from trainer.preflight.plan import RunPlan
@@ -141,7 +142,7 @@ def _differences(
         if models and models[flag] != record["models"].get(flag):
             found.append(f"{name} is a different one")
     if record["world_size"] != world_size:
-        found.append(f"it ran with {record['world_size']} processes, now there are {world_size}")
+        found.append(f"it ran with {counted(record['world_size'], 'process', 'processes')}, now there are {world_size}")
     return found
 
 

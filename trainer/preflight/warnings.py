@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from trainer.common.problems import Problem
+from trainer.common.text import counted
 from trainer.config import TrainConfig
 from trainer.data.dataset import TrainingData
 from trainer.optim.build import OptimizerSettings, optimizer_notices
@@ -37,7 +38,7 @@ def _idle_with_data(config: TrainConfig, data: TrainingData) -> Iterator[Problem
         yield Problem("--class_preservation_weight", "has no effect: no concept has a class word", hint)
     validates = config.validate_every_n_epochs or config.validate_every_n_steps
     if data.validation and not validates and not config.validation_split:  # a flag is warned of with the settings
-        what = f"keeps {len(data.validation)} images out of training, and no validation uses them"
+        what = f"keeps {counted(len(data.validation), 'image')} out of training, and no validation uses them"
         yield Problem("validation_split", what, "set --validate_every_n_epochs, or leave validation_split out")
 
 

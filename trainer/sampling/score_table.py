@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.common.text import counted
 from trainer.sampling.evaluation import COLOURS, COMPANION, OBJECTS, PLACES, Relations
 from trainer.sampling.prompt_sets import BOTH
 
@@ -42,7 +43,9 @@ class Table:
         rows = [["", first.name, *(column.name for column in others)]]
         for name in first.scores:
             cells = [f"{column.scores[name]:.1f} ({self.change(column, name):+.1f})" for column in others]
-            rows.append([f"{_title(name)} ({self.counts[name]} prompts)", f"{first.scores[name]:.1f}", *cells])
+            rows.append(
+                [f"{_title(name)} ({counted(self.counts[name], 'prompt')})", f"{first.scores[name]:.1f}", *cells]
+            )
         for relation in first.relations:
             cells = ["{} of {}".format(*column.relations[relation]) for column in self.columns]
             rows.append([f"both, {relation}: images", *cells])

@@ -9,7 +9,7 @@ from trainer.config.fields import Given, Schema, Spec
 from trainer.config.parse import parse_config
 from trainer.config.sources import Written, read_config_file
 from trainer.exchange.allowed import is_inside, is_output_name, refusal
-from trainer.exchange.job_file import CAPTION, CHECK, COMPARE, TRAIN, WORK
+from trainer.exchange.job_file import CAPTION, CHECK, COMPARE, TRAIN, UNUSABLE_HINT, WORK
 from trainer.exchange.job_queue import Job
 
 DATA, RUNS = "flux_data", "runs"
@@ -27,7 +27,7 @@ def arguments_of(job: Job, path: Path) -> list[str]:
 
     path: of the job's file, as the messages shall name it.
     """
-    raise_if_any([Problem(str(path), job.problem)] if job.problem else [])
+    raise_if_any([Problem(str(path), job.problem, UNUSABLE_HINT)] if job.problem else [])
     return _work_arguments(job, path) if job.kind in WORK else _training_arguments(job, path)
 
 
@@ -89,14 +89,15 @@ def _key_problems(job: Job, path: Path) -> Iterator[Problem]:
     yield from _folder_problems(job.settings, path)
     run = job.settings.get("run")
     if isinstance(run, str) and not (is_output_name(run) and Path(RUNS, run, "config.toml").is_file()):
-        yield Problem(str(path), f"run is {run!r}, but there is no such run in {RUNS}/")
+        what = f"run is {run!r}, but there is no such run in {RUNS}/"
+        yield Problem(str(path), what, "name a folder in runs/ that has a config.toml")
 
 
 def _folder_problems(settings: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    folder = settings.get("folder")
+    folder, hint = settings.get("folder"), f"name a folder directly in {DATA}/, such as tjtoy"
     if not isinstance(folder, str):
         return
     if "/" in folder or folder.startswith((".", "-")) or not is_inside(f"{DATA}/{folder}", DATA) or not folder.strip():
-        yield Problem(str(path), f"folder is {folder!r}, not the name of a folder in {DATA}/")
+        yield Problem(str(path), f"folder is {folder!r}, not the name of a folder in {DATA}/", hint)
     elif not Path(DATA, folder).is_dir():
-        yield Problem(str(path), f"there is no folder {DATA}/{folder}")
+        yield Problem(str(path), f"there is no folder {DATA}/{folder}", hint)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from trainer.common.text import counted
 from trainer.exchange.job_file import TRAIN
 from trainer.exchange.job_queue import Job
 from trainer.exchange.status import (
@@ -67,7 +68,7 @@ def _verdict(job: Job, exit_code: int | None, server_stops: bool, tail: str) -> 
         cause = " The system does that when memory runs out." if number == signal.SIGKILL else ""
         return INTERRUPTED, f"Its process was killed by {name}.{cause}"
     if count := len(job.status.problems):
-        return FAILED, "A problem was found." if count == 1 else f"{count} problems were found."
+        return FAILED, f"{counted(count, 'problem was', 'problems were')} found."
     return FAILED, last_words(tail) or f"Its process exited with status {exit_code}."
 
 

@@ -4,6 +4,7 @@ A training is exactly a --config_file, so that one can be dropped into runs/queu
 settings. [caption], [mask] and [compare] take the keys of `WORK`.
 """
 
+import errno
 import json
 import math
 import re
@@ -25,6 +26,7 @@ WORK = {  # the keys of each kind, first what it works on
     MASK: ("folder", "class_word", "redo"),
     COMPARE: ("run",),
 }
+UNUSABLE_HINT = "a job is a TOML file in UTF-8 with the settings of a training, and no link"
 MAX_JOB = 64 * 2**10  # bytes
 USUAL_NAME = "flux_dreambooth"  # the output_name of a training that names none
 ID = re.compile(r"[^\W_][\w -]{0,79}")  # no dot: ID.status.json and the like are told apart by theirs
@@ -88,6 +90,8 @@ def value_text(value: Any) -> str:
 def read_job(path: Path) -> tuple[str, dict[str, Any]]:
     """A job's kind and settings. Raises `Unusable`."""
     values = read_settings(path)
+    if not values:
+        raise Unusable("is empty")
     if len(values) == 1 and isinstance(table := values.get(kind := next(iter(values))), dict) and kind in KINDS:
         return kind, table
     return TRAIN, flat(values)
@@ -98,6 +102,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         return parse_settings(read_file(path, MAX_JOB + 1))
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Unusable("cannot be read: it is a link, which is not followed") from None
         raise Unusable(f"cannot be read: {error.strerror or error}") from None
 
 
@@ -109,6 +115,8 @@ def parse_settings(data: bytes) -> dict[str, Any]:
         raise Unusable(f"has more than {MAX_JOB:,} bytes")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Unusable(f"is not UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
         raise Unusable(f"is not valid TOML: {error}") from None
 

@@ -215,7 +215,9 @@ def more_than_lora(found: Survey) -> list[str]:
         (("set",), ("replacement",), "replaced norms"),
     ):
         if some := [module for module in modules if module.kind in kinds and set(roles) & module.keys.keys()]:
-            sentences.append(f"{what} in {len(some)} layers, as {_example(some, roles)}")
+            sentences.append(
+                f"{what} in {len(some)} {'layer' if len(some) == 1 else 'layers'}, as {_example(some, roles)}"
+            )
     plain = [module for module in modules if module.kind == "LoRA"]
     if nameless := [module for module in plain if module.target is None]:
         kind = what_it_is([key for module in nameless for key in module.keys.values()])
