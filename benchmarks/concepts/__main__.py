@@ -1,8 +1,10 @@
-"""Train the demo's concepts, or others, on a GPU with the complete method and without each part, and score them.
+"""Train a demo's concepts, or others, on a GPU with the complete method and without each part, and score them.
 
     python -m benchmarks.concepts run --folder work [--processes 6] [--seeds 101 102 103] [--variants 0 1 …]
     python -m benchmarks.concepts run --folder work --concepts kopmi fenrik [--concepts lumjo vaxtu …]
     python -m benchmarks.concepts table --folder work [--concepts …]
+
+--config=flux_data/demo.toml takes what `make demo` does, instead of the longer method of demo_gpu.toml.
 
 Other concepts than tjtoy and sparkgpu first need their photographs, prompts and judge in work/kopmi+fenrik:
 `python -m mini.concepts all --concepts kopmi fenrik --folder work/kopmi+fenrik`. What is complete is skipped. With
@@ -19,13 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.concepts.table import tabulate
-from benchmarks.concepts.variants import VARIANTS, ConceptRun, runs
+from benchmarks.concepts.variants import DATASETS, VARIANTS, ConceptRun, needs_images, runs, write_dataset
 from mini.training.export.model_files import JUDGE, PROMPTS, TUNING_PROMPTS
 from mini.world.concepts import DESIGNS
 from mini.world.scene import CONCEPTS
 
 MODELS = Path("models/mini")
-CONFIG = "flux_data/demo_gpu.toml"
 TUNING_SEED = 90000  # other noise than that of the evaluation
 
 
@@ -33,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
     """Run or tabulate. argv: the command line. Returns the exit status: 1 if a training failed."""
     given = _parser().parse_args(argv)
     names = list(VARIANTS)
-    asked = runs(given.concepts or [list(CONCEPTS)], [names[number] for number in given.variants], given.seeds)
+    asked = runs(
+        given.concepts or [list(CONCEPTS)], [names[number] for number in given.variants], given.seeds, given.config
+    )
     results = given.folder / ("tuning" if given.tuning else "results")
     failed = _run(asked, results, given) if given.what == "run" else []
     print(tabulate(results, asked))
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     listed = ", ".join(f"{number}: {name}" for number, name in enumerate(VARIANTS))
     parser.add_argument("--variants", nargs="+", type=int, default=[0], choices=range(len(VARIANTS)), help=listed)
     parser.add_argument("--seeds", nargs="+", type=int, default=[101, 102, 103])
+    parser.add_argument("--config", choices=list(DATASETS), default=ConceptRun.config, help="the demo (%(default)s)")
     parser.add_argument("--steps", type=int, help="instead of those of the settings")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once (%(default)s)")
     parser.add_argument("--tuning", action="store_true", help="score the tuning prompts")
@@ -62,8 +66,8 @@ def _run(asked: Sequence[ConceptRun], results: Path, given: argparse.Namespace) 
     results.mkdir(parents=True, exist_ok=True)
     due = [run for run in asked if not (results / f"{run.name}.json").is_file()]
     for run in {run.concepts: run for run in due}.values():  # once, since they share what the base model generates
-        flags = _flags(run, given)
-        _call(["generate", *flags], results / f"{run.name}.log")
+        if needs_images(run.dataset(_material(run, given) / "photos")):
+            _call(["generate", *_flags(run, given)], results / f"{run.name}.log")
     with ThreadPoolExecutor(given.processes) as pool:
         done = pool.map(lambda run: _one(run, results, given), due)
         return [run.name for run, status in zip(due, done, strict=True) if status]
@@ -88,11 +92,20 @@ def _flags(run: ConceptRun, given: argparse.Namespace) -> list[str]:
     folder = given.folder / "datasets"
     folder.mkdir(parents=True, exist_ok=True)
     dataset = folder / f"{run.name}.toml"
-    dataset.write_text(run.dataset(_material(run, given) / "photos"), encoding="utf-8")
-    flags = [f"--config_file={CONFIG}", f"--dataset_config={dataset}", f"--cache_dir={given.folder / 'cache'}"]
+    write_dataset(dataset, run.dataset(_material(run, given) / "photos"))
+    flags = [f"--config_file={run.config}", f"--mixed_precision={_precision()}"]
+    flags += [f"--dataset_config={dataset}", f"--cache_dir={given.folder / 'cache'}"]
     flags += [f"--output_dir={given.folder / 'loras'}", f"--run_dir={given.folder / 'runs'}", "--overwrite"]
     flags += [f"--output_name={run.name}", f"--seed={run.seed}", *run.flags]
     return [*flags, *([f"--max_train_steps={given.steps}"] if given.steps else [])]
+
+
+def _precision() -> str:
+    import torch
+
+    from trainer.common.devices import computes_bf16
+
+    return "bf16" if computes_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no"
 
 
 def _evaluation(run: ConceptRun, results: Path, given: argparse.Namespace) -> list[str]:

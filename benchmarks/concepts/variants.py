@@ -1,4 +1,4 @@
-"""The method of flux_data/demo_gpu.toml for concepts of the tiny FLUX's world, whole or without a part."""
+"""The method of a demo for concepts of the tiny FLUX's world, complete or without a part."""
 
 import copy
 import json
@@ -11,13 +11,17 @@ from typing import Any
 from mini.world.concepts import DESIGNS
 from mini.world.scene import CONCEPTS, TOYS
 
-DATASET = Path("flux_data/data_demo_gpu.toml")
+DATASETS = {  # of each demo's settings
+    "flux_data/demo_gpu.toml": Path("flux_data/data_demo_gpu.toml"),
+    "flux_data/demo.toml": Path("flux_data/data_demo.toml"),
+}
 Dataset = dict[str, Any]
 
 
 def _without_masks(section: Dataset) -> None:
     for subset in section["subsets"]:
-        subset["mask_background"] = 1.0  # the photograph is learned as it is; its mask still cuts the concept out
+        if subset.get("masked_loss"):
+            subset["mask_background"] = 1.0  # the photograph is learned as it is; its mask still cuts the concept out
 
 
 def _without_pairs(section: Dataset) -> None:
@@ -29,12 +33,17 @@ def _without_companions(section: Dataset) -> None:
 
 
 def _without_preservation(section: Dataset) -> None:
-    del section["preservation"]
+    section.pop("preservation", None)
+    section["subsets"] = [each for each in section["subsets"] if not _preserves(each)]
 
 
 def _class_words_only(section: Dataset) -> None:
-    for preservation in section["preservation"]:
+    for preservation in section.get("preservation", ()):
         del preservation["prompts"]
+
+
+def _preserves(subset: Mapping[str, Any]) -> bool:
+    return "diff_output_preservation" in subset.get("custom_attributes", {})
 
 
 def _as_it_is(section: Dataset) -> None:
@@ -54,43 +63,55 @@ VARIANTS: Mapping[str, tuple[Callable[[Dataset], None], tuple[str, ...]]] = {  #
 
 @dataclass(frozen=True)
 class ConceptRun:
-    """One training. concepts: two or three names of `DESIGNS`, toys first. variant: of `VARIANTS`."""
+    """One training. concepts: two or three names of `DESIGNS`, toys first. variant: of `VARIANTS`. config: of
+    `DATASETS`."""
 
     concepts: tuple[str, ...]
     variant: str
     seed: int
+    config: str = next(iter(DATASETS))
 
     @property
     def name(self) -> str:
         """A name for files."""
-        return f"{'+'.join(self.concepts)}-{list(VARIANTS).index(self.variant)}-{self.seed}"
+        number, demo = list(VARIANTS).index(self.variant), Path(self.config).stem
+        return f"{demo}-{'+'.join(self.concepts)}-{number}-{self.seed}"
 
     @property
     def flags(self) -> tuple[str, ...]:
         """What the variant adds to the command line."""
         return VARIANTS[self.variant][1]
 
-    def dataset(self, photos: Path) -> str:
-        """The text of the dataset file. photos: has a folder of photographs for each concept that is not the demo's."""
-        data = tomllib.loads(DATASET.read_text(encoding="utf-8"))
+    def dataset(self, photos: Path) -> Dataset:
+        """What the dataset file holds. photos: has a folder of photographs for each concept that is not the demo's.
+
+        Raises ValueError if the variant leaves out what the demo's method does not have.
+        """
+        data = tomllib.loads(DATASETS[self.config].read_text(encoding="utf-8"))
         (section,) = data["datasets"]
-        toy, card = section["subsets"]
+        toy, card, *others = section["subsets"]
         folders = {name: photos / name if name not in CONCEPTS else Path("flux_data") / name for name in self.concepts}
         models = {name: toy if is_toy(name) else card for name in self.concepts}
         section["subsets"] = [
             {**models[name], "image_dir": str(folders[name]), "class_tokens": class_tokens(name)}
             for name in self.concepts
-        ]
-        together, of_toy, of_card = section["compositions"]
+        ] + others
+        together, *with_companions = section["compositions"]
         if len(self.concepts) > 2:
             together["together"] = [2, len(self.concepts)]
-        alone = [
-            {**copy.deepcopy(of_toy if is_toy(name) else of_card), "concepts": class_tokens(name)}
-            for name in self.concepts
-        ]
-        section["compositions"] = [together, *alone]
-        VARIANTS[self.variant][0](section)
-        return "".join(f"{key} = {_as_toml(value)}\n" for key, value in data.items())
+        if with_companions:
+            of_toy, of_card = with_companions
+            with_companions = [
+                {**copy.deepcopy(of_toy if is_toy(name) else of_card), "concepts": class_tokens(name)}
+                for name in self.concepts
+            ]
+        section["compositions"] = [together, *with_companions]
+        change, _ = VARIANTS[self.variant]
+        before = copy.deepcopy(section)
+        change(section)
+        if section == before and change is not _as_it_is:
+            raise ValueError(f"{self.config} does not have what this leaves out: {self.variant}")
+        return data
 
 
 def is_toy(name: str) -> bool:
@@ -103,14 +124,27 @@ def class_tokens(name: str) -> str:
     return f"{name} {'toy' if is_toy(name) else 'gpu'}"
 
 
-def runs(groups: Sequence[Sequence[str]], variants: Sequence[str], seeds: Sequence[int]) -> list[ConceptRun]:
+def runs(
+    groups: Sequence[Sequence[str]], variants: Sequence[str], seeds: Sequence[int], config: str = ConceptRun.config
+) -> list[ConceptRun]:
     """All trainings of groups of concepts, in the order in which their results are most useful."""
     return [
-        ConceptRun(tuple(sorted(group, key=lambda name: not is_toy(name))), variant, seed)
+        ConceptRun(tuple(sorted(group, key=lambda name: not is_toy(name))), variant, seed, config)
         for variant in variants
         for group in groups
         for seed in seeds
     ]
+
+
+def write_dataset(path: Path, data: Dataset) -> None:
+    """Write a dataset file, one line for each of its tables."""
+    path.write_text("".join(f"{key} = {_as_toml(value)}\n" for key, value in data.items()), encoding="utf-8")
+
+
+def needs_images(data: Dataset) -> bool:
+    """Whether the base model has to generate images for a dataset."""
+    (section,) = data["datasets"]
+    return "preservation" in section or any("companions" in each for each in section["compositions"])
 
 
 def _as_toml(value: Any) -> str:

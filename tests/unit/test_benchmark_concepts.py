@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.concepts.table import tabulate
-from benchmarks.concepts.variants import DATASET, VARIANTS, ConceptRun, runs
+from benchmarks.concepts.variants import DATASETS, VARIANTS, ConceptRun, needs_images, runs, write_dataset
 from tests.recipe_files import ROOT
 from trainer.config import parse_config
 from trainer.data.dataset_config import DatasetConfig
@@ -18,8 +18,10 @@ COMPLETE, MASKS, PAIRS, COMPANIONS, PRESERVATION, WORDS, Q_AND_K = VARIANTS
 
 def read(run: ConceptRun, folder: Path) -> DatasetConfig:
     file = folder / "data.toml"
-    file.write_text(run.dataset(folder / "photos"), encoding="utf-8")
-    return load_dataset_config(file, parse_config(["--config_file=flux_data/demo_gpu.toml"])[0])
+    data = run.dataset(folder / "photos")
+    assert needs_images(data) == (run.config == "flux_data/demo_gpu.toml")
+    write_dataset(file, data)
+    return load_dataset_config(file, parse_config([f"--config_file={run.config}"])[0])
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +29,15 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_complete_method_is_that_of_the_shipped_file(tmp_path):
-    run = ConceptRun(("tjtoy", "sparkgpu"), COMPLETE, 1)
-    shipped = load_dataset_config(DATASET, parse_config(["--config_file=flux_data/demo_gpu.toml"])[0])
+@pytest.mark.parametrize("config", DATASETS)
+def test_the_complete_method_is_that_of_the_shipped_file(tmp_path, config):
+    run = ConceptRun(("tjtoy", "sparkgpu"), COMPLETE, 1, config)
+    shipped = load_dataset_config(DATASETS[config], parse_config([f"--config_file={config}"])[0])
     made = read(run, tmp_path)
+    assert made.sections[0].subsets and made.sections[0].compositions
     for kind in ("subsets", "compositions", "preservation"):
         own, theirs = (getattr(each.sections[0], kind) for each in (made, shipped))
-        assert own and [replace(each, where="") for each in own] == [replace(each, where="") for each in theirs]
+        assert [replace(each, where="") for each in own] == [replace(each, where="") for each in theirs]
 
 
 def test_each_variant_leaves_out_one_part(tmp_path):
@@ -48,10 +52,22 @@ def test_each_variant_leaves_out_one_part(tmp_path):
     assert ConceptRun(("tjtoy", "sparkgpu"), Q_AND_K, 1).flags
 
 
+def test_what_a_demo_does_not_have_cannot_be_left_out(tmp_path):
+    def section(variant: str):
+        return read(ConceptRun(("tjtoy", "sparkgpu"), variant, 1, "flux_data/demo.toml"), tmp_path).sections[0]
+
+    assert not section(PAIRS).compositions
+    assert [each.class_tokens for each in section(PRESERVATION).subsets] == ["tjtoy toy", "sparkgpu gpu"]
+    assert len(section(MASKS).subsets) == 3
+    for variant in (COMPANIONS, WORDS):
+        with pytest.raises(ValueError, match="does not have what this leaves out"):
+            section(variant)
+
+
 def test_other_concepts_take_the_place_of_the_demos(tmp_path):
     (run,) = runs([["fenrik", "kopmi", "vaxtu"]], [COMPLETE], [7])
     section = read(run, tmp_path).sections[0]
-    assert run.name == "kopmi+vaxtu+fenrik-0-7"
+    assert run.name == "demo_gpu-kopmi+vaxtu+fenrik-0-7"
     assert [each.class_tokens for each in section.subsets] == ["kopmi toy", "vaxtu toy", "fenrik gpu"]
     assert [str(each.image_dir) for each in section.subsets] == [
         str(tmp_path / "photos" / name) for name in run.concepts
