@@ -81,11 +81,6 @@ def add_routes(routes: Any, runs: Path, data: Path) -> None:
         where = request.match_info
         return picture(await asyncio.to_thread(run_files.sheet, runs, where["run"], where["sheet"]), "image/jpeg", 0)
 
-    @routes.get(PREFIX + "/runs/{run}/comparison")
-    @answers
-    async def comparison(request: Any) -> Any:
-        return await asyncio.to_thread(run_files.comparison, runs, request.match_info["run"])
-
 
 class Jobs:
     """The queue for the browser; each method answers with plain JSON values."""

@@ -1,15 +1,12 @@
 """What programs leave in a run's folder for people to look at: sheets of composites, and measured checkpoints."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from .exchange.allowed import is_output_name
 from .exchange.files import read_file
 
 SHEETS = ("composites", "generated")  # of `trainer check` and of a training, as JPEG
 MAX_SHEET = 64 * 2**20  # bytes
-MAX_COMPARISON = 8 * 2**20
 JPEG = b"\xff\xd8\xff"
 
 
@@ -41,14 +38,3 @@ def sheet(runs: Path, name: str, which: str) -> bytes:
         if data.startswith(JPEG) and len(data) <= MAX_SHEET:
             return data
     raise LookupError(f"There is no sheet {which!r} of {name}.")
-
-
-def comparison(runs: Path, name: str) -> Any:
-    """What `trainer compare` has measured. Raises LookupError if there is nothing."""
-    try:
-        held = json.loads(read_file(run_folder(runs, name) / "compare.json", MAX_COMPARISON))
-    except (OSError, ValueError, RecursionError):
-        held = None
-    if not isinstance(held, dict):
-        raise LookupError(f"The checkpoints of {name} have not been compared.")
-    return held

@@ -15,7 +15,7 @@ from tests.nodes.test_findings import FILES, compared, written
 pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
 HOSTILE = """<!doctype html><meta charset="utf-8"><style>h1 { color: rgb(1, 2, 3) }</style><h1>tj</h1>
 <script>document.querySelector('h1').textContent = 'broken in'</script><img src=x onerror="document.title = 'x'">"""
-CARD, VERDICTS, ROWS = ".fdb-recommended", ".fdb-verdicts", ".fdb-checkpoints li"
+CARD, VERDICTS, ROWS, CHART = ".fdb-recommended", ".fdb-verdicts", ".fdb-checkpoints li", ".fdb-curves .fdb-chart"
 
 
 def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
@@ -31,6 +31,7 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     page.click(TAB)
     page.wait_for_selector(f"{CARD} >> text=Best so far: Epoch 2, with a score of 62.5 ± 2; 3 were measured")
     assert page.locator(".fdb-good:has(.pi-star-fill)").all_inner_texts() == ["best so far"]
+    assert kept(page) == ("best so far", "checkpoint · 80")
     page.wait_for_selector(f"{ROWS}:has-text('Epoch 2') >> text=likeness 73 · bleed 4 · drift 6")
     said = page.locator(VERDICTS).inner_text()
     assert "The loss is 3 times what it was without training. Start again with a third" in said
@@ -40,6 +41,8 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     (run.folder / "report.html").write_text(HOSTILE)
     page.wait_for_selector(f"{CARD} >> text=Recommended: Epoch 1, with a score of 86 ± 1.5; 3 were measured")
     assert "The next best has a score of 82." in page.locator(CARD).inner_text()
+    page.wait_for_selector(".fdb-keep text:has-text('recommended')")
+    assert kept(page) == ("recommended", "checkpoint · 40")
     assert "No longer so: learning rate too high" in page.locator(VERDICTS).inner_text()
     page.click(f"{CARD} button:has-text('Use')")
     page.wait_for_selector(f"{TOAST} >> text={FILES[40]}")
@@ -57,4 +60,15 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     korean.click(TAB)
     korean.wait_for_selector(f"{CARD} >> text=추천: 에포크 1. 점수는 86 ± 1.5이며, 모두 3개를 측정했습니다")
     assert "80스텝부터 과적합" in korean.locator(VERDICTS).inner_text()
+    assert kept(korean) == ("추천", "체크포인트 · 40")
     assert "findings." not in korean.locator(".fdb-panel").inner_text()
+
+
+def kept(page: Any) -> tuple[str, str]:
+    """What the loss chart says at the checkpoint to keep, and the title of the checkpoint's mark under its star."""
+    (keep,), marks = (page.locator(place).all() for place in (f"{CHART} .fdb-keep", f"{CHART} .fdb-mark"))
+    middles = [box["x"] + box["width"] / 2 for box in (each.bounding_box() for each in marks)]
+    star = keep.locator("path").bounding_box()
+    distances = [abs(star["x"] + star["width"] / 2 - middle) for middle in middles]
+    assert min(distances) < 1 and star["height"] > 5
+    return keep.locator("text").text_content(), marks[distances.index(min(distances))].text_content()

@@ -172,10 +172,8 @@ def test_what_a_run_leaves_to_look_at(jobs: Jobs):
     )
     (run / "composites.jpg").write_bytes(b"\xff\xd8\xff...")
     (run / "generated.jpg").write_bytes(b"<svg>")
-    (run / "compare.json").write_text('{"rows": []}')
     assert jobs.details(job["id"])["sheets"] == ["composites", "generated"]
     assert run_files.sheet(jobs.runs, "tj", "composites").startswith(b"\xff\xd8")
-    assert run_files.comparison(jobs.runs, "tj") == {"rows": []}
     (jobs.runs / "link").symlink_to(run)
     (run / "l.jpg").symlink_to("/etc/passwd")
     for name, sheet in (
@@ -187,9 +185,6 @@ def test_what_a_run_leaves_to_look_at(jobs: Jobs):
     ):
         with pytest.raises(LookupError):
             run_files.sheet(jobs.runs, name, sheet)
-    (run / "compare.json").write_text("[" * 9999)
-    with pytest.raises(LookupError):
-        run_files.comparison(jobs.runs, "tj")
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ const BOTTOM = 24
 
 /**
  * points: [step, loss, average, learning rate]; validation: [step, loss]; marks: steps of checkpoints; other: {points,
- * total} of a run to compare with, or null.
+ * total} of a run to compare with, or null; keep: {step, label} of the recommended checkpoint, or null.
  */
-export function lossChart(points, validation, marks, total, onHover, other = null) {
+export function lossChart(points, validation, marks, total, onHover, other = null, keep = null) {
   const height = 170
   const known = points.filter(([, loss, average]) => loss !== null || average !== null)
   if (known.length < 2) return null
@@ -37,6 +37,7 @@ export function lossChart(points, validation, marks, total, onHover, other = nul
     svg('path', { class: 'fdb-average', d: path(known, (p) => x(p[0]), (p) => p[2], inside) }),
     validation.map(([step, loss]) => svg('circle', { class: 'fdb-validation', cx: x(step), cy: inside(loss), r: 2.6 },
       svg('title', {}, `${text('training.validation')} · ${formatNumber(step)} · ${formatNumber(loss, 4)}`))),
+    keep && keepMark(keep, x(keep.step), height - BOTTOM),
     cursor)
   picture.addEventListener('pointermove', (event) => {
     const box = picture.getBoundingClientRect()
@@ -51,6 +52,24 @@ export function lossChart(points, validation, marks, total, onHover, other = nul
     onHover(null)
   })
   return picture
+}
+
+/** A star on the axis, a dashed line over the chart's height, and the label at its top, on the side that has room. */
+function keepMark({ step, label }, x, base) {
+  const before = x > WIDTH / 2
+  return svg('g', { class: 'fdb-keep' },
+    svg('title', {}, `${label} · ${formatNumber(step)}`),
+    svg('line', { x1: x, x2: x, y1: TOP, y2: base }),
+    svg('path', { d: star(x, base + 5, 6) }),
+    svg('text', { x: x + (before ? -5 : 5), y: TOP + 9, 'text-anchor': before ? 'end' : 'start' }, label))
+}
+
+function star(x, y, radius) {
+  const corner = (index) => {
+    const [angle, length] = [Math.PI * (index / 5 - 0.5), index % 2 ? radius * 0.45 : radius]
+    return `${(x + length * Math.cos(angle)).toFixed(2)} ${(y + length * Math.sin(angle)).toFixed(2)}`
+  }
+  return `M${Array.from({ length: 10 }, (_, index) => corner(index)).join('L')}z`
 }
 
 export function rateChart(points, total) {

@@ -52,11 +52,13 @@ function named(name) {
 
 /** A checkpoint's figures and, at the one to keep, the mark; null where nothing is known. */
 export function checkpointMark(file, { measured, recommended } = NOTHING) {
-  const mark = recommended?.file === file &&
-    h('strong', { class: 'fdb-good' }, star(), text(recommended.by === 'so_far' ? 'findings.markSoFar' : 'findings.mark'))
+  const mark = recommended?.file === file && h('strong', { class: 'fdb-good' }, star(), markLabel(recommended))
   const line = figuresOf(measured[file]?.figures ?? {})
   return mark || line ? h('span', { class: 'fdb-figures fdb-small' }, mark, line) : null
 }
+
+/** What the checkpoint to keep is marked with. */
+export const markLabel = ({ by }) => text(by === 'so_far' ? 'findings.markSoFar' : 'findings.mark')
 
 const star = () => h('i', { class: 'pi pi-star-fill', 'aria-hidden': 'true' })
 

@@ -1,7 +1,7 @@
 // The view "Runs" of the sidebar tab: the runs, and one of them in detail.
 import { shortName } from './checkpoint_name.js'
 import { h, section } from './elements.js'
-import { checkpointMark, drawFindings } from './findings.js'
+import { checkpointMark, drawFindings, markLabel } from './findings.js'
 import { lossChart, rateChart } from './chart.js'
 import { createSamples } from './samples.js'
 import { formatDuration, formatNumber, text } from './texts.js'
@@ -43,7 +43,7 @@ export function createRuns(actions) {
     draw.progress(run.name, run.state, run.step, run.total, run.epoch, run.epochs, run.average, run.learning_rate,
       run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
     draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
-      other && { name: other.name, points: other.curve, total: other.total }, names.filter((name) => name !== run.name))
+      other && { name: other.name, points: other.curve, total: other.total }, names.filter((name) => name !== run.name), keepOf(run))
     draw.buttons(run.name, run.state, run.asked, run.checkpoints.some(({ with_state }) => with_state))
     draw.findings(run.name, run.checkpoints, run.findings)
     draw.samples(run.name, run.samples)
@@ -96,14 +96,19 @@ function stepText(state, step, total) {
   return text(step === 0 && state === 'running' ? 'training.prepared' : 'training.stepOf', values)
 }
 
-function drawCurves(actions, name, points, validation, marks, total, other, others) {
+/** Where the loss chart marks the checkpoint to keep, and as what; null if its step is not known. */
+function keepOf({ findings: { recommended } = {} }) {
+  return recommended && recommended.step !== null ? { step: recommended.step, label: markLabel(recommended) } : null
+}
+
+function drawCurves(actions, name, points, validation, marks, total, other, others, keep) {
   const readout = h('span', { class: 'fdb-small' })
   const show = (point) => {
     readout.textContent = point
       ? [text('training.step', { step: formatNumber(point[0]) }), formatNumber(point[2] ?? point[1], 4), formatNumber(point[3], 2)].join(' · ')
       : ''
   }
-  const chart = lossChart(points, validation, marks, total, show, other)
+  const chart = lossChart(points, validation, marks, total, show, other, keep)
   const rates = rateChart(points, total)
   return [
     chart && h('h3', {}, text('training.loss'), readout), chart,
