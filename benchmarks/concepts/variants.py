@@ -40,6 +40,7 @@ def _without_preservation(section: Dataset) -> None:
 def _class_words_only(section: Dataset) -> None:
     for preservation in section.get("preservation", ()):
         del preservation["prompts"]
+        preservation.update(styles=[], scenes=[])
 
 
 def _preserves(subset: Mapping[str, Any]) -> bool:

@@ -48,7 +48,8 @@ def test_each_variant_leaves_out_one_part(tmp_path):
     assert [each.together for each in section(PAIRS).compositions] == [(1,), (1,)]
     assert [each.companions for each in section(COMPANIONS).compositions] == [None]
     assert not section(PRESERVATION).preservation
-    assert section(WORDS).preservation[0].prompts is None
+    (words,) = section(WORDS).preservation
+    assert words.prompts is None and not words.scenes and not words.styles
     assert ConceptRun(("tjtoy", "sparkgpu"), Q_AND_K, 1).flags
 
 

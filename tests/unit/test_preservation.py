@@ -11,6 +11,7 @@ from trainer.common.problems import Problems
 from trainer.data.class_words import in_class_words, with_article
 from trainer.data.dataset import TrainingData, load_dataset
 from trainer.data.generated import Generated
+from trainer.data.preserved_words import OBJECTS, PLACES, SCENES, STYLES
 from trainer.data.samples import Sample
 
 DATA = """
@@ -59,9 +60,33 @@ def test_an_empty_table_preserves_class_words_alone_in_pairs_and_next_to_other_t
     kinds = Counter((" toy" in text) + 2 * (" gpu" in text) for text in found)
     assert all(kinds[kind] >= 30 for kind in (1, 2, 3))  # the toy, the card, both
     assert any("gpu next to" in text and "toy" in text for text in found)  # side by side in both orders
-    assert sum("ball" in text or "mug" in text for text in found) > 5
+    assert sum(any(f"{each} " in text for each in OBJECTS) for text in found if text not in SCENES) == 30
     assert not any("a orange" in text for text in found) and any("an orange" in text for text in found)
     assert found == prompts(folder, seed=7), "they do not depend on the run's seed"
+
+
+def test_a_quarter_shows_scenes_without_class_words_and_some_name_a_style(folder):
+    found = prompts(folder)
+    assert len(set(found)) == 120
+    scenes = [text for text in found if text in SCENES]
+    assert len(set(scenes)) == 30  # none comes twice before all have come once
+    named = Counter(place for text in found for place in PLACES if text.endswith(place))
+    assert set(named) == set(PLACES)
+    assert 20 <= sum(text.startswith(STYLES) for text in found if text not in SCENES) <= 60
+    without = prompts(folder, "scenes = []\nstyles = []\nobjects = []\nnum_images = 6")
+    assert not any(text.startswith(STYLES) or text in SCENES for text in without)
+    own = prompts(folder, 'scenes = ["a cat", "a dog"]\nnum_images = 16')
+    assert [set(own[3:8:4]), set(own[11::4])] == [{"a cat", "a dog"}] * 2  # in turn
+
+
+def test_tables_that_ask_for_the_same_images_are_named(folder):
+    def warnings(more: str) -> list[str]:
+        return [str(each) for each in load_dataset(write_toml(folder, DATA.replace("MORE", more)), 1, "m")[1]]
+
+    (warning,) = warnings("[[datasets.preservation]]\n[[datasets.preservation]]\nseed = 1000")
+    assert "data.toml:12: 120 images are the same as in" in warning and "data.toml:11" in warning and "seed" in warning
+    (warning,) = warnings('prompts = "a cat"\n[[datasets.preservation]]\nprompts = "a cat"\nseed = 119')
+    assert "1 image is the same" in warning
 
 
 def test_each_is_trained_towards_the_base_model_as_often_as_asked(folder):

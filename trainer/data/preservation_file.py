@@ -9,40 +9,27 @@ from typing import Any
 from trainer.common.problems import Problem
 from trainer.config.fields import Given, Invalid, Schema, Spec, shown
 from trainer.config.values import sides
-from trainer.data.composition_file import EMPTY_PLACES, GUIDE, texts
+from trainer.data.composition_file import GUIDE, texts
+from trainer.data.preserved_words import COLORS, OBJECTS, PLACES, SCENES, STYLES
 from trainer.data.sampler_keys import SAMPLER_SPECS, Sampler
 
 PRESERVATION = "[[datasets.preservation]]"
 PROMPT_FILE = ".txt"
 PATH = re.compile(r"\S*[/\\]\S*|\S+\.\w+")  # a text that is meant as one, even if there is nothing of that name
-COLORS = (
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "teal",
-    "blue",
-    "purple",
-    "pink",
-    "white",
-    "black",
-    "gray",
-    "brown",
-)
-OBJECTS = ("ball", "cube", "mug", "car", "mushroom", "duck", "house")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreservationConfig:
     """One [[datasets.preservation]]: images that the base model generates, and whose prediction training keeps.
 
-    prompts: what they show, in turn, or a text file with a prompt a line; None for prompts with the concepts' class
-    words. num_images: how many there are. images_per_epoch: how many of them each epoch trains, going on where the last
-    one stopped; None for as many as the dataset has photographs. resolution: None for the dataset's. sampler: how they
-    are generated.
+    prompts: what they show, in turn, or a text file with a prompt a line; None for built-in prompts, with and without
+    the concepts' class words. num_images: how many there are. images_per_epoch: how many of them each epoch trains,
+    going on where the last one stopped; None for as many as the dataset has photographs. resolution: None for the
+    dataset's. sampler: how they are generated.
 
-    For prompts with class words: concepts, by their class_tokens, empty for all; places, relations, colors, objects
-    (things next to a concept), where relations are None for those of the dataset's composites.
+    For built-in prompts: concepts, by their class_tokens, empty for all; places, relations, colors, objects (things
+    next to a concept) and styles of images with class words, where relations are None for those of the dataset's
+    composites; scenes, the prompts without class words.
 
     where: the place in the file, for messages.
     """
@@ -53,10 +40,12 @@ class PreservationConfig:
     images_per_epoch: int | None = None
     resolution: tuple[int, int] | None = None
     concepts: tuple[str, ...] = ()
-    places: tuple[str, ...] = tuple(EMPTY_PLACES)
+    places: tuple[str, ...] = PLACES
     relations: tuple[str, ...] | None = None
     colors: tuple[str, ...] = COLORS
     objects: tuple[str, ...] = OBJECTS
+    styles: tuple[str, ...] = STYLES
+    scenes: tuple[str, ...] = SCENES
     sampler: Sampler = field(default_factory=Sampler)
 
 
@@ -90,6 +79,8 @@ _OWN = {
     "relations": Spec(parse=texts),
     "colors": Spec(parse=_any_texts),
     "objects": Spec(parse=_any_texts),
+    "styles": Spec(parse=_any_texts),
+    "scenes": Spec(parse=_any_texts),
 }
 SCHEMA = Schema(
     specs={**_OWN, **SAMPLER_SPECS},
@@ -115,7 +106,7 @@ def read_preservation(written: Iterable[Given], where: str) -> tuple[Preservatio
     read = SCHEMA.read(written)
     problems = list(read.problems)
     if "prompts" in read.values:
-        idle = ("concepts", "places", "relations", "colors", "objects")
+        idle = ("concepts", "places", "relations", "colors", "objects", "styles", "scenes")
         problems += [
             given.problem("has no effect with prompts", "remove one of the two")
             for given in written
