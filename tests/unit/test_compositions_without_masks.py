@@ -12,3 +12,10 @@ def test_without_any_mask_there_are_no_composites_and_a_warning_says_so(folder):
     assert any(
         "no composites: no concept has masks" in str(warning) and "trainer mask" in str(warning) for warning in warnings
     )
+
+
+def test_a_background_that_is_missing_is_named_before_there_are_masks(folder):  # noqa: F811
+    for path in folder.glob("*/*.mask.png"):
+        path.unlink()
+    warnings = load_dataset(config(folder, 'backgrounds = "nowhere"'))[1]
+    assert any("nowhere cannot be read" in str(warning) for warning in warnings)

@@ -99,9 +99,9 @@ class _Composer:
 
     def run(self) -> Composed:
         concepts = self._concepts()
-        if not concepts:
-            return Composed((), tuple(self.problems), tuple(self.warnings))
         backdrops, problems = backdrops_of(self.composition, self.size, self.generator)
+        if not concepts and not self.problems:  # no masks yet: a warning, and the run goes on without composites
+            return Composed((), (), (*self.warnings, *problems))
         self.problems += problems
         things = self._things(concepts)
         samples = (
@@ -110,20 +110,22 @@ class _Composer:
         return Composed(() if self.problems else samples, tuple(self.problems), tuple(self.warnings))
 
     def _concepts(self) -> list[Concept]:
-        """The concepts that are asked for, else all that have masks."""
+        """The concepts that are asked for, else all that have masks; without those that are unknown or have no mask."""
         where, asked = self.composition.where, self.composition.concepts
         by_name: dict[str, list[Sample]] = {}
         for sample in self.samples:
             if not sample.is_reg and not sample.preserves_output and sample.subset.class_tokens:
                 by_name.setdefault(sample.subset.class_tokens, []).append(sample)
         unknown = [name for name in asked if name not in by_name]
-        if unknown:
-            hint = f"known are {', '.join(map(repr, by_name))}" if by_name else "set class_tokens in its subset"
-            self.problems.append(Problem(where, f"no subset has class_tokens = {unknown[0]!r}", hint))
-            return []
-        names = asked or [name for name, own in by_name.items() if any(sample.mask for sample in own)]
-        if not names:
-            hint = "`python -m trainer mask` draws them; or remove the section"
+        hint = f"known are {', '.join(map(repr, by_name))}" if by_name else "set class_tokens in its subset"
+        self.problems += [Problem(where, f"no subset has class_tokens = {name!r}", hint) for name in unknown]
+        names = (
+            [name for name in asked if name in by_name]
+            if asked
+            else [name for name, own in by_name.items() if any(sample.mask for sample in own)]
+        )
+        if not names and not unknown:
+            hint = "`python -m trainer mask` creates them; or remove the section"
             self.warnings.append(Problem(where, "there will be no composites: no concept has masks", hint))
             return []
         concepts = [concept for name in names if (concept := self._concept(name, by_name[name]))]
