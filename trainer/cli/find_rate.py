@@ -94,9 +94,9 @@ def table(gains: Sequence["Gain"], advice: "Advice") -> str:
 
 def in_words(advice: "Advice", config: TrainConfig) -> str:
     """The range, what to set, and what the sweep cannot know."""
-    if advice.best is None:
+    if advice.usual is None:
         return f"No range: {advice.reason}"
-    bounds = f"{advice.low:.1g} to {advice.high:.1g}"
+    bounds = f"{advice.low:.1g} to {advice.high:.1g}" + (f" ({advice.reason})" if advice.reason else "")
     if config.optimizer_type.lower() == "prodigy":
         return (
             f"Step sizes that suit this run: {bounds}. Prodigy finds its own: keep --learning_rate=1, and compare"

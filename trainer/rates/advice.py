@@ -36,8 +36,9 @@ class Gain:
 class Advice:
     """What a sweep says about a complete run.
 
-    low, high: the range; usual: the rate within it to begin with. best: the rate that gained most in the sweep's few
-    steps. None if no rate gained more than its error: then `reason` says what to do.
+    low, high: the range; usual: the rate within it to begin with; None if there is no range. best: the rate that gained
+    most in the sweep's few steps; None if no rate gained more than its error. reason: why there is no range and what to
+    do, or how far the range can be relied on.
     """
 
     low: float | None
@@ -71,7 +72,12 @@ def advise(gains: Sequence[Gain], sweep_steps: int, run_steps: float) -> Advice:
     best = max(gains, key=lambda gain: gain.mean)
     if best.mean <= STANDARD_ERRORS * best.error:
         return Advice(None, None, None, None, "no rate lowered the loss by more than its error: try more --steps")
+    if len(gains) == 1:
+        return Advice(
+            None, None, None, best.rate, f"{best.rate:g} lowers the loss; give several --rates to find a range"
+        )
     notable = next(gain for gain in gains if gain.mean >= NOTABLE * best.mean)
     high = best.rate
     low = min(high, notable.rate * sweep_steps / max(run_steps, sweep_steps))
-    return Advice(low, math.sqrt(low * high), high, best.rate)
+    open_end = "the highest rate that was tried gained most, so that higher ones may suit too: give higher --rates"
+    return Advice(low, math.sqrt(low * high), high, best.rate, open_end if best is gains[-1] else "")

@@ -1,0 +1,23 @@
+"""What a sweep of learning rates says: a range where it found one, and what it cannot know."""
+
+from collections.abc import Mapping
+
+from trainer.cli.find_rate import in_words
+from trainer.config import TrainConfig
+from trainer.rates.advice import Gain, advise
+
+
+def words(gains: Mapping[float, float]) -> str:
+    advice = advise([Gain(rate, mean, 0.01) for rate, mean in gains.items()], 30, 600)
+    return in_words(advice, TrainConfig())
+
+
+def test_a_range_needs_several_rates():
+    assert words({1e-4: 0.1, 1e-3: 0.4, 1e-2: 0.1}).startswith("Range for this run: 5e-05 to 0.001. Begin with")
+    one = words({3e-4: 0.3})
+    assert one.startswith("No range: 0.0003 lowers the loss") and "--rates" in one
+
+
+def test_the_highest_rate_that_was_tried_is_not_called_a_bound():
+    assert "higher ones may suit too" in words({1e-4: 0.1, 1e-3: 0.4})
+    assert "higher ones" not in words({1e-4: 0.1, 1e-3: 0.4, 1e-2: 0.1})
