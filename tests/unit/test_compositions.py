@@ -269,16 +269,6 @@ def test_what_cannot_be_meant_is_named_with_its_line(folder, more, words):
     assert words in problem and "data.toml:" in problem
 
 
-def test_everything_that_is_wrong_with_a_composition_is_reported_at_once(folder):
-    (folder / "gpu/00.mask.png").unlink()
-    (folder / "gpu/01.mask.png").unlink()
-    concepts = '["tjtoy toy", "tjtoy", "x", "sparkgpu gpu"]'
-    found = problems(folder, f'concepts = {concepts}\nbackgrounds = "nowhere"\ncompanions = "red tjtoy toy"')
-    for words in ("= 'tjtoy'", "= 'x'", "no image of 'sparkgpu gpu'", "nowhere cannot be read", "is a concept of"):
-        assert sum(words in each for each in found) == 1, (words, found)
-    assert len(found) == 5
-
-
 def test_compositions_that_are_no_tables(folder):
     path = folder / "data.toml"
     text = DATA.replace("[[datasets.compositions]]\nMORE", "").replace("batch_size = 2", "compositions = 3")
