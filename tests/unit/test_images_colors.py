@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from trainer.images.boxes import CONTAINERS, color_boxes
 from trainer.images.colors import ADOBE_GAMMA, ADOBE_RGB, BT709, DISPLAY_P3, WHITE_D65, matrix_profile
 from trainer.images.decode import decode, read_picture
 
@@ -169,6 +170,38 @@ def test_a_png_that_says_srgb_or_nonsense_keeps_its_numbers(chunks: dict[str, by
 def test_hdr_is_named() -> None:
     (note,) = decode(png_with(patches(), cICP=bytes([9, 16, 0, 1]))).notes
     assert "HDR image (PQ)" in note
+
+
+def avif_that_says(primaries: int, transfer: int, **options) -> bytes:
+    """An AVIF whose numbers mean the patches in Display P3, with other code points in its colr box."""
+    plain = Image.fromarray(np.asarray(encoded(patches(), PROFILES["Display P3"])))  # without its embedded profile
+    data = save(plain, "AVIF", quality=100, subsampling="4:4:4", **options)
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
+
+
+def test_an_avifs_code_points_count_without_a_profile() -> None:
+    assert np.abs(seen(avif_that_says(12, 13)) - np.array(COLOURS)).max() <= 4  # as JPEG-like compression leaves it
+    assert np.abs(seen(avif_that_says(1, 13)) - np.array(COLOURS)).max() > 15  # the numbers as they are
+    with_profile = avif_that_says(9, 13, icc_profile=PROFILES["Display P3"])
+    assert np.abs(seen(with_profile) - np.array(COLOURS)).max() <= 4
+    assert "HDR image (PQ)" in decode(avif_that_says(9, 16)).notes[0]
+
+
+def test_a_jpeg_2000_file_with_a_profile() -> None:
+    profile = PROFILES["Adobe RGB"]
+    data = save(encoded(patches(), profile), "JPEG2000")
+    at, header = data.index(b"colr") - 4, data.index(b"jp2h") - 4
+    size, colr = struct.unpack_from(">I", data, at)[0], b"colr\2\0\0" + profile
+    inside = data[header + 4 : at] + struct.pack(">I", 4 + len(colr)) + colr + data[at + size :]
+    grown = struct.unpack_from(">I", data, header)[0] + 4 + len(colr) - size
+    assert np.abs(seen(data[:header] + struct.pack(">I", grown) + inside) - np.array(COLOURS)).max() <= 2
+
+
+@pytest.mark.parametrize("length", [16, 40, 200])
+def test_boxes_that_are_cut_short_say_nothing(length: int) -> None:
+    for kind in CONTAINERS:
+        assert color_boxes(avif_that_says(12, 13)[:length], kind) == []
 
 
 def test_exifs_mark_of_adobe_rgb_counts_without_a_profile() -> None:

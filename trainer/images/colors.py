@@ -1,4 +1,4 @@
-"""Colours to sRGB: embedded ICC profiles, and what PNG and Exif say without one (LittleCMS through Pillow)."""
+"""Colours to sRGB: embedded ICC profiles, and what a file says without one (LittleCMS through Pillow)."""
 
 import struct
 from functools import lru_cache
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
+
+from trainer.images.boxes import color_boxes
 
 Chromaticity = tuple[float, float]  # CIE 1931 x, y
 WHITE_D65: Chromaticity = (0.3127, 0.3290)
@@ -27,32 +29,36 @@ class UnreadableProfile(ValueError):
     """An ICC profile that LittleCMS refuses or that belongs to other channels."""
 
 
-def source_profile(image: Image.Image, png: bytes, exif: Image.Exif | None) -> bytes | None:
+def source_profile(image: Image.Image, data: bytes, kind: str, exif: Image.Exif | None) -> bytes | None:
     """The content of the ICC profile that an opened image's colours are in; None for sRGB or if the file does not say.
 
-    png: the file's content if it is a PNG, else empty. exif: the image's Exif data, None if it cannot be read. A PNG's
-    cICP chunk takes precedence over its embedded profile, and that over sRGB, gAMA and cHRM (PNG, third edition, 4.3).
-    Exif's mark of Adobe RGB counts only if no profile is embedded (DCF 2.0).
+    data, kind: the file's content and its format, such as "PNG". exif: the image's Exif data, None if it cannot be
+    read. A PNG's cICP chunk takes precedence over its embedded profile, and that over sRGB, gAMA and cHRM (PNG, third
+    edition, 4.3). The code points of AVIF and HEIC count only if no profile is embedded (ISO/IEC 23000-22), and so
+    does Exif's mark of Adobe RGB (DCF 2.0).
     """
-    if code := _cicp(png):
+    icc = image.info.get("icc_profile") or _icc_of_boxes(data, kind)
+    if icc and kind != "PNG":
+        return icc
+    if code := _code_points(data, kind):
         primaries, transfer = code
         if primaries == 1 and transfer in (1, 6, 13, 14, 15):
             return None
         if primaries in CICP_PRIMARIES and transfer not in CICP_HDR:
             return matrix_profile(CICP_PRIMARIES[primaries], WHITE_D65, CICP_GAMMAS.get(transfer))
-    if icc := image.info.get("icc_profile"):
+    if icc:
         return icc
-    if png and "srgb" not in image.info:
+    if kind == "PNG" and "srgb" not in image.info:
         return _from_gamma(image.info)
     return matrix_profile(ADOBE_RGB, WHITE_D65, ADOBE_GAMMA) if exif and _is_adobe_rgb(exif) else None
 
 
-def hdr_curve(png: bytes) -> str | None:
-    """The HDR transfer function that a PNG's cICP chunk states, "PQ" or "HLG"; None if it states none.
+def hdr_curve(data: bytes, kind: str) -> str | None:
+    """The HDR transfer function that a file states, "PQ" or "HLG"; None if it states none.
 
-    png: the file's content; empty for another format.
+    data, kind: the file's content and its format, of which PNG, AVIF and HEIC are read.
     """
-    code = _cicp(png)
+    code = _code_points(data, kind)
     return CICP_HDR.get(code[1]) if code else None
 
 
@@ -164,6 +170,22 @@ def _from_gamma(info: dict[Any, Any]) -> bytes | None:
         return matrix_profile(tuple(primaries), white, None if is_srgb_curve or not gamma else 1 / gamma)
     except (ZeroDivisionError, np.linalg.LinAlgError, struct.error, ValueError, OverflowError):
         return None  # no colours can be made from these numbers
+
+
+def _code_points(data: bytes, kind: str) -> tuple[int, int] | None:
+    """(primaries, transfer) by ITU-T H.273, from a PNG's cICP chunk or the colr box of an AVIF or HEIC file."""
+    if kind == "PNG":
+        return _cicp(data)
+    if kind in ("AVIF", "HEIC"):
+        return next((struct.unpack_from(">HH", box, 4) for box in color_boxes(data, kind) if box[:4] == b"nclx"), None)
+    return None
+
+
+def _icc_of_boxes(data: bytes, kind: str) -> bytes | None:
+    """The ICC profile of a JPEG 2000 file, which Pillow does not read (ISO/IEC 15444-1, I.5.3.3, methods 2 and 3)."""
+    if kind != "JPEG 2000":
+        return None
+    return next((box[3:] for box in color_boxes(data, kind) if box[:1] in (b"\2", b"\3")), None)
 
 
 def _cicp(png: bytes) -> tuple[int, int] | None:

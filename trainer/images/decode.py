@@ -133,20 +133,19 @@ def decode(data: bytes, ending: str = "") -> Decoded:
 
 
 def _decode(data: bytes, kind: str) -> Decoded:
-    png = data if kind == "PNG" else b""
-    if png:
+    if kind == "PNG":
         with _open(data, kind) as check:
             check.verify()  # the chunks' checksums, which decoding alone does not look at
     with _open(data, kind) as image, _checked_size(image):
         frames = getattr(image, "n_frames", 1)
-        notes = list(_oddities(image, kind, png))
+        notes = list(_oddities(image, kind, data))
         image.load()
         _check_depth(image)
         exif = _exif(image)
         if exif is None:
             notes.append("its Exif data is damaged; it is taken as upright")
         orientation = _orientation(exif)
-        profile = None if image.mode == "LAB" else source_profile(image, png, exif)
+        profile = None if image.mode == "LAB" else source_profile(image, data, kind, exif)
         try:
             profile = profile if profile and changes_colors(image, profile) else None
         except UnreadableProfile as error:
@@ -191,12 +190,12 @@ def _checked_size(image: Image.Image) -> Iterator[None]:
         yield
 
 
-def _oddities(image: Image.Image, kind: str, png: bytes) -> Iterator[str]:
+def _oddities(image: Image.Image, kind: str, data: bytes) -> Iterator[str]:
     if kind == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})
         if DNG_VERSION in tags or tags.get(REDUCED, 0) & 1:
             raise NotReadable("is a camera raw file, which is not read", CONVERT["camera raw"])
-    if curve := hdr_curve(png):
+    if curve := hdr_curve(data, kind):
         yield f"it is an HDR image ({curve}), whose colours are taken as sRGB; export it as SDR"
 
 
