@@ -208,3 +208,9 @@ def test_separators_in_a_caption_prefix_count(tmp_path: Path, tokenizers: Tokeni
     write(tmp_path / "toy", ["red, in snow", "asleep, big"])
     keys = 'caption_prefix = "tjtoy toy ||| "\nkeep_tokens_separator = "|||"\nshuffle_caption = true'
     assert "no effect" not in told(tmp_path, subset("toy", keys=keys), tokenizers)
+
+
+def test_characters_that_nobody_sees_are_named(tmp_path: Path, tokenizers: Tokenizers) -> None:
+    write(tmp_path / "toy", [f"{VARIED[0]}\u200b\x1b", f"{VARIED[1]}\u2028\t\u200d", *VARIED[2:]])
+    said = told(tmp_path, subset("toy"), tokenizers)
+    assert "1 caption has invisible characters: 00.png (U+001B U+200B)" in said

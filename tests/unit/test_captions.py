@@ -170,3 +170,8 @@ def test_a_caption_in_another_encoding_is_not_trained(tmp_path: Path, data: byte
     file.write_bytes(data)
     found = read_caption([file], wildcard=False)
     assert isinstance(found, Problem) and words in str(found) and found.hint == "save it as UTF-8"
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \r\n", "\u00a0\n\u2060"])
+def test_a_caption_of_invisible_characters_is_empty(text: str) -> None:
+    assert split_caption(text, wildcard=False) == ()

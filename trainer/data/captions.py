@@ -4,6 +4,7 @@ import codecs
 import math
 import random
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from trainer.data.dataset_config import SubsetConfig
 
 WILDCARD = re.compile(r"\{([^}]+)\}")
 LINE_ENDS = re.compile(r"\r\n|\n|\r")  # no others: U+2028, U+0085 and the like stay in the caption
+INVISIBLE = string.whitespace + "\u00a0\u200b\u200c\u200d\u2060\ufeff"  # a line of these alone is empty
 OPEN, CLOSE = "\x02", "\x03"  # stand for {{ and }}, which mean literal braces
 
 
@@ -56,7 +58,7 @@ def split_caption(text: str, wildcard: bool) -> tuple[str, ...]:
     wildcard: whether the subset has enable_wildcard. If so, each line is a caption, of which one is chosen at each use;
     else all lines and paragraphs are joined into one caption. An empty text gives no caption.
     """
-    lines = tuple(line.strip() for line in LINE_ENDS.split(text) if line.strip())
+    lines = tuple(line.strip() for line in LINE_ENDS.split(text) if line.strip(INVISIBLE))
     return lines if wildcard or not lines else (" ".join(lines),)
 
 

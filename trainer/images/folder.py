@@ -15,6 +15,11 @@ from trainer.images.formats import CONVERT, DECODERS, ENDINGS_OF, IMAGE_ENDINGS,
 
 CAPTION_EXTENSIONS = (".txt", ".caption")  # looked for where the user names none
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "__macosx", "@eadir"))
+CAPTION_LISTS = frozenset(  # of Hugging Face's image folders, of kohya's tools, and of captioning programs
+    f"{name}.{ending}"
+    for name in ("metadata", "meta_cap", "captions")
+    for ending in ("jsonl", "json", "csv", "parquet")
+)
 MASK = re.compile(r"(.+)[-_.](?:mask|masklabel|condlabel)", re.IGNORECASE)
 OWN_MASK = ".mask.png"  # so named, a file is a mask even where no image has its name
 NAMES_SHOWN = 20
@@ -93,7 +98,12 @@ class _Sorter:
         lost = [path for path, name in named.items() if not any(_same(image.stem) == name for image in images)]
         captions, claimed = self._match(images)
         unused = [text for text in self.texts if text not in claimed]
-        warnings = (*self._left_out(lost), *self._unused_captions(images, unused), *self._below(images))
+        warnings = (
+            *self._left_out(lost),
+            *self._unused_captions(images, unused),
+            *self._unread_texts([image for image in images if image not in captions]),
+            *self._below(images),
+        )
         return Folder(images, self.kinds, captions, masks, warnings, tuple(self._notes(images, captions)))
 
     def _masks(self) -> dict[Path, str]:
@@ -152,6 +162,21 @@ class _Sorter:
         if doubled := [text for text in other if text not in wrong]:
             what = f"second captions of images that have one of exactly their name: {some(doubled)}"
             yield Problem(self.where, what, "they are not used; delete them or put their text into the other file")
+
+    def _unread_texts(self, images: Sequence[Path]) -> Iterator[Problem]:
+        """Files that may be captions of the images, which have none."""
+        names = {_same(name) for image in images for name in (image.stem, image.name)}
+        likely = [path for path in self.other if _same(path.stem) in names and kind_of_file(path) in ("text", "JSON")]
+        if likely:
+            what = f"{_count(likely, 'file')} named like an image and not read as its caption: {some(likely)}"
+            ending = likely[0].suffix
+            text = kind_of_file(likely[0]) == "text" and ending
+            hint = f'or set caption_extension = "{ending}"' if text else "one text for each image"
+            yield Problem(self.where, what, f"write captions to NAME.txt, {hint}")
+        listed = [path for path in self.other if path.name.lower() in CAPTION_LISTS]
+        if listed and images:
+            what = f"captions in {some(listed)} are not read"
+            yield Problem(self.where, what, "write each caption to NAME.txt next to its image")
 
     def _below(self, images: Sequence[Path]) -> Iterator[Problem]:
         counts = {path: count for path in self.subfolders if (count := count_images(path))}

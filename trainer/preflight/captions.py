@@ -1,6 +1,7 @@
 """Captions read as an experienced trainer reads them: what the LoRA would learn besides, or instead."""
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ STOP_WORDS = frozenset("""
 # fmt: on
 
 
+WANTED = frozenset("\t\n\r\u200c\u200d")  # what may be meant among control and format characters
+
+
 @dataclass(frozen=True)
 class Concept:
     """A trigger word or phrase (class_tokens) and all captions that teach it.
@@ -64,6 +68,7 @@ def caption_warnings(data: TrainingData, tokenizers: Tokenizers) -> list[Problem
         *_lost_triggers(data),
         *_idle_for_captions(data),
         *_unknown_characters(data, tokenizers.t5),
+        *_invisible_characters(data),
     ]
 
 
@@ -266,6 +271,19 @@ def _unknown_characters(data: TrainingData, t5: Any) -> Iterator[Problem]:
         shown = ", ".join(f"{name} ({' '.join(unknown[:8])})" for name, unknown in list(found.items())[:20])
         what = f"T5 does not know characters of {counted(len(found), 'caption')}: {shown}"
         yield Problem("captions", what, "leave them out, and write in English: T5 reads all of them as the same token")
+
+
+def _invisible_characters(data: TrainingData) -> Iterator[Problem]:
+    """Control and format characters, as of copied web pages and chats; joiners, which some scripts need, are not."""
+    found: dict[str, list[str]] = {}
+    for sample in _all_samples(data):
+        odd = {c for text in _texts(sample) for c in text if unicodedata.category(c) in ("Cc", "Cf")} - WANTED
+        if odd:
+            found[sample.picture.path.name] = [f"U+{ord(character):04X}" for character in sorted(odd)]
+    if found:
+        shown = ", ".join(f"{name} ({' '.join(codes[:8])})" for name, codes in list(found.items())[:20])
+        what = f"{counted(len(found), 'caption has', 'captions have')} invisible characters: {shown}"
+        yield Problem("captions", what, "delete them: the text encoders may read them")
 
 
 def _unknown(text: str, t5: Any) -> list[str]:
