@@ -152,7 +152,7 @@ def test_the_hash_is_that_of_the_files_data(tmp_path: Path):
     [
         ({"lora_te1_x.hada_w1_a": torch.zeros(2, 2)}, "LoHa"),
         ({"lora_unet_double_blocks_0_img_mlp_2.dora_scale": torch.zeros(2)}, "DoRA"),
-        ({"something": torch.zeros(2)}, "1 keys of no known kind, as something"),
+        ({"something": torch.zeros(2)}, "1 key is of no known kind, as something"),
         ({"lora_unet_single_blocks_3_linear2.lora_up.weight": torch.zeros(2, 2)}, "not complete"),
     ],
 )

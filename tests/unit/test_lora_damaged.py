@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from custom_nodes.flux_dreambooth.lora_loading import load
 from custom_nodes.flux_dreambooth.nodes_lora import described, report_of
@@ -124,3 +126,31 @@ def test_a_number_that_became_nan_is_refused_by_loaders_and_shown_by_reports(goo
     for reader in (load_lora, load):
         with pytest.raises(ValueError, match=r"nan\.safetensors.* not finite"):
             reader(path)
+
+
+def matrices(*names: str, dtype: torch.dtype = torch.float32, extra: str = "") -> dict[str, torch.Tensor]:
+    shapes = {f"{name}.lora_{side}.weight": shape for name in names for side, shape in (("A", (2, 16)), ("B", (16, 2)))}
+    return {key: torch.ones(shape).to(dtype) for key, shape in shapes.items()} | (
+        {extra: torch.ones(1)} if extra else {}
+    )
+
+
+QUERY = "transformer.transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (matrices(QUERY, dtype=torch.int8), "quantized to int8"),
+        (matrices(QUERY, extra=f"{QUERY}.lora_A.scale_weight"), "1 key is of no known kind"),
+        (matrices(QUERY, extra=f"{QUERY}.lora_A.weight_scale"), "1 key is of no known kind"),
+        (matrices(QUERY, QUERY.replace("0", "19")), "more blocks than FLUX.1, such as Qwen-Image"),
+        (matrices(QUERY, "transformer.single_transformer_blocks.38.attn.to_q"), "of no layer of FLUX.1"),
+    ],
+)
+def test_what_another_model_or_a_quantizer_wrote_is_not_read_as_flux(tmp_path: Path, tensors, words: str):
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    for read in (load_lora, load_lora_shapes):
+        with pytest.raises(Problems, match=words):
+            read(path)

@@ -1,11 +1,12 @@
 """The names of FLUX.1's layers in Black Forest Labs' (BFL) files and in diffusers, each in terms of the other.
 
 In BFL's files q, k and v (and the MLP of a single block) are one matrix; diffusers keeps them apart. Everything here
-is names and row ranges, for any depth and width.
+is names and row ranges, for any width and up to FLUX.1's depth.
 """
 
 from collections.abc import Mapping, Sequence
 
+NUM_DOUBLE_BLOCKS, NUM_SINGLE_BLOCKS = 19, 38  # of FLUX.1
 DOUBLE_BLOCK: Mapping[str, tuple[str, ...]] = {
     "img_mod.lin": ("norm1.linear",),
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),

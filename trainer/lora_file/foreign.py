@@ -10,6 +10,10 @@ _FOREIGN = (
     (r"joint_blocks[._]", "a LoRA of Stable Diffusion 3"),
     (r"\.img_attn_qkv\.|individual_token_refiner", "a LoRA of HunyuanVideo"),
     (r"transformer_blocks[._]\d+[._](img_mod|img_mlp|txt_mod)", "a LoRA of Qwen-Image"),
+    (
+        r"(?<!single_)(transformer|double)_blocks[._](19|[2-9]\d|\d{3,})[._]",
+        "a LoRA of a model with more blocks than FLUX.1, such as Qwen-Image",
+    ),
     (r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj", "a LoRA or model of FLUX.2"),
     (r"distilled_guidance_layer", "a LoRA or model of Chroma"),
     (r"layers[._]\d+[._](attention[._](to_|qkv|out)|feed_forward|adaLN)", "a LoRA of Z-Image or Lumina"),

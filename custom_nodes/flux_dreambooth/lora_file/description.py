@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .header import Header, read_header
 from .keys import Survey, more_than_lora, survey
-from .numbers import change_norms, read_alphas, type_names, type_problem
+from .numbers import change_norms, integer_problem, read_alphas, type_names, type_problem
 from .strength import Strengths, adapter_config, file_in, strengths
 
 
@@ -63,7 +63,7 @@ def survey_file(path: Path) -> tuple[Header, Survey]:
     """
     header = read_header(file_in(path))
     found = survey(header.shapes, header.metadata)
-    if problem := type_problem(header):
+    if problem := type_problem(header) or integer_problem(header, found):
         raise ValueError(problem)
     return header, found
 

@@ -8,12 +8,14 @@ from functools import lru_cache
 from .foreign import what_it_is
 from .module_names import Target, resolve
 
+# What comes after lora_A and is no adapter's name; scales are those of quantized weights.
+_NO_ADAPTER = r"(?!weight$|bias$|(?:scale_)?(?:weight|input)(?:_scale)?(?:_2)?$|absmax$|quant_map$|quant_state)"
 # What a key ends in -> the tensor's role. `.lora_A.<adapter>.weight` is PEFT's with the adapter's name.
 _ROLES = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
-        (r"\.lora_(?:A|down)(?:\.(?!weight$|bias$)([^.]+))?(?:\.weight)?$", "down"),
-        (r"\.lora_(?:B|up)(?:\.(?!weight$|bias$)([^.]+))?(?:\.weight)?$", "up"),
+        (rf"\.lora_(?:A|down)(?:\.{_NO_ADAPTER}([^.]+))?(?:\.weight)?$", "down"),
+        (rf"\.lora_(?:B|up)(?:\.{_NO_ADAPTER}([^.]+))?(?:\.weight)?$", "up"),
         (r"\.lora_(?:B|up)(?:\.(?!bias$)([^.]+))?\.bias$", "bias"),
         (r"(?:[._]lora|\.lora_linear_layer)\.down\.weight$", "down"),
         (r"(?:[._]lora|\.lora_linear_layer)\.up\.weight$", "up"),
@@ -221,9 +223,11 @@ def more_than_lora(found: Survey) -> list[str]:
     plain = [module for module in modules if module.kind == "LoRA"]
     if nameless := [module for module in plain if module.target is None]:
         kind = what_it_is([key for module in nameless for key in module.keys.values()])
-        sentences.append(f"{len(nameless)} modules are of no layer of FLUX.1, as {_example(nameless)}: {kind}")
+        some = "1 module is" if len(nameless) == 1 else f"{len(nameless)} modules are"
+        sentences.append(f"{some} of no layer of FLUX.1, as {_example(nameless)}: {kind}")
     if found.unknown:
-        sentences.append(f"{len(found.unknown)} keys of no known kind, as {', '.join(found.unknown[:3])}")
+        some = "1 key is" if len(found.unknown) == 1 else f"{len(found.unknown)} keys are"
+        sentences.append(f"{some} of no known kind, as {', '.join(found.unknown[:3])}")
     return sentences
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .flux_names import DOUBLE_BLOCK, OUTSIDE_BLOCKS, SINGLE_BLOCK
+from .flux_names import DOUBLE_BLOCK, NUM_DOUBLE_BLOCKS, NUM_SINGLE_BLOCKS, OUTSIDE_BLOCKS, SINGLE_BLOCK
 
 CLIP_MODULES = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
@@ -122,7 +122,7 @@ def _processor_target(flat: str) -> Target | None:
     if not match:
         return None
     kind, block, matrix, stream = match.groups()
-    if (kind, matrix, stream) == ("single", "qkv", ""):
+    if (kind, matrix, stream) == ("single", "qkv", "") and int(block) < NUM_SINGLE_BLOCKS:
         prefix = f"transformer.single_transformer_blocks.{block}.attn"
         return Target(TRANSFORMER, (f"{prefix}.to_q", f"{prefix}.to_k", f"{prefix}.to_v"))
     layer = _PROCESSOR_LAYERS.get((kind, matrix, stream))
@@ -139,6 +139,8 @@ def _transformer_target(flat: str) -> Target | None:
 
 
 def _block_target(kind: str, index: str, rest: str) -> Target | None:
+    if int(index) >= (NUM_SINGLE_BLOCKS if kind.startswith("single") else NUM_DOUBLE_BLOCKS):
+        return None
     for bfl_kind, kind_of_diffusers, table, flat_table, flat_parts in _BLOCK_TABLES:
         prefix = f"transformer.{kind_of_diffusers}.{index}"
         if kind == bfl_kind and (bfl := flat_table.get(rest)):

@@ -25,6 +25,15 @@ def type_problem(header: Header) -> str | None:
     return None
 
 
+def integer_problem(header: Header, found: Survey) -> str | None:
+    """Why the matrices of a file are no numbers of a LoRA: they are integers, which a quantizer wrote; else None."""
+    keys = (module.keys[role] for module in found.modules.values() for role in ("down", "up") if role in module.keys)
+    if whole := [key for key in keys if header.tensors[key].dtype in INTEGERS]:
+        kind = INTEGERS[header.tensors[whole[0]].dtype]
+        return f"its weights are quantized to {kind}, as {whole[0]}, which is not read; take the file in bf16 or fp16"
+    return None
+
+
 def read_array(file: BinaryIO, info: TensorInfo) -> Any:
     """Read one tensor of an open safetensors file as a numpy array of float32 in its shape.
 
