@@ -64,7 +64,8 @@ def run(argv: Sequence[str]) -> int:
     if made:
         _write_models(made)
     length = Length(given.warm_up, given.pictures, given.profile)
-    ready = [prepare(setting, given.work, length, given.mixed, given.num_processes) for setting in settings]
+    images = "concepts" if given.concepts else "mixed" if given.mixed else "plain"
+    ready = [prepare(setting, given.work, length, images, given.num_processes) for setting in settings]
     described = _describe(given.peak_seconds)
     name = "of the flags" if brings_own else _model_name(model)
     results: list[Result] = []
@@ -101,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", nargs="+", default=[], choices=PRESETS, metavar="NAME", help="see below (rank16)")
     own = "flags of train, optionally after the name of a preset; may be repeated"
     add("--setting", action="append", default=[], metavar="NAME=FLAGS", help=own)
-    add("--mixed", action="store_true", help="images of four aspect ratios, in buckets")
+    images = what.add_mutually_exclusive_group()
+    images.add_argument("--mixed", action="store_true", help="images of four aspect ratios, in buckets")
+    about = "two concepts with masks, their composites, and images that keep what the base model generates"
+    images.add_argument("--concepts", action="store_true", help=f"{about}; with the time of each kind of batch")
     add = how.add_argument
     add("--pictures", type=int, default=40, help="minimum number of timed images (%(default)s)")
     add("--warm_up", type=int, default=4, help="steps before the timed ones (%(default)s)")

@@ -16,9 +16,10 @@ from typing import Any
 
 from benchmarks.conditions import watching
 from benchmarks.flops import Flops, Tokens, in_backward, linear_sizes, pass_flops
+from benchmarks.kinds import seconds_by_kind
 from benchmarks.settings import Setting, merge_flags
 from benchmarks.worker import Job
-from benchmarks.workspace import write_dataset
+from benchmarks.workspace import Images, write_dataset
 from trainer.common.problems import redact
 from trainer.config import TrainConfig, parse_config
 from trainer.data.cache import TensorCache
@@ -57,7 +58,10 @@ class Figures:
     counts each product once; tflop_recomputed is what checkpointing adds. tflops and share_of_peak use the former.
     first_step: from the start of the process to the end of the first step, in which `encoded` images and captions were
     encoded. checkpoint: how long training stopped to save a LoRA. checkpoint_written: until that was on disk.
-    processor: CPU time of the main process's threads per image. chosen: what the run chose by itself.
+    processor: CPU time of the main process's threads per image. chosen: what the run chose by itself. by_kind: of each
+    kind of batch the median, lowest and highest seconds per image and the number of steps, if there are several.
+    launches: "recorded" as CUDA graphs, or why not. synchronizations: where the host had to wait for the GPU in the
+    timed steps, and how often.
     """
 
     seconds_per_picture: float
@@ -82,6 +86,9 @@ class Figures:
     host_gib: float
     seconds_in_all: float
     chosen: dict[str, Any]
+    by_kind: dict[str, list[float]]
+    launches: str
+    synchronizations: dict[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class Prepared:
     num_processes: int
 
 
-def prepare(setting: Setting, work: Path, length: Length, mixed: bool, num_processes: int = 1) -> Prepared:
+def prepare(setting: Setting, work: Path, length: Length, images: Images, num_processes: int = 1) -> Prepared:
     """Write the dataset of a setting, and check everything. Raises `Problems`."""
     folder = work / "runs" / _file_name(setting.name)
     config, _ = parse_config(setting.flags)
@@ -125,7 +132,7 @@ def prepare(setting: Setting, work: Path, length: Length, mixed: bool, num_proce
     per_step = of_one * num_processes
     measured = max(-(-length.pictures // per_step), 3)
     steps = length.warm_up + measured + length.profiled
-    dataset = config.dataset_config or write_dataset(folder, config, (steps + 1) * per_step, mixed)
+    dataset = config.dataset_config or write_dataset(folder, config, (steps + 1) * per_step, images)
     where = [
         f"--dataset_config={dataset}", f"--cache_dir={work / 'cache'}", f"--output_dir={folder / 'loras'}",
         f"--run_dir={folder}", "--output_name=run", "--log_with=none",
@@ -238,6 +245,9 @@ def figures_of(
         host_gib=seen["host_gib"],
         seconds_in_all=seen["seconds"],
         chosen=seen["chosen"],
+        by_kind=seconds_by_kind(steps, seen["kinds"][job.warm_up : job.warm_up + job.measured]),
+        launches=seen["launches"],
+        synchronizations=seen["synchronizations"],
     )
 
 

@@ -91,7 +91,7 @@ def _prepare(given: argparse.Namespace) -> Prepared:
     precision = "bf16" if torch.cuda.is_available() else "no"
     same = [f"--network_dim={given.rank}", "--optimizer_type=AdamW", f"--mixed_precision={precision}"]
     setting = Setting("trainer", tuple(merge_flags(model.flags(), DEFAULTS[given.size], same)))
-    return prepare(setting, given.work, Length(pictures=given.pictures, profiled=0), mixed=False)
+    return prepare(setting, given.work, Length(pictures=given.pictures, profiled=0), "plain")
 
 
 def _ours(prepared: Prepared) -> Times:

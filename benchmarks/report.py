@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels import CLASSES
+from benchmarks.kinds import PLAIN
 from benchmarks.measure import Result
 from trainer.common.files import write_json
 from trainer.common.problems import Problem, Problems
@@ -62,6 +63,10 @@ def render(found: Mapping[str, Any]) -> str:
     if any(setting["breakdown"] for setting in done):
         lines += ["", "Milliseconds per image by class of kernel, from the steps after the timed ones:", ""]
         lines += _breakdown_table([setting for setting in done if setting["breakdown"]])
+    if any(setting["figures"].get("by_kind") for setting in done):
+        lines += ["", "Time by kind of batch:", "", *_kinds_table(done)]
+    for setting in done:
+        lines += _host_lines(setting)
     for setting in failed:
         lines += ["", f"{setting['name']} failed:", *(f"    {line}" for line in setting["failure"].splitlines())]
     return "\n".join(lines)
@@ -95,6 +100,29 @@ def _in_words(chosen: Mapping[str, Any]) -> str:
     counted = ((chosen["checkpointed"], "recomputed"), (chosen["swapped"], "swapped"))
     parts = [f"{count} blocks {done}" for count, done in counted if count]
     return ", ".join([*([f"base {chosen['base']}"] if chosen["base"] != "bf16" else []), *parts]) or "all kept"
+
+
+def _kinds_table(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for setting in settings:
+        kinds = setting["figures"].get("by_kind") or {}
+        plain = kinds.get(PLAIN) or next((found for kind, found in kinds.items() if kind.startswith(PLAIN)), None)
+        for kind, (median, lowest, highest, steps) in kinds.items():
+            ratio = f"{median / plain[0]:.2f}" if plain else ""
+            rows.append([setting["name"], kind, f"{median:.3f} ({lowest:.3f}-{highest:.3f})", ratio, f"{steps:.0f}"])
+    return table(["setting", "batches", "s per image (lowest-highest)", "times plain", "steps"], rows)
+
+
+def _host_lines(setting: Mapping[str, Any]) -> list[str]:
+    """Whether timed steps were replayed as CUDA graphs, and where the host had to wait; nothing on a CPU."""
+    waits = setting["figures"].get("synchronizations")
+    if waits is None:
+        return []
+    places = ", ".join(f"{place} {count} times" for place, count in waits.items()) or "nowhere"
+    return [
+        "",
+        f"{setting['name']}: CUDA graphs: {setting['figures']['launches']}; the host waited for the GPU: {places}",
+    ]
 
 
 def _breakdown_table(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,8 +11,10 @@ import json
 import resource
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,19 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import OPTIMIZER_MARK, read_trace
+from benchmarks.kinds import kinds_of_steps
 from trainer.common.files import write_json
 from trainer.common.process import set_up_logging
 from trainer.config import parse_config
+from trainer.engine.cuda_graphs import why_not
 from trainer.engine.log import accelerator_arguments
 from trainer.engine.metrics import Timestamp
 from trainer.engine.run import Run
+from trainer.memory.choose import expected_seconds
 from trainer.train import train
 
 GIB = 2**30
+SYNCHRONIZES = "called a synchronizing CUDA operation"  # torch's warning in the debug mode for synchronizations
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,11 @@ class Job:
 
 @dataclass
 class Observer:
-    """Observes a run at its optimizer steps. run: the observed run, once it is ready."""
+    """Observes a run at its optimizer steps.
+
+    run: the observed run, once it is ready. launches: "recorded" if the timed steps ended with replayed CUDA graphs,
+    else why not. synchronizations: the places that made the host wait for the GPU in the timed steps, and how often.
+    """
 
     job: Job
     device: torch.device
@@ -85,6 +95,9 @@ class Observer:
     spans: list[tuple[Timestamp, Timestamp]] = field(default_factory=list)
     run: Run | None = None
     profiler: profile | None = None
+    launches: str = ""
+    synchronizations: Counter[str] = field(default_factory=Counter)
+    timed: ExitStack = field(default_factory=ExitStack)
 
     def observe(self, run: Run) -> None:
         """Take the run that is about to begin."""
@@ -122,11 +135,23 @@ class Observer:
             self.device_gib = max(self.device_gib, (total - free) / GIB)
         if self.step in (self.job.warm_up, self.job.warm_up + self.job.measured):
             self.processor = time.process_time() - self.processor
+        if self.step == self.job.warm_up and self.device.type == "cuda":
+            self.timed.enter_context(counting_synchronizations(self.synchronizations))
+        elif self.step == self.job.warm_up + self.job.measured:
+            self.timed.close()
+            self.launches = self._launches()
         if self.job.profiled and self.step == self.job.warm_up + self.job.measured:
             self._start_profiler()
         elif self.profiler and self.step == self.job.steps:
             self._synchronise()
             self.profiler.stop()
+
+    def _launches(self) -> str:
+        assert self.run
+        graphs = self.run.graphs
+        if graphs is None:
+            return why_not(self.run.config, self.run.model) or "recording is off"
+        return "recorded" if graphs.holds_gradients else "recording failed" if graphs.is_broken else "not recorded yet"
 
     def _start_profiler(self) -> None:
         assert self.run
@@ -158,6 +183,26 @@ class Observer:
         return found.as_json() if found else None
 
 
+@contextmanager
+def counting_synchronizations(found: Counter[str]) -> Iterator[None]:
+    """While the block runs, count by source line the operations that make the host wait for the GPU.
+
+    Waiting for an event is not counted: training waits for the step before the last one that it launched.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            places = [
+                f"{Path(each.filename).name}:{each.lineno}" for each in caught if SYNCHRONIZES in str(each.message)
+            ]
+            found.update(places)
+
+
 def run(job: Job) -> int:
     """Run the job's training; the main process writes what it observed. Returns the training's exit status."""
     config, _ = parse_config(job.flags)
@@ -173,12 +218,21 @@ def run(job: Job) -> int:
 
 
 def chosen(run: Run) -> dict[str, Any]:
-    """What a run has chosen by itself: how many blocks are recomputed and swapped, the base model's precision."""
+    """What a run has chosen by itself, and what it expects of it.
+
+    How many blocks are recomputed and swapped, the base model's precision, the planned peak of tensors in GiB, and on a
+    GPU the seconds per image that choices were compared by; these assume a share of a large product's speed.
+    """
     config, transformer = run.model.config, run.model.transformer
     blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
     checkpointed = blocks if config.gradient_checkpointing else config.checkpoint_blocks or 0
-    choice = run.plan.memory.choice
-    return {"checkpointed": checkpointed, "swapped": config.blocks_to_swap or 0, "base": choice.precision}
+    memory = run.plan.memory
+    found = {"checkpointed": checkpointed, "swapped": config.blocks_to_swap or 0, "base": memory.choice.precision}
+    found["planned_gib"] = memory.bytes.peak / GIB
+    if memory.device and memory.device.is_measured:
+        seconds = expected_seconds(memory.work, memory.device, memory.choice)
+        found["expected_seconds"] = seconds / memory.work.batch
+    return found
 
 
 def observed(observer: Observer) -> dict[str, Any]:
@@ -193,6 +247,9 @@ def observed(observer: Observer) -> dict[str, Any]:
         "torch_reserved_gib": torch.cuda.max_memory_reserved(observer.device) / GIB if on_gpu else None,
         "device_gib": observer.device_gib or None,
         "host_gib": host_kib * 1024 / GIB,
+        "launches": observer.launches,
+        "synchronizations": dict(observer.synchronizations) if on_gpu else None,
+        "kinds": kinds_of_steps(observer.run.plan, observer.job.steps) if observer.run else [],
     }
     return seen | {"breakdown": observer.breakdown()}
 

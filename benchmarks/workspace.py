@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from benchmarks.random_flux import SIZES, ModelFiles, model_contents, model_files
 from trainer.common.files import free_disk_bytes, write_text
@@ -17,6 +18,15 @@ from trainer.config import TrainConfig
 GB = 1e9
 MINI = Path("models/mini")
 NUM_PICTURES = 8
+NUM_OF_CONCEPT = 4  # images of each of CONCEPT_SUBSETS
+# plain: one subset; mixed: the same in four aspect ratios; concepts: the subsets below, and composites
+Images = Literal["plain", "mixed", "concepts"]
+CONCEPT_SUBSETS = {
+    "plain": ['class_tokens = "tjtoy toy"'],
+    "masked": ['class_tokens = "tjtoy toy"', "masked_loss = true", "mask_background = 0.1"],
+    "kept": ['class_tokens = "sparkgpu gpu"', "masked_loss = true", 'mask_background = "preserve"'],
+    "others": ['class_tokens = "toy"', "custom_attributes = { diff_output_preservation = true }"],
+}
 ASPECTS, MIXED_ASPECTS = ((1, 1),), ((1, 1), (4, 3), (2, 3), (16, 9))
 # training flags for models smaller than the real one
 DEFAULTS = {
@@ -104,29 +114,56 @@ def disk_problems(model: Model, work: Path) -> list[Problem]:
     return [Problem(f"--work={work}", what, f"give a folder on a larger disk, or another --size ({smaller})")]
 
 
-def write_dataset(folder: Path, config: TrainConfig, draws: int, mixed: bool) -> Path:
-    """Write images of the requested resolution, and a dataset file that uses them `draws` times per epoch.
-
-    mixed: images of four aspect ratios, each in its own bucket.
-    """
+def write_dataset(folder: Path, config: TrainConfig, draws: int, images: Images) -> Path:
+    """Write images of the requested resolution, and a dataset file that uses at least `draws` of them per epoch."""
     width, height = _resolution(config.resolution)
-    aspects = MIXED_ASPECTS if mixed else ASPECTS
-    pictures = folder / "pictures" / f"{width}x{height}{'-mixed' if mixed else ''}"
+    dataset, place = folder / "data.toml", folder / "pictures" / f"{width}x{height}-{images}"
+    if images == "concepts":
+        lines = _concept_lines(place, (width, height), -(-draws // (len(CONCEPT_SUBSETS) + 1)))
+        write_text(dataset, "\n".join(lines))
+        return dataset
+    aspects = MIXED_ASPECTS if images == "mixed" else ASPECTS
     for number in range(NUM_PICTURES):
-        path = pictures / f"{number:02}.png"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw_picture(number, *_of_aspect(width, height, aspects[number % len(aspects)])).save(path)
-    dataset = folder / "data.toml"
+        _write_once(place / f"{number:02}.png", number, _of_aspect(width, height, aspects[number % len(aspects)]))
     lines = [
-        "[[datasets]]", "", "[[datasets.subsets]]", f'image_dir = "{pictures.resolve().as_posix()}"',
+        "[[datasets]]", "", "[[datasets.subsets]]", f'image_dir = "{place.resolve().as_posix()}"',
         'class_tokens = "tjtoy toy"', f"num_repeats = {-(-draws // NUM_PICTURES)}", "",
     ]  # fmt: skip
-    if mixed:
+    if images == "mixed":
         bounds = [f"min_bucket_reso = {min(width, height) // 2}", f"max_bucket_reso = {2 * max(width, height)}"]
         lines = ["[general]", "enable_bucket = true", *bounds, "", *lines]
     write_text(dataset, "\n".join(lines))
     return dataset
+
+
+def _concept_lines(place: Path, size: tuple[int, int], of_each_kind: int) -> list[str]:
+    """Write images of each of CONCEPT_SUBSETS; the lines of a dataset file that uses as many composites as of each."""
+    repeats = -(-of_each_kind // NUM_OF_CONCEPT)
+    lines = ["[[datasets]]", ""]
+    for index, (name, settings) in enumerate(CONCEPT_SUBSETS.items()):
+        for number in range(NUM_OF_CONCEPT):
+            path = place / name / f"{number:02}.png"
+            _write_once(path, index * NUM_OF_CONCEPT + number, size, thing="masked_loss = true" in settings)
+        image_dir = f'image_dir = "{(place / name).resolve().as_posix()}"'
+        lines += ["[[datasets.subsets]]", image_dir, *settings, f"num_repeats = {repeats}", ""]
+    many = NUM_OF_CONCEPT * repeats
+    return [*lines, "[[datasets.compositions]]", f"num_images = {many}", f"images_per_epoch = {many}", ""]
+
+
+def _write_once(path: Path, number: int, size: tuple[int, int], thing: bool = False) -> None:
+    """Write a generated image, if it is missing; with a thing in its middle and the mask of that if asked."""
+    mask_path = path.with_name(f"{path.stem}.mask.png")
+    if path.exists() and (mask_path.exists() or not thing):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = draw_picture(number, *size)
+    if thing:
+        width, height = size
+        mask = Image.new("L", size)
+        ImageDraw.Draw(mask).ellipse([width // 4, height // 8, 3 * width // 4, 7 * height // 8], fill=255)
+        picture.paste((40 * (number % 6), 90, 160), mask=mask)
+        mask.save(mask_path)
+    picture.save(path)
 
 
 def _resolution(text: str) -> tuple[int, int]:

@@ -80,20 +80,20 @@ def test_random_files_are_kept_when_they_are_whole_and_fit_on_the_disk(tiny_flux
     assert "34.2 GB" in problem.what and "1.0 GB are free" in problem.what and "--size" in problem.hint
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_pictures_are_of_the_resolution_and_shapes_asked(tmp_path, mixed):
+@pytest.mark.parametrize("images", ["plain", "mixed"])
+def test_pictures_are_of_the_resolution_and_shapes_asked(tmp_path, images):
     config = TrainConfig(resolution="256", max_train_steps=5, gradient_accumulation_steps=4)
-    dataset = write_dataset(tmp_path, config, draws=20, mixed=mixed)
+    dataset = write_dataset(tmp_path, config, draws=20, images=images)
     data = load_dataset(replace(config, dataset_config=dataset))[0]
     buckets = {sample.bucket for sample in data.samples}
-    assert (len(buckets) > 2) if mixed else buckets == {(256, 256)}
+    assert (len(buckets) > 2) if images == "mixed" else buckets == {(256, 256)}
     assert sum(sample.num_repeats for sample in data.samples) >= 20, "no group is cut short by an epoch's end"
 
 
 def test_a_run_is_as_long_as_asked(tiny_flux: ModelFiles, tmp_path):
     flags = [*Model("model", tiny_flux.ae.parents[1], random=False).flags(), *DEFAULTS["tiny"]]
     flags += ["--gradient_accumulation_steps=2", "--train_batch_size=3", "--network_dim=4"]
-    prepared = prepare(Setting("a b", tuple(flags)), tmp_path, Length(2, 40, 1), mixed=False)
+    prepared = prepare(Setting("a b", tuple(flags)), tmp_path, Length(2, 40, 1), "plain")
     assert (prepared.job.measured, prepared.job.steps, prepared.job.pictures_per_step) == (7, 10, 6)
     assert prepared.plan.schedule.total_steps == 11 and prepared.job.low_rank_side == 4
     assert prepared.job.read(prepared.job.write()) == prepared.job
@@ -188,7 +188,9 @@ def test_a_small_bench_from_end_to_end(tiny_flux: ModelFiles, tmp_path, capsys):
     assert 0 < figures["share_of_peak"] < 2 and figures["checkpoint"] > 0 and figures["optimizer_step"] > 0
     assert figures["processor"] > 0
     assert figures["encoded"] == 9 and figures["torch_allocated_gib"] is None and figures["host_gib"] > 0.1
-    assert figures["chosen"] == {"checkpointed": 0, "swapped": 0, "base": "bf16"}
+    assert figures["chosen"].items() >= {"checkpointed": 0, "swapped": 0, "base": "bf16"}.items()
+    assert figures["launches"] == "there is no GPU" and figures["synchronizations"] is None
+    assert not figures["by_kind"], "all batches are of one kind"
     assert {"large products", "low-rank products", "optimizer and clipping"} <= setting["breakdown"]["seconds"].keys()
     assert found["versions"]["torch"] == torch.__version__ and "fp32" in found["peaks"]
     assert "| fine |" in capsys.readouterr().out
