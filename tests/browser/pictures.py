@@ -1,15 +1,17 @@
-"""The images of ComfyUI in the documentation: docs/pictures/comfyui_{concepts,images,sidebar}.png.
+"""The images of ComfyUI in the documentation: docs/pictures/comfyui_{concepts,images,sidebar,train}.png.
 
     COMFYUI_DIR=… python -m tests.browser.pictures RUN LORAS SAMPLES
 
 RUN: runs/demo of `make demo`; LORAS: the folder with its files; SAMPLES: images that one of these files generated, as
 `python -m trainer sample` writes them, in the order of PROMPTS. The tab shows the run as it was at three quarters,
-and the images of the demo.
+and the images of the demo. The plan in the form is that of a real trainer, which has measured a short training before.
 """
 
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -113,6 +115,51 @@ def take(page: Any, server: ComfyServer) -> None:
     page.screenshot(path=PICTURES / "comfyui_concepts.png")
 
 
+def take_form(page: Any, server: ComfyServer) -> None:
+    """The form of the view Train with its plan, and the queue with a short training, while a trainer waits."""
+    settings = (ROOT / "flux_data/demo.toml").read_text().splitlines()
+    preset = [line for line in settings if not line.startswith(("#", "output_name", "dataset_config"))]
+    (server.folder / "flux_data/train.toml").write_text("# The tiny FLUX\n" + "\n".join(preset))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "trainer", "serve", f"--comfyui={server.url}"]
+    trainer = subprocess.Popen(command, cwd=server.folder, env=environment)
+    try:
+        _fill_form(page, server)
+    finally:
+        trainer.send_signal(signal.SIGINT)
+        trainer.wait(60)
+
+
+def _fill_form(page: Any, server: ComfyServer) -> None:
+    page.goto(server.url)
+    page.wait_for_function(READY, timeout=90_000)
+    page.click(TAB)
+    widen(page, 640)
+    page.click("#fdb-tab-train")
+    page.wait_for_selector(".fdb-choice >> nth=1")
+    for concept, words in (("tjtoy", "tjtoy toy"), ("sparkgpu", "sparkgpu gpu")):
+        page.get_by_label(f"Trigger words of {concept}").fill(words)
+    page.get_by_label("resolution", exact=True).fill("256")
+    page.get_by_label("composites", exact=True).fill("0")
+    page.fill(".fdb-output-name", "short trial")
+    page.get_by_label("Best").check()
+    page.click("text=All settings")
+    page.get_by_label("max_train_steps").fill("24")
+    page.click(".fdb-start")
+    page.wait_for_selector(".fdb-state-finished", timeout=300_000)
+    page.get_by_label("max_train_steps").fill("")
+    page.click("text=All settings")
+    page.fill(".fdb-output-name", "toy and gpu")
+    page.locator(".fdb-dataset").select_option(label="choose concepts…")
+    page.get_by_label("composites", exact=True).fill("160")
+    page.wait_for_selector(".fdb-plan:not(.fdb-stale) dl >> text=/ min/", timeout=60_000)
+    page.mouse.move(700, 5)
+    page.wait_for_timeout(7000)  # until messages have gone
+    panel, last = (page.locator(each).bounding_box() for each in (".fdb-panel", ".fdb-job >> nth=0"))
+    clip = {"x": 0, "y": 0, "width": panel["x"] + panel["width"], "height": last["y"] + last["height"] + 16}
+    page.screenshot(path=PICTURES / "comfyui_train.png", clip=clip)
+
+
 def widen(page: Any, width: int) -> None:
     """Drag the edge of the tab's panel until it is about `width` pixels wide."""
     box = page.locator(".fdb-panel").bounding_box()
@@ -137,6 +184,7 @@ def main() -> int:
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
                 take(browser.new_page(viewport={"width": 1440, "height": 1060}), server)
+                take_form(browser.new_page(viewport={"width": 1440, "height": 1240}), server)
                 browser.close()
     return 0
 

@@ -108,7 +108,7 @@ def test_two_concepts_are_trained_and_used(open_page: Callable[..., Any], comfyu
     page.fill(".fdb-output-name", "ours")
     for concept, words in CONCEPTS:
         page.get_by_label(f"Trigger words of {concept}").fill(words)
-    page.get_by_label("composites").fill("0")
+    page.get_by_label("composites", exact=True).fill("0")
     page.get_by_label("resolution", exact=True).fill("64")
     steps_planned(page, 60)  # "good": half of the preset's epochs, 20 images each
     page.get_by_label("Best").check()

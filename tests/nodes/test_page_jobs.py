@@ -206,7 +206,7 @@ def test_a_plan_is_counted_by_the_waiting_trainer(plans: RunPlans, monkeypatch: 
     assert plans.ask(body) == {"id": plan, "state": "waiting"} and plans.plans.unanswered() == plan
     path, dataset = plans.plans.path(plan, ".toml"), plans.plans.path(plan, ".dataset.toml")
     assert "resolution = 512" in dataset.read_text() and "dataset_config" not in path.read_text()
-    flags = [f"--config_file={path}", f"--dataset_config={dataset}"]
+    flags = [f"--config_file={path}", f"--dataset_config={dataset}", "--cache_dir=flux_data/.cache"]
     monkeypatch.chdir(plans.jobs.runs.parent)
     assert plan_arguments(path, dataset) == flags
     plans.plans.answer(plan, {"plan": {"steps": 5}, "warnings": []})

@@ -34,9 +34,13 @@ def arguments_of(job: Job, path: Path) -> list[str]:
 def plan_arguments(path: Path, dataset: Path | None) -> list[str]:
     """The flags of a training that is only planned, from the file of its settings. Raises `Problems`.
 
-    dataset: its dataset file, unless the settings name one.
+    dataset: its dataset file, unless the settings name one; the cache is that of a file in flux_data/.
     """
-    return _checked_flags(path, [] if dataset is None else [f"--dataset_config={dataset}"])
+    if dataset is None:
+        return _checked_flags(path)
+    has_cache = "cache_dir" in read_config_file(str(path)).settings
+    cache = [] if has_cache else [f"--cache_dir={DATA}/.cache"]
+    return _checked_flags(path, [f"--dataset_config={dataset}", *cache])
 
 
 def _training_arguments(job: Job, path: Path) -> list[str]:

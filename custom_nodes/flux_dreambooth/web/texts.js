@@ -49,7 +49,7 @@ export function formatNumber(value, digits = 3) {
   return value.toLocaleString(language(), { maximumSignificantDigits: digits })
 }
 
-export const formatGB = (bytes) => bytes < 5e6 ? `${formatNumber(bytes / 1e6, 2)} MB` : `${formatNumber(bytes / 1e9, 3)} GB`
+export const formatGB = (bytes) => bytes < 1e8 ? `${formatNumber(bytes / 1e6, 2)} MB` : `${formatNumber(bytes / 1e9, 3)} GB`
 
 export function formatDuration(seconds) {
   if (seconds === null || seconds === undefined) return '–'
