@@ -3,6 +3,7 @@
 For a job with the id NAME there are NAME.toml (what to do), NAME.status.json, NAME.log (everything that its process
 has printed) and NAME.result.json (what a check has found). queue.json holds the order of waiting jobs and whether the
 queue is paused; server.json says what the trainer that takes jobs is doing, which holds the lock `.server.lock`.
+The folder plans/ is described in `plans`.
 """
 
 import contextlib
