@@ -4,7 +4,7 @@
 
 RUN: runs/demo of `make demo`; LORAS: the folder with its files; SAMPLES: images that one of these files generated, as
 `python -m trainer sample` writes them, in the order of PROMPTS. The tab shows the run as it was at three quarters,
-and the images of the demo. The plan in the form is that of a real trainer, which has measured a short training before.
+and the images of the demo. The plan in the form is that of a real trainer.
 """
 
 import json
@@ -144,7 +144,7 @@ def _fill_form(page: Any, server: ComfyServer) -> None:
     page.fill(".fdb-output-name", "short trial")
     page.get_by_label("Best").check()
     page.click("text=All settings")
-    page.get_by_label("max_train_steps").fill("24")
+    page.get_by_label("max_train_steps").fill("6")
     page.click(".fdb-start")
     page.wait_for_selector(".fdb-state-finished", timeout=300_000)
     page.get_by_label("max_train_steps").fill("")
@@ -152,7 +152,7 @@ def _fill_form(page: Any, server: ComfyServer) -> None:
     page.fill(".fdb-output-name", "toy and gpu")
     page.locator(".fdb-dataset").select_option(label="choose concepts…")
     page.get_by_label("composites", exact=True).fill("160")
-    page.wait_for_selector(".fdb-plan:not(.fdb-stale) dl >> text=/ min/", timeout=60_000)
+    page.wait_for_selector(".fdb-plan:not(.fdb-stale) dl >> text=/^104$/", timeout=120_000)
     page.mouse.move(700, 5)
     page.wait_for_timeout(7000)  # until messages have gone
     panel, last = (page.locator(each).bounding_box() for each in (".fdb-panel", ".fdb-job >> nth=0"))

@@ -86,10 +86,11 @@ export function createPlan(read) {
       found.images_to_generate > 0 && text('bench.plan.generates', { n: formatNumber(found.images_to_generate) }),
       busy && text('bench.plan.busy')
     ].filter(Boolean)
+    const missing = busy ? 'bench.plan.later' : 'bench.plan.noGpu'
     show('bench.plan.ready', {
       steps: formatNumber(found.steps - found.start_step),
-      time: found.seconds === null ? text(busy ? 'bench.plan.later' : 'bench.plan.unmeasured') : formatDuration(found.seconds),
-      memory: found.memory_bytes === null ? text(busy ? 'bench.plan.later' : 'bench.plan.noGpu') : `${formatNumber(found.memory_bytes / GIB)} GiB`,
+      time: found.seconds === null ? text(found.device ? 'bench.plan.unmeasured' : missing) : formatDuration(found.seconds),
+      memory: found.memory_bytes === null ? text(missing) : `${formatNumber(found.memory_bytes / GIB)} GiB`,
       disk: formatGB(found.disk_bytes)
     }, h('div', { class: 'fdb-small' }, notes.join(' ')), ...warnings.length ? [folded(text('bench.plan.warnings', { n: formatNumber(warnings.length) }), problemList(warnings))] : [])
   }
