@@ -74,7 +74,7 @@ class Bench:
             use_training_blocks(transformer)
             tokens = (self.given.resolution // 16) ** 2
             choose_attention(transformer, TXT_TOKENS[self.given.size], {(1, tokens): 1})
-            self.measure("blocks of training", precision, transformer, predict_velocity, loaded)
+            self.measure("blocks of training", precision, transformer, predict_velocity, loaded, self.given.steps[:1])
             if self.device.type == "cuda":
                 compile_blocks(transformer, "inductor", "auto", 1)
                 self.measure("compiled", precision, transformer, predict_velocity, loaded)
@@ -102,9 +102,10 @@ class Bench:
         transformer: FluxTransformer2DModel,
         predict: Callable[..., torch.Tensor],
         loaded: float,
+        lengths: Sequence[int] | None = None,
         tolerance: float | None = None,
     ) -> None:
-        """Time one way and print its line."""
+        """Time one way and print its line. lengths: numbers of steps, None for all."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
@@ -113,7 +114,7 @@ class Bench:
         self.reference = first if self.reference is None else self.reference
         off = float((first - self.reference).norm() / self.reference.norm())
         seconds, evaluated = {}, {}
-        for steps in self.given.steps:
+        for steps in lengths or self.given.steps:
             cache = StepCache(tolerance, steps) if tolerance else None
             start = time.perf_counter()
             self.image(transformer, predict, steps, cache)
@@ -152,7 +153,7 @@ class Bench:
         rows = []
         for each in self.results:
             peak = "" if each.peak_gib is None else f"{each.peak_gib:.1f}"
-            times = [f"{seconds:.2f}" for seconds in each.seconds.values()]
+            times = [f"{each.seconds[n]:.2f}" if n in each.seconds else "" for n in self.given.steps]
             rows.append([each.precision, each.way, *times, f"{each.start:.1f}", f"{each.off:.3f}", peak])
         return "\n".join(table(headings, rows))
 
