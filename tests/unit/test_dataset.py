@@ -235,6 +235,20 @@ def test_validation_holds_out_whole_pictures_from_every_dataset(tmp_path: Path) 
     assert not any(draw.flip for draw in draws) and draws == data.validation_draws()
 
 
+def test_the_loss_of_validation_is_of_what_is_taught(tmp_path: Path) -> None:
+    """Where the base model's prediction is the target, the loss begins at zero, and only measures drift."""
+    for name, shade in (("cat", 0), ("others", 30)):
+        draw_folder(tmp_path / name, [(64, 64)] * 10, shade=shade)
+    subset = '[[datasets.subsets]]\nimage_dir = "{folder}/cat"\nclass_tokens = "cat"\n'
+    kept = '[[datasets.subsets]]\nimage_dir = "{folder}/others"\nclass_tokens = "animal"\n'
+    kept += "custom_attributes = { diff_output_preservation = true }\n"
+    split = "[[datasets]]\nresolution = 64\nvalidation_split = 0.2\nvalidation_seed = 1\n"
+    for text, at_least in ((split + subset + kept, 1), ("[[datasets]]\nresolution = 64\n" + subset + kept, 10)):
+        data = load(write_toml(tmp_path, text))
+        draws = data.validation_draws()
+        assert len(draws) >= at_least and {draw.sample.subset.class_tokens for draw in draws} == {"cat"}
+
+
 def test_regularisation_pictures_are_never_held_out(tmp_path: Path) -> None:
     draw_folder(tmp_path / "toy", [(64, 64)] * 6)
     draw_folder(tmp_path / "gpu", [(64, 64)] * 7, shade=20)

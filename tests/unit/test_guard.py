@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_run_that_learns_and_levels_off_gives_no_verdict():
             assert kinds(run(learns, until=until, seed=seed)) == []
 
 
-@pytest.mark.parametrize("times", [1.3, 2.0, 20.0])
+@pytest.mark.parametrize("times", [1.8, 3.0, 20.0])
 def test_a_loss_above_its_start_is_a_rate_that_is_too_high(times):
     def breaks(share: float) -> float:
         return learns(share) if share < 0.3 else 0.5 * times
@@ -54,6 +55,30 @@ def test_a_loss_above_its_start_is_a_rate_that_is_too_high(times):
         assert verdict.kind == "too_high" and "images will break up" in verdict.text
         assert verdict.evidence["loss"] == pytest.approx(0.5 * times, rel=0.2)
         assert verdict.evidence["loss_at_start"] == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_first_step_with_a_low_loss_is_no_alarm():
+    """A single step's loss may be a fifth of the mean: neither is the rest an explosion, nor has the loss risen."""
+    for until in range(6, TOTAL):
+        history = run(learns, until=until)
+        history.steps[0] = replace(history.steps[0], loss=0.1)
+        assert "too_high" not in kinds(history)
+
+
+def test_an_optimizer_that_finds_its_step_size_is_never_too_low():
+    history = run(lambda share: 0.5 - 0.002 * share, until=100)
+    assert kinds(history) == ["too_low"]
+    history.finds_rate = True
+    assert kinds(history) == []
+    assert read_history(
+        [{"kind": "step", "step": 1, "loss": 1.0, "learning_rate": 1.0, "prodigy_d": 1e-4}], 9
+    ).finds_rate
+
+
+def test_a_rate_that_is_too_high_is_the_only_verdict():
+    history = run(lambda share: 0.5 if share < 0.3 else 5.0)
+    history.holds_out, history.validations = True, [(10, 0.5), (50, 0.8), (100, 0.9), (150, 0.9)]
+    assert kinds(history) == ["too_high"]
 
 
 def test_an_explosion_is_seen_within_a_few_steps():
@@ -93,16 +118,16 @@ def test_a_schedule_that_ends_at_zero_does_not_hide_that_more_would_help():
 def test_a_rising_loss_on_held_out_images_is_overfitting(holds_out, expected):
     history = run(learns, until=120)
     history.holds_out = holds_out
-    losses = (0.50, 0.47, 0.45, 0.465, 0.47, 0.48)
+    losses = (0.50, 0.47, 0.45, 0.50, 0.51, 0.52)
     history.validations = [(20 * (index + 1), loss) for index, loss in enumerate(losses)]
     assert kinds(history) == expected
     if expected:
         (verdict,) = verdicts(history)
-        assert verdict.since == 60 and "overfitting since step 60" in verdict.text and "6.7%" in verdict.text
+        assert verdict.since == 60 and "overfitting since step 60" in verdict.text and "15.6%" in verdict.text
 
 
 @pytest.mark.parametrize(
-    "losses", [(0.5, 0.45, 0.452, 0.449, 0.455), (0.5, 0.45, 0.47, 0.48), (0.5, 0.45, 0.47, 0.455, 0.47)]
+    "losses", [(0.5, 0.45, 0.452, 0.449, 0.455), (0.5, 0.45, 0.51, 0.52), (0.5, 0.45, 0.51, 0.455, 0.51)]
 )
 def test_a_held_out_loss_that_wavers_is_not(losses):
     history = run(learns, until=120)

@@ -13,7 +13,7 @@ def words(gains: Mapping[float, float]) -> str:
 
 
 def test_a_range_needs_several_rates():
-    assert words({1e-4: 0.1, 1e-3: 0.4, 1e-2: 0.1}).startswith("Range for this run: 5e-05 to 0.001. Begin with")
+    assert words({1e-4: 0.1, 1e-3: 0.4, 1e-2: 0.1}).startswith("Range for this run: 0.0002 to 0.001. Begin with")
     one = words({3e-4: 0.3})
     assert one.startswith("No range: 0.0003 lowers the loss") and "--rates" in one
 

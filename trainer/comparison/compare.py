@@ -91,7 +91,7 @@ class Comparer:
     ):
         """Generates the base model's images, and learns from the training images what the concepts look like."""
         self.source, self.concepts, self.prompts = source, tuple(concepts), tuple(prompts)
-        samples, self.held_out = _held_out(data, concepts), bool(data.validation)
+        samples, self.held_out = _held_out(data, concepts), bool(data.held_out)
         source.texts(["", *(prompt.text for prompt in prompts), *map(_caption, samples)])  # encoders are loaded once
         self.base = tuple(source.images(None, prompts))
         self.judges = judges
@@ -142,7 +142,7 @@ class Comparer:
 
 def _held_out(data: TrainingData, concepts: Sequence[Concept]) -> list[Sample]:
     """The images held out of the training, else the concepts' training images; at most 16, evenly spaced."""
-    samples = list(data.validation) or [sample for concept in concepts for sample in concept.samples]
+    samples = list(data.held_out) or [sample for concept in concepts for sample in concept.samples]
     count = min(len(samples), MAX_HELD_OUT)
     return [samples[index * len(samples) // count] for index in range(count)]
 

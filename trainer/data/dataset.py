@@ -134,13 +134,20 @@ class TrainingData:
         """The sets of samples of which each epoch uses only some: regularisation images and composites."""
         return [rotation for group in self._groups for rotation in group.rotations]
 
+    @property
+    def held_out(self) -> tuple[Sample, ...]:
+        """The validation samples whose loss says what was learned: not those whose target is the base model's own
+        prediction, since their loss begins at zero and only measures drift."""
+        return tuple(sample for sample in self.validation if not sample.preserves_output)
+
     def validation_draws(self) -> tuple[Draw, ...]:
         """One use of each image for validation, not mirrored and with a caption that never varies.
 
-        These are the held-out images or, if there are none, the training images without regularisation, composites and
-        generated ones.
+        These are the `held_out` images or, if there are none, the training images without regularisation, preserved
+        ones, composites and generated ones.
         """
-        samples = self.validation or [s for s in self.samples if not s.is_reg and s.is_from_subset]
+        taught = (s for s in self.samples if not (s.is_reg or s.preserves_output) and s.is_from_subset)
+        samples = self.held_out or tuple(taught)
         return tuple(
             Draw(sample, 0, 0, plain_caption(sample.subset, sample.lines, self.seed, sample.key), False)
             for sample in samples

@@ -190,7 +190,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, plan: RunPlan, reques
     total_steps, pauses = plan.schedule.total_steps, pause_steps(config, plan.schedule)
     log_file = run_dir(config) / "log.jsonl"
     earlier = read_log(log_file) if progress.step else []
-    history = read_history(earlier, total_steps, bool(plan.data.validation), until=progress.step)
+    history = read_history(earlier, total_steps, bool(plan.data.held_out), until=progress.step)
     run_log = RunLog(config, accelerator, run_dir(config), total_steps, progress.step, pauses)
     return Run(
         config=config,

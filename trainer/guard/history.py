@@ -31,11 +31,13 @@ class Score:
 class History:
     """What has been measured in a run of `total_steps` optimizer steps.
 
-    holds_out: whether validation uses images that are held out of training. validations: (step, loss).
+    holds_out: whether validation uses images that are held out of training. finds_rate: whether the optimizer finds its
+    step size itself, as Prodigy does. validations: (step, loss).
     """
 
     total_steps: int
     holds_out: bool = False
+    finds_rate: bool = False
     steps: list[Step] = field(default_factory=list)
     validations: list[tuple[int, float]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
@@ -43,6 +45,7 @@ class History:
     def add_step(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add a step. numbers: those of a step in log.jsonl."""
         change, alignment = numbers.get("loss_change", 0.0), numbers.get("alignment", 0.0)
+        self.finds_rate |= "prodigy_d" in numbers
         rate = numbers["learning_rate"] * numbers.get("prodigy_d", 1.0)
         self.steps.append(Step(step, numbers["loss"], change, alignment, rate))
 

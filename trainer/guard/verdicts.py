@@ -9,21 +9,22 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal
 
 from trainer.guard.history import History, Step
 
 Kind = Literal["too_high", "too_low", "improving", "overfitting"]
 MIN_STEPS = 20  # before which nothing is said, unless the loss explodes
-WINDOW = 0.15  # of the run so far: what counts as recent
-EXPLODED = 3.0  # times the loss at the start: no matter how few steps it lasts
-RAISED = 1.1  # times the loss at the start, for longer than noise explains
-STANDARD_ERRORS = 3.0
+WINDOW, WINDOW_STEPS = 0.15, 20  # of the run so far, and at least: what counts as recent
+EXPLODED, EXPLODED_STEPS = 5.0, 5  # times the loss at the start, in so many steps
+RAISED = 1.5  # times the loss at the start, for longer than noise explains
+STANDARD_ERRORS = 5.0  # many, since a run is looked at many times
 PATIENCE = 0.4  # of the run, after which it must have learned something
-LEARNED = 0.01  # share of the loss
+LEARNED = 0.02  # share of the loss
 IMPROVING = 0.15  # share of all that was learned, gained in the last third of the run
 FADED = 0.05  # the same, when a run counts as finished
-WORSE_LOSS = 0.02  # held-out loss above its best, as a share
+WORSE_LOSS = 0.1  # held-out loss above its best, as a share
 WORSE_SCORE = 3.0  # points below the best score
 CONFIRMED = 3  # validations in a row
 
@@ -47,19 +48,20 @@ def verdicts(history: History) -> list[Verdict]:
     """What can be said after the last step of the history, the most serious first; often nothing."""
     if not history.steps:
         return []
-    found = [too_high(history) or too_low(history), overfitting(history)]
-    if not any(found):
-        found.append(improving(history))
-    return [each for each in found if each]
+    if high := too_high(history):
+        return [high]
+    found = [too_low(history), overfitting(history)]
+    return [each for each in found if each] or [each for each in [improving(history)] if each]
 
 
 def loss_at_start(steps: Sequence[Step]) -> tuple[float, float]:
     """The loss with the adapter as it was at the start, and its standard error, from all steps so far.
 
-    A step's loss less its `loss_change` is that loss plus noise. Steps whose `loss_change` is positive are left out:
-    there the updates overshoot, and it says too much.
+    A step's loss less its `loss_change` is that loss plus noise. Where updates overshoot, `loss_change` says too much:
+    it counts as 0 where it is positive, and steps are used until it first exceeds half of the loss of the first step.
     """
-    usable = [each.loss - each.loss_change for each in steps if each.loss_change <= 0] or [steps[0].loss]
+    trusted = takewhile(lambda each: abs(each.loss_change) <= steps[0].loss / 2, steps)
+    usable = [each.loss - min(0.0, each.loss_change) for each in trusted]
     if len(usable) < 2:
         return usable[0], abs(usable[0]) / 2
     return statistics.fmean(usable), statistics.stdev(usable) / math.sqrt(len(usable))
@@ -69,13 +71,15 @@ def too_high(history: History) -> Verdict | None:
     """Whether the loss is higher than without training, by more than its noise."""
     steps = history.steps
     start, start_error = loss_at_start(steps)
-    recent = _recent(steps)
+    recent = steps[-max(WINDOW_STEPS, int(WINDOW * len(steps))) :]
     level = statistics.median(each.loss for each in recent)
     error = math.hypot(_error([each.loss for each in recent]), start_error)
-    exploded = level > EXPLODED * start and len(recent) >= 3
     raised = len(steps) >= MIN_STEPS and level > RAISED * start and level - start > STANDARD_ERRORS * error
-    if not (exploded or raised):
-        return None
+    if not raised:
+        latest = [each.loss for each in steps[-EXPLODED_STEPS:]]
+        if len(latest) < EXPLODED_STEPS or min(latest) <= EXPLODED * start:
+            return None
+        level = statistics.median(latest)
     times = level / start
     text = f"the loss is {times:.2g} times what it was without training"
     return Verdict(
@@ -90,11 +94,11 @@ def too_low(history: History) -> Verdict | None:
     """Whether the run has learned next to nothing after 40 % of its steps."""
     steps = history.steps
     last = steps[-1]
-    if last.step < PATIENCE * history.total_steps or len(steps) < MIN_STEPS:
+    if history.finds_rate or last.step < PATIENCE * history.total_steps or len(steps) < MIN_STEPS:
         return None
     start, _ = loss_at_start(steps)
-    learned = -last.loss_change / start
-    if abs(learned) >= LEARNED:  # below zero too: there the updates overshoot, and are not small
+    most, learned = (-change / start for change in (min(each.loss_change for each in steps), last.loss_change))
+    if most >= LEARNED or learned <= -LEARNED:  # far below zero, updates overshoot, and are not small
         return None
     share, fell = last.step / history.total_steps, f"the loss fell by {max(0.0, learned):.1%}"
     return Verdict(
@@ -139,7 +143,10 @@ def _loss_rises(history: History) -> Verdict | None:
     if best_step >= last[0][0] or any(loss < (1 + WORSE_LOSS) * best for _, loss in last):
         return None
     rise = last[-1][1] / best - 1
-    text = f"overfitting since step {best_step} (the loss on held-out images is {rise:.1%} above its best)"
+    text = (
+        f"overfitting since step {best_step} (the loss on held-out images is {rise:.1%} above its best)."
+        " Generated images may still get better: compare the LoRA files"
+    )
     return Verdict("overfitting", found[-1][0], text, {"held_out": last[-1][1], "best": best}, since=best_step)
 
 
@@ -156,10 +163,6 @@ def _score_falls(history: History) -> Verdict | None:
     lost = best.score - last[-1].score
     text = f"overfitting since step {best.step} (the score of the evaluations has fallen by {lost:.0f} points)"
     return Verdict("overfitting", found[-1].step, text, {"score": last[-1].score, "best": best.score}, since=best.step)
-
-
-def _recent(steps: Sequence[Step]) -> Sequence[Step]:
-    return steps[-max(5, int(WINDOW * len(steps))) :]
 
 
 def _error(values: Sequence[float]) -> float:

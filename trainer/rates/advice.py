@@ -66,8 +66,9 @@ def advise(gains: Sequence[Gain], sweep_steps: int, run_steps: float) -> Advice:
     """The range for a run. gains: by rising rate; run_steps: its steps, each counted by its share of the full rate.
 
     high is the rate that gained most in the sweep: above it, steps already undo one another after a few steps. low is
-    the rate at which the run's steps add up to the distance that the lowest notable rate covers in the sweep; below it
-    the run would end before it has learned. The rate to begin with is in the middle, on a logarithmic scale.
+    the rate at which the run would move the weights as far as the lowest notable rate does in the sweep, if updates
+    were a random walk, whose distance grows with the square root of the number of steps; below it the run would end
+    before it has learned. The rate to begin with is in the middle, on a logarithmic scale.
     """
     best = max(gains, key=lambda gain: gain.mean)
     if best.mean <= STANDARD_ERRORS * best.error:
@@ -78,6 +79,6 @@ def advise(gains: Sequence[Gain], sweep_steps: int, run_steps: float) -> Advice:
         )
     notable = next(gain for gain in gains if gain.mean >= NOTABLE * best.mean)
     high = best.rate
-    low = min(high, notable.rate * sweep_steps / max(run_steps, sweep_steps))
+    low = min(high, notable.rate * math.sqrt(sweep_steps / max(run_steps, sweep_steps)))
     open_end = "the highest rate that was tried gained most, so that higher ones may suit too: give higher --rates"
     return Advice(low, math.sqrt(low * high), high, best.rate, open_end if best is gains[-1] else "")

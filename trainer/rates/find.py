@@ -13,7 +13,7 @@ from trainer.common.text import duration
 from trainer.config import TrainConfig
 from trainer.optim.schedule import ScheduleSettings, build_lr_scheduler
 from trainer.preflight.check import make_plan
-from trainer.rates.advice import Advice, Gain, advise, gain_of
+from trainer.rates.advice import STANDARD_ERRORS, Advice, Gain, advise, gain_of
 from trainer.rates.record import FILE, Record, open_record
 from trainer.rates.sweep import Sweep, sweep_config
 from trainer.train import own_run_dir, with_generated_images
@@ -92,7 +92,7 @@ def _gains(record: Record, rates: Sequence[float]) -> list[Gain]:
 
 def _is_hopeless(gains: Sequence[Gain]) -> bool:
     last = gains[-WORSE_IN_A_ROW:]
-    return len(last) == WORSE_IN_A_ROW and all(gain.mean < 0 for gain in last)
+    return len(last) == WORSE_IN_A_ROW and all(gain.mean < -STANDARD_ERRORS * gain.error for gain in last)
 
 
 def steps_at_full_rate(config: TrainConfig, total_steps: int) -> float:
