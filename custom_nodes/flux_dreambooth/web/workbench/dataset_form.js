@@ -5,6 +5,7 @@ import { arrange, field } from './parts.js'
 import { writeDataset } from './requests.js'
 
 const COMPOSITES = 160 // as in the project's data.toml
+const SMALLEST = 256 // side of a bucket in pixels, the trainer's own min_bucket_reso
 const TAKEN = 409
 const MOST_NAMES = 20 // that are tried
 const MASKS = ['unused', 'ignore', 'preserve'] // what training does with them: nothing, or the mask_background of the dataset file
@@ -80,7 +81,9 @@ export function createDatasetForm() {
     if (!subsets.length) throw new Error(text('bench.dataset.choose'))
     const nameless = subsets.find((subset) => !subset.class_tokens)
     if (nameless) throw new Error(text('bench.dataset.wordless', { name: nameless.folder }))
-    return { subsets, general: { resolution: Number(resolution.value), batch_size: 1, enable_bucket: buckets.checked }, compositions: Number(composites.value), preservation: Number(preserved.value) }
+    const general = { resolution: Number(resolution.value), batch_size: 1, enable_bucket: buckets.checked }
+    if (buckets.checked && general.resolution < SMALLEST) general.min_bucket_reso = general.resolution
+    return { subsets, general, compositions: Number(composites.value), preservation: Number(preserved.value) }
   }
 
   /** Write the file under this name, or one with a number. Returns its path; throws an Error with what is missing. */
