@@ -91,3 +91,11 @@ def test_a_step_cache_needs_a_tolerance_and_no_route():
     assert parse(["--prompt=a"])[0].step_cache is None
     assert "no tolerance above 0" in problems_of("--prompt=a", "--step_cache=0")["--step_cache"]
     assert "cannot be combined with --route" in problems_of("--prompt=a", "--step_cache=1", "--route")["--step_cache"]
+
+
+def test_a_base_precision_and_compiling_are_for_images_without_routes():
+    request = parse(["--prompt=a", "--base_precision=fp8", "--compile"])[0]
+    assert (request.base_precision, request.compiles) == ("fp8", True)
+    assert (parse(["--prompt=a"])[0].base_precision, parse(["--prompt=a"])[0].compiles) == ("bf16", False)
+    found = problems_of("--prompt=a", "--route", "--lora=x.safetensors", "--base_precision=fp8", "--compile")
+    assert found.keys() == {"--base_precision", "--compile"} and "with --route" in found["--compile"]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from accelerate import Accelerator
@@ -23,16 +24,19 @@ from trainer.config import TrainConfig, parse_config
 from trainer.config.fields import Given
 from trainer.config.settings import MAX_SEED
 from trainer.config.sources import CONFIG_FILE, read_flags
+from trainer.data.generated import cache_folder
+from trainer.engine.sampling_model import compiled, load_adapted
 from trainer.lora.convert import merge
 from trainer.lora.file import LoraFile, load_lora
 from trainer.lora.routed_files import RoutedLora, route_loras
-from trainer.models.load import load_autoencoder, load_transformer
+from trainer.models.load import load_autoencoder
+from trainer.models.quantized import Precision, precision_problems
 from trainer.models.text import Tokenizers
-from trainer.models.transformer import Conditioning
+from trainer.models.transformer import Conditioning, predict_velocity
 from trainer.preflight.check import check_models
 from trainer.routing.masks import mask_pixels
 from trainer.routing.words import route_prompt
-from trainer.sampling.adapted import apply_lora, encode_texts
+from trainer.sampling.adapted import encode_texts
 from trainer.sampling.prompts import SamplePrompt, idle_negatives, load_sample_prompts, read_prompt
 from trainer.sampling.routed import Router
 from trainer.sampling.sampler import as_image, decode_picture, sample_latents, save_picture, start_noise
@@ -61,7 +65,7 @@ class SampleJob:
 
     lora_names: the LoRA files as given on the command line, stored with each image; routed: with --route, the LoRAs
     that act in their own regions, in place of `lora`. step_cache: the tolerance of a `StepCache`, or None to evaluate
-    every step.
+    every step. base_precision: of the transformer's blocks; compiles: whether they are compiled.
     """
 
     prompts: tuple[SamplePrompt, ...]
@@ -70,6 +74,8 @@ class SampleJob:
     output: Path
     routed: tuple[RoutedLora, ...] = ()
     step_cache: float | None = None
+    base_precision: Precision = "bf16"
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ def run(argv: Sequence[str]) -> int:
     for notice in notices:
         log.info("%s", notice)
     tokenizers = check_models(config)
+    raise_if_any(precision_problems(job.base_precision))
     device = Accelerator(mixed_precision="no").device
     dtype = torch.float32 if device.type == "cpu" or config.mixed_precision == "no" else torch.bfloat16
     wanted = [text for prompt in job.prompts for text in prompt.texts()]
@@ -107,6 +114,7 @@ def run(argv: Sequence[str]) -> int:
         path = job.output / f"{index:03d}-seed{prompt.seed}.png"
         facts = {name: getattr(prompt, name) for name in ("prompt", "negative", "seed", "steps", "guidance", "cfg")}
         facts |= {"lora": job.lora_names} | ({"routed": True} if job.routed else {})
+        facts |= {} if job.base_precision == "bf16" else {"base_precision": job.base_precision}
         if drawn.skipping:
             facts["step_cache"] = f"{job.step_cache:g}: {drawn.skipping}"
             log.info("%s: %s", path.name, drawn.skipping)
@@ -141,6 +149,7 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
     if given.class_words and not given.route:
         problems.append(Problem("--class_words", "acts with --route only", "add --route or remove it"))
     problems += _step_cache_problems(given)
+    problems += _route_problems(given)
     raise_if_any(problems)
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
@@ -152,7 +161,8 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
         left_out += [f"{each.prompt!r} calls no LoRA" for each in prompts if not _class_text(each, job.routed)]
     else:
         lora = merge(loras) if loras else None
-        job, left_out = SampleJob(tuple(prompts), lora, names, output, step_cache=given.step_cache), []
+        how = {"step_cache": given.step_cache, "base_precision": given.base_precision, "compiles": given.compile}
+        job, left_out = SampleJob(tuple(prompts), lora, names, output, **how), []
     assumed = [
         f"--lora={source.path}: {lora.note}" for source, (_, lora, _) in zip(sources, loras, strict=True) if lora.note
     ]
@@ -160,14 +170,22 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
 
 
 def _step_cache_problems(given: argparse.Namespace) -> list[Problem]:
-    if given.step_cache is None:
+    if given.step_cache is None or given.route:
         return []
-    if given.route:
-        return [Problem("--step_cache", "cannot be combined with --route", "leave one of the two out")]
     if not 0 < given.step_cache < math.inf:
         what = f"{given.step_cache:g} is no tolerance above 0"
         return [Problem("--step_cache", what, "for example 0.1, which skips about half of 28 steps")]
     return []
+
+
+def _route_problems(given: argparse.Namespace) -> list[Problem]:
+    """Problems for flags that act on all of an image, where --route lets each LoRA act on its region."""
+    used = {"step_cache": given.step_cache is not None, "compile": given.compile}
+    used["base_precision"] = given.base_precision != "bf16"
+    hint = "leave one of the two out"
+    return [
+        Problem(f"--{name}", "cannot be combined with --route", hint) for name, on in used.items() if on and given.route
+    ]
 
 
 def _routed(
@@ -210,6 +228,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TOLERANCE",
         help="skip steps in which the velocity should change by less than this share, such as 0.1; the error is logged",
     )
+    parser.add_argument(
+        "--base_precision",
+        choices=get_args(Precision),
+        default="bf16",
+        help="of the transformer's blocks: fewer bits take less memory and change the image slightly (%(default)s)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile first, which pays for many images (needs Triton)"
+    )
     parser.add_argument("--output", type=Path, default=Path("output"), help="output folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next seed")
     for name in OF_PROMPT:
@@ -220,7 +247,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _foreign_flags(names: Iterable[str]) -> list[Problem]:
     """Problems for flags that only train reads, or that do not exist."""
-    known = [*OF_TRAIN, "prompt", "lora", "route", "class_words", "step_cache", "output", "seed", *OF_PROMPT]
+    known = [
+        *OF_TRAIN,
+        "prompt",
+        "lora",
+        "route",
+        "class_words",
+        "step_cache",
+        "base_precision",
+        "compile",
+        "output",
+        "seed",
+    ]
+    known += OF_PROMPT
     problems = []
     for name in sorted({*names} - {*OF_TRAIN}):
         near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
@@ -259,8 +298,13 @@ def _draw(
     dtype: torch.dtype,
 ) -> list[Generated]:
     assert config.pretrained_model_name_or_path
-    transformer = load_transformer(config.pretrained_model_name_or_path, device, dtype)
-    apply_lora(job.lora, transformer, "transformer.")
+    transformer = load_adapted(config.pretrained_model_name_or_path, job.lora, device, dtype, job.base_precision)
+    predict = predict_velocity
+    if job.compiles:
+        txt_length, folder = next(iter(texts.values())).txt.shape[1], cache_folder(config)
+        predict = compiled(
+            transformer, job.prompts, txt_length, config.apply_t5_attn_mask, folder / "compiled" if folder else None
+        )
     router = Router(transformer, job.routed, tokenizers.t5) if job.routed else None
     generated = []
     for prompt in job.prompts:
@@ -273,7 +317,7 @@ def _draw(
             generated.append(Generated(images.latents, images.masks[0]))
         else:
             cache = StepCache(job.step_cache, prompt.steps) if job.step_cache else None
-            latents = sample_latents(transformer, prompt, prompt.seed, positive, negative, cache)
+            latents = sample_latents(transformer, prompt, prompt.seed, positive, negative, cache, predict)
             generated.append(Generated(latents, skipping=cache.summary if cache else None))
     del transformer, router
     free_memory(device)

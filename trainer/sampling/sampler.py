@@ -27,14 +27,15 @@ def sample_latents(
     positive: Conditioning,
     negative: Conditioning | None,
     cache: StepCache | None = None,
+    predict: Callable[..., torch.Tensor] = predict_velocity,
 ) -> torch.Tensor:
     """Generate the latents of one image with the Euler sampler, [1, C, H/8, W/8] in float32.
 
     prompt: its size, steps, guidance and cfg are used; seed: of the noise, in place of `prompt.seed`; positive,
     negative: the encoded texts, negative None to sample without cfg; cache: decides which steps to evaluate, None for
-    all.
+    all; predict: as of `denoising_steps`.
     """
-    return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative, cache)
+    return denoise(transformer, start_noise(transformer, prompt, [seed]), prompt, positive, negative, cache, predict)
 
 
 def start_noise(transformer: FluxTransformer2DModel, prompt: SamplePrompt, seeds: Sequence[int]) -> torch.Tensor:
@@ -53,14 +54,15 @@ def denoise(
     positive: Conditioning,
     negative: Conditioning | None,
     cache: StepCache | None = None,
+    predict: Callable[..., torch.Tensor] = predict_velocity,
 ) -> torch.Tensor:
     """Euler steps from noise [B, C, H/8, W/8] to the latents of B images, float32.
 
     prompt: its steps, guidance and cfg are used, for all images; positive, negative: B encoded texts, negative None to
-    sample without cfg; cache: decides which steps to evaluate, None for all. FLUX.1-schnell is sampled without a
-    timestep shift, as it was trained.
+    sample without cfg; cache: decides which steps to evaluate, None for all; predict: as of `denoising_steps`.
+    FLUX.1-schnell is sampled without a timestep shift, as it was trained.
     """
-    return deque(denoising_steps(transformer, noise, prompt, positive, negative, cache=cache), maxlen=1).pop()
+    return deque(denoising_steps(transformer, noise, prompt, positive, negative, predict, cache), maxlen=1).pop()
 
 
 @torch.inference_mode()
