@@ -16,7 +16,17 @@ from trainer.common.problems import Problems
 from trainer.lora import projection
 from trainer.lora.adapter import add_lora, linear_modules
 from trainer.lora.blocks import use_training_blocks
-from trainer.memory.bytes import GIB, Choice, Work, blocks_of, host_bytes, kept_bytes, step_bytes, step_flops
+from trainer.memory.bytes import (
+    GIB,
+    Choice,
+    Work,
+    blocks_of,
+    forward_flops,
+    host_bytes,
+    kept_bytes,
+    step_bytes,
+    step_flops,
+)
 from trainer.memory.record import LAST, Measured, Measuring, find_measured, keep_measured
 from trainer.models.transformer import Conditioning, predict_velocity, rotary_table
 from trainer.preflight.check import make_plan
@@ -66,6 +76,7 @@ def test_arithmetic_of_full_size():
     """FLUX.1-dev at 1024 px: 59.5 TFLOP of products and 14.9 of attention forward."""
     assert step_flops(full_work(), 0) == pytest.approx(171e12, rel=0.01)
     assert step_flops(full_work(), 57) == pytest.approx(245e12, rel=0.01)
+    assert forward_flops(full_work()) == step_flops(full_work(), 57) - step_flops(full_work(), 0)
 
 
 def counted(transformer, block: torch.nn.Module, batch: int, img_tokens: int, txt_tokens: int, is_double: bool) -> int:

@@ -325,11 +325,20 @@ def step_flops(work: Work, checkpointed: int) -> float:
     twice there, forward and for the gradient of its input. Attention's backward pass counts 2.5 times.
     """
     total = 0.0
-    for index, block in enumerate(work.blocks):
-        per_token = 4 * block.hidden**2 + 2 * block.hidden * block.mlp
-        products = 2 * per_token * work.tokens
-        attention = 4 * work.batch * (work.img_tokens + work.txt_tokens) ** 2 * block.hidden
-        forward = products + attention
-        total += forward + (products + 2.5 * attention if index >= work.first_in_backward else 0)
-        total += forward if work.is_recomputed(index, checkpointed) else 0
+    for index in range(len(work.blocks)):
+        products, attention = _block_flops(work, index)
+        total += products + attention + (products + 2.5 * attention if index >= work.first_in_backward else 0)
+        total += products + attention if work.is_recomputed(index, checkpointed) else 0
     return total
+
+
+def forward_flops(work: Work) -> float:
+    """Floating-point operations of a forward pass without the adapter."""
+    return sum(sum(_block_flops(work, index)) for index in range(len(work.blocks)))
+
+
+def _block_flops(work: Work, index: int) -> tuple[float, float]:
+    """Of a block's forward pass: those of its products, and of its attention."""
+    block = work.blocks[index]
+    per_token = 4 * block.hidden**2 + 2 * block.hidden * block.mlp
+    return 2 * per_token * work.tokens, 4 * work.batch * (work.img_tokens + work.txt_tokens) ** 2 * block.hidden

@@ -14,7 +14,7 @@ from trainer.data.cache import CacheKeys
 from trainer.data.dataset import Draw, Sample, Schedule, TrainingData
 from trainer.data.generated import Generated
 from trainer.lora.network_args import NetworkArgs
-from trainer.memory.bytes import Block
+from trainer.memory.bytes import Block, forward_flops, step_flops
 from trainer.memory.choose import MemoryPlan
 from trainer.models.description import FLUX1, BaseModel
 from trainer.models.text import Tokenizers
@@ -218,11 +218,28 @@ class RunPlan:
             f"{counted(self.data.num_batches, 'batch', 'batches')} per epoch / {schedule.batches_per_step} per step ="
             f" {counted(schedule.steps_per_epoch, 'step')} per epoch,"
             f" {counted(schedule.total_steps, 'step')} in {counted(schedule.num_epochs, 'epoch')}",
+            *self._preserving_lines(),
             *self._class_lines(),
         ]
 
+    @property
+    def _forward_share(self) -> float:
+        """The arithmetic of a forward pass, relative to a step without anything that is preserved."""
+        return forward_flops(self.memory.work) / step_flops(self.memory.work, self.memory.choice.checkpointed)
+
+    def _preserving_lines(self) -> list[str]:
+        """What it costs that the base model predicts the target, in all or a part of some images."""
+        draws = [draw for batch in self.data.batches(0) for draw in batch]
+        share = sum(draw.sample.preserves_some for draw in draws) / len(draws)
+        if not share:
+            return []
+        return [
+            f"  {share:.0%} of the samples keep what the base model generates: one more forward pass of these,"
+            f" {1 + share * self._forward_share:.2f} times the arithmetic of a step"
+        ]
+
     def _class_lines(self) -> list[str]:
-        """What --class_preservation_weight costs: with frozen weights, a backward pass is as long as a forward pass."""
+        """What --class_preservation_weight costs."""
         if not self.class_caption:
             return []
         draws = [draw for batch in self.data.batches(0) for draw in batch]
@@ -230,7 +247,7 @@ class RunPlan:
         words = ", ".join(dict.fromkeys(self.data.class_words.values()))
         return [
             f"  class words ({words}) preserved in {share:.0%} of the samples: two more forward passes and one more"
-            f" backward pass of these, {1 + 1.5 * share:.2f} times the arithmetic of a step"
+            f" backward pass of these, {1 + share * (1 + self._forward_share):.2f} times the arithmetic of a step"
         ]
 
     def _file_lines(self) -> list[str]:
