@@ -89,7 +89,7 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     first.fill("tjdog dog in snow")
     first.press("Control+Enter")
     page.wait_for_selector(".fdb-image >> text=“tjdog dog, by another browser”")
-    page.click("text=Take the other one")
+    page.click("text=Take the other one", delay=300)  # as slowly as a person
     assert first.input_value() == "tjdog dog, by another browser"
     (data / "my dog/one.txt").write_text("tjdog dog on a beach\n")
     page.click(".fdb-undo")
@@ -209,6 +209,20 @@ def test_a_preset_is_shared_and_many_things_stay_usable_in_two_browsers(
     drop(first, ".fdb-concept", files)
     first.wait_for_selector(".fdb-status >> text=images added: 3 · already there: 1")
     assert len([*folder.glob("new?.png")]) == 4 and not [*folder.glob(".part-*")]
+
+    first.route("**/flux_dreambooth/**", lambda route: route.abort("connectionrefused"))
+    caption = first.get_by_label("Caption of 498.png")
+    caption.fill("written while the server is away")
+    caption.press("Control+Enter")
+    first.wait_for_selector(".fdb-image:has-text('498.png') >> text=The server does not answer")
+    first.get_by_role("tab", name="Train").click()
+    first.wait_for_selector(".fdb-body > [role=alert] >> text=The server does not answer")
+    first.unroute("**/flux_dreambooth/**")
+    first.wait_for_selector(".fdb-body > [role=alert] >> text=The server does not answer", state="detached")
+    first.get_by_role("tab", name="Images").click()
+    assert caption.input_value() == "written while the server is away"
+    caption.press("Control+Enter")
+    first.wait_for_selector(".fdb-image:has-text('498.png') >> text=Saved")
 
 
 @pytest.fixture

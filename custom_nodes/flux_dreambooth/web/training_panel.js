@@ -52,8 +52,8 @@ export function createRuns(actions) {
 
   function showError(message) {
     notice.hidden = false
-    notice.replaceChildren(h('i', { class: 'pi pi-exclamation-triangle' }), h('p', {}, text('training.unreachable')),
-      h('p', { class: 'fdb-small' }, message))
+    const said = text('training.unreachable')
+    notice.replaceChildren(...[h('i', { class: 'pi pi-exclamation-triangle' }), h('p', {}, said), message !== said && h('p', { class: 'fdb-small' }, message)].filter(Boolean))
   }
   return { element, showRuns, showRun, showError }
 }

@@ -19,12 +19,13 @@ export function createImage(concept, file, limits, written) {
   const element = h('li', { class: 'fdb-image' }, link,
     h('div', { class: 'fdb-image-side' }, h('div', { class: 'fdb-line' }, h('span', { class: 'fdb-name' }, file), facts), caption, state, trouble, messages))
   let saved = null // the caption as the server has it; null if there is none
+  let undecided = false // whether the user has to choose between two captions
   let saving = Promise.resolve()
   let shown = ''
 
   const isDirty = () => caption.value.trimEnd() !== (saved ?? '')
   caption.addEventListener('input', () => { state.textContent = isDirty() ? text('bench.images.unsaved') : '' })
-  caption.addEventListener('blur', save)
+  caption.addEventListener('blur', () => { if (!undecided) save() }) // else the buttons would be drawn anew under a click
   caption.addEventListener('keydown', (event) => {
     const saves = (event.ctrlKey || event.metaKey) && ['Enter', 's'].includes(event.key)
     if (saves) save()
@@ -56,14 +57,16 @@ export function createImage(concept, file, limits, written) {
 
   /** Somebody else has written another caption meanwhile; the user chooses. */
   function disagree(theirs) {
+    undecided = true
     state.textContent = text('bench.images.unsaved')
     trouble.replaceChildren(h('div', { class: 'fdb-problem' }, icon('pi-exclamation-triangle'), text('bench.images.theirs', { caption: theirs ?? '' })),
       h('div', { class: 'fdb-actions' },
-        button('pi-check', text('bench.images.keepMine'), () => { saved = theirs; save() }),
+        button('pi-check', text('bench.images.keepMine'), () => { undecided = false; saved = theirs; save() }),
         button('pi-undo', text('bench.images.takeTheirs'), () => take(theirs))))
   }
 
   function take(text) {
+    undecided = false
     saved = text
     caption.value = text ?? ''
     state.textContent = ''

@@ -1,5 +1,5 @@
 // The queue: whether a trainer takes jobs, and every job with its state, its messages, its log and what may be asked of it.
-import { h } from '../elements.js'
+import { h, section } from '../elements.js'
 import { formatDuration, formatNumber, text } from '../texts.js'
 import { attempt, button, confirm, icon, keyedList, problemList } from './parts.js'
 import { actOnJob, fetchJob, fetchLog, moveJob, pauseQueue, sheetUrl } from './requests.js'
@@ -20,6 +20,7 @@ export function createQueue(actions) {
   const list = h('ul', { class: 'fdb-jobs' })
   const none = h('div', { class: 'fdb-small' }, text('bench.queue.none'))
   const more = h('div')
+  const drawMore = section(more, (n) => n > 0 && button('pi-chevron-down', text('bench.queue.more', { n: formatNumber(n) }), () => { all = true; show(overview) }))
   const element = h('div', { class: 'fdb-queue' }, serving, h('h3', {}, text('bench.queue.title'), pause), none, list, more)
   const open = new Map() // id -> the log of a job that is unfolded
   let all = false
@@ -42,8 +43,7 @@ export function createQueue(actions) {
     for (const id of [...open.keys()]) if (!jobs.some((job) => job.id === id)) open.delete(id)
     draw(jobs.map((job) => ({ job, isOpen: open.has(job.id), first: waiting[0] === job.id, last: waiting.at(-1) === job.id })))
     none.hidden = found.jobs.length > 0
-    const hidden = found.jobs.length - jobs.length
-    more.replaceChildren(...hidden > 0 ? [button('pi-chevron-down', text('bench.queue.more', { n: formatNumber(hidden) }), () => { all = true; show(overview) })] : [])
+    drawMore(found.jobs.length - jobs.length)
   }
 
   async function act(job, action) {

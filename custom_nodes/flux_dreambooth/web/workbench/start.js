@@ -211,7 +211,9 @@ export function createStart(submitted) {
     name.disabled = false
     const job = jobs.find((each) => each.kind === 'train' && each.run === run)
     const found = job && await fetchJob(job.id).catch(() => null)
-    fill({ ...found ? found.settings : { dim_from_weights: true }, network_weights: `models/loras/${lora}` })
+    const weights = { network_weights: `models/loras/${lora}` }
+    if (found) fill({ ...found.settings, ...weights })
+    else others.value = writeSettings({ ...weights, dim_from_weights: true }) // in addition to the preset that is chosen
     const taken = runs.map((each) => each.name)
     let number = 2
     while (taken.includes(`${run}-${number}`)) number++
