@@ -134,7 +134,7 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     page.click(".fdb-start")
     page.wait_for_selector(".fdb-form [role=alert] >> text=must be inside models/loras/")
 
-    run = RunWriter(runs, per_epoch=10)
+    run = RunWriter(runs, total=20, per_epoch=10)
     for _ in range(2):
         run.steps(10)
         run.checkpoint(comfyui.loras, with_state=True)
@@ -149,6 +149,9 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     page.wait_for_selector(".fdb-checkpoints >> text=its comparison is in the queue")
     assert [job.settings for job in JobQueue(runs / "queue").jobs() if job.kind == "compare"] == [{"run": "tj"}]
     shoot(page, "runs_dark_800")
+    page.click("text=Continue this run")
+    page.wait_for_selector(".fdb-form .fdb-status >> text=tj continues from its latest state")
+    assert page.locator("select.fdb-resume").input_value() == "tj" == page.locator(".fdb-output-name").input_value()
 
 
 def test_a_preset_is_shared_and_many_things_stay_usable_in_two_browsers(

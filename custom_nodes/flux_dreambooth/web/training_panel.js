@@ -6,6 +6,7 @@ import { lossChart, rateChart } from './chart.js'
 import { createSamples } from './samples.js'
 import { formatDuration, formatNumber, text } from './texts.js'
 import { compareButton } from './workbench/comparison.js'
+import { button } from './workbench/parts.js'
 
 const LISTENING = ['preparing', 'running', 'quiet']
 
@@ -20,9 +21,9 @@ export function createRuns(actions) {
     progress: section(progress, drawProgress),
     findings: section(findings, (run, checkpoints, found) => drawFindings(run, checkpoints, found, actions.use)),
     curves: section(curves, (...facts) => drawCurves(actions, ...facts)),
-    buttons: section(buttons, (...facts) => drawButtons(actions, ...facts)),
+    buttons: section(buttons, (name, state, asked) => drawButtons(name, state, asked, actions)),
     samples: section(samples, createSamples()),
-    checkpoints: section(checkpoints, (run, list, found, isCompared) => drawCheckpoints(run, list, found, isCompared, actions))
+    checkpoints: section(checkpoints, (...facts) => drawCheckpoints(actions, ...facts))
   }
   const clear = () => parts.slice(1).forEach((part) => part.replaceChildren())
 
@@ -44,10 +45,10 @@ export function createRuns(actions) {
       run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
     draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
       other && { name: other.name, points: other.curve, total: other.total }, names.filter((name) => name !== run.name), keepOf(run))
-    draw.buttons(run.name, run.state, run.asked, run.checkpoints.some(({ with_state }) => with_state))
+    draw.buttons(run.name, run.state, run.asked)
     draw.findings(run.name, run.checkpoints, run.findings)
     draw.samples(run.name, run.samples)
-    draw.checkpoints(run.name, run.checkpoints, run.findings, isCompared)
+    draw.checkpoints(run.name, run.checkpoints, run.findings, isCompared, !LISTENING.includes(run.state))
   }
 
   function showError(message) {
@@ -126,10 +127,8 @@ function compareWith(others, chosen, actions) {
     h('select', { onchange: (event) => actions.compare(event.target.value || null) }, choice('', text('training.noRun')), others.map((name) => choice(name, name))))
 }
 
-function drawButtons(actions, name, state, asked, isResumable) {
-  if (!LISTENING.includes(state)) {
-    return isResumable ? [h('button', { class: 'fdb-button fdb-go-on', type: 'button', title: text('training.goOnTip'), onclick: () => actions.goOn(name) }, h('i', { class: 'pi pi-forward' }), text('training.goOn'))] : []
-  }
+function drawButtons(name, state, asked, actions) {
+  if (!LISTENING.includes(state)) return []
   return ['save', 'stop'].map((wish) => {
     const waits = asked.includes(wish)
     const icon = waits ? 'pi-spin pi-spinner' : wish === 'save' ? 'pi-save' : 'pi-stop-circle'
@@ -138,14 +137,14 @@ function drawButtons(actions, name, state, asked, isResumable) {
   })
 }
 
-function drawCheckpoints(run, list, found, isCompared, actions) {
+function drawCheckpoints(actions, run, list, found, isCompared, hasEnded) {
   if (!list.length) return []
   const row = ({ file, step, lora, with_state }) => h('li', { title: file },
     h('span', { class: 'fdb-name' }, shortName(run, file), with_state && h('i', { class: 'pi pi-history', title: text('training.resumable') }), checkpointMark(file, found)),
     h('span', { class: 'fdb-small' }, text('training.step', { step: formatNumber(step) })),
     h('button', { class: 'fdb-button fdb-use', type: 'button', disabled: !lora, title: text(lora ? 'training.useTip' : 'training.gone'), onclick: () => actions.use(lora) },
       text('training.use')),
-    h('button', { class: 'fdb-icon fdb-shown fdb-train-on', type: 'button', disabled: !lora, title: text('training.trainOn'), 'aria-label': text('training.trainOn'), onclick: () => actions.trainOn(run, lora) },
-      h('i', { class: 'pi pi-forward', 'aria-hidden': 'true' })))
-  return [h('h3', {}, text('training.checkpoints'), compareButton(run, list, isCompared)), h('ul', { class: 'fdb-list' }, list.map(row))]
+    button('pi-forward', text('training.trainOn'), () => actions.trainOn(run, lora), { small: true, disabled: !lora }))
+  return [h('h3', {}, text('training.checkpoints'), compareButton(run, list, isCompared)), h('ul', { class: 'fdb-list' }, list.map(row)),
+    hasEnded && list.some(({ with_state }) => with_state) && button('pi-forward', text('training.goOn'), () => actions.goOn(run), { class: 'fdb-button fdb-go-on', title: text('training.goOnTip') })]
 }
