@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 CLIP_LAYERS = ("encoder.layers.", "text_model.encoder.layers.")
+FILLED_AT_ONCE = 32  # layers whose initial weights are in host memory at a time: at most 0.5 GB at rank 256
 CLIP_LEVEL = "text_model."  # in every file; in the module tree only before transformers 5
 
 
@@ -110,8 +112,16 @@ def add_lora(
     inject_adapter_in_model(_peft_config(ranks, alpha), model, ADAPTER, low_cpu_mem_usage=True)
     layers = dict(_adapted_layers(model))
     assert layers.keys() == ranks.keys(), layers.keys() ^ ranks.keys()
-    for name, layer in layers.items():
-        _fill_layer(layer, seed, file_module(model, name), dtype, dropouts)
+    named = [(file_module(model, name), layer) for name, layer in layers.items()]
+
+    def down_weight(each: tuple[str, "LoraLayer"]) -> torch.Tensor:
+        return _down_weight(*each, seed=seed)
+
+    with ThreadPoolExecutor(thread_name_prefix="adapters") as pool:  # 600 million random numbers at rank 256
+        for begin in range(0, len(named), FILLED_AT_ONCE):
+            some = named[begin : begin + FILLED_AT_ONCE]
+            for (_, layer), weight in zip(some, pool.map(down_weight, some), strict=True):
+                _fill_layer(layer, weight, dtype, dropouts)
 
 
 def _peft_config(ranks: Mapping[str, int], alpha: float | None) -> "LoraConfig":
@@ -132,15 +142,19 @@ def _escaped(name: str) -> str:
     return name.replace(".", r"\.")
 
 
-def _fill_layer(layer: "LoraLayer", seed: int, name: str, dtype: torch.dtype, dropouts: Dropouts) -> None:
+def _down_weight(name: str, layer: "LoraLayer", seed: int) -> torch.Tensor:
+    """The initial down projection of a layer, [r, K] in float32 in host memory. name: in the LoRA file."""
+    weight = torch.empty(layer.r[ADAPTER], cast(nn.Linear, layer.get_base_layer()).in_features)
+    bound = 1 / math.sqrt(weight.shape[1])  # Kaiming uniform with a = sqrt(5), as in torch's and kohya's linear layers
+    return weight.uniform_(-bound, bound, generator=torch_generator(seed, "lora", name))
+
+
+def _fill_layer(layer: "LoraLayer", down_weight: torch.Tensor, dtype: torch.dtype, dropouts: Dropouts) -> None:
     base = cast(nn.Linear, layer.get_base_layer())
     rank, device = layer.r[ADAPTER], base.weight.device
     down = DownLinear(base.in_features, rank, dropouts, device="meta")
     up = AdapterLinear(rank, base.out_features, bias=False, device="meta")
-    bound = 1 / math.sqrt(base.in_features)  # Kaiming uniform with a = sqrt(5), as in torch's and kohya's linear layers
-    weight = torch.empty(rank, base.in_features)
-    weight.uniform_(-bound, bound, generator=torch_generator(seed, "lora", name))
-    down.weight = nn.Parameter(weight.to(device, dtype))
+    down.weight = nn.Parameter(down_weight.to(device, dtype))
     up.weight = nn.Parameter(torch.zeros(base.out_features, rank, device=device, dtype=dtype))
     layer.lora_A[ADAPTER], layer.lora_B[ADAPTER] = down, up
     layer.cast_input_dtype_enabled = False  # our linear layers cast the weight instead
