@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from benchmarks.random_flux import ModelFiles
-from trainer.engine.sampling_model import compiled, load_adapted
+from tests.unit.test_routed import random_lora
+from trainer.engine.sampling_model import Sequences, compiled, load_adapted
+from trainer.models.load import load_transformer
 from trainer.models.quantized import Precision
 from trainer.models.transformer import Conditioning, predict_velocity
 from trainer.sampling.prompts import SamplePrompt
@@ -40,7 +42,11 @@ def test_replayed_steps_give_the_same_image(tiny_flux: ModelFiles):
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_compiled_and_recorded_steps_give_nearly_the_same_image(tiny_flux: ModelFiles, tmp_path, precision: Precision):
     prompt = SamplePrompt("", width=128, height=128, steps=6)
-    plain = sampled(load_adapted(tiny_flux.transformer, None, GPU, torch.bfloat16, precision), predict_velocity, prompt)
-    transformer = load_adapted(tiny_flux.transformer, None, GPU, torch.bfloat16, precision)
-    found = sampled(transformer, compiled(transformer, [prompt], TXT, False, tmp_path), prompt)
+    bare = load_transformer(tiny_flux.transformer, torch.device("cpu"), torch.float32)
+    parts = tiny_flux.transformer, random_lora(bare, seed=3), GPU, torch.bfloat16, precision
+    plain = sampled(load_adapted(*parts), predict_velocity, prompt)
+    transformer = load_adapted(*parts, fastest_for=Sequences.of([prompt], TXT, masked=False))
+    predict = compiled(transformer, 1, tmp_path)
+    found = sampled(transformer, predict, prompt)
+    assert isinstance(predict, RecordedVelocity) and not predict.is_broken
     assert float((found - plain).norm() / plain.norm()) < 0.05

@@ -25,7 +25,7 @@ from trainer.config.fields import Given
 from trainer.config.settings import MAX_SEED
 from trainer.config.sources import CONFIG_FILE, read_flags
 from trainer.data.generated import cache_folder
-from trainer.engine.sampling_model import compiled, load_adapted
+from trainer.engine.sampling_model import Sequences, compiled, load_adapted
 from trainer.lora.convert import merge
 from trainer.lora.file import LoraFile, load_lora
 from trainer.lora.routed_files import RoutedLora, route_loras
@@ -298,13 +298,13 @@ def _draw(
     dtype: torch.dtype,
 ) -> list[Generated]:
     assert config.pretrained_model_name_or_path
-    transformer = load_adapted(config.pretrained_model_name_or_path, job.lora, device, dtype, job.base_precision)
-    predict = predict_velocity
-    if job.compiles:
-        txt_length, folder = next(iter(texts.values())).txt.shape[1], cache_folder(config)
-        predict = compiled(
-            transformer, job.prompts, txt_length, config.apply_t5_attn_mask, folder / "compiled" if folder else None
-        )
+    txt_tokens = next(iter(texts.values())).txt.shape[1]
+    sequences = Sequences.of(job.prompts, txt_tokens, config.apply_t5_attn_mask) if job.compiles else None
+    path, predict = config.pretrained_model_name_or_path, predict_velocity
+    transformer = load_adapted(path, job.lora, device, dtype, job.base_precision, sequences)
+    if sequences:
+        folder = cache_folder(config)
+        predict = compiled(transformer, len(sequences.img_tokens), folder / "compiled" if folder else None)
     router = Router(transformer, job.routed, tokenizers.t5) if job.routed else None
     generated = []
     for prompt in job.prompts:

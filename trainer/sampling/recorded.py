@@ -1,5 +1,6 @@
 """Sampling steps as CUDA graphs: one forward pass is recorded, then replayed for every step of every image."""
 
+import logging
 from collections.abc import Hashable
 
 import torch
@@ -7,18 +8,21 @@ from diffusers import FluxTransformer2DModel
 
 from trainer.models.transformer import Conditioning, RotaryTable, predict_velocity
 
+log = logging.getLogger(__name__)
 Inputs = dict[str, torch.Tensor]
 
 
 class RecordedVelocity:
     """Computes `predict_velocity` without gradients, from its third call with inputs of one shape on as a CUDA graph.
 
-    The first two calls compile and allocate. It belongs to one transformer on a GPU, whose weights and adapters have to
-    stay at their addresses. Call it in inference mode, as `denoising_steps` does. The caller owns what it returns.
+    The first two calls compile and allocate. If recording fails, kernels are launched as before, and the log says why.
+    It belongs to one transformer on a GPU, whose weights and adapters have to stay at their addresses. Call it in
+    inference mode, as `denoising_steps` does. The caller owns what it returns.
     """
 
     def __init__(self, runs_before: int = 2) -> None:
         self.runs_before = runs_before
+        self.is_broken = False
         self._runs: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, Inputs, torch.Tensor]] = {}
 
@@ -34,16 +38,26 @@ class RecordedVelocity:
         """The velocity [B, C, H, W]; the arguments are those of `predict_velocity`."""
         inputs = _by_name(noisy, sigmas, conditioning, rotary)
         kind = (guidance, *((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items()))
-        if kind not in self._recorded:
+        if kind not in self._recorded and not self.is_broken:
             self._runs[kind] = self._runs.get(kind, 0) + 1
-            if self._runs[kind] <= self.runs_before:
-                return predict_velocity(transformer, noisy, sigmas, conditioning, guidance, rotary)
-            self._recorded[kind] = _record(transformer, inputs, guidance)
+            if self._runs[kind] > self.runs_before:
+                self._try_to_record(transformer, inputs, guidance, kind)
+        if kind not in self._recorded:
+            return predict_velocity(transformer, noisy, sigmas, conditioning, guidance, rotary)
         graph, own, velocity = self._recorded[kind]
         for name, tensor in inputs.items():
             own[name].copy_(tensor, non_blocking=True)
         graph.replay()
         return velocity.clone()
+
+    def _try_to_record(
+        self, transformer: FluxTransformer2DModel, inputs: Inputs, guidance: float, kind: Hashable
+    ) -> None:
+        try:
+            self._recorded[kind] = _record(transformer, inputs, guidance)
+        except RuntimeError as reason:  # out of memory too
+            self.is_broken = True
+            log.warning("CUDA graph capture failed, running eagerly: %s", str(reason).strip().partition("\n")[0])
 
 
 def _by_name(noisy: torch.Tensor, sigmas: torch.Tensor, text: Conditioning, rotary: RotaryTable) -> Inputs:
