@@ -10,7 +10,7 @@ import pytest
 from tests.recipe_files import ROOT
 from trainer.cli import serve
 from trainer.exchange.plans import MAX_PLANS, Plans
-from trainer.serving.planner import Planner
+from trainer.serving.planner import TRIES, Planner
 
 PATIENCE = 60.0
 SETTINGS = {"output_name": "a", "max_train_steps": 3}
@@ -69,12 +69,27 @@ def test_the_newest_question_is_answered_first(plans: Plans):
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("print('one'); raise SystemExit('why')", "why"), ("import os; os.kill(os.getpid(), 9)", "SIGKILL")],
+    [
+        ("print('one'); raise SystemExit('why')", "why"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
+        ("import os; os.kill(os.getpid(), 40)", "signal 40"),
+    ],
 )
 def test_a_process_that_leaves_no_answer_is_reported(plans: Plans, code: str, said: str):
     plan = plans.ask(SETTINGS, None, "")
     tick_until(planner(code), lambda: plans.answer_to(plan))
     assert said in (plans.answer_to(plan) or {})["message"]
+
+
+def test_a_disk_that_refuses_answers_is_not_tried_for_ever(plans: Plans, monkeypatch: pytest.MonkeyPatch):
+    def refuse(_plan: str, _held: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    plan, answering = plans.ask(SETTINGS, None, ""), planner("pass")
+    monkeypatch.setattr(answering.plans, "answer", refuse)
+    tick_until(answering, lambda: answering.starts[plan] == TRIES and answering.planning is None)
+    answering.tick(gpu_in_use=False)
+    assert answering.planning is None
 
 
 def test_a_question_that_is_withdrawn_stops_its_process(plans: Plans):
@@ -86,6 +101,7 @@ def test_a_question_that_is_withdrawn_stops_its_process(plans: Plans):
     plans.withdraw(plan)
     answering.tick(gpu_in_use=False)
     assert process.poll() is not None and answering.planning is None and plans.answer_to(plan) is None
+    assert not answering.starts, "it may be asked again as often as somebody likes"
 
 
 def test_problems_name_no_temporary_file(plans: Plans, monkeypatch: pytest.MonkeyPatch):

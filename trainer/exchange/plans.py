@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,10 @@ class Plans:
         if not self.path(plan, ".json").exists():
             self._remove(plan)
 
-    def unanswered(self) -> str | None:
-        """The newest question that has no answer."""
-        return next((plan for plan in self._newest() if not self.path(plan, ".json").exists()), None)
+    def unanswered(self, without: Collection[str] = ()) -> str | None:
+        """The newest question that has no answer, apart from those in `without`."""
+        open_ = (plan for plan in self._newest() if plan not in without and not self.path(plan, ".json").exists())
+        return next(open_, None)
 
     def is_asked(self, plan: str) -> bool:
         """Whether the question is still there."""

@@ -64,12 +64,17 @@ def _verdict(job: Job, exit_code: int | None, server_stops: bool, tail: str) -> 
         return state, SAID[state]
     number = -exit_code if exit_code < 0 else exit_code - SIGNALLED
     if 0 < number < signal.NSIG:
-        name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+        name = signal_name(number)
         cause = " The system does that when memory runs out." if number == signal.SIGKILL else ""
         return INTERRUPTED, f"Its process was killed by {name}.{cause}"
     if count := len(job.status.problems):
         return FAILED, f"{counted(count, 'problem was', 'problems were')} found."
     return FAILED, last_words(tail) or f"Its process exited with status {exit_code}."
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, such as "SIGKILL"; "signal 40" for one without a name."""
+    return signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
 
 
 def _has_result(job: Job) -> bool:

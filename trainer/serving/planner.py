@@ -1,16 +1,17 @@
 """Answers the page's questions what a training would take, one at a time, also while a job runs."""
 
 import contextlib
-import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.exchange.plans import Plans
-from trainer.serving.outcome import last_words
+from trainer.serving.outcome import last_words, signal_name
 
 SLOWEST = 600.0  # seconds that an answer may take
+TRIES = 3  # processes that may leave no answer, not even the reason
 TAIL = 4096  # bytes of what a process has printed
 
 
@@ -33,13 +34,15 @@ class Planner:
     def __init__(self, queue: Path, command: Callable[[str, bool], Sequence[str]], poll: float = 1.0):
         self.plans, self.command, self.poll = Plans(queue), command, poll
         self.planning: Planning | None = None
+        self.starts: Counter[str] = Counter()  # of questions that have no answer so far
 
     def tick(self, gpu_in_use: bool) -> None:
-        """Look at the questions once. What the disk refuses is tried again at the next look."""
+        """Look at the questions once. What the disk refuses is tried again, at most `TRIES` times."""
         with contextlib.suppress(OSError):
             if self.planning:
                 self._watch(self.planning)
-            if self.planning is None and (plan := self.plans.unanswered()):
+            given_up = {plan for plan, count in self.starts.items() if count == TRIES}
+            if self.planning is None and (plan := self.plans.unanswered(given_up)):
                 self._start(plan, gpu_in_use)
 
     def stop(self) -> None:
@@ -50,6 +53,7 @@ class Planner:
             self.planning = None
 
     def _start(self, plan: str, gpu_in_use: bool) -> None:
+        self.starts[plan] += 1
         with self.plans.path(plan, ".log").open("wb") as log:
             process = subprocess.Popen(
                 self.command(plan, gpu_in_use),
@@ -64,6 +68,7 @@ class Planner:
         planning.ticks += 1
         if not self.plans.is_asked(planning.plan):  # somebody chose something else
             self.stop()
+            del self.starts[planning.plan]
         elif (status := planning.process.poll()) is not None:
             self.planning = None
             self._require_answer(planning.plan, status)
@@ -74,9 +79,10 @@ class Planner:
     def _require_answer(self, plan: str, status: int) -> None:
         """Say why there is no answer if the process has left none."""
         if self.plans.answer_to(plan) is not None:
+            del self.starts[plan]
             return
         if status < 0:
-            said = f"The process that counts was killed by {signal.Signals(-status).name}."
+            said = f"The process that counts was killed by {signal_name(-status)}."
         else:
             printed = self.plans.path(plan, ".log").read_bytes()[-TAIL:].decode("utf-8", "replace")
             said = last_words(printed) or f"The process that counts exited with status {status}."
