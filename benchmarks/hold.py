@@ -19,8 +19,10 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) < 2:
         print(__doc__)
         return 2
-    torch.cuda.init()
-    torch.empty(1, device="cuda")
+    if not torch.cuda.is_available():
+        print("there is no GPU whose memory could be held", file=sys.stderr)
+        return 2
+    torch.empty(1, device="cuda")  # so that the memory of this process's own context counts as taken
     free, total = torch.cuda.mem_get_info()
     taken = free - int(float(argv[0]) * GIB)
     held = torch.empty(max(taken, 0), dtype=torch.uint8, device="cuda")

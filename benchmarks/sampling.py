@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,9 +80,9 @@ class Bench:
                 self.measure("compiled", precision, transformer, predict_velocity, loaded)
                 recorded = RecordedVelocity()
                 self.measure("compiled, recorded", precision, transformer, recorded, loaded)
-                ways = partial(self.measure, "compiled, recorded, cache 0.1", precision, transformer, recorded, loaded)
-                ways(tolerance=0.1)
-                del recorded, ways
+                way = "compiled, recorded, cache 0.1"
+                self.measure(way, precision, transformer, recorded, loaded, tolerance=0.1)
+                del recorded
             else:
                 self.measure("cache 0.1", precision, transformer, predict_velocity, loaded, tolerance=0.1)
             del transformer
