@@ -10,6 +10,7 @@ import pytest
 from tests.recipe_files import ROOT
 from trainer.cli import serve
 from trainer.exchange.plans import MAX_PLANS, Plans
+from trainer.serving import planner as planner_module
 from trainer.serving.planner import TRIES, Planner
 
 PATIENCE = 60.0
@@ -79,6 +80,13 @@ def test_a_process_that_leaves_no_answer_is_reported(plans: Plans, code: str, sa
     plan = plans.ask(SETTINGS, None, "")
     tick_until(planner(code), lambda: plans.answer_to(plan))
     assert said in (plans.answer_to(plan) or {})["message"]
+
+
+def test_an_answer_that_takes_too_long_is_not_awaited(plans: Plans, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(planner_module, "SLOWEST", 0.0)
+    plan = plans.ask(SETTINGS, None, "")
+    tick_until(planner("import time; time.sleep(300)"), lambda: plans.answer_to(plan))
+    assert "seconds" in (plans.answer_to(plan) or {})["message"]
 
 
 def test_a_disk_that_refuses_answers_is_not_tried_for_ever(plans: Plans, monkeypatch: pytest.MonkeyPatch):

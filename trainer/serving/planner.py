@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,22 +18,21 @@ TAIL = 4096  # bytes of what a process has printed
 
 @dataclass
 class Planning:
-    """The question that is being answered. ticks: looks at its process so far."""
+    """The question that is being answered, and when its process was started, on the monotonic clock."""
 
     plan: str
     process: subprocess.Popen[bytes]
-    ticks: int = 0
+    started: float
 
 
 class Planner:
     """Starts a process for each question; it writes the answer itself.
 
-    command: the words that answer a question; the flag tells whether a job uses the GPU meanwhile. poll: seconds
-    between two ticks.
+    command: the words that answer a question; the flag tells whether a job uses the GPU meanwhile.
     """
 
-    def __init__(self, queue: Path, command: Callable[[str, bool], Sequence[str]], poll: float = 1.0):
-        self.plans, self.command, self.poll = Plans(queue), command, poll
+    def __init__(self, queue: Path, command: Callable[[str, bool], Sequence[str]]):
+        self.plans, self.command = Plans(queue), command
         self.planning: Planning | None = None
         self.starts: Counter[str] = Counter()  # of questions that have no answer so far
 
@@ -62,17 +62,16 @@ class Planner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C comes to the trainer alone
             )
-        self.planning = Planning(plan, process)
+        self.planning = Planning(plan, process, time.monotonic())
 
     def _watch(self, planning: Planning) -> None:
-        planning.ticks += 1
         if not self.plans.is_asked(planning.plan):  # somebody chose something else
             self.stop()
             del self.starts[planning.plan]
         elif (status := planning.process.poll()) is not None:
             self.planning = None
             self._require_answer(planning.plan, status)
-        elif planning.ticks * self.poll > SLOWEST:
+        elif time.monotonic() - planning.started > SLOWEST:
             self.stop()
             self.plans.answer(planning.plan, {"message": f"It was not known after {SLOWEST:.0f} seconds."})
 
