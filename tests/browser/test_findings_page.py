@@ -31,7 +31,7 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     page.click(TAB)
     page.wait_for_selector(f"{CARD} >> text=Best so far: Epoch 2, with a score of 62.5 ± 2; 3 were measured")
     assert page.locator(".fdb-good:has(.pi-star-fill)").all_inner_texts() == ["best so far"]
-    assert kept(page) == ("best so far", "checkpoint · 80")
+    assert kept(page) == ("best so far", "Checkpoint · 80")
     page.wait_for_selector(f"{ROWS}:has-text('Epoch 2') >> text=likeness 73 · bleed 4 · drift 6")
     said = page.locator(VERDICTS).inner_text()
     assert "The loss is 3 times what it was without training. Start again with a third" in said
@@ -42,7 +42,7 @@ def test_the_checkpoint_to_keep_is_marked_and_used_with_one_click(
     page.wait_for_selector(f"{CARD} >> text=Recommended: Epoch 1, with a score of 86 ± 1.5; 3 were measured")
     assert "The next best has a score of 82." in page.locator(CARD).inner_text()
     page.wait_for_selector(".fdb-keep text:has-text('recommended')")
-    assert kept(page) == ("recommended", "checkpoint · 40")
+    assert kept(page) == ("recommended", "Checkpoint · 40")
     assert "No longer so: learning rate too high" in page.locator(VERDICTS).inner_text()
     page.click(f"{CARD} button:has-text('Use')")
     page.wait_for_selector(f"{TOAST} >> text={FILES[40]}")
