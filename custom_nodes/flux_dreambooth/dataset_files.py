@@ -147,7 +147,7 @@ def require_allowed(settings: Mapping[str, Any]) -> None:
     found = [(name, refused) for name, value in settings.items() if (refused := refusal(name, value))]
     if found:
         problems = [{"where": name, "what": what, "hint": hint} for name, (what, hint) in found]
-        raise Invalid("; ".join(f"{name} {what}" for name, (what, _) in found) + ".", problems)
+        raise Invalid("; ".join(f"{name}: {what}" for name, (what, _) in found), problems)
 
 
 def _typed(values: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

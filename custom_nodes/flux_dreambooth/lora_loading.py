@@ -184,11 +184,9 @@ def _refuse(lora: LoadedLora, found: Match, model: Any | None, partial: bool) ->
     if found.misshapen and not (partial and found.names):
         first, why = next(iter(found.misshapen.items()))
         meaning = remedy if found.names else "The file belongs to another base model or is damaged."
-        have = "has" if len(found.misshapen) == 1 else "have"
-        raise ValueError(
-            f"{name} does not fit {kind}: {len(found.misshapen)} of {total} modules {have} the wrong shape. First, "
-            f"{first} {why}. {meaning}"
-        )
+        count = len(found.misshapen)
+        some = f"1 of {total} modules has" if count == 1 else f"{count} of {total} modules have"
+        raise ValueError(f"{name} does not fit {kind}: {some} the wrong shape. First, {first} {why}. {meaning}")
     if not found.names:
         if found.skipped and not found.unmatched:
             raise ValueError(f"{name} holds only layers of parts that are not connected: connect CLIP as well")
@@ -227,4 +225,5 @@ def _summary(
 
 def _some(names: Any, count: int = 4) -> str:
     names = list(names)
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    shown = ", ".join(names[:count])
+    return f"{shown} and {len(names) - count} more" if len(names) > count else shown

@@ -200,7 +200,7 @@ def _written(
     metadata = {"format": "pt"} | metadata | {"sshs_model_hash": tensors_hash(tensors)}
     lora_files.write_file(path, lambda target: save_file(tensors, target, metadata=metadata), overwrite)
     name = path.relative_to(_folder()).as_posix()
-    line = f"{text}; written to models/loras/{name}, {size_text(path.stat().st_size)}"
+    line = "; ".join([text, f"written to models/loras/{name}, {size_text(path.stat().st_size)}"])
     logging.info(line)
     return {"ui": {"text": [line], "written": [name]}, "result": (line,)}
 

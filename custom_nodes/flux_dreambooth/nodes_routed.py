@@ -127,7 +127,7 @@ def _told(loras: list[routed.RoutedLora], class_text: str, called: tuple[int, ..
     lines = [f"class prompt: {class_text}"] if called else ["the prompt calls no LoRA: the base model's image"]
     for index, lora in enumerate(loras):
         by = ", ".join(f'"{trigger.phrase}"' for trigger in lora.triggers)
-        lines.append(f"{lora.name}: {'called' if index in called else 'not called'} by {by}")
+        lines.append(f"{lora.name}: called by {by}" if index in called else f"{lora.name}: not called by {by}")
     return lines
 
 

@@ -16,5 +16,5 @@ def read_header(path: Path) -> Header:
     try:
         return header.read_header(path)
     except ValueError as error:
-        again = "; copy or download it again" if str(error).startswith(("truncated", "damaged")) else ""
-        raise ValueError(f"{path.name} cannot be read: {error}{again}") from None
+        again = ["copy or download it again"] if str(error).startswith(("truncated", "damaged")) else []
+        raise ValueError("; ".join([f"{path.name} cannot be read: {error}", *again])) from None

@@ -40,7 +40,7 @@ class T5Length:
     source: str = ""
 
     def __str__(self) -> str:
-        return f"T5 {self.tokens}" + (f" ({self.source})" if self.source else "")
+        return f"T5 {self.tokens} ({self.source})" if self.source else f"T5 {self.tokens}"
 
 
 def flux_shift(width: int, height: int, base_shift: float = BASE_SHIFT, max_shift: float = MAX_SHIFT) -> float:

@@ -21,9 +21,9 @@ EXAMPLES = PACK / "example_workflows"
 @pytest.fixture(scope="module")
 def object_info(comfyui: ComfyServer) -> dict[str, Any]:
     """The server's nodes, with the files there that the workflows name."""
-    mini = comfyui.folder / "models/mini"
+    mini, trigger = comfyui.folder / "models/mini", {"modelspec.trigger_phrase": "tjtoy toy"}
     for name in ("flux_dreambooth", "flux_dreambooth-000025", "demo"):
-        write_lora(comfyui.loras / f"{name}.safetensors", mini, seed=len(name))
+        write_lora(comfyui.loras / f"{name}.safetensors", mini, trigger, seed=len(name))
     return comfyui.object_info()
 
 
@@ -149,11 +149,12 @@ def smaller(api: dict[str, Any]) -> dict[str, Any]:
     return api
 
 
-@pytest.mark.parametrize("name", ["mini_base", "mini_finetuned"])
+@pytest.mark.parametrize("name", ["mini_base", "mini_finetuned", "mini_routed"])
 def test_the_small_models_graphs_draw(name: str, comfyui: ComfyServer, object_info: dict[str, Any]):
     result = comfyui.run(smaller(to_api(load(name), object_info)))
     assert not result.error
-    assert [picture.size for picture in result.pictures(comfyui)] == [(64, 64)]
+    shown = 2 if name == "mini_routed" else 1  # its masks, too
+    assert [picture.size for picture in result.pictures(comfyui)] == [(64, 64)] * shown
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.nodes import blueprint
 from tests.nodes.server import PACK, ROOT, ComfyServer, prepare_base
 
 WORKFLOWS = ROOT / "workflows"
-NAMES = ("base_flux", "finetuned_flux", "epochs_grid", "mini_base", "mini_finetuned")
+NAMES = ("base_flux", "finetuned_flux", "epochs_grid", "mini_base", "mini_finetuned", "mini_routed")
 VIRTUAL = {"MarkdownNote", "Note", "Reroute"}  # nodes of the browser alone
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 AFTER = ("fixed", "increment", "decrement", "randomize")  # control_after_generate

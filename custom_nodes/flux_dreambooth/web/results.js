@@ -2,6 +2,7 @@
 import { app } from '../../scripts/app.js'
 import { addStyle, h } from './elements.js'
 import { refreshLists } from './graph.js'
+import { message } from './texts.js'
 import { isOurs } from './widgets.js'
 
 const SHORT = 86 // pixels with the margins: four lines; more of them scroll
@@ -16,7 +17,7 @@ app.registerExtension({
     const executed = node.onExecuted
     node.onExecuted = function (output, ...facts) {
       const result = executed?.call(this, output, ...facts)
-      const text = (output?.text ?? []).join('\n')
+      const text = message((output?.text ?? []).join('\n'))
       if (text && !node.widgets?.some(({ name }) => name === 'concepts')) show(node, text) // Concept Prompt has its own
       if (output?.written?.length) refreshLists().catch((error) => console.error(error))
       return result

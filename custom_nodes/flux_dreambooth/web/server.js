@@ -1,6 +1,6 @@
 // Requests to the node pack's routes (routes.py). workbench/requests.js has those for images, captions and jobs.
 import { api } from '../../scripts/api.js'
-import { text } from './texts.js'
+import { message, text } from './texts.js'
 
 const PREFIX = '/flux_dreambooth'
 export const OURS = { 'X-Flux-DreamBooth': '1' } // what another site's page cannot send
@@ -34,12 +34,13 @@ export function send(path, body) {
   return ask(path, { method: 'POST', headers: { ...OURS, 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
 }
 
-/** The answer's JSON. Throws an Error with the server's sentence, its status and content, or a TypeError without an answer. */
+/** The answer's JSON. Throws an Error with the server's sentence in the user's language, its status and content, or a TypeError without an answer. */
 export async function ask(path, options = {}) {
   const answer = await api.fetchApi(PREFIX + path, { cache: 'no-store', ...options }).catch((error) => {
     throw error instanceof TypeError ? new TypeError(text('training.unreachable')) : error
   })
   const content = await answer.json().catch(() => ({}))
-  if (!answer.ok) throw Object.assign(new Error(content.error ?? `${answer.status} ${answer.statusText}`), { status: answer.status, content })
-  return content
+  if (answer.ok) return content
+  const said = content.error === undefined ? `${answer.status} ${answer.statusText}` : message(content.error)
+  throw Object.assign(new Error(said), { status: answer.status, content })
 }

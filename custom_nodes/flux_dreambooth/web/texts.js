@@ -1,13 +1,16 @@
 // The texts of locales/*/main.json in the user's language, and numbers as that language writes them.
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
+import { translator } from './messages.js'
 
 const ROOT = 'fluxDreamBooth'
 let texts = {}
+let translators = {} // by language, as they are needed
 
 export async function loadTexts() {
   const answer = await api.fetchApi('/i18n')
   texts = answer.ok ? await answer.json() : {}
+  translators = {}
 }
 
 export function language() {
@@ -23,6 +26,17 @@ export function text(key, values = {}) {
 
 /** What a list shows for one of its values. */
 export const option = (value) => texts[language()]?.[ROOT]?.options?.[value] ?? value
+
+/** A text that the server made, in the user's language; what is not known stays English. */
+export const message = (english) => messages().translate(english)
+
+/** The same for a text that the trainer may have made instead: only one that is certainly the node pack's is changed. */
+export const messageIfOurs = (english) => messages().exact(english)
+
+function messages() {
+  const { messages: known = {}, options = {} } = texts[language()]?.[ROOT] ?? {}
+  return translators[language()] ??= translator({ ...options, ...known })
+}
 
 /** The English texts of the project's workflows -> those of the user's language. */
 export function workflowTexts() {

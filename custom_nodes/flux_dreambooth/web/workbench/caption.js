@@ -1,6 +1,6 @@
 // One image of a concept with its caption, which is edited in place.
 import { h } from '../elements.js'
-import { formatNumber, text } from '../texts.js'
+import { formatNumber, messageIfOurs, text } from '../texts.js'
 import { button, icon } from './parts.js'
 import { imageUrl, writeCaption } from './requests.js'
 
@@ -87,7 +87,7 @@ export function createImage(concept, file, limits, written) {
     facts.textContent = [`${formatNumber(image.width)} × ${formatNumber(image.height)}`, image.mask && text('bench.images.mask'), image.by === 'model' && text('bench.images.byModel')].filter(Boolean).join(' · ')
     const notes = [...image.messages.filter(({ text: line }) => image.caption !== null || line !== NO_CAPTION), ...training?.messages ?? []]
     messages.replaceChildren(...notes.map(({ level, text: line }) => h('li', {}, icon(level === 'problem' ? 'pi-times-circle' : 'pi-info-circle'),
-      h('span', {}, h('strong', {}, text(`bench.levels.${level}`), ' '), line))),
+      h('span', {}, h('strong', {}, text(`bench.levels.${level}`), ' '), messageIfOurs(line)))),
     ...training ? [h('li', {}, icon('pi-image'), h('span', {}, trainedAs(training)))] : [])
   }
   return { element, update, save, isDirty }

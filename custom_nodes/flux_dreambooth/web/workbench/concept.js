@@ -1,6 +1,6 @@
 // One concept: its images with their captions, and what can be done with all of them.
 import { h } from '../elements.js'
-import { formatNumber, text } from '../texts.js'
+import { formatNumber, message, text } from '../texts.js'
 import { createImage } from './caption.js'
 import { arrange, button, field, folded, problemList, statusLine, troublePlace } from './parts.js'
 import { fetchConcept, fetchJob, fetchJobs, replaceInCaptions, submitJob, undoCaptions } from './requests.js'
@@ -65,7 +65,7 @@ export function createConcept(name, limits, actions) {
     undo.disabled = !found.can_undo
     none.hidden = found.images.length > 0
     maskChoice.hidden = !found.images.some(({ mask }) => mask)
-    leftOut.textContent = found.left_out.length ? text('bench.images.leftOut', { files: found.left_out.map((each) => `${each.name} (${each.why})`).join(', ') }) : ''
+    leftOut.textContent = found.left_out.length ? text('bench.images.leftOut', { files: found.left_out.map((each) => `${each.name} (${message(each.why)})`).join(', ') }) : ''
     for (const image of found.images) {
       if (!rows.has(image.file)) rows.set(image.file, createImage(name, image.file, limits, (canUndo) => { undo.disabled = !canUndo }))
       rows.get(image.file).update(image, masks.checked, training(image))

@@ -1,6 +1,6 @@
 // The view "Images": the concepts as cards, and one of them.
 import { h } from '../elements.js'
-import { formatNumber, text } from '../texts.js'
+import { formatNumber, message, text } from '../texts.js'
 import { createConcept as openConcept } from './concept.js'
 import { button, field, icon, keyedList, troublePlace } from './parts.js'
 import { createConcept, fetchConcepts, imageUrl } from './requests.js'
@@ -36,7 +36,7 @@ export function createImages(train) {
       limits = found.limits
       readOnly.hidden = !found.found || found.writable
       none.hidden = found.concepts.length > 0
-      leftOut.textContent = found.left_out.length ? text('bench.images.leftOut', { files: found.left_out.map((each) => `${each.name} (${each.why})`).join(', ') }) : ''
+      leftOut.textContent = found.left_out.length ? text('bench.images.leftOut', { files: found.left_out.map((each) => `${each.name} (${message(each.why)})`).join(', ') }) : ''
       draw(found.concepts)
       trouble.show()
     } catch (error) {

@@ -1,7 +1,7 @@
 // What the views of the workbench are made of.
 import { app } from '../../../scripts/app.js'
 import { h } from '../elements.js'
-import { text } from '../texts.js'
+import { messageIfOurs, text } from '../texts.js'
 
 export const icon = (name) => h('i', { class: `pi ${name}`, 'aria-hidden': 'true' })
 
@@ -50,7 +50,7 @@ export function troublePlace() {
 
 export function problemList(problems) {
   return h('ul', { class: 'fdb-problems' }, problems.map(({ where, what, hint }) => h('li', {}, icon('pi-exclamation-triangle'),
-    h('span', {}, where && h('strong', {}, where, ' '), what, hint && h('span', { class: 'fdb-hint' }, hint)))))
+    h('span', {}, where && h('strong', {}, where, ' '), messageIfOurs(what), hint && h('span', { class: 'fdb-hint' }, messageIfOurs(hint))))))
 }
 
 /**
