@@ -239,12 +239,13 @@ def test_a_workflow_of_the_left_panel_draws_with_a_concept(open_page: OpenPage, 
 
 
 def small_workflow(target: Path) -> None:
-    """Our workflow for the small model, drawing 64 x 64 in two steps, with a prompt without a trigger."""
-    graph = json.loads((ROOT / "workflows/mini_finetuned.json").read_text())
+    """Our workflow of the name, generating 64 x 64 in two steps; Concept Prompt gets a prompt without a trigger."""
+    graph = json.loads((ROOT / "workflows" / target.name).read_text())
     for node in graph["nodes"]:
-        if node["type"] == "FluxSampleAsTrained":
-            node["widgets_values"][1:3] = [64, 64]
-            node["widgets_values"][5] = 2
+        if node["type"] in ("FluxSampleAsTrained", "FluxSampleRouted"):
+            first = node["widgets_values"].index(256)  # width, height, seed, what follows it, steps
+            node["widgets_values"][first : first + 2] = [64, 64]
+            node["widgets_values"][first + 4] = 2
         if node["type"] == "ConceptPrompt":
             node["widgets_values"][1] = "on a table"
     target.write_text(json.dumps(graph))

@@ -113,11 +113,12 @@ def test_workflows_open_centred_and_tidy(open_page: OpenPage, comfyui: ComfyServ
             assert found["scale"] > 0.572  # below it, ComfyUI leaves out the nodes' texts
 
 
-def test_nodes_stay_in_their_groups_when_images_are_shown(open_page: OpenPage, comfyui: ComfyServer):
-    small_workflow(comfyui.folder / "user/default/workflows/mini_finetuned.json")
+@pytest.mark.parametrize("name", ["mini_finetuned", "mini_routed"])
+def test_nodes_stay_in_their_groups_when_images_are_shown(open_page: OpenPage, comfyui: ComfyServer, name: str):
+    small_workflow(comfyui.folder / f"user/default/workflows/{name}.json")
     lora_for(comfyui.folder / "models/mini/flux1-mini.safetensors", comfyui.loras / "demo.safetensors")
     page = open_page()
-    page.evaluate(OPEN, "mini_finetuned")
+    page.evaluate(OPEN, name)
     page.evaluate("() => app.queuePrompt(0, 1)")
     shown = "() => app.graph.nodes.find(({ type }) => type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
     page.wait_for_function(shown, timeout=90_000)
