@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.common.problems import Problems
+from trainer.sampling.prompt_syntax import prompt_notices
 from trainer.sampling.prompts import SamplePrompt, load_sample_prompts
 
 
@@ -25,6 +26,10 @@ def problems(folder: Path, name: str, text: str | bytes) -> str:
     [
         ("a.txt", "a toy\nb toy --h", "a.txt:2: --h has no value"),
         ("a.txt", "a toy--w 256", "a.txt:1: --w is part of the prompt\n    -> write a space before --w"),
+        ("a.txt", "--w 64 a toy", "a.txt:1: has no prompt\n    -> write the prompt, and its options behind it"),
+        ("a.txt", "a toy, --w 64, --h 64", 'a.txt:1: --w is "64,", not a whole number\n    -> leave the comma out'),
+        ("a.txt", "a toy\nNegative prompt: dull", "a.txt:2: is another program's negative prompt"),
+        ("a.txt", "a toy\nSteps: 20, Sampler: Euler, Seed: 1", "a.txt:2: is another program's settings"),
         ("a.txt", "", "a.txt:1: has no prompt\n    -> write one prompt per line"),
         ("a.txt", "a toy\nb\0", "a.txt:2: contains zero bytes"),
         ("a.txt", "a toy".encode("utf-16-le"), "UTF-16 without a byte-order mark"),
@@ -57,3 +62,26 @@ def test_json_and_toml_take_the_letters_of_a_line(tmp_path: Path) -> None:
 
 def test_comments_in_a_list_of_lines_are_no_prompts(tmp_path: Path) -> None:
     assert [prompt.prompt for prompt in read(tmp_path, "a.json", '["# mine", "a --w 256"]')] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hint"),
+    [
+        ("a toy <lora:tj:0.8>", "by flags"),
+        ("a {red|blue} toy", "each choice"),
+        ("a toy __place__", "each choice"),
+        ("a (toy:1.3) on a desk", "have none here"),
+        ('"a toy"', "quotation marks"),
+    ],
+)
+def test_the_syntax_of_other_programs_is_named(tmp_path: Path, prompt: str, hint: str) -> None:
+    first, second = (
+        str(notice) for notice in prompt_notices(read(tmp_path, "a.txt", f"a cat --n dull\n{prompt}\n{prompt}"))
+    )
+    assert "negative prompt" in first and "a.txt:2" in second and "is read as text (and 1 more)" in second
+    assert hint in second
+
+
+def test_brackets_of_plain_prose_are_no_syntax(tmp_path: Path) -> None:
+    text = 'a toy (red) at 10:30 [sic]\na sign that says "OPEN"\na screen (16:9) and a clock (set to 10:30)'
+    assert not prompt_notices(read(tmp_path, "a.txt", text))

@@ -37,7 +37,8 @@ from trainer.preflight.check import check_models
 from trainer.routing.masks import mask_pixels
 from trainer.routing.words import route_prompt
 from trainer.sampling.adapted import encode_texts
-from trainer.sampling.prompts import SamplePrompt, idle_negatives, load_sample_prompts, read_prompt
+from trainer.sampling.prompt_syntax import prompt_notices
+from trainer.sampling.prompts import SamplePrompt, load_sample_prompts, read_prompt
 from trainer.sampling.routed import Router
 from trainer.sampling.sampler import as_image, decode_picture, sample_latents, save_picture, start_noise
 from trainer.sampling.step_cache import StepCache
@@ -166,7 +167,7 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
     assumed = [
         f"--lora={source.path}: {lora.note}" for source, (_, lora, _) in zip(sources, loras, strict=True) if lora.note
     ]
-    return job, config, (*written.notices, *assumed, *left_out, *map(str, idle_negatives(prompts)))
+    return job, config, (*written.notices, *assumed, *left_out, *map(str, prompt_notices(prompts)))
 
 
 def _step_cache_problems(given: argparse.Namespace) -> list[Problem]:

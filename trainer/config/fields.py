@@ -258,11 +258,20 @@ def number(value: Any, wanted: Any = float) -> int | float:
     if found is None or (wanted is int and isinstance(found, float)):
         if value == "":
             raise Invalid("has no value", f"give it {expected}")
-        comma = isinstance(value, str) and "," in value and _parse_number(value.replace(",", ".")) is not None
-        raise Invalid(f"is {shown(value)}, not {expected}", "write a decimal point, not a comma" if comma else "")
+        raise Invalid(f"is {shown(value)}, not {expected}", _comma_hint(value) if isinstance(value, str) else "")
     if not math.isfinite(found):
         raise Invalid(f"is {value}, not a finite number")
     return float(found) if wanted is float else found
+
+
+def _comma_hint(text: str) -> str:
+    if text.endswith(",") and _parse_number(text.rstrip(", ")) is not None:
+        return "leave the comma out"
+    return (
+        "write a decimal point, not a comma"
+        if "," in text and _parse_number(text.replace(",", ".")) is not None
+        else ""
+    )
 
 
 def _parse_number(text: str) -> int | float | None:

@@ -9,7 +9,7 @@ from trainer.data.dataset import TrainingData
 from trainer.optim.build import OptimizerSettings, optimizer_notices
 from trainer.preflight.captions import caption_warnings, long_caption_warnings
 from trainer.preflight.plan import AdapterPlan, RunPlan
-from trainer.sampling.prompts import idle_negatives
+from trainer.sampling.prompt_syntax import prompt_notices
 
 
 def plan_notices(plan: RunPlan) -> list[Problem]:
@@ -21,7 +21,7 @@ def plan_notices(plan: RunPlan) -> list[Problem]:
         *long_caption_warnings(plan.data, plan.captions, plan.tokenizers, plan.keys.t5_length),
         *_idle_with_data(config, plan.data),
         *_idle_with_model(config, plan.adapter),
-        *idle_negatives(plan.sample_prompts),
+        *prompt_notices(plan.sample_prompts),
     ]
 
 

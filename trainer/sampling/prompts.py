@@ -74,6 +74,9 @@ class SamplePrompt:
         return (self.prompt, self.negative) if self.cfg > 1 else (self.prompt,)
 
 
+PROMPT_FIRST = "write the prompt, and its options behind it"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry of a prompt file as it was written.
@@ -121,8 +124,9 @@ def read_prompt(where: str, written: Iterable[Given]) -> tuple[SamplePrompt | No
     given = [_renamed(each) for each in written if each.value is not None]
     given = [each for each in given if each.name != "prompt" or str(each.value).strip()]
     read = PROMPT.read(given)
-    problems = [] if any(each.name == "prompt" for each in given) else [Problem(where, "has no prompt")]
+    problems = [] if any(each.name == "prompt" for each in given) else [Problem(where, "has no prompt", PROMPT_FIRST)]
     problems += _options_in_text(where, str(read.values.get("prompt", "")))
+    problems += _other_programs_line(where, str(read.values.get("prompt", "")))
     if problems := problems + read.problems:
         return None, problems
     names = {each.name for each in fields(SamplePrompt)}
@@ -147,6 +151,15 @@ def _options_in_text(where: str, prompt: str) -> list[Problem]:
         Problem(where, f"--{name} is part of the prompt", f"give {LINE_OPTIONS[name.lower()]} a value of its own")
         for name in names
     ]
+
+
+def _other_programs_line(where: str, prompt: str) -> list[Problem]:
+    """Lines that describe the prompt above them, as other programs write them; each would be a prompt of its own."""
+    if re.match(r"negative prompt\s*:", prompt, re.IGNORECASE):
+        return [Problem(where, "is another program's negative prompt", "write --n and the text behind the prompt")]
+    if re.match(r"steps:\s*\d+,", prompt, re.IGNORECASE):
+        return [Problem(where, "is another program's settings", "write them behind the prompt, as in --s 20 --d 1")]
+    return []
 
 
 def _renamed(given: Given) -> Given:
