@@ -258,6 +258,7 @@ def test_the_manifest_has_the_composition_and_each_composite(folder):
         ('captions = "a photo"', "does not name the concepts"),
         ('captions = "{"', "{ as {{"),
         ('backgrounds = "nowhere"', "cannot be read"),
+        ("backgrounds = 'D:\\places'", "a path of Windows"),
         ("num_image = 3", "did you mean num_images?"),
         ("count = 3", "use num_images"),
         ("num_images = 0", "at least 1"),

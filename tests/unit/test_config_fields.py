@@ -8,7 +8,9 @@ from typing import Literal
 import pytest
 
 from tests.recipe_files import ROOT
+from trainer.__main__ import main
 from trainer.config.fields import STEPS_OR_FRACTION, Given, Invalid, Schema, Spec, listed, read_pairs, shown
+from trainer.config.paths import path_problem
 
 SCHEMA = Schema(
     specs={"size": Spec(type=int, ge=1), "mode": Spec(choices=("fast", "exact"))},
@@ -54,6 +56,9 @@ def test_a_type_hint_gives_the_spec(hint, spec):
         (Spec(may_be_empty=False), "", "is empty"),
         (Spec(type=Path), " ", "is empty"),
         (Spec(type=Path), "a\tb", "control characters"),
+        (Spec(type=Path), "D:\\loras", "a path of Windows"),
+        (Spec(type=Path), "D:/loras", "a path of Windows"),
+        (Spec(type=Path), "loras\\new", "a path of Windows"),
         (Spec(type=tuple), ["a", 1], "not a list of texts"),
         (Spec(choices=("one", "two")), "ones", "must be one of one or two"),
     ],
@@ -119,3 +124,22 @@ def test_settings_are_read_without_the_heavy_packages(module):
     code = f"import sys, {module}; print(*({{*{heavy}}} & {{*sys.modules}}))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+
+def test_a_path_of_windows_says_what_it_is_here(tmp_path, monkeypatch):
+    for text, hint in (
+        ("D:\\my\\loras", "in WSL it is /mnt/d/my/loras"),
+        ("loras\\new", "write loras/new"),
+        ("\\\\nas\\x", "of this machine"),
+    ):
+        assert hint in path_problem(text)[1]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a\\b").mkdir()
+    assert path_problem("a\\b") is None and path_problem("a/b: c") is None
+
+
+@pytest.mark.parametrize("verb", ["convert a b", "mask a", "sample --prompt a", "compare run"])
+def test_commands_write_to_no_path_of_windows(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([*verb.split(), "--output", "D:\\out"])
+    assert "a path of Windows; in WSL it is /mnt/d/out" in capsys.readouterr().err

@@ -266,8 +266,12 @@ def test_escapes_in_a_windows_path_say_how_to_write_it(tmp_path: Path, name: str
 
 def test_a_windows_path_in_single_quotes_is_read(tmp_path: Path) -> None:
     name = r"F:\toys\nice car"
-    config = write_toml(tmp_path, f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{name}'\n")
-    assert load(config).subsets[0].image_dir == Path(name)
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{name}'\n"
+    (problem,) = problems_of(tmp_path, text)
+    assert problem.what == f"image_dir is {name}, a path of Windows" and "/mnt/f/toys/nice car" in problem.hint
+    (tmp_path / name).mkdir()
+    with contextlib.chdir(tmp_path):  # a folder may be called so
+        assert load(write_toml(tmp_path, text)).subsets[0].image_dir == Path(name)
 
 
 def test_names_of_other_trainers_say_which_key_to_use(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_mistakes_are_named_with_their_line(folder):
         ('prompts = "gone.txt"', "data.toml:11: prompts gone.txt: there is no such file"),
         ('prompts = "none.txt"', "one prompt a line"),
         ('prompts = "flux_data/toys"', "a file of prompts ends in .txt"),  # trained as a prompt otherwise
+        ("prompts = 'D:\\my.txt'", "a path of Windows"),
         ('prompts = "prompts.md"', "a file of prompts ends in .txt"),
         ('prompts = "a cat"\nplaces = ["on a desk"]', "no effect with prompts"),
         ('concepts = ["tjtoy"]', "known are 'tjtoy toy', 'sparkgpu gpu'"),

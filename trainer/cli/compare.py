@@ -17,6 +17,7 @@ from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
 from trainer.common.text import counted, duration
 from trainer.comparison.description import JUDGE_MODELS
+from trainer.config.paths import path_flag
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
     from trainer.comparison.compare import Comparer, Comparison, Row
@@ -81,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     for model in JUDGE_MODELS:
         text = f"folder of {model.title} (%(default)s)"
         parser.add_argument(f"--{model.key}", type=Path, default=Path("models", model.folder), metavar="DIR", help=text)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (that of the run)")
+    parser.add_argument("--output", type=path_flag, metavar="DIR", help="folder of the report (that of the run)")
     return parser
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.config.paths import path_flag
 from trainer.lora_file.writing import LAYOUTS
 from trainer.routing.triggers import read_class_words
 
@@ -22,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser("python -m trainer convert", description=__doc__)
     parser.add_argument("sources", nargs="+", metavar="FILE[:WEIGHT]", help="LoRA files; several are merged")
-    parser.add_argument("--output", required=True, type=Path, help="file to write")
+    parser.add_argument("--output", required=True, type=path_flag, help="file to write")
     parser.add_argument("--format", default="diffusers", choices=LAYOUTS, help="layout to write (%(default)s)")
     parser.add_argument("--rank", type=int, help="resize to this rank by SVD")
     parser.add_argument("--energy", type=float, help="resize, keeping this fraction of each layer's squared norm")

@@ -23,6 +23,7 @@ from trainer.common.files import atomic_write, write_json
 from trainer.common.problems import Problem, raise_if_any
 from trainer.common.process import set_up_logging
 from trainer.config import TrainConfig, parse_config
+from trainer.config.paths import path_flag
 from trainer.engine.log import accelerator_arguments
 from trainer.lora.file import load_lora
 from trainer.models.weights import read_header
@@ -89,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trainer demo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config_file", type=Path, default=CONFIG, help="settings of the training (%(default)s)")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for images and scores (%(default)s)")
+    parser.add_argument("--output", type=path_flag, default=OUTPUT, help="folder for images and scores (%(default)s)")
     parser.add_argument(
         "--prompts", type=int, default=8, metavar="N", help="score N prompts of each concept and of both (%(default)s)"
     )

@@ -16,6 +16,7 @@ from trainer.common.files import free_disk_bytes
 from trainer.common.problems import redact
 from trainer.common.process import announce, ended_by_sigterm
 from trainer.comparison.description import JUDGE_MODELS
+from trainer.config.paths import path_flag
 from trainer.hub.api import Hub, connect
 from trainer.hub.errors import DownloadFailed, DownloadProblem, Status
 from trainer.hub.jobs import COMPLETE, DIFFERENT, MISSING, Job, difference, find_jobs, obstacles, with_state
@@ -78,7 +79,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list what would be downloaded, and every problem")
     parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of existing files with the Hub's")
     parser.add_argument("--replace", action="store_true", help="replace files that differ from the Hub's")
-    parser.add_argument("--models_dir", "--models-dir", type=Path, default=Path("models"), metavar="DIR")
+    parser.add_argument("--models_dir", "--models-dir", type=path_flag, default=Path("models"), metavar="DIR")
     return parser.parse_args(argv)
 
 

@@ -22,6 +22,7 @@ from trainer.common.files import atomic_write, write_json
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
 from trainer.config import TrainConfig
+from trainer.config.paths import path_flag
 from trainer.config.settings import MAX_SEED
 from trainer.lora.convert import Source, merge
 from trainer.lora.file import LoraFile, load_lora
@@ -131,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", choices=("concepts", "base", "all"), default="all", help="lists of prompts (%(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the table here")
-    parser.add_argument("--sheet", type=Path, metavar="OUT.png", help="write some of the images here, labelled")
+    parser.add_argument("--json", type=path_flag, metavar="OUT", help="also write the table here")
+    parser.add_argument("--sheet", type=path_flag, metavar="OUT.png", help="write some of the images here, labelled")
     parser.add_argument("--seed", type=int, default=0, help="seed of each list's first image (%(default)s)")
     return parser
 

@@ -14,6 +14,7 @@ from trainer.common.pace import Pace
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import ended_by_sigterm, set_up_logging
 from trainer.common.text import counted
+from trainer.config.paths import path_flag
 from trainer.masking.description import DETECTOR, MASK_MODELS, SEGMENTER
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
@@ -80,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     for model in MASK_MODELS:
         text = f"folder of {model.title} (%(default)s)"
         parser.add_argument(f"--{model.key}", type=Path, default=Path("models", model.folder), metavar="DIR", help=text)
-    parser.add_argument("--output", type=Path, default=Path("output/masks"), help="of contact sheets (%(default)s)")
+    parser.add_argument(
+        "--output", type=path_flag, default=Path("output/masks"), help="of contact sheets (%(default)s)"
+    )
     return parser
 
 

@@ -22,6 +22,7 @@ from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
 from trainer.config import TrainConfig, parse_config
 from trainer.config.fields import Given
+from trainer.config.paths import path_flag
 from trainer.config.settings import MAX_SEED
 from trainer.config.sources import CONFIG_FILE, read_flags
 from trainer.data.generated import cache_folder
@@ -238,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile", action="store_true", help="compile first, which pays for many images (needs Triton)"
     )
-    parser.add_argument("--output", type=Path, default=Path("output"), help="output folder (%(default)s)")
+    parser.add_argument("--output", type=path_flag, default=Path("output"), help="output folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next seed")
     for name in OF_PROMPT:
         about = getattr(DEFAULTS, name) or "negative prompt; needs --cfg above 1"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from trainer.common.problems import Problem
+from trainer.config.paths import path_problem
 
 STEPS_OR_FRACTION = int | float
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -26,7 +27,6 @@ _EXPECTED = {
     Path: "a path",
     STEPS_OR_FRACTION: "a number",
 }
-_ESCAPES = {8: r"\b", 9: r"\t", 10: r"\n", 12: r"\f", 13: r"\r"}  # what TOML makes of them in double quotes
 
 
 class Invalid(ValueError):
@@ -299,20 +299,14 @@ def _text(value: Any) -> str:
     return value
 
 
-def _path(value: Any) -> Path:
+def path_of(value: Any) -> Path:
+    """The path that a text names. Raises `Invalid` if it is empty, or a path of Windows elsewhere."""
     text = _text(value)
     if not text.strip():
         raise Invalid("is empty", "name a path or leave it out")
-    if any(ord(letter) < 32 for letter in text) and not Path(text).exists():
-        raise Invalid(f"has control characters: {shown(text)}", backslash_hint(text.translate(_ESCAPES)))
+    if problem := path_problem(text):
+        raise Invalid(*problem)
     return Path(text).expanduser()
-
-
-def backslash_hint(path: str) -> str:
-    """The hint that shows how to write a path with backslashes in TOML, where \\ begins an escape in double quotes."""
-    forward = path.replace("\\", "/")
-    quoted = "" if "'" in path else f"'{path}' or "
-    return f'\\ is an escape in double quotes: write {quoted}"{forward}"'
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -328,6 +322,6 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     float: number,
     STEPS_OR_FRACTION: lambda value: number(value, STEPS_OR_FRACTION),
     str: _text,
-    Path: _path,
+    Path: path_of,
     tuple: _texts,
 }

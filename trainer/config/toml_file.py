@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.common.problems import Problem, Problems
 from trainer.common.utf8 import read_utf8, split_lines
-from trainer.config.fields import backslash_hint
+from trainer.config.paths import backslash_hint
 
 KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 DOTTED = rf"{KEY}(?:\s*\.\s*{KEY})*"

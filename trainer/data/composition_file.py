@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trainer.common.problems import Problem
-from trainer.config.fields import Given, Invalid, Schema, Spec, shown
+from trainer.config.fields import Given, Invalid, Schema, Spec, path_of, shown
 from trainer.config.values import SPECS
 from trainer.data.class_words import with_article
 from trainer.data.relations import USUAL, Relation, parse_relations
@@ -136,7 +136,7 @@ def _background(value: Any) -> str | BaseBackgrounds:
     if not isinstance(value, str) or not value.strip():
         hint = f'it must be "{PLAIN}", "{BASE}", a folder, or {{ prompts = {{ "on a desk" = "an empty desk" }} }}'
         raise Invalid(f"is {shown(value)}", hint)
-    return BaseBackgrounds() if value == BASE else value
+    return BaseBackgrounds() if value == BASE else str(path_of(value))
 
 
 def _base_backgrounds(table: Mapping[str, Any]) -> BaseBackgrounds:

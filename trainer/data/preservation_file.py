@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.common.problems import Problem
-from trainer.config.fields import Given, Invalid, Schema, Spec, shown
+from trainer.config.fields import Given, Invalid, Schema, Spec, path_of, shown
 from trainer.config.values import sides
 from trainer.data.composition_file import GUIDE, texts
 from trainer.data.preserved_words import COLORS, OBJECTS, PLACES, SCENES, STYLES
@@ -55,7 +55,7 @@ def _any_texts(value: Any) -> tuple[str, ...]:
 
 def _prompts(value: Any) -> tuple[str, ...] | Path:
     if isinstance(value, str) and value.lower().endswith(PROMPT_FILE):
-        return Path(value)
+        return path_of(value)
     if isinstance(value, str) and PATH.fullmatch(value.strip()):
         hint = f'a file of prompts ends in {PROMPT_FILE}; a prompt that looks like a path goes into a list: ["a/b"]'
         raise Invalid(f"is {shown(value)}, a path", hint)

@@ -1,7 +1,5 @@
 """From folders to samples: every image decoded, every caption read, all problems found at once."""
 
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -214,9 +212,6 @@ def _open_folder(subset: SubsetConfig) -> Folder | Problem:
         return Problem(subset.where, f"image_dir {folder} cannot be looked at: {why}", hint)
     if not folder.exists():
         hint = "paths start at the current folder"
-        if os.name == "posix" and (drive := re.match(r"([A-Za-z]):[\\/]", str(folder))):
-            inside = str(folder)[3:].replace("\\", "/")
-            hint = f"this is a path of Windows; in WSL it is /mnt/{drive[1].lower()}/{inside}"
         return Problem(subset.where, f"image_dir {folder} does not exist", hint)
     if not folder.is_dir():
         return Problem(subset.where, f"image_dir {folder} is not a folder", "name the folder that holds the images")
