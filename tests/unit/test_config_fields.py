@@ -57,6 +57,7 @@ def test_a_type_hint_gives_the_spec(hint, spec):
         (Spec(type=Path), " ", "is empty"),
         (Spec(type=Path), "a\tb", "control characters"),
         (Spec(type=Path), "D:\\loras", "a path of Windows"),
+        (Spec(type=Path), f"loras/{'장난감' * 30}/x", "a name of 270 bytes, 장난감"),
         (Spec(type=Path), "D:/loras", "a path of Windows"),
         (Spec(type=Path), "loras\\new", "a path of Windows"),
         (Spec(type=tuple), ["a", 1], "not a list of texts"),
@@ -138,8 +139,11 @@ def test_a_path_of_windows_says_what_it_is_here(tmp_path, monkeypatch):
     assert path_problem("a\\b") is None and path_problem("a/b: c") is None
 
 
-@pytest.mark.parametrize("verb", ["convert a b", "mask a", "sample --prompt a", "compare run"])
-def test_commands_write_to_no_path_of_windows(verb, capsys):
+@pytest.mark.parametrize("verb", ["convert a b", "mask a", "sample --prompt a", "compare run", "demo"])
+@pytest.mark.parametrize(
+    ("path", "words"), [("D:\\out", "in WSL it is /mnt/d/out"), ("x" * 256, "a name of 256 bytes")]
+)
+def test_commands_write_to_no_path_that_nobody_can_mean(verb, path, words, capsys):
     with pytest.raises(SystemExit):
-        main([*verb.split(), "--output", "D:\\out"])
-    assert "a path of Windows; in WSL it is /mnt/d/out" in capsys.readouterr().err
+        main([*verb.split(), "--output", path])
+    assert words in capsys.readouterr().err

@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m trainer compare", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="a run's folder or name, or a configuration file of train"
+        "run", type=path_flag, metavar="RUN", help="a run's folder or name, or a configuration file of train"
     )
     parser.add_argument("--lora", action="append", default=[], type=Path, metavar="FILE", help="one more to compare")
     parser.add_argument("--prompts", type=int, default=6, metavar="N", help="prompts of each kind (%(default)s)")

@@ -300,7 +300,7 @@ def _text(value: Any) -> str:
 
 
 def path_of(value: Any) -> Path:
-    """The path that a text names. Raises `Invalid` if it is empty, or a path of Windows elsewhere."""
+    """The path that a text names. Raises `Invalid` if it is empty or has a `path_problem`."""
     text = _text(value)
     if not text.strip():
         raise Invalid("is empty", "name a path or leave it out")

@@ -1,4 +1,4 @@
-"""Paths as people write them: of Windows, or with escapes of TOML that nobody meant."""
+"""Paths as people write them: of Windows, too long, or with escapes of TOML that nobody meant."""
 
 import argparse
 import os
@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 
 _ESCAPES = str.maketrans({"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"})
+MAX_NAME = 255  # bytes, of a file or folder
 _DRIVE = re.compile(r"([A-Za-z]):[\\/]")
 
 
 def path_problem(text: str) -> tuple[str, str] | None:
     """What is wrong with a path, and the hint, for a message; None if nothing is, or if the path exists."""
+    if long := next((part for part in Path(text).parts if len(os.fsencode(part)) > MAX_NAME), ""):
+        what = f"has a name of {len(os.fsencode(long))} bytes, {long[:20]}…; file systems take {MAX_NAME}"
+        return what, "shorten it (in UTF-8 a letter takes 1 to 4 bytes)"
     odd = any(ord(letter) < 32 for letter in text)
     windows = os.name == "posix" and ("\\" in text or _DRIVE.match(text))
     if not (odd or windows) or _exists(text):
@@ -43,7 +47,7 @@ def _exists(path: str) -> bool:
 
 
 def path_flag(text: str) -> Path:
-    """A path on the command line, for argparse. Raises argparse's error for a path of Windows elsewhere."""
+    """A path on the command line, for argparse. Raises argparse's error for one with a `path_problem`."""
     if problem := path_problem(text):
         raise argparse.ArgumentTypeError("; ".join(problem))
     return Path(text)
