@@ -65,6 +65,26 @@ def test_a_first_step_with_a_low_loss_is_no_alarm():
         assert "too_high" not in kinds(history)
 
 
+def test_images_that_are_only_preserved_are_no_alarm():
+    """One image a step: a third are preserved, whose loss begins at zero, and the others differ by their timesteps."""
+    for seed in range(5):
+        chance, history = random.Random(seed), History(TOTAL)
+        for step in range(1, TOTAL + 1):
+            loss = 1e-6 * step if step == 1 or chance.random() < 0.33 else chance.uniform(0.1, 0.9)
+            change = -0.05 * step / TOTAL
+            history.add_step(step, {"loss": loss, "loss_change": change, "learning_rate": 1e-4})
+            assert step % 4 or "too_high" not in kinds(history), (seed, step)
+
+
+@pytest.mark.parametrize("loss", [0.0, math.nan, math.inf])
+def test_losses_that_say_nothing_end_nothing(loss):
+    history = History(40, holds_out=True)
+    for step in range(1, 41):
+        history.add_step(step, {"loss": loss, "loss_change": 0.0, "learning_rate": 1e-3})
+        history.validations.append((step, 0.0 if step < 3 else 0.1))
+    assert verdicts(history) == []
+
+
 def test_an_optimizer_that_finds_its_step_size_is_never_too_low():
     history = run(lambda share: 0.5 - 0.002 * share, until=100)
     assert kinds(history) == ["too_low"]

@@ -210,9 +210,13 @@ def test_every_make_target_and_module_is_there():
         "trainer",
         "benchmarks.playbook",
         "benchmarks.blocks",
+        "benchmarks.hold",
         "benchmarks.plain_peft",
+        "benchmarks.probe",
         "benchmarks.rates",
+        "benchmarks.sampling",
         "benchmarks.selection",
+        "benchmarks.waits",
         "mini.concepts",
     }
     for module in modules:

@@ -202,7 +202,9 @@ def _best_step(scores: Mapping[int, Mapping[str, Any]], values: Mapping[int, Map
     """The step whose model to keep, as `compare` chooses it; the one with the highest score without values of all."""
     steps = sorted(scores)
     shapes = {tuple((name, len(values.get(step, {}).get(name, ()))) for name in WEIGHED) for step in steps}
-    if len(shapes) > 1 or not all(step in values for step in steps):
+    if len(shapes) > 1 or not all(
+        step in values and values[step].get("benefit") and values[step].get("drift") for step in steps
+    ):
         return max(scores, key=lambda each: scores[each]["score"])
     standings = [_standing_at(step, values[step]) for step in steps]
     return steps[best_and_close(standings, Rule())[0]]

@@ -1,5 +1,6 @@
 """The numbers of a run so far, as the verdicts need them."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,8 +44,10 @@ class History:
     scores: list[Score] = field(default_factory=list)
 
     def add_step(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Add a step. numbers: those of a step in log.jsonl."""
+        """Add a step, unless its loss is no finite number. numbers: those of a step in log.jsonl."""
         change, alignment = numbers.get("loss_change", 0.0), numbers.get("alignment", 0.0)
+        if not (math.isfinite(numbers["loss"]) and math.isfinite(change)):
+            return
         self.finds_rate |= "prodigy_d" in numbers
         rate = numbers["learning_rate"] * numbers.get("prodigy_d", 1.0)
         self.steps.append(Step(step, numbers["loss"], change, alignment, rate))

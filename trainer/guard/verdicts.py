@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import accumulate, dropwhile, takewhile
 from typing import Literal
 
 from trainer.guard.history import History, Step
@@ -17,7 +17,9 @@ from trainer.guard.history import History, Step
 Kind = Literal["too_high", "too_low", "improving", "overfitting"]
 MIN_STEPS = 20  # before which nothing is said, unless the loss explodes
 WINDOW, WINDOW_STEPS = 0.15, 20  # of the run so far, and at least: what counts as recent
-EXPLODED, EXPLODED_STEPS = 5.0, 5  # times the loss at the start, in so many steps
+EXPLODED, EXPLODED_LOSS, EXPLODED_STEPS = 5.0, 0.5, 5  # times the loss at the start, and the loss, in so many steps
+FEW = 5  # steps, whose spread says little
+NOTHING = 1e-3  # a loss that is none
 RAISED = 1.5  # times the loss at the start, for longer than noise explains
 STANDARD_ERRORS = 5.0  # many, since a run is looked at many times
 PATIENCE = 0.4  # of the run, after which it must have learned something
@@ -58,13 +60,16 @@ def loss_at_start(steps: Sequence[Step]) -> tuple[float, float]:
     """The loss with the adapter as it was at the start, and its standard error, from all steps so far.
 
     A step's loss less its `loss_change` is that loss plus noise. Where updates overshoot, `loss_change` says too much:
-    it counts as 0 where it is positive, and steps are used until it first exceeds half of the loss of the first step.
+    it counts as 0 where it is positive, and steps are used until it first exceeds half of the highest loss before.
+    A loss of nearly 0 at the beginning is that of an image which is only preserved, and says nothing.
     """
-    trusted = takewhile(lambda each: abs(each.loss_change) <= steps[0].loss / 2, steps)
-    usable = [each.loss - min(0.0, each.loss_change) for each in trusted]
-    if len(usable) < 2:
-        return usable[0], abs(usable[0]) / 2
-    return statistics.fmean(usable), statistics.stdev(usable) / math.sqrt(len(usable))
+    begun = list(dropwhile(lambda each: each.loss < NOTHING, steps)) or steps[:1]
+    highest = accumulate((each.loss for each in begun), max)
+    trusted = takewhile(lambda pair: abs(pair[0].loss_change) <= pair[1] / 2, zip(begun[1:], highest, strict=False))
+    usable = [begun[0].loss, *(each.loss - min(0.0, each.loss_change) for each, _ in trusted)]
+    mean = statistics.fmean(usable)
+    noise = statistics.stdev(usable) if len(usable) > 1 else 0.0
+    return mean, (noise if len(usable) >= FEW else max(noise, mean / 2)) / math.sqrt(len(usable))
 
 
 def too_high(history: History) -> Verdict | None:
@@ -77,11 +82,10 @@ def too_high(history: History) -> Verdict | None:
     raised = len(steps) >= MIN_STEPS and level > RAISED * start and level - start > STANDARD_ERRORS * error
     if not raised:
         latest = [each.loss for each in steps[-EXPLODED_STEPS:]]
-        if len(latest) < EXPLODED_STEPS or min(latest) <= EXPLODED * start:
+        if len(latest) < EXPLODED_STEPS or min(latest) <= max(EXPLODED * start, EXPLODED_LOSS):
             return None
         level = statistics.median(latest)
-    times = level / start
-    text = f"the loss is {times:.2g} times what it was without training"
+    text = f"the loss is {level:.2g}, and was {start:.2g} without training"
     return Verdict(
         "too_high",
         steps[-1].step,
@@ -97,6 +101,8 @@ def too_low(history: History) -> Verdict | None:
     if history.finds_rate or last.step < PATIENCE * history.total_steps or len(steps) < MIN_STEPS:
         return None
     start, _ = loss_at_start(steps)
+    if start <= 0:
+        return None
     most, learned = (-change / start for change in (min(each.loss_change for each in steps), last.loss_change))
     if most >= LEARNED or learned <= -LEARNED:  # far below zero, updates overshoot, and are not small
         return None
@@ -140,7 +146,7 @@ def _loss_rises(history: History) -> Verdict | None:
         return None
     best_step, best = min(found, key=lambda each: each[1])
     last = found[-CONFIRMED:]
-    if best_step >= last[0][0] or any(loss < (1 + WORSE_LOSS) * best for _, loss in last):
+    if best <= 0 or best_step >= last[0][0] or any(loss < (1 + WORSE_LOSS) * best for _, loss in last):
         return None
     rise = last[-1][1] / best - 1
     text = (
