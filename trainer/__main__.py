@@ -12,8 +12,8 @@ from trainer.common.process import announce
 VERBS = {
     "train": "train a LoRA (checks everything first)",
     "check": "find every problem with settings, images and model files, and print the plan",
-    "generate": "make the images that a dataset wants from its base model, before training",
-    "find_rate": "try learning rates for a few steps each, and name a range",
+    "generate": "generate the images that a dataset needs from its base model, before training",
+    "find_rate": "try learning rates for a few steps each, and report a range",
     "sample": "generate images with the base model and LoRA files",
     "evaluate": "compare LoRA files on the tiny FLUX; a small classifier judges the images",
     "compare": "measure a run's LoRA files, and recommend one, in an HTML page",

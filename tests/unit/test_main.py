@@ -134,6 +134,15 @@ def test_convert_merges_with_weights_and_resizes(lora, tmp_path):
     assert {module.rank for module in load_lora(small).modules.values()} == {4}
 
 
+def test_convert_replaces_a_file_only_when_asked(lora, tmp_path):
+    taken = tmp_path / "mine.safetensors"
+    taken.write_text("mine")
+    assert main(["convert", str(lora), f"--output={taken}"]) == 1
+    assert taken.read_text() == "mine"
+    assert main(["convert", str(lora), f"--output={taken}", "--overwrite"]) == 0
+    assert load_lora(taken).modules
+
+
 def test_an_unknown_layout_is_refused_by_the_parser(lora, tmp_path, capsys):
     with pytest.raises(SystemExit) as finished:
         main(["convert", str(lora), "--format=other", f"--output={tmp_path / 'x.safetensors'}"])

@@ -1,7 +1,7 @@
 """`python -m trainer caption`: writes captions for a concept's images with Florence-2, next to the images.
 
 `sh download.sh --captions` fetches the model. A caption names the trigger and says what else the image shows; what the
-concept itself looks like is left out, since the trigger shall learn it. Images that have a caption are left alone, so
+concept itself looks like is left out, so that the trigger learns it. Images that have a caption are left alone, so
 the command can be interrupted and repeated. Read the captions afterwards, and correct what is wrong.
 """
 

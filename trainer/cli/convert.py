@@ -24,6 +24,7 @@ def run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m trainer convert", description=__doc__)
     parser.add_argument("sources", nargs="+", metavar="FILE[:WEIGHT]", help="LoRA files; several are merged")
     parser.add_argument("--output", required=True, type=path_flag, help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument("--format", default="diffusers", choices=LAYOUTS, help="layout to write (%(default)s)")
     parser.add_argument("--rank", type=int, help="resize to this rank by SVD")
     parser.add_argument("--energy", type=float, help="resize, keeping this fraction of each layer's squared norm")
@@ -42,6 +43,9 @@ def run(argv: Sequence[str]) -> int:
         help='with --keep_apart: what the base model calls it, as "tjtoy toy=a toy"',
     )
     arguments = parser.parse_args(argv)
+    if arguments.output.exists() and not arguments.overwrite:
+        hint = "choose another name, or add --overwrite to replace it"
+        raise Problems([Problem(f"--output={arguments.output}", "there is a file of this name", hint)])
     class_words = class_words_of(arguments.class_words)
     if class_words and not arguments.keep_apart:
         raise Problems([Problem("--class_words", "acts with --keep_apart only", "add --keep_apart or remove it")])
