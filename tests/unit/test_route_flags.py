@@ -100,7 +100,7 @@ def test_one_file_of_several_routes_as_they_do(tiny_flux, loras, tmp_path: Path,
     assert convert.run([str(both), f"--output={again}"]) == 0
     assert "its adapters become one; --keep_apart keeps them apart" in capsys.readouterr().out
     assert APART not in load_lora(again).metadata and load_lora(again).metadata["ss_steps"] == "9"
-    assert convert.run([str(both), f"--output={again}", "--keep_apart", "--save_precision=bf16"]) == 0
+    assert convert.run([str(both), f"--output={again}", "--overwrite", "--keep_apart", "--save_precision=bf16"]) == 0
     assert load_lora(again).metadata[APART] == lora.metadata[APART]
 
 
