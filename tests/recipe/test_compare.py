@@ -130,6 +130,8 @@ def test_the_last_line_of_a_run():
     assert best_of(events, "runs/tj")[0]["best_step"] == 5
     assert best_of([*events, *values], "runs/tj")[0]["best_step"] == 8  # the difference says nothing: the later one
     assert best_of([*events, {"kind": "evaluation_values", "step": 5}, values[1]], "runs/tj")[0]["best_step"] == 5
+    broken = {**measured, "step": 2, "score": float("nan")}
+    assert best_of([broken, *events], "runs/tj")[0]["best_step"] == 5
 
 
 def test_the_benchmark_measures_at_every_block(workshop):

@@ -144,6 +144,15 @@ def test_a_recommendation_warns_of_copies_and_of_nothing_learned():
     assert "loss on images -0.3 %" in recommend([losses], Rule()).text
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_a_checkpoint_whose_figures_are_not_finite_is_never_kept_before_one_with_figures(broken):
+    bad = Standing("broken", Figure((broken, 60.0)), None, Figure((1.0, 2.0)), step=9)
+    good = Standing("good", Figure((50.0, 60.0)), None, Figure((1.0, 2.0)), step=1)
+    for order in ([bad, good], [good, bad]):
+        assert recommend(order, Rule()).text.startswith("Keep good:")
+    assert recommend([bad], Rule()).best == 0
+
+
 def test_plots_and_tables_escape_what_they_show():
     svg = plot("<b>", [Line("a & b", [(0, 1.0), (10, 2.0)], [0.5, 0.5])], mark=10)
     assert "&lt;b&gt;" in svg and "a &amp; b" in svg and "recommended: step 10" in svg

@@ -204,5 +204,16 @@ def test_a_run_without_a_verdict_says_whether_it_was_judged(steps: int, words: s
     assert len(said) == 1 and words in said[0]
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_validations_and_scores_that_are_not_finite_say_nothing(bad: float):
+    history = History(100, holds_out=True)
+    guard = Guard(TrainConfig(), SimpleNamespace(active=False), history)  # type: ignore[arg-type]
+    for step, loss in enumerate([0.3, 0.3, bad, bad, bad]):
+        guard.see_validation(step, loss)
+        guard.see_evaluation(step, {"score": 50.0 if loss == 0.3 else bad, "error": 1.0})
+        history.add_event({"kind": "validation", "step": step, "loss": loss})
+    assert len(history.validations) == 4 and len(history.scores) == 2
+
+
 def test_nothing_is_said_of_nothing():
     assert verdicts(History(10)) == [] and Verdict("too_low", 1, "").evidence == {}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from trainer.cli.find_rate import in_words
 from trainer.config import TrainConfig
-from trainer.rates.advice import Gain, advise
+from trainer.rates.advice import Gain, RateLosses, advise, gain_of
 
 
 def words(gains: Mapping[float, float]) -> str:
@@ -21,3 +21,8 @@ def test_a_range_needs_several_rates():
 def test_the_highest_rate_that_was_tried_is_not_called_a_bound():
     assert "higher ones may suit too" in words({1e-4: 0.1, 1e-3: 0.4})
     assert "higher ones" not in words({1e-4: 0.1, 1e-3: 0.4, 1e-2: 0.1})
+
+
+def test_a_rate_on_images_that_are_only_preserved_has_no_gain():
+    gain = gain_of(RateLosses(1e-4, (0.0, 0.0)), (0.0, 0.0))
+    assert gain.mean == 0.0 and advise([gain], 2, 100).reason.startswith("no rate lowered the loss")

@@ -36,7 +36,9 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over prompts; 0 for a single one."""
+        """The standard deviation over prompts; 0 for a single one, NaN if a value is not finite."""
+        if not all(math.isfinite(value) for value in self.values):
+            return math.nan
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     @property

@@ -103,9 +103,10 @@ def best_and_close(standings: Sequence[Standing], rule: Rule) -> tuple[int, list
 
     A score that is lower than the highest by no more than the standard error of their difference is as good (the
     one-standard-error rule, Breiman et al. 1984, Classification and Regression Trees, section 3.4.3). Of these
-    checkpoints the one with the most steps is kept; if steps are unknown, the one with the highest score.
+    checkpoints the one with the most steps is kept; if steps are unknown, the one with the highest score. A checkpoint
+    whose score is not finite is kept only if no score is.
     """
-    scores = [each.score(rule) for each in standings]
+    scores = [score if math.isfinite(score) else -math.inf for score in (each.score(rule) for each in standings)]
     top = max(range(len(standings)), key=lambda index: scores[index])
     equals = [
         index

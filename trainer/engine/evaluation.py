@@ -1,5 +1,6 @@
 """Likeness, bleed and drift during training, and the line at its end that says which LoRA file to keep."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -205,7 +206,7 @@ def _best_step(scores: Mapping[int, Mapping[str, Any]], values: Mapping[int, Map
     if len(shapes) > 1 or not all(
         step in values and values[step].get("benefit") and values[step].get("drift") for step in steps
     ):
-        return max(scores, key=lambda each: scores[each]["score"])
+        return max(scores, key=lambda each: (math.isfinite(scores[each]["score"]), scores[each]["score"]))
     standings = [_standing_at(step, values[step]) for step in steps]
     return steps[best_and_close(standings, Rule())[0]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.engine.log import RunLog
-from trainer.guard.history import History, Score
+from trainer.guard.history import History
 from trainer.guard.verdicts import MIN_STEPS, Kind, Verdict, verdicts
 
 LOOKS = 50  # how often in a run the numbers are judged
@@ -40,11 +40,11 @@ class Guard:
 
     def see_validation(self, step: int, loss: float) -> None:
         """Take in a validation loss."""
-        self.history.validations.append((step, loss))
+        self.history.add_validation(step, loss)
 
     def see_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """Take in the figures of an evaluation."""
-        self.history.scores.append(Score(step, figures["score"], figures["error"]))
+        self.history.add_score(step, figures["score"], figures["error"])
 
     def see_explosion(self, step: int) -> None:
         """Announce that the loss or gradient of `step` is not finite, which ends the run."""

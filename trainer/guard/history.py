@@ -58,9 +58,19 @@ class History:
         if kind == "step":
             self.add_step(step, event)
         elif kind == "validation":
-            self.validations.append((step, float(event["loss"])))
+            self.add_validation(step, float(event["loss"]))
         elif kind == "evaluation":
-            self.scores.append(Score(step, float(event["score"]), float(event["error"])))
+            self.add_score(step, float(event["score"]), float(event["error"]))
+
+    def add_validation(self, step: int, loss: float) -> None:
+        """Add a validation, unless its loss is not finite."""
+        if math.isfinite(loss):
+            self.validations.append((step, loss))
+
+    def add_score(self, step: int, score: float, error: float) -> None:
+        """Add an evaluation, unless its score or standard error is not finite."""
+        if math.isfinite(score) and math.isfinite(error):
+            self.scores.append(Score(step, score, error))
 
 
 def read_history(

@@ -57,6 +57,8 @@ def gain_of(found: RateLosses, base: Sequence[float]) -> Gain:
         return Gain(found.rate, -math.inf, 0.0, True)
     start = int(SETTLED * len(base))
     level = statistics.fmean(base[start:])
+    if level <= 0:  # only preserved images: without training there is nothing to lower
+        return Gain(found.rate, 0.0, math.inf)
     shares = [(b - loss) / level for b, loss in zip(base[start:], found.losses[start:], strict=True)]
     error = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.inf
     return Gain(found.rate, statistics.fmean(shares), error)
