@@ -12,7 +12,7 @@ from trainer.common.devices import computes_bf16
 PATIENCE = 1500  # seconds for a training; a quiet machine needs a small part of it
 CONCEPT = "tjtoy"
 EPOCHS = 2
-REGULARISATION = 3  # every third image: of each kind, and of each place
+REGULARISATION = 7  # every seventh image: of each kind, and of each place
 DATASET = """
 [general]
 caption_extension = ".txt"
