@@ -86,7 +86,7 @@ class Module:
         if self.kind not in ("LoRA", "DoRA"):
             return None
         if missing := [role for role in ("down", "up") if role not in self.keys]:
-            return f"has no {' and no '.join(missing)} matrix"
+            return "has no down and no up matrix" if len(missing) == 2 else f"has no {missing[0]} matrix"
         down, up = self.shapes["down"], self.shapes["up"]
         if len(down) < 2 or len(up) < 2:
             return f"has down {list(down)} and up {list(up)}, which are no matrices"
@@ -217,9 +217,8 @@ def more_than_lora(found: Survey) -> list[str]:
         (("set",), ("replacement",), "replaced norms"),
     ):
         if some := [module for module in modules if module.kind in kinds and set(roles) & module.keys.keys()]:
-            sentences.append(
-                f"{what} in {len(some)} {'layer' if len(some) == 1 else 'layers'}, as {_example(some, roles)}"
-            )
+            where = "1 layer" if len(some) == 1 else f"{len(some)} layers"
+            sentences.append(f"{what} in {where}, as {_example(some, roles)}")
     plain = [module for module in modules if module.kind == "LoRA"]
     if nameless := [module for module in plain if module.target is None]:
         kind = what_it_is([key for module in nameless for key in module.keys.values()])

@@ -46,8 +46,9 @@ def file_in(path: Path) -> Path:
         return named[0]
     found = sorted(path.glob("*.safetensors"))
     if len(found) != 1:
-        names = ", ".join(each.name for each in found[:5])
-        raise ValueError(f"a folder with {'these LoRA files: ' + names if found else 'no *.safetensors file'}")
+        if not found:
+            raise ValueError("a folder with no *.safetensors file")
+        raise ValueError(f"a folder with these LoRA files: {', '.join(each.name for each in found[:5])}")
     return found[0]
 
 
