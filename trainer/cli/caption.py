@@ -57,7 +57,7 @@ def _caption(given: argparse.Namespace) -> int:
         for image, who in plan.kept.items():
             print(f"{image}: left alone, it has a caption {who}")
     if not due:
-        print("Every image has a caption; --redo writes those again that this command wrote.")
+        print("Every image has a caption; --redo rewrites those that this command wrote.")
         return 0
     captioner, progress = _load(given.captioner), _Progress(due)
     for plan in plans:

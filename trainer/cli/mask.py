@@ -193,5 +193,5 @@ class _Progress:
     def summary(self) -> str:
         """The number of masks and the mean time."""
         if not self.pace.total:
-            return "Every image has a mask; --redo creates those again that this command created."
+            return "Every image has a mask; --redo re-creates those that this command created."
         return f"{self.pace.written} of {self.pace.total} masks created, {self.pace.mean()} s per image"
