@@ -1,5 +1,6 @@
 """Dataset files and presets in flux_data/: listed for the browser, and written under new names only."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +90,7 @@ class DatasetFiles:
         if "datasets" in values or not flat(values):
             raise ValueError(f"{file} has no settings: {'it is a dataset file' if values else 'it is empty'}.")
         require_allowed(flat(values))
+        settings_text(flat(values))  # raises for a value that no setting has, such as a date or NaN
         return self._write(self.root / PRESETS, f"{DATA}/{PRESETS}", file.removesuffix(".toml"), data)
 
     def has_dataset(self, file: str) -> bool:
@@ -202,10 +204,12 @@ def _shown_folder(folder: Any) -> str:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether it is a value of a flat table, not a date or a table."""
+    """Whether it is a value of a flat table that JSON can hold: not a date, a table or NaN."""
     if isinstance(value, list):
-        return all(isinstance(each, str | int | float) for each in value)
-    return value is None or isinstance(value, str | int | float)
+        return all(_is_json(each) and not isinstance(each, list) for each in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
 
 
 def _title(path: Path) -> str:

@@ -86,6 +86,7 @@ def test_a_preset_is_shared_as_the_file_that_it_is(datasets: DatasetFiles):
     for name, data in (
         ("../x.toml", shared), ("x.toml", b"\xff"), ("x.toml", b"a = "), ("x.toml", b"[[datasets]]\n"), ("x.toml", b""),
         ("x.toml", b"overwrite = true\n"), ("x.toml", b"a = 1\n" + b"#" * 70_000), ("", shared),
+        ("x.toml", b"network_dim = nan\n"), ("x.toml", b"seed = 1979-01-01\n"), ("x.toml", b"seed = [inf]\n"),
     ):  # fmt: skip
         with pytest.raises(ValueError):
             datasets.add_preset(name, data)
@@ -93,6 +94,12 @@ def test_a_preset_is_shared_as_the_file_that_it_is(datasets: DatasetFiles):
         with pytest.raises(LookupError):
             datasets.preset_content(file)
     assert [path.name for path in (datasets.root / "presets").iterdir()] == ["mine.toml"]
+
+
+def test_a_preset_with_numbers_that_json_lacks_leaves_the_list_readable(datasets: DatasetFiles):
+    (datasets.root / "odd.toml").write_text("network_alpha = nan\nseed = 3\nbetas = [inf, 1.0]\n")
+    odd = next(each for each in datasets.presets() if each["file"] == "flux_data/odd.toml")
+    assert odd["settings"] == {"seed": 3}
 
 
 @pytest.fixture
