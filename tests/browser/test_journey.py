@@ -148,7 +148,8 @@ def journey(page: Page, server: ComfyServer, locale: str) -> None:
     tuned = page.generate(server, "finetuned_flux")
     assert tuned.size == base.size == (64, 64)
     assert ImageChops.difference(base, tuned).getbbox()
-    page.page.wait_for_selector(".fdb-result >> text=applied", state="attached")
+    applied = {"en": "applied", "ko": "적용함"}[locale]
+    page.page.wait_for_selector(f".fdb-result >> text={applied}", state="attached")
     page.page.wait_for_timeout(500)
     page.is_tidy(fits=False)
     page.shoot("finetuned_flux_done")

@@ -49,7 +49,7 @@ def test_our_widgets_as_elements(open_page: Callable[..., Any], comfyui: ComfySe
         page.click(".fdb-chip.fdb-missing >> text=zwx fox")
         graph.says("zwx fox", "콘셉트가 프롬프트에 있습니다")
         page.evaluate("() => app.queuePrompt(0)")
-        page.wait_for_selector(".fdb-result >> text=: applied")
+        page.wait_for_selector(".fdb-result >> text=: 적용함")
         node.get_by_role("combobox").first.click()
         page.get_by_role("option", name="tj-000001.safetensors").hover()
         page.wait_for_selector(".fdb-examples img")
