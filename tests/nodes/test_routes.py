@@ -76,7 +76,7 @@ def test_a_user_who_was_not_there_at_the_start_gets_the_workflows(start_comfyui:
 
 
 def test_a_run_is_read(comfyui: ComfyServer, run: RunWriter):
-    assert [found["name"] for found in comfyui.get(f"{ROUTES}/runs")["runs"]] == ["routes"]
+    assert "routes" in [found["name"] for found in comfyui.get(f"{ROUTES}/runs")["runs"]]  # among those of other tests
     details = comfyui.get(f"/api{ROUTES}/runs/routes")
     assert (details["state"], details["step"], details["total"], len(details["curve"])) == ("running", 10, 400, 10)
     assert details["checkpoints"] == [
