@@ -61,7 +61,7 @@ def train(
     log.info("%s", plan.summary())
     stop = StopRequest()
     with ExitStack() as stack:
-        stack.enter_context(ended_by_sigterm("stopped before the first step. Everything cached so far is intact."))
+        stack.enter_context(ended_by_sigterm("stopped. Everything cached or saved so far is intact."))
         if accelerator.is_main_process:
             stack.enter_context(own_run_dir(config))
         plan = with_generated_images(plan, accelerator)

@@ -1,12 +1,16 @@
 """The recipe tests train a very small FLUX for a few steps and look at what a user would get."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.random_flux import ModelFiles
+from tests.job_queue import DATASET
 from tests.recipe_files import Workshop, make_workshop
+from trainer.cli.serve import QUEUE
+from trainer.exchange.job_queue import JobQueue
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +22,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) ->
         patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
         yield make_workshop(tmp_path_factory.mktemp("workshop"), tiny_flux)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def queue(in_tmp: Path, workshop: Workshop) -> JobQueue:
+    """A repository's folders, with links to the workshop's models and images."""
+    (in_tmp / "flux_data").mkdir()
+    (in_tmp / "models").symlink_to(workshop.models.transformer.parents[1])
+    (in_tmp / "flux_data/toy").symlink_to(workshop.folder / "toy")
+    (in_tmp / "flux_data/data.toml").write_text(DATASET)
+    return JobQueue(QUEUE)

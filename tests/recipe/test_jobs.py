@@ -1,56 +1,17 @@
 """Jobs of the queue done for real: a check, a training that is stopped and goes on, and what the page gets to know."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.job_queue import DATASET, attempt, settings
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
-from tests.recipe_files import SMALL, Workshop, touching
-from trainer.cli.serve import QUEUE, run
+from tests.recipe_files import Workshop, touching
 from trainer.common.problems import Problems
 from trainer.exchange.job_queue import JobQueue
-
-DATASET = """
-[[datasets]]
-resolution = 64
-[[datasets.subsets]]
-image_dir = "flux_data/toy"
-class_tokens = "tjtoy toy"
-"""
-
-
-@pytest.fixture
-def queue(in_tmp: Path, workshop: Workshop) -> JobQueue:
-    """A repository's folders, with links to the workshop's models and images."""
-    (in_tmp / "flux_data").mkdir()
-    (in_tmp / "models").symlink_to(workshop.models.transformer.parents[1])
-    (in_tmp / "flux_data/toy").symlink_to(workshop.folder / "toy")
-    (in_tmp / "flux_data/data.toml").write_text(DATASET)
-    return JobQueue(QUEUE)
-
-
-def settings(workshop: Workshop, name: str) -> dict[str, object]:
-    models = workshop.models.transformer.parents[1]
-    files = {
-        "pretrained_model_name_or_path": workshop.models.transformer,
-        "clip_l": workshop.models.clip_l,
-        "t5xxl": workshop.models.t5xxl,
-        "ae": workshop.models.ae,
-        "tokenizer_dir": workshop.models.tokenizer_dir,
-    }
-    paths = {key: f"models/{path.relative_to(models).as_posix()}" for key, path in files.items()}
-    more = {"dataset_config": "flux_data/data.toml", "cache_dir": "flux_data/.cache", "max_train_steps": 4}
-    return {**paths, **more, **SMALL, "output_name": name}
-
-
-def attempt(queue: JobQueue, job: str) -> int:
-    """What the waiting trainer does before and in the job's process."""
-    queue.update(job, lambda status: replace(status, state="running", attempts=status.attempts + 1))
-    return run([f"--run_job={job}"])
 
 
 def test_a_stopped_job_goes_on_to_the_same_bits(queue: JobQueue, workshop: Workshop):

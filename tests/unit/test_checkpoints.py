@@ -10,13 +10,13 @@ from trainer.checkpoint.naming import (
     Position,
     checkpoint_name,
     is_due,
-    latest_state,
     lora_path,
     position_after,
     remove_outdated,
     run_dir,
     state_path,
 )
+from trainer.checkpoint.state_folder import latest_state
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
 

@@ -3,29 +3,23 @@
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.waiting_trainer import DONE, HANGS, PATIENCE, Serving, train, wait_until
 from trainer.common.problems import Problems
 from trainer.exchange import files
-from trainer.exchange.files import take_lock
-from trainer.exchange.job_queue import JOB_LOCK, Job, JobQueue
+from trainer.exchange.job_queue import JobQueue
 from trainer.serving import comfyui, server
 from trainer.serving.command import arguments_of
 from trainer.serving.server import Server
-
-PATIENCE = 60.0
-DONE = "import pathlib; pathlib.Path('models/loras').mkdir(parents=True, exist_ok=True); "
-DONE += "pathlib.Path('models/loras/NAME.safetensors').touch()"
-HANGS = "import time; print('at work', flush=True); time.sleep(300)"
 
 
 @pytest.fixture
@@ -34,43 +28,6 @@ def queue(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> JobQueue:
     monkeypatch.setattr(server, "AGAIN", 0.01)
     assert in_tmp == Path.cwd()
     return JobQueue(Path("runs/queue"))
-
-
-class Serving:
-    """A server in a thread, whose jobs run `python -c CODE`, with NAME replaced by the job's id."""
-
-    def __init__(self, queue: JobQueue, code: Callable[[Job], str] | str, **options: object):
-        self.said: list[str] = []
-        code_of = code if callable(code) else lambda _: code
-        command = lambda job: [sys.executable, "-c", code_of(job).replace("NAME", job.id)]  # noqa: E731
-        self.server = Server(queue, command, self.said.append, **options)
-        self.queue, self.thread = queue, threading.Thread(target=self.server.serve)
-
-    def __enter__(self) -> "Serving":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.stop.set()
-        self.thread.join(PATIENCE)
-        assert not self.thread.is_alive()
-
-    def wait_for(self, job: str, *states: str) -> Job:
-        return wait_until(lambda: found if (found := self.queue.job(job)).status.state in states else None)
-
-
-def wait_until(condition: Callable[[], object]):
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
-
-
-def train(queue: JobQueue, *names: str) -> None:
-    for name in names:
-        queue.submit("train", {"output_name": name})
 
 
 def test_jobs_run_one_at_a_time_in_their_order(queue: JobQueue):
@@ -124,73 +81,6 @@ def test_a_file_put_there_by_hand_is_taken_once_it_is_complete_and_again_when_it
         serving.wait_for("hand", "finished")
 
 
-@pytest.mark.parametrize(("asked", "state"), [("pause", "paused"), ("cancel", "cancelled")])
-def test_a_running_job_is_asked_once_and_may_save(queue: JobQueue, asked: str, state: str):
-    code = "import signal, sys, time\ndef end(*_):\n time.sleep(0.1)\n print('saved')\n sys.exit(143)\n"
-    code += "signal.signal(signal.SIGTERM, end)\nprint('at work', flush=True)\nwhile True: time.sleep(0.01)"
-    train(queue, "a")
-    with Serving(queue, code) as serving:
-        wait_until(lambda: queue.log("a", 0, 99)[1])
-        queue.act("a", asked)
-        job = serving.wait_for("a", state)
-        assert queue.log("a", 0, 99)[0] == b"at work\nsaved\n" and job.status.asked is None
-        assert "resume" in job.status.can
-
-
-def test_a_killed_job_is_offered_and_says_so(queue: JobQueue):
-    train(queue, "a")
-    with Serving(queue, HANGS) as serving:
-        wait_until(lambda: queue.log("a", 0, 99)[1])
-        os.kill(wait_until(lambda: queue.job("a").status.pid), signal.SIGKILL)
-        job = serving.wait_for("a", "interrupted")
-    assert "SIGKILL" in job.status.message and "memory" in job.status.message and "resume" in job.status.can
-
-
-def test_a_stopped_trainer_lets_the_job_save_and_the_next_one_goes_on_with_it(queue: JobQueue):
-    train(queue, "a", "b")
-    with Serving(queue, HANGS):
-        wait_until(lambda: queue.log("a", 0, 99)[1])
-    assert [job.id for job in queue.jobs()] == ["a", "b"]
-    assert (queue.job("a").status.state, queue.job("a").status.attempts) == ("waiting", 1)
-    with Serving(queue, DONE) as serving:
-        assert serving.wait_for("a", "finished").status.attempts == 2
-        serving.wait_for("b", "finished")
-
-
-def test_after_a_killed_trainer_its_job_is_waited_for_not_started_twice(queue: JobQueue):
-    """The job's process is still alive; then it is not: it goes on from its saved state."""
-    train(queue, "a")
-    lock = take_lock_in(queue)
-    process = subprocess.Popen([sys.executable, "-c", HANGS], pass_fds=(lock,), stdout=subprocess.DEVNULL)
-    os.close(lock)
-    left = {"state": "running", "attempts": 1, "pid": process.pid, "submitted": 1.0, "started": time.time()}
-    (queue.folder / "a.status.json").write_text(json.dumps(left))
-    try:
-        with Serving(queue, DONE) as serving:
-            wait_until(lambda: any("is still running" in line for line in serving.said))
-            assert queue.job("a").status.attempts == 1
-            process.kill()
-            process.wait()
-            assert serving.wait_for("a", "finished").status.attempts == 2
-    finally:
-        process.kill()
-
-
-def test_a_job_that_failed_while_no_trainer_was_there_is_not_started_again(queue: JobQueue):
-    train(queue, "a")
-    held = {"where": "--ae", "what": "is damaged", "hint": ""}
-    left = {"state": "running", "attempts": 1, "submitted": 1.0, "started": 1.0, "problems": [held]}
-    (queue.folder / "a.status.json").write_text(json.dumps(left))
-    with Serving(queue, DONE) as serving:
-        assert serving.wait_for("a", "failed").status.problems == (held,)
-
-
-def take_lock_in(queue: JobQueue) -> int:
-    lock = take_lock(queue.folder / JOB_LOCK)
-    assert lock is not None
-    return lock
-
-
 def test_a_queue_has_one_trainer(queue: JobQueue):
     with Serving(queue, DONE):
         wait_until(queue.serving)
@@ -238,12 +128,6 @@ def test_a_job_whose_file_is_moved_away_may_finish(queue: JobQueue):
         (queue.folder / "a.toml").unlink()
         serving.wait_for("b", "finished")
     assert any("its file is gone" in line for line in serving.said)
-
-
-def test_exit_status_0_without_a_lora_is_a_run_that_was_stopped(queue: JobQueue):
-    train(queue, "a")
-    with Serving(queue, "pass") as serving:
-        assert "stopped" in serving.wait_for("a", "stopped").status.message
 
 
 @pytest.fixture

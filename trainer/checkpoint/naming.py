@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.state_folder import MANIFEST, delete_state, list_states, recover
+from trainer.checkpoint.state_folder import delete_state, list_states
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
 
@@ -96,17 +96,6 @@ def remove_leftovers(config: TrainConfig) -> None:
     for path in config.output_dir.glob(".*.tmp"):
         if re.fullmatch(pattern, path.name):
             path.unlink()
-
-
-def latest_state(folder: Path) -> Path | None:
-    """The state in a run's folder that was written last, or the folder itself if it is a state; None without one.
-
-    A state that a killed save had moved aside is put back first.
-    """
-    recover(folder.parent)
-    if (folder / MANIFEST).is_file():
-        return folder
-    return max(list_states(folder), key=lambda state: (state / MANIFEST).stat().st_mtime, default=None)
 
 
 def remove_outdated(config: TrainConfig, position: Position, steps_per_epoch: int) -> list[Path]:

@@ -80,6 +80,17 @@ def list_states(parent: Path) -> list[Path]:
     return sorted(path.parent for path in parent.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
 
 
+def latest_state(folder: Path) -> Path | None:
+    """The state in a run's folder that was written last, or the folder itself if it is a state; None without one.
+
+    A state that a killed save had moved aside is put back first.
+    """
+    recover(folder.parent)
+    if (folder / MANIFEST).is_file():
+        return folder
+    return max(list_states(folder), key=lambda state: (state / MANIFEST).stat().st_mtime, default=None)
+
+
 def delete_state(folder: Path) -> None:
     """Delete the folder of a saved state.
 

@@ -25,6 +25,7 @@ from trainer.exchange.job_queue import Job, JobQueue
 from trainer.exchange.plans import Plans
 from trainer.serving.comfyui import DEFAULT, address_problem
 from trainer.serving.command import arguments_of, plan_arguments
+from trainer.serving.outcome import saved_state
 from trainer.serving.planner import Planner
 from trainer.serving.server import Server
 
@@ -159,7 +160,7 @@ def _run_job(job: Job, queue: JobQueue) -> int:
 
             replace_file(queue.path(job.id, ".result.json"), check_result(plan_and_report(flags)))
             return 0
-        more = _resume_flags(job) if verb == TRAIN else []
+        more = _continuing(job, flags) if verb == TRAIN else []
         return importlib.import_module(f"trainer.cli.{verb}").run([*flags, *more])  # one of the kinds of jobs
     except Problems as found:
         if os.environ.get("RANK", "0") == "0":
@@ -167,15 +168,21 @@ def _run_job(job: Job, queue: JobQueue) -> int:
         raise
 
 
-def _resume_flags(job: Job) -> list[str]:
-    """--resume with the newest state that this job has saved in an earlier attempt, if there is one."""
-    from trainer.checkpoint.naming import latest_state
-    from trainer.checkpoint.state_folder import MANIFEST
+def _continuing(job: Job, flags: Sequence[str]) -> list[str]:
+    """The flags that continue a training which was started before: --resume with the newest state that it has saved.
 
-    state = latest_state(Path("runs", job.name)) if job.status.attempts > 1 else None
-    if state is None or (state / MANIFEST).stat().st_mtime < job.status.submitted:
+    Without one it starts from the beginning and writes its checkpoints again: --overwrite, unless a file of its name is
+    older than the job.
+    """
+    if job.status.attempts < 2:
         return []
-    return [f"--resume={state}"]
+    if state := saved_state(job):
+        return [f"--resume={state}"]
+    from trainer.preflight.outputs import earlier_files, modified
+
+    earlier = earlier_files(parse_config(flags)[0])
+    is_own = all(modified(path) >= job.status.submitted for path in earlier)
+    return ["--overwrite"] if earlier and is_own else []
 
 
 def _keep(queue: JobQueue, job: Job, found: Problems) -> None:

@@ -97,6 +97,11 @@ def overwrite_problems(config: TrainConfig, earlier: Sequence[Path]) -> list[Pro
     return [Problem(f"--output_name={config.output_name}", what, hint)]
 
 
+def modified(path: Path) -> float:
+    """When one of `earlier_files` was written, in seconds since 1970; a state when its manifest was."""
+    return (path / MANIFEST if path.is_dir() else path).stat().st_mtime
+
+
 def in_words(paths: Sequence[Path]) -> str:
     """File names as text for a message, by folder: "a.safetensors, b.safetensors in models/loras".
 

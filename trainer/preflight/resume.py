@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.naming import latest_state
 from trainer.checkpoint.state import State, load_state, read_progress
-from trainer.checkpoint.state_folder import CHOOSE_ANOTHER
+from trainer.checkpoint.state_folder import CHOOSE_ANOTHER, latest_state
 from trainer.common.clock import now
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.rng import derive_seed

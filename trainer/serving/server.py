@@ -19,7 +19,7 @@ from trainer.exchange.job_queue import JOB_LOCK, SERVER_LOCK, Job, JobQueue
 from trainer.exchange.status import FAILED, RESUME, RUNNING, WAITING, Status
 from trainer.serving import comfyui
 from trainer.serving.command import arguments_of
-from trainer.serving.outcome import judge
+from trainer.serving.outcome import Left, judge
 from trainer.serving.planner import Planner
 
 POLL = 1.0  # seconds between two looks at the queue
@@ -198,11 +198,14 @@ class Server:
         started = time.time()
 
         def begin(status: Status) -> Status:
+            if status.state != WAITING:  # somebody paused or cancelled it while ComfyUI was asked
+                return status
             first = {"state": RUNNING, "asked": None, "attempts": status.attempts + 1, "started": started}
             return replace(status, **first, ended=None, exit_code=None, pid=None, message="", problems=())
 
         # the status first: a job that is started without it would be started again
-        self.queue.update(job.id, begin)
+        if self.queue.update(job.id, begin).state != RUNNING:
+            return
         try:
             with self.queue.path(job.id, ".log").open("ab") as log:
                 process = subprocess.Popen(
@@ -241,15 +244,20 @@ class Server:
     def ask_to_stop(self) -> None:
         """Ask the running job to save and stop; a second time, to end without saving."""
         running = self.running
-        if running and running.pid and (running.process is None or running.process.poll() is None):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(running.pid, signal.SIGTERM)
-            self._report(f"{running.job}: saves and stops.")
+        if running is None or (running.process is not None and running.process.poll() is not None):
+            return
+        if running.pid is None:  # the trainer that started it was killed before it could write that down
+            self._report(f"{running.job}: cannot be asked to stop, since its process is not known; it may finish.")
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGTERM)
+        self._report(f"{running.job}: was asked to save and stop.")
 
     def _end(self, job: Job, exit_code: int | None) -> None:
         """Record the outcome of a job. exit_code: of its process, negative for a signal; None if it is unknown."""
         tail = self.queue.log(job.id, -4096, 4096)[0].decode("utf-8", "replace")
-        change = judge(job, exit_code, self.stop.is_set(), tail)
+        left = Left.by(job, self.queue.path(job.id, ".result.json"))
+        change = judge(job, exit_code, self.stop.is_set(), tail, left)
         status = self.queue.update(job.id, change)
         if status.state == WAITING:
             self.queue.put_first(job.id)
