@@ -21,13 +21,15 @@ from safetensors.torch import load_file
 
 from benchmarks.random_flux import ModelFiles
 from tests.dataset_files import draw_folder
+from tests.forked import Forked
 from trainer.common.problems import Problems
 from trainer.config import TrainConfig, parse_config
 from trainer.engine.log import RunLog, accelerator_arguments
 from trainer.preflight.check import make_plan
 from trainer.train import train
 
-ROOT = Path(__file__).parents[1]
+HERE, ROOT = Path(__file__).parents[:2]
+Process = subprocess.Popen[str] | Forked
 PATIENCE = 600  # seconds after which a process counts as hung, even on a busy machine
 ONE_FOLDER = """
 [[datasets]]
@@ -192,11 +194,23 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **fixed, **changes}
 
 
+def can_be_forked(command: list[str]) -> bool:
+    """Whether this interpreter runs the trainer itself, or a program next to this file."""
+    return command[0] == sys.executable and (command[1:3] == ["-m", "trainer"] or Path(command[1]).parent == HERE)
+
+
 @contextmanager
-def started(command: list[str], folder: Path | None = None, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a command in `folder` with these in its environment; whatever it has started is ended with the block."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env=environment(**variables), cwd=folder, start_new_session=True, **pipes)
+def started(command: list[str], folder: Path | None = None, fresh: bool = False, **variables: str) -> Iterator[Process]:
+    """Run a command in `folder` with these in its environment; whatever it has started is ended with the block.
+
+    fresh: in a new interpreter, also where a fork of one that has imported the trainer would do.
+    """
+    process: Process
+    if not fresh and can_be_forked(command):
+        process = Forked(command, environment(**variables), folder)
+    else:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, env=environment(**variables), cwd=folder, start_new_session=True, **pipes)
     try:
         yield process
     finally:
@@ -207,7 +221,7 @@ def started(command: list[str], folder: Path | None = None, **variables: str) ->
             process.stdout.close()
 
 
-def wait_for(seen: Callable[[], bool], process: subprocess.Popen, seconds: float = PATIENCE) -> None:
+def wait_for(seen: Callable[[], bool], process: Process, seconds: float = PATIENCE) -> None:
     """Wait until it is seen; fail with what the process has said when it ends first or takes too long."""
     deadline = time.monotonic() + seconds
     while not seen():
@@ -218,7 +232,7 @@ def wait_for(seen: Callable[[], bool], process: subprocess.Popen, seconds: float
         time.sleep(0.01)
 
 
-def read_until(words: str, process: subprocess.Popen[str]) -> str:
+def read_until(words: str, process: Process) -> str:
     """Read what the process says up to the line with these words; fail if it ends without saying them."""
     assert process.stdout
     said = []
@@ -228,9 +242,9 @@ def read_until(words: str, process: subprocess.Popen[str]) -> str:
     return "".join(said)
 
 
-def finish(command: list[str], folder: Path | None = None, seconds: float = PATIENCE) -> str:
-    """Run a command to its good end; returns what it said."""
-    with started(command, folder) as process:
+def finish(command: list[str], folder: Path | None = None, seconds: float = PATIENCE, fresh: bool = False) -> str:
+    """Run a command to its good end, as `started` does; returns what it said."""
+    with started(command, folder, fresh) as process:
         output, _ = process.communicate(timeout=seconds)
         assert process.returncode == 0, output
         return output

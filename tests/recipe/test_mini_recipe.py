@@ -1,15 +1,12 @@
 """Every stage that makes the embedded base model, at a tiny size on the CPU, and what comes out of it."""
 
 import json
-import os
 import platform
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as processes
 from safetensors.torch import load_file
 
 from mini.__main__ import STAGES, main
@@ -17,6 +14,7 @@ from mini.training.export.card_text import card_text
 from mini.training.export.figures import stage_figures
 from mini.training.export.model_files import AUTOENCODER, CLIP, JUDGE, T5, TRANSFORMER, compare, export
 from mini.training.recipe import TINY
+from tests.two_ranks import run_both
 from trainer.cli.sample import run as sample
 from trainer.common.files import write_safetensors
 from trainer.common.problems import Problems
@@ -118,18 +116,9 @@ def test_a_stage_without_its_forerunners_says_what_is_missing(tmp_path, capsys):
 
 
 def test_two_processes_make_it_too(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    processes.start_processes(make_in_group, (port, tmp_path), nprocs=2, start_method="fork")
+    run_both(main, ["all", f"--folder={tmp_path}", "--size=tiny"])
     assert (tmp_path / "export" / "README.md").exists()
     assert len(list((tmp_path / "pictures").glob("base-*.safetensors"))) == 2
-
-
-def make_in_group(rank: int, port: int, folder: Path) -> None:
-    """One of two processes as torchrun starts them, but forked: they import nothing anew."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    assert main(["all", f"--folder={folder}", "--size=tiny"]) == 0
 
 
 def test_seconds_of_a_stage_that_was_stopped_add_up():

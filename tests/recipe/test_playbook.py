@@ -53,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) -> 
 def test_the_playbooks_command_line_runs_unchanged(project, launcher):
     for written in ("runs", "models/loras"):
         shutil.rmtree(project / written, ignore_errors=True)
-    said = finish([*LAUNCHERS[launcher], *PLAYBOOK, *APPENDED], folder=project)
+    said = finish([*LAUNCHERS[launcher], *PLAYBOOK, *APPENDED], folder=project, fresh=True)
     for flag in ("sdpa", "persistent_data_loader_workers", "cache_latents_to_disk", "cache_text_encoder_outputs"):
         assert sum(flag in line for line in said.splitlines()) == 1, f"{flag} is told once"
     assert "there will be no composites: no concept has masks" in said

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from tests.recipe_files import PATIENCE, Finished, finish, largest_difference, started, wait_for
+from tests.recipe_files import PATIENCE, ROOT, Finished, finish, largest_difference, started, wait_for
 
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer")
+FORKED = (sys.executable, str(ROOT / "tests" / "two_ranks.py"))
 REPEATED = """
 [[datasets]]
 resolution = 64
@@ -18,8 +19,10 @@ num_repeats = REPEATS
 """
 
 
-@pytest.mark.parametrize(("repeats", "batches"), [(1, 5), (2, 10)], ids=["odd", "even"])
-def test_two_processes_equal_one_with_twice_the_accumulation(workshop, repeats, batches):
+@pytest.mark.parametrize(
+    ("repeats", "batches", "launcher"), [(1, 5, FORKED), (2, 10, TORCHRUN)], ids=["odd", "even with torchrun"]
+)
+def test_two_processes_equal_one_with_twice_the_accumulation(workshop, repeats, batches, launcher):
     """Of five batches in steps of four, one process has no part in the last one."""
     data = workshop.dataset(REPEATED.replace("REPEATS", str(repeats)), f"repeats-{repeats}.toml")
     settings = {"max_train_epochs": 3, "save_precision": "float", "dataset_config": data, "ema_decay": 0.9}
@@ -28,7 +31,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(workshop, repeats, 
 
     place = f"two {repeats}"
     two = Finished(workshop.config(place, **settings))
-    with started(workshop.command(place, *TWO, **settings, gradient_accumulation_steps=2)) as process:
+    with started(workshop.command(place, *launcher, **settings, gradient_accumulation_steps=2)) as process:
         wait_for((two.folder / "config.toml").exists, process)  # before the models are loaded
         (two.folder / "save").touch()  # seen by the first process, agreed on by both
         output, _ = process.communicate(timeout=PATIENCE)
@@ -48,7 +51,7 @@ def test_two_processes_share_the_images_to_generate_and_preserve_class_words_as_
     caches = [{"cache_dir": workshop.folder / f"{name}-cache"} for name in ("one", "two")]
     one = workshop.train("shared by one", **settings, **caches[0], gradient_accumulation_steps=2)
     two = Finished(workshop.config("shared by two", **settings, **caches[1]))
-    finish(workshop.command("shared by two", *TWO, **settings, **caches[1]))
+    finish(workshop.command("shared by two", *FORKED, **settings, **caches[1]))
     images = [{path.name: path.read_bytes() for path in each["cache_dir"].rglob("*.png")} for each in caches]
     assert len(images[0]) == 3 and images[0] == images[1]
     assert largest_difference(two.tensors(), one.tensors()) < 1e-4
