@@ -31,11 +31,11 @@ def test_a_list_of_loras(open_page: OpenPage, comfyui: ComfyServer, runs: Path):
     _, loader, _ = graph.chain("LoadFluxDreamBoothLoRAs")
     graph.says(line=NONE)
     page.click(".fdb-loras > .fdb-button")
-    page.locator(".litemenu-entry", has_text="animals").click()
-    page.locator(".litemenu-entry", has_text="fox.safetensors").click()
+    page.get_by_role("menuitem", name="animals").click()
+    page.get_by_role("menuitem", name="fox.safetensors").click()
     graph.says("zwx fox")
     page.click(".fdb-loras > .fdb-button")
-    page.locator(".litemenu-entry", has_text="tj-000001.safetensors").click()
+    page.get_by_role("menuitem", name="tj-000001.safetensors").click()
     page.wait_for_selector(".fdb-lora-words >> text=tjtoy toy")
     page.wait_for_function("() => document.querySelector('.fdb-lora-facts img')?.naturalWidth")
     graph.says("tjtoy toy")
@@ -58,6 +58,22 @@ def test_a_list_of_loras(open_page: OpenPage, comfyui: ComfyServer, runs: Path):
     page.evaluate(again)
     graph.says("my own words")
     assert json.loads(page.evaluate(VALUE, loader)) == rows
+
+
+def test_names_of_folders_and_many_files_in_its_menu(open_page: OpenPage, comfyui: ComfyServer):
+    """ComfyUI filters a menu of many entries, for which it needs to know a canvas that nobody has clicked yet."""
+    name = "cats & <b>dogs"
+    for number in range(6):
+        write_lora(comfyui.loras / f"{name}/{number}.safetensors")
+        write_lora(comfyui.loras / f"{number}.safetensors")
+    graph = Graph(page := open_page())
+    loader = graph.add("LoadFluxDreamBoothLoRAs")
+    page.click(".fdb-loras > .fdb-button")
+    page.get_by_role("menuitem", name=name).click()
+    page.get_by_role("menuitem", name="5.safetensors").last.click()
+    page.wait_for_selector(".fdb-lora-words >> text=tjtoy toy")
+    (row,) = json.loads(page.evaluate(VALUE, loader))
+    assert row["lora"] == f"{name}/5.safetensors"
 
 
 def test_words_are_written_into_the_file_when_asked(open_page: OpenPage, comfyui: ComfyServer):
@@ -93,12 +109,12 @@ def test_menus_show_what_a_loras_run_generated(open_page: OpenPage, comfyui: Com
         node = graph.add(kind, 100 + 400 * x, 200)
         page.wait_for_timeout(300)  # until it is drawn
         graph.click_widget(node, "lora_name")
-        page.locator(".litemenu-entry", has_text="tj-000001.safetensors").hover()
+        page.get_by_role("menuitem", name="tj-000001.safetensors").hover()
         page.wait_for_function(f"{EXAMPLES} === 2")
         assert "step 10 · tjtoy toy" in page.locator(".fdb-examples").inner_text()
-        page.locator(".litemenu-entry", has_text="fox.safetensors").hover()
+        page.get_by_role("menuitem", name="fox.safetensors").hover()
         page.wait_for_selector(".fdb-examples", state="detached")
-        page.locator(".litemenu-entry", has_text="tj-000001.safetensors").click()
+        page.get_by_role("menuitem", name="tj-000001.safetensors").click()
         page.wait_for_timeout(300)
         assert page.locator(".fdb-examples").count() == 0
         assert page.evaluate("(id) => app.graph.getNodeById(id).widgets[0].value", node) == "tj-000001.safetensors"

@@ -44,8 +44,8 @@ def test_our_widgets_as_elements(open_page: Callable[..., Any], comfyui: ComfySe
         if not node.locator("[getoptionlabel]").count():  # frontend 1.35.9 shows the values of lists as they are
             node.get_by_text("이 파일").wait_for()  # the option "this file"
         page.click(".fdb-loras > .fdb-button")
-        page.locator(".litemenu-entry", has_text="animals").click()
-        page.locator(".litemenu-entry", has_text="fox.safetensors").click()
+        page.get_by_role("menuitem", name="animals").click()
+        page.get_by_role("menuitem", name="fox.safetensors").click()
         page.click(".fdb-chip.fdb-missing >> text=zwx fox")
         graph.says("zwx fox", "콘셉트가 프롬프트에 있습니다")
         page.evaluate("() => app.queuePrompt(0)")

@@ -102,6 +102,7 @@ async function pick(event, use) {
   const { clientX, clientY } = event
   const { loras } = await fetchLoras()
   const at = new MouseEvent('click', { clientX, clientY })
+  LGraphCanvas.active_canvas ??= app.canvas // set by the first click on it, and the filter of long menus needs it
   new LiteGraph.ContextMenu(loras.length ? menuOf(loras, use) : [{ content: text('loras.noFile'), disabled: true }], { event: at, className: 'dark', scale: 1 })
 }
 
@@ -121,8 +122,8 @@ function menuOf(names, use, before = '') {
   ]
 }
 
-/** Menus take markup; names of files are none. */
-const plain = (name) => h('span', {}, name).innerHTML
+/** Menus take markup, where there is some; names of folders and files are none. */
+const plain = (name) => h('span', {}, name).outerHTML
 const named = (short, lora) => h('span', { 'data-lora': lora }, short).outerHTML
 
 function read(value) {
