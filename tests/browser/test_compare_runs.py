@@ -17,9 +17,14 @@ CUT_OFF = """() => [...document.querySelectorAll('.fdb-axis')].filter((label) =>
   return inner.left < outer.left || inner.right > outer.right
 }).map((label) => label.textContent)"""
 
+END = "(path) => path.getPointAtLength(path.getTotalLength()).x"
+
 
 def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any], runs: Path):
-    RunWriter(runs, "before", total=200).steps(200)
+    before = RunWriter(runs, "before", total=300)
+    before.steps(150)
+    before.validation()
+    before.steps(150)
     run = RunWriter(runs, "now", total=200)
     for _ in range(3):
         run.steps(40)
@@ -39,6 +44,11 @@ def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any
     assert "before" in page.locator(".fdb-legend").inner_text()
     assert "e−5" in page.locator(".fdb-curves").text_content()
     assert page.evaluate(CUT_OFF) == []
+    assert page.locator(".fdb-validation-other").count() == 1
+    ends = [page.locator(f".fdb-{kind}").evaluate(END) for kind in ("average", "rate", "other", "rate-other")]
+    assert ends[0] == ends[1] < ends[2] == ends[3]  # both charts have the steps of the longer run
+    page.locator(".fdb-chart").first.hover(position={"x": 100, "y": 60})
+    page.wait_for_selector(".fdb-read-other >> text=/^ ?\\/ 0[.]\\d+$/")
     page.select_option(".fdb-compare select", "")
     page.wait_for_selector("path.fdb-other", state="detached")
     page.click(".fdb-samples button[title^='Back to all']")

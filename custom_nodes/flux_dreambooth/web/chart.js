@@ -9,16 +9,18 @@ const TOP = 8
 const BOTTOM = 24
 
 /**
- * points: [step, loss, average, learning rate]; validation: [step, loss]; marks: steps of checkpoints; other: {points,
- * total} of a run to compare with, or null; keep: {step, label} of the recommended checkpoint, or null.
+ * points: [step, loss, average, learning rate]; validation: [step, loss]; marks: steps of checkpoints; onHover(point, its
+ * counterpart of the other run); other: {points, validation, total} of a run to compare with, or null; keep: {step,
+ * label} of the recommended checkpoint, or null.
  */
 export function lossChart(points, validation, marks, total, onHover, other = null, keep = null) {
   const height = 170
   const known = points.filter(([, loss, average]) => loss !== null || average !== null)
   if (known.length < 2) return null
   const others = (other?.points ?? []).filter(([, , average]) => average !== null)
-  const x = scale(0, Math.max(total ?? 0, known.at(-1)[0], other?.total ?? 0, others.at(-1)?.[0] ?? 0), LEFT, WIDTH - RIGHT)
-  const [least, most] = range([...[...known, ...others].flatMap(([, , average]) => average ?? []), ...validation.map(([, loss]) => loss)],
+  const validations = others.length > 1 ? other.validation : []
+  const x = stepScale(points, total, other)
+  const [least, most] = range([...[...known, ...others].flatMap(([, , average]) => average ?? []), ...[...validation, ...validations].map(([, loss]) => loss)],
     known.flatMap(([, loss]) => loss ?? []))
   const y = scale(least, most, height - BOTTOM, TOP)
   const inside = (value) => y(Math.min(most, Math.max(least, value)))
@@ -35,17 +37,18 @@ export function lossChart(points, validation, marks, total, onHover, other = nul
     svg('path', { class: 'fdb-raw', d: path(known, (p) => x(p[0]), (p) => p[1], inside) }),
     others.length > 1 && svg('path', { class: 'fdb-other', d: path(others, (p) => x(p[0]), (p) => p[2], inside) }),
     svg('path', { class: 'fdb-average', d: path(known, (p) => x(p[0]), (p) => p[2], inside) }),
-    validation.map(([step, loss]) => svg('circle', { class: 'fdb-validation', cx: x(step), cy: inside(loss), r: 2.6 },
-      svg('title', {}, `${text('training.validation')} · ${formatNumber(step)} · ${formatNumber(loss, 4)}`))),
+    [[validations, 'fdb-validation-other'], [validation, 'fdb-validation']].flatMap(([list, kind]) => list.map(([step, loss]) =>
+      svg('circle', { class: kind, cx: x(step), cy: inside(loss), r: 2.6 },
+        svg('title', {}, `${text('training.validation')} · ${formatNumber(step)} · ${formatNumber(loss, 4)}`)))),
     keep && keepMark(keep, x(keep.step), height - BOTTOM),
     cursor)
   picture.addEventListener('pointermove', (event) => {
     const box = picture.getBoundingClientRect()
     const step = x.back((event.clientX - box.left) / box.width * WIDTH)
-    const point = known.reduce((best, each) => Math.abs(each[0] - step) < Math.abs(best[0] - step) ? each : best)
+    const point = nearest(known, step)
     for (const end of ['x1', 'x2']) cursor.setAttribute(end, x(point[0]))
     cursor.setAttribute('visibility', 'visible')
-    onHover(point)
+    onHover(point, others.length && point[0] <= others.at(-1)[0] ? nearest(others, point[0]) : null)
   })
   picture.addEventListener('pointerleave', () => {
     cursor.setAttribute('visibility', 'hidden')
@@ -72,18 +75,28 @@ function star(x, y, radius) {
   return `M${Array.from({ length: 10 }, (_, index) => corner(index)).join('L')}z`
 }
 
-export function rateChart(points, total) {
+/** The learning rates, over the same steps as in the loss chart above it. */
+export function rateChart(points, total, other = null) {
   const height = 34
-  const known = points.filter((point) => point[3] !== null)
+  const [known, others] = [points, other?.points ?? []].map((list) => list.filter((point) => point[3] !== null))
   if (known.length < 2) return null
-  const x = scale(0, Math.max(total ?? 0, known.at(-1)[0]), LEFT, WIDTH - RIGHT)
-  const most = Math.max(...known.map((point) => point[3])) || 1
+  const x = stepScale(points, total, other)
+  const most = Math.max(...[...known, ...others].map((point) => point[3])) || 1
   const y = scale(0, most * 1.08, height - 4, 4)
   return svg('svg', { class: 'fdb-chart', viewBox: `0 0 ${WIDTH} ${height}`, role: 'img', 'aria-label': text('training.rate') },
     svg('line', { class: 'fdb-grid', x1: LEFT, x2: WIDTH - RIGHT, y1: height - 4, y2: height - 4 }),
     svg('text', { class: 'fdb-axis', x: LEFT - 5, y: y(most) + 6, 'text-anchor': 'end' }, formatNumber(most, 2)),
+    others.length > 1 && svg('path', { class: 'fdb-rate-other', d: path(others, (p) => x(p[0]), (p) => p[3], y) }),
     svg('path', { class: 'fdb-rate', d: path(known, (p) => x(p[0]), (p) => p[3], y) }))
 }
+
+/** All steps of a run, and of the one that it is compared with. */
+function stepScale(points, total, other) {
+  const ends = [total, points.at(-1)[0], other?.total, other?.points.at(-1)?.[0]]
+  return scale(0, Math.max(...ends.map((step) => step ?? 0)), LEFT, WIDTH - RIGHT)
+}
+
+const nearest = (points, step) => points.reduce((best, each) => Math.abs(each[0] - step) < Math.abs(best[0] - step) ? each : best)
 
 function scale(from, to, start, end) {
   const span = to - from || 1

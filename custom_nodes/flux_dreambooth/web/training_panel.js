@@ -44,7 +44,7 @@ export function createRuns(actions) {
     draw.progress(run.name, run.state, run.step, run.total, run.epoch, run.epochs, run.average, run.learning_rate,
       run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
     draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
-      other && { name: other.name, points: other.curve, total: other.total }, names.filter((name) => name !== run.name), keepOf(run))
+      other && { name: other.name, points: other.curve, validation: other.validation, total: other.total }, names.filter((name) => name !== run.name), keepOf(run))
     draw.buttons(run.name, run.state, run.asked)
     draw.findings(run.name, run.checkpoints, run.findings)
     draw.samples(run.name, run.samples)
@@ -104,13 +104,12 @@ function keepOf({ findings: { recommended } = {} }) {
 
 function drawCurves(actions, name, points, validation, marks, total, other, others, keep) {
   const readout = h('span', { class: 'fdb-small' })
-  const show = (point) => {
-    readout.textContent = point
-      ? [text('training.step', { step: formatNumber(point[0]) }), formatNumber(point[2] ?? point[1], 4), formatNumber(point[3], 2)].join(' · ')
-      : ''
-  }
+  const show = (point, counterpart) => readout.replaceChildren(...(point ? [
+    text('training.step', { step: formatNumber(point[0]) }), ' · ', formatNumber(point[2] ?? point[1], 4),
+    counterpart && h('span', { class: 'fdb-read-other' }, ` / ${formatNumber(counterpart[2], 4)}`), ' · ', formatNumber(point[3], 2)
+  ].filter(Boolean) : []))
   const chart = lossChart(points, validation, marks, total, show, other, keep)
-  const rates = rateChart(points, total)
+  const rates = rateChart(points, total, other)
   return [
     chart && h('h3', {}, text('training.loss'), readout), chart,
     chart && h('div', { class: 'fdb-legend' }, legend('average', other && name), other && legend('other', other.name), legend('raw'), validation.length > 0 && legend('validation'), marks.length > 0 && legend('mark')),
