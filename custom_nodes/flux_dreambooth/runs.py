@@ -4,6 +4,8 @@ A name from a browser becomes a path only here, and only if it names something d
 that is no link. Raises LookupError (there is none), `NotNow`, and OSError.
 """
 
+import contextlib
+import json
 import os
 import re
 import threading
@@ -90,6 +92,7 @@ class Runs:
                 "validation": log.validation[-500:],
                 "checkpoints": _checkpoints(log.checkpoints.values(), loras),
                 "samples": _samples(folder / "samples", log.prompts),
+                "settings": _plain(_config(folder / "config.toml")),
                 "asked": [wish for wish in WISHES if (folder / wish).is_file()],
                 "broken_lines": log.num_broken,
                 "findings": findings.as_json(log, folder),
@@ -221,6 +224,17 @@ def _config(file: Path) -> dict[str, Any]:
         return {}
     tables = [section for section in sections.values() if isinstance(section, dict)]
     return {key: value for table in (sections, *tables) for key, value in table.items()}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that JSON can hold as they are."""
+    plain = {}
+    for key, value in config.items():
+        if not isinstance(value, dict):  # the name of a section
+            with contextlib.suppress(TypeError, ValueError):  # a date, or not a finite number
+                json.dumps(value, allow_nan=False)
+                plain[key] = value
+    return plain
 
 
 def _length(log: TrainingLog, config: Mapping[str, Any]) -> tuple[int | None, int | None]:

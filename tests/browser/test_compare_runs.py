@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import TAB
+from tests.browser.test_bench_page import shoot
 from tests.nodes.run_writer import RunWriter
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
@@ -25,6 +26,7 @@ def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any
     before.steps(150)
     before.validation()
     before.steps(150)
+    before.samples("tjtoy toy on a beach", "another prompt")
     run = RunWriter(runs, "now", total=200)
     for _ in range(3):
         run.steps(40)
@@ -42,6 +44,11 @@ def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any
     page.select_option(".fdb-compare select", "before")
     page.wait_for_selector("path.fdb-other", state="attached")
     assert "before" in page.locator(".fdb-legend").inner_text()
+    assert page.locator(".fdb-differences tbody").inner_text().split() == ["max_train_steps", "200", "300"]
+    labels = page.locator(".fdb-pair .fdb-pictures a").all_inner_texts()
+    assert labels == ["now · step 160", "before · step 300"], "the newest of the prompt that both have"
+    page.wait_for_function("() => [...document.querySelectorAll('.fdb-pair img')].every((i) => i.naturalWidth)")
+    shoot(page, "two_runs")
     assert "e−5" in page.locator(".fdb-curves").text_content()
     assert page.evaluate(CUT_OFF) == []
     assert page.locator(".fdb-validation-other").count() == 1
@@ -51,5 +58,6 @@ def test_samples_of_a_prompt_and_curves_of_two_runs(open_page: Callable[..., Any
     page.wait_for_selector(".fdb-read-other >> text=/^ ?\\/ 0[.]\\d+$/")
     page.select_option(".fdb-compare select", "")
     page.wait_for_selector("path.fdb-other", state="detached")
+    assert page.locator(".fdb-differences").count() == 0
     page.click(".fdb-samples button[title^='Back to all']")
     page.wait_for_selector(".fdb-pictures a >> nth=1")

@@ -77,7 +77,14 @@ def test_a_real_run_is_read(tmp_path: Path, tiny_flux: ModelFiles):
     assert [(sample["step"], sample["prompt"]) for sample in details["samples"]] == [(10, "tjtoy toy")]
     assert Runs(run.config.run_dir).sample("tj", details["samples"][0]["file"]).startswith(b"\x89PNG")
     assert read_concepts(run.metadata()) == [Concept("tjtoy toy", "tjtoy toy", 5)]
+    assert {"output_name": "tj", **settings}.items() <= details["settings"].items()
     json.dumps(details, allow_nan=False)
+
+
+def test_settings_that_json_lacks_are_left_out(folder: Path, runs: Runs):
+    held = '[a]\nx = nan\nwhen = 2020-01-01\ny = [1, inf]\nname = "banana"\n[b]\nz = [1]\n'
+    (folder / "tj/config.toml").write_text(held)
+    assert runs.details("tj")["settings"] == {"name": "banana", "z": [1]}
 
 
 def test_only_what_was_added_is_read(folder: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):

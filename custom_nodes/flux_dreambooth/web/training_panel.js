@@ -4,6 +4,7 @@ import { h, section } from './elements.js'
 import { checkpointMark, drawFindings, markLabel } from './findings.js'
 import { lossChart, rateChart } from './chart.js'
 import { createSamples } from './samples.js'
+import { sideBySide } from './side_by_side.js'
 import { formatDuration, formatNumber, text } from './texts.js'
 import { compareButton } from './workbench/comparison.js'
 import { button } from './workbench/parts.js'
@@ -12,8 +13,8 @@ const LISTENING = ['preparing', 'running', 'quiet']
 
 /** actions: select(name), compare(name), ask(name, wish), use(lora), start(), goOn(run), trainOn(run, lora). Returns {element, showRuns, showRun, showError}. */
 export function createRuns(actions) {
-  const parts = ['runs', 'progress', 'buttons', 'findings', 'curves', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
-  const [runs, progress, buttons, findings, curves, samples, checkpoints] = parts
+  const parts = ['runs', 'progress', 'buttons', 'findings', 'curves', 'both', 'samples', 'checkpoints'].map((name) => h('section', { class: `fdb-${name}` }))
+  const [runs, progress, buttons, findings, curves, both, samples, checkpoints] = parts
   const notice = h('div', { class: 'fdb-notice', hidden: true })
   const element = h('div', { class: 'fdb-body' }, notice, parts)
   const draw = {
@@ -21,6 +22,7 @@ export function createRuns(actions) {
     progress: section(progress, drawProgress),
     findings: section(findings, (run, checkpoints, found) => drawFindings(run, checkpoints, found, actions.use)),
     curves: section(curves, (...facts) => drawCurves(actions, ...facts)),
+    both: section(both, (one, other) => other ? sideBySide(one, other) : []),
     buttons: section(buttons, (name, state, asked) => drawButtons(name, state, asked, actions)),
     samples: section(samples, createSamples()),
     checkpoints: section(checkpoints, (...facts) => drawCheckpoints(actions, ...facts))
@@ -45,6 +47,7 @@ export function createRuns(actions) {
       run.seconds_per_picture, run.peak_gib, run.seconds_left, Math.round(run.age / (run.age > 90 ? 60 : 1e9)), run.broken_lines)
     draw.curves(run.name, run.curve, run.validation, run.checkpoints.map(({ step }) => step), run.total,
       other && { name: other.name, points: other.curve, validation: other.validation, total: other.total }, names.filter((name) => name !== run.name), keepOf(run))
+    draw.both(...[run, other].map((each) => each && { name: each.name, settings: each.settings, samples: each.samples }))
     draw.buttons(run.name, run.state, run.asked)
     draw.findings(run.name, run.checkpoints, run.findings)
     draw.samples(run.name, run.samples)
@@ -65,7 +68,8 @@ const percent = (step, total) => total ? `${Math.floor(100 * part(step, total))}
 function runRow({ name, state, step, total }, selected, actions) {
   const properties = { class: 'fdb-run', type: 'button', 'aria-pressed': String(name === selected), onclick: () => actions.select(name) }
   return h('button', properties, stateDot(state), h('span', { class: 'fdb-name' }, name),
-    h('span', { class: 'fdb-small' }, percent(step, total) || formatNumber(step)))
+    h('span', { class: 'fdb-small' }, text(`state.${state}`)),
+    h('span', { class: 'fdb-small fdb-percent' }, percent(step, total) || formatNumber(step)))
 }
 
 const stateDot = (state) => h('span', { class: `fdb-dot fdb-is-${state}`, title: text(`state.${state}`) })
