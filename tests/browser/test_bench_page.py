@@ -13,6 +13,7 @@ import pytest
 
 from custom_nodes.flux_dreambooth.exchange.files import take_lock
 from custom_nodes.flux_dreambooth.exchange.job_queue import SERVER_LOCK, JobQueue
+from custom_nodes.flux_dreambooth.exchange.plans import Plans
 from tests.browser.conftest import READY, TAB
 from tests.nodes.run_writer import RunWriter
 from tests.nodes.server import ComfyServer
@@ -76,6 +77,7 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     assert page.evaluate("() => app.graph.nodes.length") == 0, "ComfyUI took the drop too"
     assert "broken.png" in page.locator(".fdb-concept .fdb-problems").first.inner_text()
     assert sorted(file.name for file in (data / "my dog").iterdir()) == ["one.png", "one.txt", "two.png"]
+    page.locator(".fdb-image").last.scroll_into_view_if_needed()
     page.wait_for_function("() => [...document.querySelectorAll('.fdb-image img')].every((i) => i.naturalWidth)")
     shoot(page, "concept_dark_800")
 
@@ -218,14 +220,16 @@ def test_a_preset_is_shared_and_many_things_stay_usable_in_two_browsers(
     caption.fill("written while the server is away")
     caption.press("Control+Enter")
     first.wait_for_selector(".fdb-image:has-text('498.png') >> text=The server does not answer")
+    first.click(".fdb-back")
     first.get_by_role("tab", name="Train").click()
     first.wait_for_selector(".fdb-body > [role=alert] >> text=The server does not answer")
     first.unroute("**/flux_dreambooth/**")
     first.wait_for_selector(".fdb-body > [role=alert] >> text=The server does not answer", state="detached")
     first.get_by_role("tab", name="Images").click()
+    first.click(".fdb-card")  # nothing that was written is lost, and it is saved without being asked for
     assert caption.input_value() == "written while the server is away"
-    caption.press("Control+Enter")
     first.wait_for_selector(".fdb-image:has-text('498.png') >> text=Saved")
+    assert (folder / "498.txt").read_text() == "written while the server is away\n"
 
 
 @pytest.fixture
@@ -295,3 +299,46 @@ def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: P
         panel = page.locator(".fdb-panel").bounding_box()
         assert panel and panel["x"] > 30 and panel["x"] + panel["width"] == 390, "all of a phone but the icons"
         assert page.evaluate(TOO_WIDE) == []
+
+
+def test_captions_are_checked_while_they_are_written(data: Path, open_page: OpenPage, serving: JobQueue):
+    """The test answers in the trainer's place."""
+    (data / "dog").mkdir()
+    for number in (1, 2):
+        (data / f"dog/{number}.png").write_bytes(encoded(40 * number, (400, 300)))
+        (data / f"dog/{number}.txt").write_text(f"tjdog dog on desk {number}")
+    plans, answered = Plans(serving.folder), set()
+
+    def answer(warnings: list[dict[str, str]]) -> None:
+        while not (asked := {path.name.split(".")[0] for path in plans.folder.glob("*.toml")} - answered):
+            page.wait_for_timeout(50)
+        for plan in asked:
+            plans.answer(plan, {"plan": {"steps": 1}, "warnings": warnings})
+        answered.update(asked)
+
+    page = open_page(size=(800, 700))
+    page.click(TAB)
+    page.get_by_role("tab", name="Images").click()
+    page.click(".fdb-card")
+    page.wait_for_selector(".fdb-live >> text=With trigger words, the captions are checked")
+    first = page.get_by_label("Caption of 1.png")
+    first.fill("a dog on a desk")
+    first.press("Control+Enter")
+    page.fill(".fdb-words", "tjdog dog")
+    page.press(".fdb-words", "Tab")
+    where = "the new dataset file: datasets[0].subsets[0]"
+    missing = {"where": where, "what": "'tjdog dog' is missing in 1 of 2 captions: 1.png", "hint": "put it into them"}
+    answer([missing, {"where": "--prior_loss_weight", "what": "has no effect", "hint": ""}])
+    page.wait_for_selector(".fdb-live >> text=is missing in 1 of 2 captions")
+    page.wait_for_selector(".fdb-image:has-text('1.png') >> text=is missing in 1 of 2 captions")
+    assert "missing" not in page.locator(".fdb-image").nth(1).inner_text()
+    assert "no effect" not in page.locator(".fdb-concept").inner_text()
+    shoot(page, "live_dark_800")
+    first.fill("tjdog dog on a desk")
+    first.press("Control+Enter")
+    answer([])
+    page.wait_for_selector(".fdb-live >> text=The trainer has no objection")
+    assert "missing" not in page.locator(".fdb-concept").inner_text()
+    page.click("text=Train this")
+    page.wait_for_function("() => document.querySelector('.fdb-output-name').value === 'dog'")
+    assert page.get_by_label("Trigger words of dog").input_value() == "tjdog dog"

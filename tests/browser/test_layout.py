@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
 OpenPage = Callable[..., Any]
 OPEN = """async (name) => {
   while (!app.extensionManager.workflow.activeWorkflow?.changeTracker) await new Promise(requestAnimationFrame)
-  const found = app.extensionManager.workflow.getWorkflowByPath(`workflows/${name}.json`)
+  const find = () => app.extensionManager.workflow.getWorkflowByPath(`workflows/${name}.json`)
+  while (!find()) await new Promise(requestAnimationFrame) // the page may still be reading the list
+  const found = find()
   await found.load()
   await app.loadGraphData(found.activeState, true, true, found)
   await new Promise((resolve) => setTimeout(resolve, 1000))

@@ -75,8 +75,9 @@ def as_png(drawn: Image.Image) -> bytes:
 
 
 def steps_planned(page: Any, steps: int) -> None:
-    page.wait_for_selector(f".fdb-plan dl >> text=/^{steps}$/", timeout=120_000)
-    assert "ready to start" in page.locator(".fdb-plan h3").inner_text()
+    page.wait_for_selector(
+        f".fdb-plan:not(.fdb-stale):has-text('ready to start') dl >> text=/^{steps}$/", timeout=120_000
+    )
 
 
 @pytest.mark.usefixtures("trainer")

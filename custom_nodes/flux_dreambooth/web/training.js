@@ -70,7 +70,7 @@ function createPanel() {
     selected = run
     panel.tabs.show('runs')
   })
-  const images = createImages(toForm((concept) => train.useConcept(concept)))
+  const images = createImages(toForm((concept, words) => train.useConcept(concept, words)))
   const tabs = createTabs({ images, train, runs }, 'runs', (name) => {
     if (name !== 'images') images.leave()
     look()

@@ -6,7 +6,7 @@ import { imageUrl, writeCaption } from './requests.js'
 
 const CHANGED = 409 // the caption is no longer what the page has seen
 
-/** written(canUndo): called after the caption was stored. Returns {element, update(image, masks), save(), isDirty()}. */
+/** written(canUndo): called after the caption was stored. Returns {element, update(image, masks, training, said, asked), save(), isDirty()}. */
 export function createImage(concept, file, limits, written) {
   const picture = h('img', { alt: file, loading: 'lazy', width: 96, height: 96 })
   const crop = h('span', { class: 'fdb-crop', hidden: true })
@@ -19,6 +19,8 @@ export function createImage(concept, file, limits, written) {
   const element = h('li', { class: 'fdb-image' }, link,
     h('div', { class: 'fdb-image-side' }, h('div', { class: 'fdb-line' }, h('span', { class: 'fdb-name' }, file), facts), caption, state, trouble, messages))
   let saved = null // the caption as the server has it; null if there is none
+  let savedAt = 0 // when that was heard, on the page's clock
+  let failed = false // whether the last save did not reach the server
   let undecided = false // whether the user has to choose between two captions
   let saving = Promise.resolve()
   let shown = ''
@@ -44,12 +46,14 @@ export function createImage(concept, file, limits, written) {
     const value = caption.value
     try {
       const answer = await writeCaption(concept, file, value, saved)
-      saved = answer.caption
+      keep(answer.caption)
+      failed = false
       trouble.replaceChildren()
       state.replaceChildren(...isDirty() ? [text('bench.images.unsaved')] : [icon('pi-check'), ` ${text('bench.images.saved')}`])
       written(answer.can_undo)
     } catch (error) {
       if (error.status === CHANGED && 'caption' in (error.content ?? {})) return disagree(error.content.caption)
+      failed = error.status === undefined
       state.textContent = text('bench.images.unsaved')
       trouble.replaceChildren(h('div', { class: 'fdb-problem' }, icon('pi-exclamation-triangle'), error.message))
     }
@@ -61,22 +65,32 @@ export function createImage(concept, file, limits, written) {
     state.textContent = text('bench.images.unsaved')
     trouble.replaceChildren(h('div', { class: 'fdb-problem' }, icon('pi-exclamation-triangle'), text('bench.images.theirs', { caption: theirs ?? '' })),
       h('div', { class: 'fdb-actions' },
-        button('pi-check', text('bench.images.keepMine'), () => { undecided = false; saved = theirs; save() }),
+        button('pi-check', text('bench.images.keepMine'), () => { undecided = false; keep(theirs); save() }),
         button('pi-undo', text('bench.images.takeTheirs'), () => take(theirs))))
   }
 
-  function take(text) {
-    undecided = false
+  function keep(text) {
     saved = text
+    savedAt = performance.now()
+  }
+
+  function take(text) {
+    undecided = failed = false
+    keep(text)
     caption.value = text ?? ''
     state.textContent = ''
     trouble.replaceChildren()
   }
 
-  /** image: of the server; masks: whether what a mask leaves out is dark; training: what a check says about it, or null. */
-  function update(image, masks, training) {
-    if (image.caption !== saved && !isDirty()) take(image.caption)
-    const now = JSON.stringify([image, masks, training])
+  /**
+   * image: of the server, which was asked at `asked`; masks: whether what a mask leaves out is dark; training: how a check
+   * says that it is trained, or null; said: messages of the trainer.
+   */
+  function update(image, masks, training, said, asked) {
+    const isNews = image.caption !== saved && asked >= savedAt // an answer may be older than what was saved meanwhile
+    if (isNews && !isDirty()) take(image.caption)
+    else if (failed && asked >= savedAt) save() // the server answers again
+    const now = JSON.stringify([image, masks, training, said])
     if (now === shown) return
     shown = now
     const mask = masks && image.mask
@@ -85,7 +99,7 @@ export function createImage(concept, file, limits, written) {
     crop.hidden = !training || !isCropped(training)
     if (training) Object.assign(crop.style, placeOf(training))
     facts.textContent = [`${formatNumber(image.width)} × ${formatNumber(image.height)}`, image.mask && text('bench.images.mask'), image.by === 'model' && text('bench.images.byModel')].filter(Boolean).join(' · ')
-    const notes = [...image.messages.filter(({ text: line }) => image.caption !== null || line !== NO_CAPTION), ...training?.messages ?? []]
+    const notes = [...image.messages.filter(({ text: line }) => image.caption !== null || line !== NO_CAPTION), ...said]
     messages.replaceChildren(...notes.map(({ level, text: line }) => h('li', {}, icon(level === 'problem' ? 'pi-times-circle' : 'pi-info-circle'),
       h('span', {}, h('strong', {}, text(`bench.levels.${level}`), ' '), messageIfOurs(line)))),
     ...training ? [h('li', {}, icon('pi-image'), h('span', {}, trainedAs(training)))] : [])

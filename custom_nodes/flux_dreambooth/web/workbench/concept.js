@@ -2,13 +2,15 @@
 import { h } from '../elements.js'
 import { formatNumber, message, text } from '../texts.js'
 import { createImage } from './caption.js'
-import { arrange, button, field, folded, problemList, statusLine, troublePlace } from './parts.js'
-import { fetchConcept, fetchJob, fetchJobs, replaceInCaptions, submitJob, undoCaptions } from './requests.js'
+import { createLiveCheck } from './live_check.js'
+import { arrange, button, field, folded, inOrder, problemList, statusLine, troublePlace } from './parts.js'
+import { fetchConcept, fetchDatasets, fetchJob, fetchJobs, replaceInCaptions, submitJob, undoCaptions } from './requests.js'
+import { sheetPictures } from './sheets.js'
 import { takeDrops, upload } from './uploads.js'
 
 const LOOK = 5000 // milliseconds between two looks at the folder
 
-/** actions: back(), train(concept). Returns {element, update(now), addFiles(found), save()}. */
+/** actions: back(), train(concept, words). Returns {element, update(now), addFiles(found), save()}. */
 export function createConcept(name, limits, actions) {
   const rows = new Map() // file -> of createImage
   const list = h('ul', { class: 'fdb-images' })
@@ -17,32 +19,55 @@ export function createConcept(name, limits, actions) {
   const trouble = troublePlace()
   const problems = h('div')
   const leftOut = h('div', { class: 'fdb-small' })
+  const sheets = h('div', { class: 'fdb-sheets' })
   const chooser = h('input', { type: 'file', multiple: true, hidden: true, accept: 'image/*,.txt,.caption', onchange: chosen })
   const undo = button('pi-undo', text('bench.images.undo'), takeBack, { class: 'fdb-button fdb-undo', disabled: true })
-  const masks = h('input', { type: 'checkbox', onchange: () => show(seen) })
-  const maskChoice = h('label', { class: 'fdb-small' }, masks, ` ${text('bench.images.masks')}`)
+  const words = h('input', { class: 'fdb-words', type: 'text', maxlength: 200, placeholder: text('bench.dataset.example'), oninput: () => { known = true }, onchange: lookLive })
+  const live = createLiveCheck(name, () => { if (seen) show(seen, seenAt) })
+  const masks = h('input', { type: 'checkbox', onchange: () => show(seen, seenAt) })
+  const maskChoice = h('label', { class: 'fdb-small', hidden: true }, masks, ` ${text('bench.images.masks')}`)
   const element = h('div', { class: 'fdb-concept' },
     h('div', { class: 'fdb-line fdb-top' }, button('pi-arrow-left', text('bench.images.back'), actions.back, { small: true, class: 'fdb-icon fdb-shown fdb-back' }),
       h('strong', { class: 'fdb-name' }, name)),
     h('div', { class: 'fdb-actions' }, button('pi-upload', text('bench.images.add'), () => chooser.click(), { class: 'fdb-button fdb-add' }), chooser,
-      undo, button('pi-play', text('bench.images.train'), () => actions.train(name))),
+      undo, button('pi-play', text('bench.images.train'), () => actions.train(name, words.value.trim()))),
     status.element, trouble.element, problems, leftOut,
-    replaceForm(), modelForm(), maskChoice, none, list)
+    field(text('bench.images.words'), words), live.element,
+    replaceForm(), modelForm(), sheets, maskChoice, none, list)
+  const order = inOrder()
   let seen = null
+  let seenAt = 0
   let checked = { job: null, images: new Map() } // the newest check, by the images' paths
   let looked = 0
+  let known = false // whether the trigger was looked up, or written by the user
   takeDrops(element, addFiles)
 
   async function update(now = false) {
     if (!now && Date.now() - looked < LOOK) return
     looked = Date.now()
+    const [mine, asked] = [order.asks(), performance.now()]
     try {
       const [found] = await Promise.all([fetchConcept(name), look().catch(() => {})])
-      show(found)
+      if (!order.isNewest(mine)) return
+      show(found, asked)
       trouble.show()
+      if (!known) await lookUpWords()
+      lookLive()
     } catch (error) {
       trouble.show(error)
     }
+  }
+
+  /** The trigger that a dataset file gives this concept. */
+  async function lookUpWords() {
+    const { datasets } = await fetchDatasets()
+    const subset = datasets.flatMap(({ subsets }) => subsets).find(({ folder, class_tokens: trigger }) => folder === name && trigger)
+    if (!known) words.value = subset?.class_tokens ?? ''
+    known = true
+  }
+
+  function lookLive() {
+    if (seen?.images.length) live.look(words.value.trim())
   }
 
   /** What the newest check has found about the images. */
@@ -50,8 +75,10 @@ export function createConcept(name, limits, actions) {
     const { jobs } = await fetchJobs()
     const job = jobs.filter(({ kind, state }) => kind === 'check' && state === 'finished').sort((a, b) => b.ended - a.ended)[0]
     if (!job || `${job.id} ${job.ended}` === checked.job) return
-    const { result } = await fetchJob(job.id)
+    const { result, sheets: made } = await fetchJob(job.id)
     checked = { job: `${job.id} ${job.ended}`, images: new Map((result?.images ?? []).map((image) => [image.path.split(/[\\/]/).slice(-2).join('/'), image])) }
+    const isOurs = [...checked.images.keys()].some((path) => path.startsWith(`${name}/`))
+    sheets.replaceChildren(...[isOurs && sheetPictures(job.output_name, made)].filter(Boolean))
   }
 
   /** A check counts as long as the image has the size that it saw. */
@@ -60,15 +87,15 @@ export function createConcept(name, limits, actions) {
     return found && found.width === width && found.height === height ? found : null
   }
 
-  function show(found) {
-    seen = found
+  function show(found, asked) {
+    [seen, seenAt] = [found, asked]
     undo.disabled = !found.can_undo
     none.hidden = found.images.length > 0
     maskChoice.hidden = !found.images.some(({ mask }) => mask)
     leftOut.textContent = found.left_out.length ? text('bench.images.leftOut', { files: found.left_out.map((each) => `${each.name} (${message(each.why)})`).join(', ') }) : ''
     for (const image of found.images) {
       if (!rows.has(image.file)) rows.set(image.file, createImage(name, image.file, limits, (canUndo) => { undo.disabled = !canUndo }))
-      rows.get(image.file).update(image, masks.checked, training(image))
+      rows.get(image.file).update(image, masks.checked, training(image), live.messagesOf(image.file) ?? training(image)?.messages ?? [], asked)
     }
     const files = found.images.map(({ file }) => file)
     for (const file of [...rows.keys()]) if (!files.includes(file)) rows.delete(file)
@@ -84,10 +111,10 @@ export function createConcept(name, limits, actions) {
     problems.replaceChildren()
     const found = await upload(name, files, limits, (n, total) => status.say(text('bench.images.uploading', { n: formatNumber(n), total: formatNumber(total) })), [...rows.keys()])
     const all = [...before, ...found.problems]
+    await update(true) // before it is said that they are there
     const said = [['added', found.added], ['existing', found.existing], ['captions', found.captions], ['masksAdded', found.masks]].filter(([key, n]) => n > 0 || key === 'added')
     status.say(said.map(([key, n]) => text(`bench.images.${key}`, { n: formatNumber(n) })).join(' · '), all.length ? 'problem' : 'good')
     if (all.length) problems.replaceChildren(problemList(all), button('pi-times', text('bench.images.dismiss'), () => problems.replaceChildren()))
-    await update(true)
   }
 
   const save = () => Promise.all([...rows.values()].map((row) => row.save()))
@@ -128,15 +155,19 @@ export function createConcept(name, limits, actions) {
 
   /** Captions and masks by a model: jobs, since they need a GPU. */
   function modelForm() {
-    const words = h('input', { type: 'text', maxlength: 200, placeholder: text('bench.dataset.example') })
     const cut = h('input', { type: 'text', maxlength: 200, placeholder: text('bench.images.cutExample') })
     const submit = (job) => act(async () => {
       await save()
       status.say(text('bench.images.queued', { job: (await submitJob(job)).job.id }), 'good')
     })
+    const writeCaptions = () => {
+      if (words.value.trim()) return submit({ kind: 'caption', folder: name, class_tokens: words.value.trim(), redo: false })
+      status.say(text('bench.dataset.wordless', { name }), 'problem')
+      words.focus()
+    }
     return folded(text('bench.images.model'),
       h('div', { class: 'fdb-small' }, text('bench.images.modelHow')),
-      h('div', { class: 'fdb-line' }, field(text('bench.images.words'), words), button('pi-comment', text('bench.images.captionAll'), () => submit({ kind: 'caption', folder: name, class_tokens: words.value, redo: false }))),
+      h('div', { class: 'fdb-line' }, button('pi-comment', text('bench.images.captionAll'), writeCaptions)),
       h('div', { class: 'fdb-line' }, field(text('bench.images.cut'), cut), button('pi-user', text('bench.images.maskAll'), () => submit({ kind: 'mask', folder: name, class_word: cut.value, redo: false }))))
   }
   return { element, update, addFiles, save }

@@ -10,7 +10,7 @@ const TAKEN = 409
 const MOST_NAMES = 20 // that are tried
 const MASKS = ['unused', 'ignore', 'preserve'] // what training does with them: nothing, or the mask_background of the dataset file
 
-/** Returns {element, show(concepts, datasets), read(), write(name), choose(concept)}. */
+/** Returns {element, show(concepts, datasets), read(), write(name), choose(concept, words)}. */
 export function createDatasetForm() {
   const rows = new Map() // name -> {element, chosen, words, repeats, count, images, masks}
   const list = h('div', { class: 'fdb-choices' })
@@ -98,9 +98,11 @@ export function createDatasetForm() {
     }
   }
 
-  function choose(name) {
+  /** Tick a concept. words: its trigger, unless the form has one already. */
+  function choose(name, words = '') {
     const row = rows.get(name)
     if (!row) return
+    row.words.value ||= words
     row.chosen.checked = true
     suggest()
   }

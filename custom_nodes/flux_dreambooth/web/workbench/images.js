@@ -24,7 +24,8 @@ export function createImages(train) {
   const draw = keyedList(cards, (concept) => concept.name, card)
   takeDrops(all, () => refused.show(new Error(text('bench.images.dropOnCard'))))
   let limits = null
-  let open = null // of openConcept
+  const views = new Map() // of openConcept, by name: a caption that could not be saved is still there later
+  let open = null
   let looked = 0
 
   async function update(now = false) {
@@ -54,7 +55,8 @@ export function createImages(train) {
   }
 
   function enter(concept) {
-    open = openConcept(concept, limits, { back, train })
+    if (!views.has(concept)) views.set(concept, openConcept(concept, limits, { back, train }))
+    open = views.get(concept)
     element.replaceChildren(open.element)
     element.scrollTop = 0
     open.element.querySelector('.fdb-back').focus({ preventScroll: true })
@@ -82,5 +84,5 @@ export function createImages(train) {
       refused.show(error)
     }
   }
-  return { element, update, leave: () => open?.save() }
+  return { element, update, leave: () => Promise.all([...views.values()].map((view) => view.save())) }
 }

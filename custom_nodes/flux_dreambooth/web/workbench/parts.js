@@ -88,6 +88,19 @@ export function arrange(element, children) {
   })
 }
 
+/** Answers may overtake each other: `const mine = order.asks()`, and later only `if (order.isNewest(mine))` show it. */
+export function inOrder() {
+  let asked = 0
+  let shown = 0
+  return {
+    asks: () => ++asked,
+    isNewest(mine) {
+      shown = Math.max(shown, mine)
+      return shown === mine
+    }
+  }
+}
+
 /** Do it; what fails is said in a toast. Returns whether it worked. */
 export async function attempt(act) {
   try {

@@ -2,7 +2,8 @@
 import { h, section } from '../elements.js'
 import { formatDuration, formatNumber, text } from '../texts.js'
 import { attempt, button, confirm, icon, keyedList, problemList } from './parts.js'
-import { actOnJob, fetchJob, fetchLog, moveJob, pauseQueue, sheetUrl } from './requests.js'
+import { actOnJob, fetchJob, fetchLog, moveJob, pauseQueue } from './requests.js'
+import { sheetPictures } from './sheets.js'
 
 const COMMAND = 'sh launch_train.sh --serve'
 const ICONS = {
@@ -148,11 +149,9 @@ function createLog(id) {
 const asShown = (printed) => printed.split('\n').map((line) => line.replace(/\r+$/, '').replace(/^.*\r/, '')).join('\n')
 
 function results(job, { result, sheets }) {
-  const pictures = (sheets ?? []).map((sheet) => h('a', { href: sheetUrl(job.output_name, sheet), target: '_blank', rel: 'noopener' },
-    h('img', { src: sheetUrl(job.output_name, sheet), alt: text(`bench.sheets.${sheet}`), loading: 'lazy' }), h('span', {}, text(`bench.sheets.${sheet}`))))
   return [
     result?.summary && h('pre', { class: 'fdb-log', tabindex: 0 }, result.summary.trim()),
     result?.warnings?.length > 0 && problemList(result.warnings),
-    pictures.length > 0 && h('div', { class: 'fdb-pictures' }, pictures)
+    sheetPictures(job.output_name, sheets)
   ].filter(Boolean)
 }

@@ -6,18 +6,19 @@ import { createDatasetForm } from './dataset_form.js'
 import { button, field, folded, icon, refusal, statusLine } from './parts.js'
 import { createPlan } from './plan.js'
 import { QUALITIES, completed, ranked, readSettings, settingsOf, writeSettings } from './quality.js'
-import { fetchJob, presetUrl, submitJob, uploadPreset, writePreset } from './requests.js'
+import { USUAL_PRESET, fetchJob, presetUrl, submitJob, uploadPreset, writePreset } from './requests.js'
 
 const NEW = ' new' // no file has such a name
-const USUAL_PRESET = 'flux_data/train.toml'
 const SHOWN = ['max_train_epochs', 'max_train_steps', 'network_dim', 'learning_rate', 'save_every_n_epochs', 'sample_every_n_epochs', 'seed']
 
-/** submitted(): called after each job of the form. Returns {element, show(facts), update(), useConcept(name), useJob(job, settings), useRun(name), useCheckpoint(run, lora)}. */
+/** submitted(): called after each job of the form. Returns {element, show(facts), update(), fillWith(work), useConcept(name), useJob(job, settings), useRun(name), useCheckpoint(run, lora)}. */
 export function createStart(submitted) {
   let presets = []
   let jobs = []
   let runs = []
   let busy = false
+  let next = null // the control to go to once the form is filled
+  let offered = '' // the name that a concept gave, as long as the user has not chosen another one
   const dataset = h('select', { class: 'fdb-dataset', onchange: draw })
   const newDataset = createDatasetForm()
   const name = h('input', { class: 'fdb-output-name', type: 'text', maxlength: 100, spellcheck: 'false', autocomplete: 'off', oninput: draw })
@@ -36,7 +37,7 @@ export function createStart(submitted) {
   const start = button('pi-play', text('bench.start.start'), () => submit('train'), { class: 'fdb-button fdb-start' })
   const check = button('pi-list-check', text('bench.start.check'), () => submit('check'), { class: 'fdb-button fdb-check', title: text('bench.start.checkTip') })
 
-  const element = h('form', { class: 'fdb-form', onsubmit: (event) => event.preventDefault(), oninput: () => plan.changed(), onchange: () => plan.changed() },
+  const controls = h('fieldset', { class: 'fdb-controls' },
     field(text('bench.start.images'), dataset), newDataset.element,
     field(text('bench.start.name'), name),
     h('fieldset', { class: 'fdb-quality' }, h('legend', { class: 'fdb-small' }, text('bench.start.quality')),
@@ -49,6 +50,7 @@ export function createStart(submitted) {
       h('div', { class: 'fdb-line' }, presetName, button('pi-save', text('bench.start.keep'), keep)),
       h('div', { class: 'fdb-actions' }, share, button('pi-upload', text('bench.start.take'), () => chooser.click()), chooser)),
     plan.element, h('div', { class: 'fdb-buttons' }, check, start), refused, status.element)
+  const element = h('form', { class: 'fdb-form', onsubmit: (event) => event.preventDefault(), oninput: () => plan.changed(), onchange: () => plan.changed() }, controls)
 
   const chosenPreset = () => presets.find(({ file }) => file === preset.value)?.settings ?? {}
   const quality = () => QUALITIES[qualities.findIndex(({ checked }) => checked)]
@@ -169,11 +171,31 @@ export function createStart(submitted) {
     draw()
   }
 
-  /** A training of this concept is prepared. */
-  function useConcept(concept) {
+  /** While the form is being filled, nothing can be typed into it: the focus would be in a field that changes. */
+  async function fillWith(work) {
+    const focused = element.contains(document.activeElement) ? document.activeElement : null
+    controls.disabled = true
+    try {
+      await work()
+    } finally {
+      controls.disabled = false
+      if (next ?? focused) goTo(next ?? focused)
+      next = null
+    }
+  }
+
+  /** The control that the user has to look at next. */
+  function goTo(control) {
+    if (controls.disabled) next = control
+    else control.focus()
+    if (control === name) name.select()
+  }
+
+  /** A training of this concept is prepared. words: its trigger, if it is known. */
+  function useConcept(concept, words) {
     dataset.value = NEW
-    newDataset.choose(concept)
-    if (!name.value) name.value = concept
+    newDataset.choose(concept, words)
+    if ([offered, ''].includes(name.value)) name.value = offered = concept
     draw()
   }
 
@@ -195,8 +217,7 @@ export function createStart(submitted) {
     fill(given)
     element.querySelector('.fdb-folded').open = true
     status.say(text('bench.start.again', { job: job.id }))
-    name.focus()
-    name.select()
+    goTo(name)
   }
   /** A run that has ended goes on from its latest state. */
   async function useRun(run) {
@@ -221,9 +242,9 @@ export function createStart(submitted) {
     element.querySelector('.fdb-folded').open = true
     draw()
     status.say(text('bench.start.begins', { lora, name: name.value }))
-    name.focus()
+    goTo(name)
   }
-  return { element, show, update: plan.update, useConcept, useJob, useRun, useCheckpoint }
+  return { element, show, update: plan.update, fillWith, useConcept, useJob, useRun, useCheckpoint }
 }
 
 const without = (settings, names) => Object.fromEntries(Object.entries(settings).filter(([setting]) => !names.includes(setting)))

@@ -1,7 +1,7 @@
 // The view "Train": the form, and the queue below it.
 import { h } from '../elements.js'
 import { fetchRuns } from '../server.js'
-import { attempt, troublePlace } from './parts.js'
+import { attempt, inOrder, troublePlace } from './parts.js'
 import { createQueue } from './queue.js'
 import { fetchConcepts, fetchDatasets, fetchJobs, fetchPresets } from './requests.js'
 import { createStart } from './start.js'
@@ -14,12 +14,15 @@ export function createTrain(openRun) {
   const start = createStart(() => update(true))
   const queue = createQueue({ changed: () => update(), openRun, again: start.useJob })
   const element = h('div', { class: 'fdb-body' }, trouble.element, start.element, queue.element)
+  const order = inOrder()
   let looked = 0
 
   async function update(all = false) {
+    const mine = order.asks()
     try {
       const jobs = await fetchJobs()
       if (all || Date.now() - looked > CHOICES) await choices(jobs.jobs)
+      if (!order.isNewest(mine)) return
       queue.show(jobs)
       trouble.show()
       start.update()
@@ -35,11 +38,13 @@ export function createTrain(openRun) {
     looked = Date.now()
   }
 
-  /** Do something with the form, once it knows what there is to choose from. */
+  /** Fill the form, once it knows what there is to choose from; what a user typed until then would be lost. */
   const prepared = (act) => async (...facts) => {
-    await update(true)
     element.scrollTop = 0
-    await attempt(() => act(...facts))
+    await start.fillWith(async () => {
+      await update(true)
+      await attempt(() => act(...facts))
+    })
   }
   return { element, update, useConcept: prepared(start.useConcept), useRun: prepared(start.useRun), useCheckpoint: prepared(start.useCheckpoint) }
 }
