@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.compare_cost import cost, write_judges
+from benchmarks.random_judges import write_dinov2, write_siglip2
 from benchmarks.selection.job import compare_run
 from custom_nodes.flux_dreambooth.runs import Runs
-from tests.judge_models import write_dinov2, write_siglip2
 from tests.recipe_files import Finished, Workshop
 from trainer.cli.compare import run as compare
 from trainer.common.problems import Problems
@@ -19,6 +20,7 @@ from trainer.comparison.features import DEPTH, SIGMA
 from trainer.engine import evaluation
 from trainer.engine.evaluation import best_of
 
+CPU = torch.device("cpu")
 SMALL = ["--prompts=2", "--steps=2", "--size=64"]
 
 
@@ -67,6 +69,14 @@ def test_dinov2_and_siglip2_take_the_same_path(run, tmp_path):
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["source"] == "DINOv2"
     assert all(len(each["agreement"]["values"]) == 8 for each in found["checkpoints"])
+
+
+def test_the_cost_of_a_checkpoint_is_told_by_stage(run, tmp_path, capsys):
+    found = cost(run.folder, tmp_path / "64", [*write_judges(tmp_path, "tiny"), *SMALL, f"--output={tmp_path}/64"], CPU)
+    assert found["resolution"] == 64 and found["images"] == 8 and found["start"] > 0
+    for each in found["checkpoints"]:
+        assert each.keys() == {"images", "losses", "features", "text"} and all(each[name] > 0 for name in each)
+    assert capsys.readouterr().out == "", "the JSON is alone there"
 
 
 def test_without_features_losses_decide_and_the_page_says_so(run, tmp_path, capsys):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.random_judges import write_dinov2, write_siglip2
 from tests.fake_hub import Cut, FakeHub
 from tests.hub_files import (
     DEV,
@@ -22,7 +23,6 @@ from tests.hub_files import (
     parts_here,
     reachable,
 )
-from tests.judge_models import write_dinov2, write_siglip2
 from trainer.captioning.description import CAPTION_MODELS
 from trainer.common.problems import Problems
 from trainer.comparison.check import default_folder, judge_problems

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
-from tests.judge_models import PATCH, SIGLIP_SIDE, write_dinov2, write_siglip2
+from benchmarks.random_judges import FULL, PATCH, TINY, write_dinov2, write_siglip2
 from trainer.common.problems import Problems
 from trainer.comparison.check import judge_problems
 from trainer.comparison.features import DINO_SIDE, Dinov2, Siglip2
@@ -52,7 +53,7 @@ def test_an_image_keeps_its_proportions(folders):
 def test_agreement_is_the_cosine_of_both_embeddings(folders):
     from transformers import SiglipModel
 
-    judge, image = Siglip2(folders[1], CPU), noise((SIGLIP_SIDE, SIGLIP_SIDE))
+    judge, image = Siglip2(folders[1], CPU), noise((TINY.siglip_side, TINY.siglip_side))
     model = SiglipModel.from_pretrained(str(folders[1]), local_files_only=True).eval()
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     for text, ids in (("A tjtoy TOY", [6, 5, 4, 1]), ("toy", [4, 1])):
@@ -83,3 +84,14 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(Problems, match="lacks 1 of the model's tensors"):
         Dinov2(folder, CPU)
+
+
+def test_random_judges_have_the_published_sizes(monkeypatch, tmp_path):
+    """The numbers of weights are those of dinov2-base and siglip2-base-patch16-224 on the Hub."""
+    counted = []
+    count = lambda model, _folder: counted.append(sum(each.numel() for each in model.parameters()))  # noqa: E731
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", count)
+    with torch.device("meta"):
+        write_dinov2(tmp_path, FULL)
+        write_siglip2(tmp_path, FULL)
+    assert counted == [86_580_480, 375_187_970]

@@ -161,9 +161,7 @@ def make_generator(given: argparse.Namespace, config: "TrainConfig") -> "Generat
 def _say(row: "Row") -> None:
     from trainer.comparison.recommend import figures
 
-    seconds = row.seconds
-    times = f"images {seconds['images']:.0f} s, measures {seconds['measures']:.0f} s"
-    print(f"{row.candidate.name}: {figures(row.standing)} ({times})", flush=True)
+    print(f"{row.candidate.name}: {figures(row.standing)} ({row.cost})", flush=True)
 
 
 def table(comparison: "Comparison") -> str:

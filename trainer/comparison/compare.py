@@ -1,7 +1,8 @@
 """A comparison from top to bottom: images of each checkpoint, their measures, and one recommendation."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ MAX_HELD_OUT = 16  # images whose loss is measured
 class Row:
     """A checkpoint and what was measured of it.
 
-    images: one for each prompt. measures: None without features. seconds: what generating (0 if the images were cached)
-    and measuring took.
+    images: one for each prompt. measures: None without features. seconds: what each stage took: "images" (0 if they
+    were cached), "losses", "features", and "text" if text agreement was measured.
     """
 
     candidate: Candidate
@@ -49,6 +50,11 @@ class Row:
         if self.measures is None:
             return Standing(name, self.losses.held_out, None, self.losses.drift, step=step)
         return standing_of(name, self.measures, step)
+
+    @property
+    def cost(self) -> str:
+        """What each stage took, in words."""
+        return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
 
 
 @dataclass(frozen=True)
@@ -104,15 +110,19 @@ class Comparer:
 
     def row(self, candidate: Candidate) -> Row:
         """Generate and measure a checkpoint's images. Raises `Problems` if its file cannot be read or does not fit."""
-        start = time.perf_counter()
-        images = self.source.images(candidate, self.prompts)
-        generated = time.perf_counter()
-        losses = relative_losses(self.base_losses, self._losses(candidate))
-        measures = None
-        if self.judges.uses_features:
-            agreement = self._agreement(images)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "images"):
+            images = self.source.images(candidate, self.prompts)
+        with _timed(seconds, "losses"):
+            losses = relative_losses(self.base_losses, self._losses(candidate))
+        if not self.judges.uses_features:
+            return Row(candidate, tuple(images), None, losses, seconds)
+        agreement = None
+        if self.judges.siglip2:
+            with _timed(seconds, "text"):
+                agreement = self.judges.siglip2(images, [prompt.text for prompt in self.prompts])
+        with _timed(seconds, "features"):
             measures = measure(self.references, self.prompts, self.base_patches, self._patches(images), agreement)
-        seconds = {"images": generated - start, "measures": time.perf_counter() - generated}
         return Row(candidate, tuple(images), measures, losses, seconds)
 
     def _grids(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
@@ -127,17 +137,19 @@ class Comparer:
     def _patches(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         return [grid.flatten(0, 1) for grid in self._grids(images)]
 
-    def _agreement(self, images: Sequence[Image.Image]) -> list[float] | None:
-        if self.judges.siglip2 is None:
-            return None
-        return self.judges.siglip2(images, [prompt.text for prompt in self.prompts])
-
     def _losses(self, candidate: Candidate | None) -> tuple[list[float], list[float]]:
         texts = self.source.texts([item.text for items in self.items for item in items], candidate)
         guidance = self.source.config.guidance_scale
         with self.source.applied(candidate) as transformer:
             images, plain = (fixed_noise_losses(transformer, items, texts, guidance) for items in self.items)
         return images, plain
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
 
 
 def _held_out(data: TrainingData, concepts: Sequence[Concept]) -> list[Sample]:

@@ -212,7 +212,5 @@ def _plan(comparison: Comparison, config: TrainConfig, log: Sequence[Mapping[str
     trained = sum(event.get("seconds", 0.0) for event in log if event.get("kind") == "step")
     if trained:
         rows.append(["time in the logged steps", duration(trained)])
-    for row in comparison.rows:
-        cost = f"images {row.seconds['images']:.1f} s, measures {row.seconds['measures']:.1f} s"
-        rows.append([f"comparison of {row.candidate.name}", cost])
+    rows += [[f"comparison of {row.candidate.name}", row.cost] for row in comparison.rows]
     return table(["setting", "value"], rows)
