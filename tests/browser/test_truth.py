@@ -21,6 +21,7 @@ NONE = "No LoRA is loaded before this node"
 BYPASS, NEVER = 4, 2
 OTHERS = ("rgthree-comfy", "ComfyUI-Custom-Scripts", "ComfyUI-KJNodes")
 PACKS = [Path(os.environ.get("COMFYUI_PACKS", "none")) / name for name in OTHERS]
+BROADCASTER = Path(os.environ.get("COMFYUI_PACKS", "none")) / "cg-use-everywhere"
 
 
 def test_subgraphs_reroutes_and_switched_off_nodes(open_page: OpenPage, comfyui: ComfyServer):
@@ -133,7 +134,8 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         pytest.skip(NO_COMFYUI)
     if not all(pack.is_dir() for pack in PACKS):
         pytest.skip(f"COMFYUI_PACKS names no folder with {', '.join(pack.name for pack in PACKS)}")
-    with ComfyServer(prepare_base(tmp_path_factory.mktemp("packs"), *PACKS)) as server:
+    broadcaster = [BROADCASTER] if BROADCASTER.is_dir() else []
+    with ComfyServer(prepare_base(tmp_path_factory.mktemp("packs"), *PACKS, *broadcaster)) as server:
         yield server
 
 
@@ -197,6 +199,23 @@ def test_set_and_get_nodes_and_reroutes_of_other_packs(open_page: OpenPage, pack
         graph.link(loader, "CLIP", between, 0 if kind.startswith("Reroute") else "clip")
         graph.link(between, 0 if kind.startswith("Reroute") else "CLIP", prompt, "clip")
         graph.says("tjtoy toy")
+
+
+@pytest.mark.skipif(not BROADCASTER.is_dir(), reason="COMFYUI_PACKS names no folder with cg-use-everywhere")
+def test_links_that_are_broadcast(open_page: OpenPage, packs: ComfyServer):
+    write_lora(packs.loras / "a.safetensors")
+    write_lora(packs.loras / "b.safetensors", FOX)
+    graph = Graph(open_page(server=packs))
+    _, loader, prompt = graph.chain("LoraLoader", 400, lora_name="a.safetensors")
+    graph.page.evaluate("(id) => app.graph.getNodeById(id).disconnectInput(0)", prompt)
+    graph.says(line=NONE)
+    sender = graph.add("Anything Everywhere", 400, 500)
+    graph.link(loader, "CLIP", sender, 0)
+    graph.says("tjtoy toy")
+    graph.set_widget(loader, "lora_name", "b.safetensors")
+    graph.says("zwx fox")
+    graph.set(sender, mode=NEVER)
+    graph.says(line=NONE)
 
 
 def test_the_sampler_takes_the_length_of_their_loras(packs: ComfyServer):

@@ -3,7 +3,7 @@
 import { app } from '../../scripts/app.js'
 import { addStyle, h, section } from './elements.js'
 import { setWidget } from './graph.js'
-import { linkedPart, openPrompt, sourceOf } from './open_graph.js'
+import { linkedPart, linkInto, openPrompt, sourceOf } from './open_graph.js'
 import { askConceptPrompt } from './server.js'
 import { text } from './texts.js'
 
@@ -76,8 +76,8 @@ function watcher(draw) {
 
 /** The widget that the prompt is written in; undefined where a node that runs gives it. */
 function promptWidget({ frame, node }) {
-  const slot = node.inputs?.findIndex(({ name, link }) => name === 'text' && link !== null && link !== undefined) ?? -1
-  return slot < 0 ? node.widgets?.find(({ name }) => name === 'text') : sourceOf(frame, node, slot)?.widget
+  const slot = node.inputs?.findIndex(({ name }) => name === 'text') ?? -1
+  return linkInto(frame.graph, node, slot) ? sourceOf(frame, node, slot)?.widget : node.widgets?.find(({ name }) => name === 'text')
 }
 
 function drawConcepts(node, answer, editable) {

@@ -1,6 +1,6 @@
 // A checkpoint put into the open graph: into a loader of any pack that is there, or a new one that is connected.
 import { app } from '../../scripts/app.js'
-import { frames, isOff, sourceOf } from './open_graph.js'
+import { frames, isOff, linkInto, sourceOf } from './open_graph.js'
 import { text } from './texts.js'
 
 const OURS = 'LoadFluxDreamBoothLoRA'
@@ -66,8 +66,8 @@ function slotsOf({ frame, node }) {
 
 /** The widget that gives a value: the node's own, a primitive's, that of the subgraph around it; null if it is computed. */
 function writtenIn(frame, node, widget) {
-  const slot = node.inputs?.findIndex((input) => input.widget?.name === widget.name && input.link !== null && input.link !== undefined) ?? -1
-  return slot < 0 ? widget : sourceOf(frame, node, slot)?.widget ?? null
+  const slot = node.inputs?.findIndex((input) => input.widget?.name === widget.name) ?? -1
+  return linkInto(frame.graph, node, slot) ? sourceOf(frame, node, slot)?.widget ?? null : widget
 }
 
 function valuesOf(node, widget) {

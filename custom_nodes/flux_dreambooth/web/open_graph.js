@@ -61,7 +61,7 @@ export function entry(frame, node) {
     if (value !== undefined) inputs[widget.name] = Array.isArray(value) ? { __value__: value } : value
   }
   node.inputs?.forEach((input, slot) => {
-    if (input.link === null || input.link === undefined) return
+    if (!linkInto(frame.graph, node, slot)) return
     const source = sourceOf(frame, node, slot)
     if (source?.id !== undefined) inputs[input.name] = [source.id, source.slot]
     else if (source) inputs[input.name] = plain(source.widget?.value) ?? null
@@ -73,7 +73,7 @@ export function entry(frame, node) {
 /** What an input gets: {id, slot, node} of a node that runs, {widget} of a node of the page alone, or undefined. */
 export function sourceOf(frame, node, slot, seen = new Set()) {
   const input = node.inputs?.[slot]
-  const link = linkOf(frame.graph, input?.link)
+  const link = linkInto(frame.graph, node, slot)
   const place = `${frame.path.join(':')}/${node.id}/${slot}`
   if (!link || seen.has(place)) return undefined
   seen.add(place)
@@ -83,7 +83,7 @@ export function sourceOf(frame, node, slot, seen = new Set()) {
 function originOf(frame, link, type, seen) {
   if (frame.owner && link.origin_id === frame.graph.inputNode?.id) {
     const outer = frame.owner.inputs?.[link.origin_slot]
-    if (linkOf(frame.parent.graph, outer?.link)) return sourceOf(frame.parent, frame.owner, link.origin_slot, seen)
+    if (linkInto(frame.parent.graph, frame.owner, link.origin_slot)) return sourceOf(frame.parent, frame.owner, link.origin_slot, seen)
     const widget = outer && (frame.owner.getWidgetFromSlot?.(outer) ?? frame.owner.widgets?.find(({ name }) => name === outer.widget?.name))
     return widget ? { widget } : undefined
   }
@@ -137,6 +137,22 @@ function bypassInput(node, slot, type) {
 
 const isSubgraph = (node) => Boolean(node.isSubgraphNode?.())
 export const isOff = (node) => node.mode === NEVER || node.mode === BYPASS
+
+/** The link that gives an input its value, drawn or broadcast; undefined if there is none. */
+export function linkInto(graph, node, slot) {
+  const id = node.inputs?.[slot]?.link
+  return id === null || id === undefined ? broadcastTo(graph, node, slot) : linkOf(graph, id)
+}
+
+/** What "Anything Everywhere" of the pack cg-use-everywhere gives to an open input: the pack lists its links in the graph. */
+function broadcastTo(graph, node, slot) {
+  const links = graph?.extra?.ue_links
+  if (!Array.isArray(links)) return undefined
+  const found = links.find(({ downstream, downstream_slot }) => String(downstream) === String(node.id) && downstream_slot === slot)
+  const sender = found && graph.getNodeById(found.controller)
+  const isThere = sender?.constructor.nodeData && !isOff(sender) // lists in files outlive the pack and its nodes
+  return isThere ? { origin_id: found.upstream, origin_slot: found.upstream_slot } : undefined
+}
 
 function linkOf(graph, id) {
   if (id === null || id === undefined || !graph) return undefined
