@@ -1,6 +1,6 @@
 """Which LoRA files act on a node's MODEL and CLIP, read from a prompt in API format.
 
-This is the only walk through a graph: nodes use it while a prompt runs (hidden input PROMPT), and the page sends the
+This is the only walk through a graph: nodes use it while a prompt runs (`running_prompt`), and the page sends the
 part of the open graph that it asks about. What the inputs of one node say is in `lora_inputs`.
 
 Where the graph does not tell, the answer says so: `Loaded.complete` is False if a node on the way may load a LoRA that
@@ -8,7 +8,7 @@ its inputs do not name, and `Loaded.certain` is False if the files found may not
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .lora_files import Names
@@ -72,7 +72,8 @@ def loras_before(prompt: Prompt, node_id: str, names: Names, classes: NodeClasse
     links = {name: value for name, value in _inputs(prompt, node_id).items() if is_link(value)}
     types = {name: _type(prompt, value, classes) for name, value in links.items()}
     start = [name for name, kind in types.items() if kind in MODELS or (kind is None and name.upper() in MODELS)]
-    return _walk(prompt, [str(links[name][0]) for name in start], names, classes)
+    found = _walk(prompt, [str(links[name][0]) for name in start], names, classes)
+    return replace(found, complete=found.complete and not _holds_objects(prompt, node_id))
 
 
 def loras_of_users(prompt: Prompt, node_id: str, names: Names, classes: NodeClasses) -> Loaded:
@@ -113,6 +114,7 @@ def _walk(prompt: Prompt, origins: Sequence[str], names: Names, classes: NodeCla
         missing |= dict.fromkeys(own.missing)
         types = _link_types(prompt, node_id, classes)
         complete &= own.complete and (classes.known(kind) or bool(own.names)) and TRAINED not in types
+        complete &= not _holds_objects(prompt, node_id)
         certain &= not _may_choose(kind, inputs, types)
     return Loaded(tuple(found), tuple(missing), complete and len(seen) < MAX_NODES, certain)
 
@@ -125,6 +127,12 @@ def _carriers(prompt: Prompt, node_id: str, classes: NodeClasses) -> list[str]:
     links = [(name, value, _type(prompt, value, classes)) for name, value in inputs.items() if is_link(value)]
     carriers = [value for name, value, kind in links if kind not in NOT_CARRIED and (kind or not _names_file(name))]
     return [str(value[0]) for value in carriers if constant(prompt, value) is None]
+
+
+def _holds_objects(prompt: Prompt, node_id: str) -> bool:
+    """Whether inputs are models themselves and not links, as in nodes that another node has expanded into."""
+    plain = (str, int, float, list, Mapping)
+    return any(not isinstance(value, plain) and value is not None for value in _inputs(prompt, node_id).values())
 
 
 def _names_file(name: str) -> bool:
@@ -183,6 +191,11 @@ def _type(prompt: Prompt, link: list[Any], classes: NodeClasses) -> str | None:
     slot = link[1]
     kind = outputs[slot] if isinstance(slot, int) and 0 <= slot < len(outputs) else None
     return kind if isinstance(kind, str) and kind not in ("*", "COMFY_MATCHTYPE_V3") else None
+
+
+def running_prompt(dynamic: Any) -> Prompt:
+    """The prompt that runs, including nodes that others have expanded into (loops); dynamic: hidden input DYNPROMPT."""
+    return {} if dynamic is None else {node: dynamic.get_node(node) for node in dynamic.all_node_ids()}
 
 
 def comfyui_names() -> Names:

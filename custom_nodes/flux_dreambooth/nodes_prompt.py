@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from .concepts import build_prompt
-from .loaded_loras import Loaded, NodeClasses, comfyui_classes, comfyui_names, loras_before, loras_of_users
+from .loaded_loras import (
+    Loaded,
+    NodeClasses,
+    comfyui_classes,
+    comfyui_names,
+    loras_before,
+    loras_of_users,
+    running_prompt,
+)
 from .lora_file.concepts import Concept, read_concepts
 from .lora_files import Names, lora_names, lora_path, valid_names
 from .node_texts import Node
@@ -38,7 +46,7 @@ class ConceptPrompt(Node):
                 "text": ("STRING", {"multiline": True, "default": ""}),
                 "parentheses": ([PLAIN, WEIGHTS],),
             },
-            "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
+            "hidden": {"dynamic": "DYNPROMPT", "unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
@@ -56,13 +64,14 @@ class ConceptPrompt(Node):
         lora_name: str,
         text: str,
         parentheses: str = PLAIN,
-        prompt: Mapping[str, Any] | None = None,
+        dynamic: Any = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         """Returns what ComfyUI wants: the warnings for the browser, and the node's two outputs."""
         if clip is None:
             raise ValueError("Concept Prompt has no CLIP: connect a CLIP loader, or the LoRA loader's CLIP output.")
-        chosen = LoraChoice.of(lora_name, prompt or {}, str(unique_id), comfyui_names(), comfyui_classes())
+        prompt = running_prompt(dynamic)
+        chosen = LoraChoice.of(lora_name, prompt, str(unique_id), comfyui_names(), comfyui_classes())
         try:
             elsewhere = concepts_of(chosen.elsewhere)
         except (ValueError, OSError) as error:  # of a file that this node does not need

@@ -5,7 +5,7 @@ from typing import Any
 
 from . import mini, sampling
 from .applied_loras import AppliedLoras, applied_loras
-from .loaded_loras import comfyui_classes, comfyui_names, loras_before
+from .loaded_loras import comfyui_classes, comfyui_names, loras_before, running_prompt
 from .node_texts import Node
 
 LARGEST = 16384
@@ -61,7 +61,7 @@ class FluxSampleAsTrained(Node):
                 "base_shift": ("FLOAT", {"default": sampling.BASE_SHIFT, **shift}),
                 "max_shift": ("FLOAT", {"default": sampling.MAX_SHIFT, **shift}),
             },
-            "hidden": {"graph": "PROMPT", "unique_id": "UNIQUE_ID"},
+            "hidden": {"dynamic": "DYNPROMPT", "unique_id": "UNIQUE_ID"},
         }
 
     def sample(
@@ -82,7 +82,7 @@ class FluxSampleAsTrained(Node):
         denoise: float = 1.0,
         base_shift: float = sampling.BASE_SHIFT,
         max_shift: float = sampling.MAX_SHIFT,
-        graph: Mapping[str, Any] | None = None,
+        dynamic: Any = None,
         unique_id: str | None = None,
     ) -> tuple[dict[str, Any], str]:
         sampling.refuse_other_models(model, clip)
@@ -90,7 +90,7 @@ class FluxSampleAsTrained(Node):
         length = sampling.T5Length(t5_length)
         if not t5_length:
             names = comfyui_names()
-            likely = loras_before(graph or {}, str(unique_id), names, comfyui_classes()).names
+            likely = loras_before(running_prompt(dynamic), str(unique_id), names, comfyui_classes()).names
             length = t5_length_of(model, applied_loras(model, clip, likely, names.listed))
         start = latent or sampling.empty_latent(model, width, height, batch_size)
         positive = sampling.encode(clip, prompt, length.tokens, guidance)

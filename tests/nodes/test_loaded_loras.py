@@ -145,6 +145,15 @@ def test_only_known_nodes_show_that_there_is_no_lora(kind: str, complete: bool):
     assert behind(kind, {}) == Loaded(complete=complete)
 
 
+def test_models_in_the_place_of_links_may_carry_any_lora():
+    """As in nodes that another node has expanded into."""
+    prompt = graph(n3=("ConceptPrompt", {"clip": object(), "lora_name": "(the loader's)", "text": ""}))
+    assert loras_before(prompt, "3", NAMES, CLASSES) == Loaded(complete=False)
+    assert LoraChoice.of("(the loader's)", prompt, "3", NAMES, CLASSES).nothing_known() == []
+    prompt = graph(n2=("LoraLoader", {"clip": object(), "lora_name": A}), n3=("ConceptPrompt", {"clip": ["2", 1]}))
+    assert loras_before(prompt, "3", NAMES, CLASSES) == Loaded((A,), complete=False)
+
+
 def test_a_lora_that_is_trained_in_the_graph_is_no_file():
     prompt = graph(n2=("TrainLoraNode", {}), n3=("LoraModelLoader", {"model": ["1", 0], "lora": ["2", 0]}))
     prompt["4"] = {"class_type": "FluxSampleAsTrained", "inputs": {"model": ["3", 0]}}

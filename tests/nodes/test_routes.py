@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from custom_nodes.flux_dreambooth.routes import first_workflow
+from tests.nodes.model_files import write_lora as write_fitting
 from tests.nodes.run_writer import CONCEPTS, RunWriter, write_lora
 from tests.nodes.server import COMFYUI, NO_COMFYUI, PACK, ComfyServer, Refused
 from tests.nodes.test_help import keys_of, texts
@@ -187,6 +188,47 @@ def test_a_changed_lora_is_read_again(comfyui: ComfyServer):
     assert comfyui.run(graph).outputs["2"]["text"] == ["tjtoy toy"]
     write_lora(comfyui.loras / "fresh.safetensors", [{"concept": "fox", "trigger": "zwx fox"}])
     assert comfyui.run(graph).outputs["2"]["text"] == ["zwx fox"]
+
+
+EXPANDS = """
+from comfy_execution.graph_utils import GraphBuilder
+
+class Expands:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "expand", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "lora": ("STRING", {})}}
+
+    def expand(self, model, clip, lora):
+        graph = GraphBuilder()
+        strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+        if lora:
+            clip = graph.node("LoraLoader", model=model, clip=clip, lora_name=lora, **strengths).out(1)
+        texts = {"lora_name": "(the loader's)", "text": "a {1}", "parentheses": "plain characters"}
+        prompt = graph.node("ConceptPrompt", clip=clip, **texts)
+        shown = graph.node("PreviewAny", source=prompt.out(1))
+        return {"result": (prompt.out(1),), "expand": graph.finalize()}
+
+NODE_CLASS_MAPPINGS = {"Expands": Expands}
+"""
+
+
+def test_nodes_that_another_node_expands_into(start_comfyui: Callable[..., ComfyServer], tmp_path: Path):
+    """As the nodes of a loop do: their links are not in the prompt that was sent."""
+    pack = tmp_path / "expands"
+    pack.mkdir()
+    (pack / "__init__.py").write_text(EXPANDS)
+    server = start_comfyui(packs=(pack,))
+    taught = {"flux_dreambooth": json.dumps({"concepts": CONCEPTS})}
+    write_fitting(server.loras / "a.safetensors", server.folder / "models/mini", taught)
+    for lora, said in (("a.safetensors", "a tjtoy toy"), ("", "a {1}")):
+        inputs = {"model": ["1", 0], "clip": ["1", 1], "lora": lora}
+        graph = {"1": prompt_graph()["1"], "2": {"class_type": "Expands", "inputs": inputs}}
+        graph["3"] = {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}}
+        result = server.run(graph)
+        assert result.status == "success" and result.outputs["3"]["text"] == [said], (result.error, result.outputs)
+    assert "No LoRA is loaded" not in server.log
 
 
 def test_the_server_gives_the_texts_of_both_languages(comfyui: ComfyServer):
