@@ -25,7 +25,7 @@ from benchmarks import page, report
 from benchmarks.measure import Length, Prepared, Result, again, measure, prepare
 from benchmarks.settings import PRESETS, Setting, by_name, read_settings
 from benchmarks.workspace import DEFAULTS, GB, Model, choose_model, disk_problems
-from trainer.common.disk import write_problems
+from trainer.common.disk import output_problems, write_problems
 from trainer.common.files import write_text
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import announce, ended_by_sigterm
@@ -44,7 +44,9 @@ def run(argv: Sequence[str]) -> int:
         return _compare(before, after, given.tolerance)
     on_gpu = torch.cuda.is_available()
     model = choose_model(given.size, given.model, given.work, on_gpu)
-    raise_if_any([*_problems(given), *write_problems([("--work", given.work)])])
+    outputs = [(flag, path) for flag, path in (("--output", given.output), ("--report", given.report)) if path]
+    own = [*write_problems([("--work", given.work)]), *output_problems(outputs, given.overwrite)]
+    raise_if_any([*_problems(given), *own])
     named = by_name(flags)
     brings_own = all(flag in named for flag in MODEL_FLAGS)
     files = [] if brings_own else model.flags()
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="FILE.json", help="write all figures to this file")
     about_report = "write one Markdown page to send; measures rank 16 in bf16, fp8 and int8 if no setting is named"
     add("--report", type=Path, nargs="?", const=REPORT, metavar="FILE.md", help=f"{about_report} ({REPORT})")
+    add("--overwrite", action="store_true", help="replace the files of --output and --report if they exist")
     add("--dry_run", action="store_true", help="print what would be run and written, and stop")
     add = then.add_argument
     add(

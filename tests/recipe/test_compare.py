@@ -13,7 +13,10 @@ from benchmarks.random_judges import write_dinov2, write_siglip2
 from benchmarks.selection.job import compare_run
 from custom_nodes.flux_dreambooth.runs import Runs
 from tests.recipe_files import Finished, Workshop
+from trainer.cli import compare as command
 from trainer.cli.compare import run as compare
+from trainer.common.disk import mark_of
+from trainer.common.files import write_json
 from trainer.common.problems import Problems
 from trainer.comparison import judges, pictures
 from trainer.comparison.features import DEPTH, SIGMA
@@ -161,6 +164,18 @@ def test_the_benchmark_measures_at_every_block(workshop):
         likeness = [100 * (each - concept["floor"]) / concept["room"] for each in similarity]
         assert likeness[:2] == pytest.approx(checkpoint["likeness"]["values"], abs=0.2)
         assert measured["drift"] == pytest.approx(checkpoint["drift"]["values"], abs=0.01)
+
+
+def test_a_report_of_another_run_is_not_replaced(run, tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("<p>my own</p>")
+    write_json(tmp_path / "compare.json", {"origin": mark_of("compare", "other run")})
+    argv = [str(run.folder), *SMALL, f"--output={tmp_path}"]
+    with pytest.raises(Problems) as found:
+        compare(argv)
+    assert [Path(each.where).name for each in found.value.problems] == ["compare.json", "report.html"]
+    monkeypatch.setattr(command, "compare_files", lambda *_: pytest.fail("reached"))
+    with pytest.raises(pytest.fail.Exception, match="reached"):
+        compare([*argv, "--overwrite"])
 
 
 def test_mistakes_are_named_before_a_model_is_loaded(run, tmp_path):

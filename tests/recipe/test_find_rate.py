@@ -67,3 +67,12 @@ def test_mistakes_are_found_before_anything_is_loaded(workshop):
     with pytest.raises(Problems) as problems:
         find_rate.run([*workshop.argv("bad"), "--steps=2", "--rates", "0"])
     assert len(problems.value.problems) == 2
+
+
+def test_a_file_of_something_else_is_not_replaced(workshop):
+    path = record(workshop, "foreign")
+    path.parent.mkdir(parents=True)
+    path.write_text("my rates")
+    with pytest.raises(Problems, match="is not a record of find_rate"):
+        find(workshop, "foreign", "--rates", *RATES)
+    assert path.read_text() == "my rates"

@@ -168,6 +168,14 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     assert main(["bench", "--size=tiny", f"--work={work}", "--network_dmi=3", "--pictures=40"]) == 1
     assert not work.exists(), "problems of flags come before any file"
     assert main(["bench", "--size=tiny", f"--work={work}", "--pictures=0"]) == 1
+    for flag in ("output", "report"):
+        (tmp_path / flag).write_text("a measurement")
+        assert main(["bench", "--size=tiny", f"--work={work}", "--dry_run", f"--{flag}={tmp_path / flag}"]) == 1
+        assert f"--{flag}={tmp_path / flag}: there is a file of this name" in capsys.readouterr().err
+    assert (
+        main(["bench", "--size=tiny", f"--work={work}", "--dry_run", f"--output={tmp_path / 'output'}", "--overwrite"])
+        == 0
+    )
 
 
 @pytest.mark.slow

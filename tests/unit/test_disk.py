@@ -10,6 +10,7 @@ import trainer.common.disk
 from benchmarks.random_flux import ModelFiles
 from tests.recipe_files import ONE_FOLDER, Workshop, check_report, has, make_workshop
 from trainer.checkpoint.naming import is_due, lora_path, position_after, remove_outdated, run_dir, state_path
+from trainer.common.disk import has_mark, mark_of, output_problems
 from trainer.config import TrainConfig
 from trainer.data.dataset import Schedule
 from trainer.preflight.check import make_plan
@@ -160,3 +161,24 @@ def test_the_size_of_a_state(workshop, settings, bytes_each):
     plan = make_plan(workshop.config("state", **settings))
     assert plan.state_bytes == bytes_each * plan.adapter.num_parameters
     assert ("a state is about" in plan.summary()) == (settings.get("optimizer_type") == "RMSprop")
+
+
+def test_no_output_file_is_replaced_unless_asked_or_recognized(tmp_path):
+    new, own, other, link = (tmp_path / name for name in ("new/a.json", "own.json", "other.json", "link.json"))
+    mark = mark_of("compare", 'a "tall" Bär')
+    own.write_text(f'{{"origin": "{mark}"}}')
+    other.write_text(" " * 1020 + mark)  # the mark is not at the start
+    link.symlink_to(tmp_path / "gone")
+    assert mark.isascii() and '"' not in mark and has_mark(own, mark) and not has_mark(tmp_path, mark)
+    assert output_problems([("--json", new), ("--json", own)], is_own=lambda path: has_mark(path, mark)) == []
+    assert output_problems([("--json", each) for each in (own, other, link)], overwrite=True) == []
+    for path, is_own in ((own, None), (other, lambda path: has_mark(path, mark)), (link, None)):
+        (problem,) = output_problems([("--json", path)], is_own=is_own)
+        assert problem.where == f"--json={path}" and "a file of this name" in problem.what
+        assert "--overwrite" in problem.hint
+    assert not has_mark(own, mark_of("compare", "another"))
+    (folder,) = output_problems([("--json", tmp_path)], overwrite=True)
+    assert folder.what == "is a folder"
+    (twice,) = output_problems([("--json", new), ("--sheet", tmp_path / "new/../new/a.json")], overwrite=True)
+    assert twice.where.startswith("--sheet=") and "the file of --json" in twice.what
+    assert not new.parent.exists(), "nothing is created"

@@ -259,6 +259,11 @@ def test_evaluate_compares_a_lora_with_the_base_model(models, lora, tmp_path, ca
     assert written["prompts"]["both"] == 1 and written["seed"] == 0
     with Image.open(sheet) as picture:
         assert picture.width > 3 * 256
+    before, refused = table.read_bytes(), problems_of(*argv)
+    assert f"--json={table}: there is a file" in refused and f"--sheet={sheet}: there is a file" in refused
+    assert table.read_bytes() == before
+    assert evaluate.run([f"--models={models}", "--prompts=1", f"--json={table}", "--overwrite"]) == 0
+    assert len(json.loads(table.read_text())["columns"]) == 1
 
 
 @pytest.mark.usefixtures("quick", "logging_kept")

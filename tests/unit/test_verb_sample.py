@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from trainer.cli.sample import OF_TRAIN, parse
 from trainer.common.problems import Problems
+from trainer.sampling.sampler import save_picture
 
 
 def problems_of(*argv: str) -> dict[str, str]:
@@ -99,3 +101,15 @@ def test_a_base_precision_and_compiling_are_for_images_without_routes():
     assert (parse(["--prompt=a"])[0].base_precision, parse(["--prompt=a"])[0].compiles) == ("bf16", False)
     found = problems_of("--prompt=a", "--route", "--lora=x.safetensors", "--base_precision=fp8", "--compile")
     assert found.keys() == {"--base_precision", "--compile"} and "with --route" in found["--compile"]
+
+
+def test_an_image_of_sample_is_replaced_and_one_of_the_user_is_not(tmp_path):
+    own, photo = tmp_path / "000-seed3.png", tmp_path / "001-seed4.png"
+    save_picture(own, Image.new("RGB", (8, 8)), {"prompt": "a", "lora": ""})
+    Image.new("RGB", (8, 8)).save(photo)
+    argv = ["--prompt=a", "--prompt=b", "--seed=3", f"--output={tmp_path}"]
+    (where,) = problems_of(*argv)
+    assert where == f"--output={photo}"
+    parse([*argv, "--overwrite"])
+    photo.unlink()
+    parse(argv)

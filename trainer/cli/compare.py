@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.common.disk import has_mark, mark_of, output_problems
 from trainer.common.files import write_json
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at o
     from trainer.config import TrainConfig
 
 log = logging.getLogger(__name__)
+NUMBERS, PAGE = "compare.json", "report.html"
 MEASURES = {
     "auto": "DINOv2 if it was downloaded; else the tiny FLUX's own features for the tiny FLUX, losses for other models",
     "dinov2": "DINOv2's features, and SigLIP 2 for text agreement",
@@ -45,16 +47,20 @@ def run(argv: Sequence[str]) -> int:
 
     config = run_config(given.run)
     candidates = candidates_of(config, given.lora)
+    from trainer.checkpoint.naming import run_dir
+
+    folder = given.output or run_dir(config)
+    mark = mark_of("compare", config.output_name)
+    files = [("--output", folder / name) for name in (NUMBERS, PAGE)]
+    raise_if_any(output_problems(files, given.overwrite, lambda path: has_mark(path, mark)))
     print(f"{len(candidates)} LoRA files: {', '.join(each.name for each in candidates)}")
     start = time.perf_counter()
     comparison = compare_files(given, config, candidates)
-    from trainer.checkpoint.naming import run_dir
     from trainer.comparison.compare import as_json
     from trainer.comparison.report import write_report
 
-    folder = given.output or run_dir(config)
-    write_json(folder / "compare.json", as_json(comparison))
-    page = write_report(folder / "report.html", comparison, config)
+    write_json(folder / NUMBERS, {"origin": mark} | as_json(comparison))
+    page = write_report(folder / PAGE, comparison, config, mark)
     print(table(comparison))
     print(f"\n{comparison.recommendation.text}\n{page}")
     print(f"took {duration(time.perf_counter() - start)}")
@@ -83,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
         text = f"folder of {model.title} (%(default)s)"
         parser.add_argument(f"--{model.key}", type=Path, default=Path("models", model.folder), metavar="DIR", help=text)
     parser.add_argument("--output", type=path_flag, metavar="DIR", help="folder of the report (that of the run)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is not of this run")
     return parser
 
 

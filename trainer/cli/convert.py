@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.common.disk import output_problems
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.config.paths import path_flag
 from trainer.lora_file.writing import LAYOUTS
@@ -43,9 +44,7 @@ def run(argv: Sequence[str]) -> int:
         help='with --keep_apart: what the base model calls it, as "tjtoy toy=a toy"',
     )
     arguments = parser.parse_args(argv)
-    if arguments.output.exists() and not arguments.overwrite:
-        hint = "choose another name, or add --overwrite to replace it"
-        raise Problems([Problem(f"--output={arguments.output}", "there is a file of this name", hint)])
+    raise_if_any(output_problems([("--output", arguments.output)], arguments.overwrite))
     class_words = class_words_of(arguments.class_words)
     if class_words and not arguments.keep_apart:
         raise Problems([Problem("--class_words", "acts with --keep_apart only", "add --keep_apart or remove it")])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from trainer.cli.convert import parse_source
 from trainer.common.devices import computes_bf16, free_memory
-from trainer.common.disk import write_problems
+from trainer.common.disk import output_problems
 from trainer.common.files import atomic_write, write_json
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
@@ -134,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=path_flag, metavar="OUT", help="also write the table here")
     parser.add_argument("--sheet", type=path_flag, metavar="OUT.png", help="write some of the images here, labelled")
+    parser.add_argument("--overwrite", action="store_true", help="replace these two files if they exist")
     parser.add_argument("--seed", type=int, default=0, help="seed of each list's first image (%(default)s)")
     return parser
 
@@ -151,8 +152,7 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
     repeated = dict.fromkeys(source.path for source in sources if sources.count(source) > 1)
     problems += [Problem(f"--lora={path}", "is given more than once") for path in repeated]
     written = [(flag, path) for flag, path in (("--json", given.json), ("--sheet", given.sheet)) if path]
-    problems += [Problem(f"{flag}={path}", "is a folder", "name a file") for flag, path in written if path.is_dir()]
-    return problems + write_problems((flag, path.parent) for flag, path in written)
+    return problems + output_problems(written, given.overwrite)
 
 
 def load_adapters(sources: Sequence[Source]) -> list[Adapter]:

@@ -15,9 +15,11 @@ from typing import get_args
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from trainer.cli.convert import class_words_of, parse_source
 from trainer.common.devices import free_memory
+from trainer.common.disk import output_problems
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.common.process import set_up_logging
 from trainer.config import TrainConfig, parse_config
@@ -46,6 +48,7 @@ from trainer.sampling.step_cache import StepCache
 
 log = logging.getLogger(__name__)
 DEFAULTS = SamplePrompt("", width=1024, height=1024, steps=28)
+MASKS = ".masks.png"  # in place of an image's suffix: the regions of its LoRAs
 OF_PROMPT = ("width", "height", "steps", "guidance", "cfg", "negative")
 OF_TRAIN = (
     "pretrained_model_name_or_path",
@@ -113,7 +116,7 @@ def run(argv: Sequence[str]) -> int:
     assert config.ae
     vae = load_autoencoder(config.ae, device, dtype)
     for index, (prompt, drawn) in enumerate(zip(job.prompts, generated, strict=True)):
-        path = job.output / f"{index:03d}-seed{prompt.seed}.png"
+        path = _image_file(job.output, index, prompt)
         facts = {name: getattr(prompt, name) for name in ("prompt", "negative", "seed", "steps", "guidance", "cfg")}
         facts |= {"lora": job.lora_names} | ({"routed": True} if job.routed else {})
         facts |= {} if job.base_precision == "bf16" else {"base_precision": job.base_precision}
@@ -125,8 +128,8 @@ def run(argv: Sequence[str]) -> int:
         if drawn.masks is not None:
             height, width = prompt.height, prompt.width
             pixels = mask_pixels(drawn.masks, height // 16, width // 16, height, width)
-            save_picture(path.with_suffix(".masks.png"), as_image(pixels.permute(2, 0, 1)), facts)
-            print(path.with_suffix(".masks.png"))
+            save_picture(path.with_suffix(MASKS), as_image(pixels.permute(2, 0, 1)), facts)
+            print(path.with_suffix(MASKS))
     return 0
 
 
@@ -152,6 +155,9 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
         problems.append(Problem("--class_words", "acts with --route only", "add --route or remove it"))
     problems += _step_cache_problems(given)
     problems += _route_problems(given)
+    images = [_image_file(given.output, index, prompt) for index, prompt in enumerate(prompts)]
+    images += [path.with_suffix(MASKS) for path in images] if given.route else []
+    problems += output_problems([("--output", path) for path in images], given.overwrite, _is_own)
     raise_if_any(problems)
     sources = [parse_source(text) for text in given.lora]
     loras = [(source.path.stem, load_lora(source.path), source.weight) for source in sources]
@@ -169,6 +175,19 @@ def parse(argv: Sequence[str]) -> tuple[SampleJob, TrainConfig, tuple[str, ...]]
         f"--lora={source.path}: {lora.note}" for source, (_, lora, _) in zip(sources, loras, strict=True) if lora.note
     ]
     return job, config, (*written.notices, *assumed, *left_out, *map(str, prompt_notices(prompts)))
+
+
+def _image_file(output: Path, index: int, prompt: SamplePrompt) -> Path:
+    return output / f"{index:03d}-seed{prompt.seed}.png"
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an image has the facts that this command writes into its own."""
+    try:
+        with Image.open(path) as image:
+            return {"prompt", "lora"} <= image.info.keys()
+    except OSError:
+        return False
 
 
 def _step_cache_problems(given: argparse.Namespace) -> list[Problem]:
@@ -240,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compile", action="store_true", help="compile first, which pays for many images (needs Triton)"
     )
     parser.add_argument("--output", type=path_flag, default=Path("output"), help="output folder (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files there that sample did not write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next seed")
     for name in OF_PROMPT:
         about = getattr(DEFAULTS, name) or "negative prompt; needs --cfg above 1"
@@ -259,6 +279,7 @@ def _foreign_flags(names: Iterable[str]) -> list[Problem]:
         "base_precision",
         "compile",
         "output",
+        "overwrite",
         "seed",
     ]
     known += OF_PROMPT

@@ -41,9 +41,10 @@ details { margin: 10px 0; } summary { cursor: pointer; } code { font-size: 13px;
 """
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A complete HTML document that needs no other file. parts: HTML of its body."""
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+def page(title: str, parts: Sequence[str], generator: str = "") -> str:
+    """A complete HTML document that needs no other file. parts: HTML of its body; generator: what made it."""
+    made_by = f'<meta name="generator" content="{escape(generator, quote=True)}">' if generator else ""
+    head = f'<meta charset="utf-8">{made_by}<meta name="viewport" content="width=device-width, initial-scale=1">'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<title>{escape(title)}</title><style>{STYLE}</style></head>\n'
         f"<body>{''.join(parts)}</body></html>\n"

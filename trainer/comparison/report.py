@@ -40,8 +40,11 @@ EXPLAINED = {
 }
 
 
-def write_report(path: Path, comparison: Comparison, config: TrainConfig) -> Path:
-    """Write the report, atomically; returns its path. config: the run's, whose log, samples and settings are shown."""
+def write_report(path: Path, comparison: Comparison, config: TrainConfig, mark: str = "") -> Path:
+    """Write the report, atomically; returns its path.
+
+    config: the run's, whose log, samples and settings are shown; mark: names the command that made the page, within it.
+    """
     log = read_log(run_dir(config) / "log.jsonl")
     best, name = comparison.best, escape(config.output_name)
     parts = [
@@ -64,7 +67,7 @@ def write_report(path: Path, comparison: Comparison, config: TrainConfig) -> Pat
         "<h2>Plan and cost</h2>",
         _plan(comparison, config, log),
     ]
-    write_text(path, page(f"{config.output_name}: which checkpoint to keep", parts))
+    write_text(path, page(f"{config.output_name}: which checkpoint to keep", parts, mark))
     return path
 
 

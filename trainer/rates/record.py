@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.common.files import write_json
+from trainer.common.problems import Problem, Problems
 from trainer.config import TrainConfig, config_differences, to_dict
 from trainer.rates.advice import RateLosses
 
@@ -32,6 +33,7 @@ def open_record(path: Path, config: TrainConfig, steps: int, models: dict[str, s
     """The record of an earlier sweep with the same settings, steps and model files, or a new one.
 
     The second is why an earlier record is not continued, one line for each difference; [] if it is or if there is none.
+    Raises `Problems` if the file holds something else, unless --overwrite allows to replace it.
     """
     fresh = Record(path, {**to_dict(config), "models": models}, steps)
     if not path.is_file():
@@ -42,6 +44,9 @@ def open_record(path: Path, config: TrainConfig, steps: int, models: dict[str, s
         earlier = Record(path, found["settings"], found["steps"], tuple(found["base"]), {r.rate: r for r in rates})
         differences = config_differences(earlier.settings, fresh.settings)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not config.overwrite:
+            hint = "move it away, choose another --output_name, or add --overwrite to replace it"
+            raise Problems([Problem(str(path), "is not a record of find_rate", hint)]) from error
         return fresh, [f"it is not valid: {error!r}"]
     if earlier.steps != steps:
         differences.append(f"steps: {earlier.steps} before, {steps} now")
