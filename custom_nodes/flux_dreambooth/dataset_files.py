@@ -40,6 +40,7 @@ MAX_NUMBER = 100_000
 MAX_TEXT = 200  # characters of class_tokens
 MAX_FILES = 200
 SHOWN = ("class_tokens", "num_repeats", "is_reg")
+USUAL, USUAL_OF_DEMO = f"{DATA}/train.toml", f"{DATA}/demo.toml"
 
 
 class DatasetFiles:
@@ -49,13 +50,14 @@ class DatasetFiles:
         self.root, self.folders = root, folders
 
     def datasets(self) -> list[dict[str, Any]]:
-        """The dataset files, with their folders; `error` says why one cannot be read."""
+        """The dataset files, with their folders and resolution; `error` says why one cannot be read."""
         found = []
         for path in _toml_files(self.root):
             values, error = _read(path)
             if error or "datasets" in values:
                 subsets = [] if error else _subsets(values)
-                found.append({"file": f"{DATA}/{path.name}", "subsets": subsets, "error": error})
+                side = None if error else _resolution(values)
+                found.append({"file": f"{DATA}/{path.name}", "subsets": subsets, "resolution": side, "error": error})
         return found
 
     def presets(self) -> list[dict[str, Any]]:
@@ -68,6 +70,11 @@ class DatasetFiles:
                     settings = {name: value for name, value in flat(values).items() if _is_json(value)}
                     found.append({"file": f"{prefix}/{path.name}", "title": _title(path), "settings": settings})
         return found
+
+    def usual_preset(self, is_demo: bool) -> str | None:
+        """The preset that a new training begins with, or None. is_demo: whether ComfyUI was started with --demo."""
+        files = [each["file"] for each in self.presets()]
+        return next((file for file in ([USUAL_OF_DEMO] if is_demo else []) + [USUAL] if file in files), None)
 
     def preset(self, file: str) -> dict[str, Any]:
         """The settings of a preset. Raises LookupError."""
@@ -194,6 +201,16 @@ def _subsets(values: Mapping[str, Any]) -> list[dict[str, Any]]:
                 held = {key: subset.get(key) for key in SHOWN if _is_json(subset.get(key))}
                 found.append({"folder": _shown_folder(subset.get("image_dir")), **dict.fromkeys(SHOWN), **held})
     return found
+
+
+def _resolution(values: Mapping[str, Any]) -> int | None:
+    """The side of the images in pixels, if a dataset file gives one number for all or in its first section."""
+    sections = values["datasets"] if isinstance(values["datasets"], list) else []
+    for table in (*sections[:1], values.get("general")):
+        side = table.get("resolution") if isinstance(table, dict) else None
+        if isinstance(side, int) and not isinstance(side, bool):
+            return side
+    return None
 
 
 def _shown_folder(folder: Any) -> str:

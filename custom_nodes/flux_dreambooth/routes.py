@@ -23,6 +23,7 @@ from .runs import NotNow, Runs, find_runs_dir
 from .triggers import FILE, edited_concepts, keep_triggers, write_into_file
 
 MAX_NODES = 16  # instances of one subgraph that are asked about together
+DEMO = "mini_"  # begins the names of the tiny FLUX's workflows
 MAX_GRAPH = 4 * 2**20  # bytes of a body that holds a graph
 
 
@@ -34,11 +35,12 @@ def register(server: Any) -> None:
     runs = Runs(find_runs_dir(os.environ, Path(folder_paths.base_path), pack))
     data = find_data_dir(os.environ, Path(folder_paths.base_path), pack)
     add_routes(server.routes, runs, lambda: folder_paths.get_filename_list("loras"))
-    routes_data.add_routes(server.routes, data)
+    first = first_workflow(os.environ, pack)
+    routes_data.add_routes(server.routes, data, is_demo=(first["name"] or "").startswith(DEMO))
     routes_jobs.add_routes(server.routes, runs.folder, data)
     routes_plan.add_routes(server.routes, runs.folder, data)
     routes_report.add_routes(server.routes, runs.folder)
-    add_first_start(server.routes, server.user_manager, first_workflow(os.environ, pack), pack / "example_workflows")
+    add_first_start(server.routes, server.user_manager, first, pack / "example_workflows")
 
 
 def first_workflow(environment: Mapping[str, str], pack: Path) -> dict[str, Any]:

@@ -18,13 +18,16 @@ MAX_NAME = 300
 A_DAY = 86_400
 
 
-def add_routes(routes: Any, root: Path) -> None:
-    """routes: aiohttp's RouteTableDef. root: the folder flux_data/, which need not exist."""
+def add_routes(routes: Any, root: Path, is_demo: bool = False) -> None:
+    """routes: aiohttp's RouteTableDef. root: the folder flux_data/, which need not exist.
+
+    is_demo: whether ComfyUI was started with --demo.
+    """
     folders = ImageFolders(root)
     files = DatasetFiles(root, folders)
     _add_image_routes(routes, folders)
     _add_caption_routes(routes, folders)
-    _add_file_routes(routes, files)
+    _add_file_routes(routes, files, is_demo)
 
 
 def _add_image_routes(routes: Any, folders: ImageFolders) -> None:
@@ -114,7 +117,7 @@ def _add_caption_routes(routes: Any, folders: ImageFolders) -> None:
         return await with_folder(request, caption_edits.undo)
 
 
-def _add_file_routes(routes: Any, files: DatasetFiles) -> None:
+def _add_file_routes(routes: Any, files: DatasetFiles, is_demo: bool) -> None:
     @routes.get(PREFIX + "/datasets")
     @answers
     async def datasets(_request: Any) -> Any:
@@ -128,7 +131,8 @@ def _add_file_routes(routes: Any, files: DatasetFiles) -> None:
     @routes.get(PREFIX + "/presets")
     @answers
     async def presets(_request: Any) -> Any:
-        return {"presets": await asyncio.to_thread(files.presets)}
+        usual = await asyncio.to_thread(files.usual_preset, is_demo)
+        return {"presets": await asyncio.to_thread(files.presets), "usual": usual}
 
     @routes.post(PREFIX + "/presets")
     @answers

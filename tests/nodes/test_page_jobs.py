@@ -40,7 +40,30 @@ def test_a_dataset_file_is_one_that_the_trainer_reads(datasets: DatasetFiles, mo
     assert section.subsets[0].class_tokens == 'tj"dog dog' and section.subsets[0].num_repeats == 2
     (listed,) = datasets.datasets()
     held = {key: SUBSET[key] for key in ("folder", "class_tokens", "num_repeats", "is_reg")}
-    assert listed == {"file": "flux_data/mine.toml", "subsets": [held], "error": None}
+    assert listed == {"file": "flux_data/mine.toml", "subsets": [held], "resolution": 512, "error": None}
+
+
+def test_the_usual_preset_is_that_of_what_comfyui_shows(datasets: DatasetFiles):
+    assert datasets.usual_preset(is_demo=False) is None is datasets.usual_preset(is_demo=True)
+    (datasets.root / "train.toml").write_text("network_dim = 4\n")
+    assert datasets.usual_preset(is_demo=False) == "flux_data/train.toml" == datasets.usual_preset(is_demo=True)
+    (datasets.root / "demo.toml").write_text("network_dim = 4\n")
+    assert datasets.usual_preset(is_demo=False) == "flux_data/train.toml"
+    assert datasets.usual_preset(is_demo=True) == "flux_data/demo.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [
+        ("[general]\nresolution = 256\n[[datasets]]\n", 256), ("[[datasets]]\nresolution = 64\n", 64),
+        ("[general]\nresolution = 256\n[[datasets]]\nresolution = 64\n", 64), ("datasets = 3\n", None),
+        ("[general]\nresolution = [512, 768]\n[[datasets]]\n", None), ("[[datasets]]\nresolution = true\n", None),
+    ],
+)  # fmt: skip
+def test_a_dataset_file_tells_its_resolution(datasets: DatasetFiles, text: str, side: int | None):
+    (datasets.root / "data.toml").write_text(text)
+    (listed,) = datasets.datasets()
+    assert listed["resolution"] == side
 
 
 @pytest.mark.parametrize(

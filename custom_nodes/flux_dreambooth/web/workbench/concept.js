@@ -67,7 +67,7 @@ export function createConcept(name, limits, actions) {
   }
 
   function lookLive() {
-    if (seen?.images.length) live.look(words.value.trim())
+    if (seen?.images.length) live.look(words.value.trim(), seen.images.every(({ mask }) => mask))
   }
 
   /** What the newest check has found about the images. */

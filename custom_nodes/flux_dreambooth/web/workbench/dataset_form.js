@@ -8,21 +8,24 @@ const COMPOSITES = 160 // as in the project's data.toml
 const SMALLEST = 256 // side of a bucket in pixels, the trainer's own min_bucket_reso
 const TAKEN = 409
 const MOST_NAMES = 20 // that are tried
+const USUAL_RESOLUTION = 1024
 const MASKS = ['unused', 'ignore', 'preserve'] // what training does with them: nothing, or the mask_background of the dataset file
 
-/** Returns {element, show(concepts, datasets), read(), write(name), choose(concept, words)}. */
+/** Returns {element, show(concepts, datasets), read(), write(name), choose(concept, words), suggestResolution(pixels)}. */
 export function createDatasetForm() {
   const rows = new Map() // name -> {element, chosen, words, repeats, count, images, masks}
   const list = h('div', { class: 'fdb-choices' })
   const none = h('div', { class: 'fdb-small' }, text('bench.dataset.none'))
   const number = (value, min) => h('input', { type: 'number', min, max: 100000, step: 1, value })
-  const resolution = number(1024, 64)
+  const resolution = number(USUAL_RESOLUTION, 64)
   const composites = number(0, 0)
   const preserved = number(0, 0)
   const buckets = h('input', { type: 'checkbox', checked: true })
   const masks = h('select', {}, MASKS.map((use) => h('option', { value: use }, text(`bench.dataset.masks.${use}`))))
   const maskChoice = field(text('bench.dataset.masks.label'), masks)
   let written = false // whether the user chose a number of composites
+  let sized = false // the same of the resolution
+  resolution.addEventListener('input', () => { sized = true })
   composites.addEventListener('input', () => { written = true })
   const element = h('div', { class: 'fdb-new-dataset' }, list,
     h('div', { class: 'fdb-fields' }, field(text('bench.dataset.resolution'), resolution),
@@ -98,6 +101,10 @@ export function createDatasetForm() {
     }
   }
 
+  function suggestResolution(side) {
+    if (!sized) resolution.value = side
+  }
+
   /** Tick a concept. words: its trigger, unless the form has one already. */
   function choose(name, words = '') {
     const row = rows.get(name)
@@ -105,6 +112,12 @@ export function createDatasetForm() {
     row.words.value ||= words
     row.chosen.checked = true
     suggest()
+    list.scrollTop += row.element.getBoundingClientRect().top - list.getBoundingClientRect().top // the list may be long
   }
-  return { element, show, read, write, choose }
+  return { element, show, read, write, choose, suggestResolution }
+}
+
+/** The resolution of the dataset that a preset was made for. */
+export function resolutionFor(preset, datasets) {
+  return datasets.find(({ file }) => file === preset.dataset_config)?.resolution ?? USUAL_RESOLUTION
 }

@@ -2,37 +2,38 @@
 import { h } from '../elements.js'
 import { formatNumber, text } from '../texts.js'
 import { icon, problemList } from './parts.js'
-import { USUAL_PRESET, askPlan, fetchPresets } from './requests.js'
+import { resolutionFor } from './dataset_form.js'
+import { askPlan, fetchDatasets, fetchPresets } from './requests.js'
 
 const WAITING = 1000 // milliseconds between two looks for an answer
 const OF_SETTINGS = /^(settings|--|disk)/ // the places of warnings that are not about images or captions
 
-/** changed(): called after each new answer. Returns {element, look(words), messagesOf(file)}. */
+/** changed(): called after each new answer. Returns {element, look(words, isMasked), messagesOf(file)}. */
 export function createLiveCheck(concept, changed) {
   const state = h('div', { class: 'fdb-small', role: 'status' })
   const notes = h('div')
   const element = h('div', { class: 'fdb-live' }, state, notes)
-  let preset // a preset's file, null for none; undefined until it is known
+  let basis = null // the preset and the resolution that are asked with, once they are known
   let found = null // the warnings of the newest answer, null without one
   let plan = null
   let shown = ''
   let timer = 0
   let turn = 0
 
-  /** Ask about the captions as they are stored now. words: the concept's trigger. */
-  async function look(words) {
+  /** Ask about the captions as they are stored now. words: the concept's trigger; isMasked: whether all images have masks. */
+  async function look(words, isMasked) {
     clearTimeout(timer)
     if (!words) return show(null, 'bench.live.wordless')
     const mine = ++turn
     try {
-      if (preset === undefined) preset = (await fetchPresets()).presets.find(({ file }) => file === USUAL_PRESET)?.file ?? null
-      const dataset = { subsets: [{ folder: concept, class_tokens: words, num_repeats: 1 }], general: { resolution: 1024, enable_bucket: true }, compositions: 0, preservation: 0 }
-      const answer = await askPlan({ output_name: null, preset, settings: {}, new_dataset: dataset, instead_of: plan })
+      basis ??= await usual()
+      const dataset = { subsets: [{ folder: concept, class_tokens: words, num_repeats: 1, ...isMasked && { masked_loss: true } }], general: { resolution: basis.resolution, enable_bucket: true }, compositions: 0, preservation: 0 }
+      const answer = await askPlan({ output_name: null, preset: basis.preset, settings: {}, new_dataset: dataset, instead_of: plan })
       if (mine !== turn) return
       plan = answer.id
       if (answer.state === 'absent') return show(null, 'bench.live.absent')
       if (answer.state === 'waiting') {
-        timer = setTimeout(() => { if (element.isConnected) look(words) }, WAITING)
+        timer = setTimeout(() => { if (element.isConnected) look(words, isMasked) }, WAITING)
         return say('bench.live.reading')
       }
       const all = [...answer.problems ?? [], ...answer.warnings ?? []]
@@ -42,6 +43,11 @@ export function createLiveCheck(concept, changed) {
     } catch {
       if (mine === turn) show(null, 'bench.live.unknown')
     }
+  }
+
+  async function usual() {
+    const [{ presets, usual: preset }, { datasets }] = await Promise.all([fetchPresets(), fetchDatasets()])
+    return { preset, resolution: resolutionFor(presets.find(({ file }) => file === preset)?.settings ?? {}, datasets) }
   }
 
   function say(key) {

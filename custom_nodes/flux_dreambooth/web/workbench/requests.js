@@ -28,7 +28,7 @@ export function imageUrl(concept, image, { side = 256, mask = false } = {}) {
 
 export const fetchDatasets = () => ask('/datasets')
 export const writeDataset = (dataset) => send('/datasets', dataset)
-export const USUAL_PRESET = 'flux_data/train.toml'
+/** The presets, and which of them is the usual one. */
 export const fetchPresets = () => ask('/presets')
 export const writePreset = (name, settings) => send('/presets', { name, settings })
 export const presetUrl = (file) => urlOf(`/presets/file?file=${encodeURIComponent(file)}`)

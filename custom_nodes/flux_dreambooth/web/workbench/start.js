@@ -2,11 +2,11 @@
 import { h } from '../elements.js'
 import { fetchRun } from '../server.js'
 import { formatNumber, text } from '../texts.js'
-import { createDatasetForm } from './dataset_form.js'
+import { createDatasetForm, resolutionFor } from './dataset_form.js'
 import { button, field, folded, icon, refusal, statusLine } from './parts.js'
 import { createPlan } from './plan.js'
 import { QUALITIES, completed, ranked, readSettings, settingsOf, writeSettings } from './quality.js'
-import { USUAL_PRESET, fetchJob, presetUrl, submitJob, uploadPreset, writePreset } from './requests.js'
+import { fetchJob, presetUrl, submitJob, uploadPreset, writePreset } from './requests.js'
 
 const NEW = ' new' // no file has such a name
 const SHOWN = ['max_train_epochs', 'max_train_steps', 'network_dim', 'learning_rate', 'save_every_n_epochs', 'sample_every_n_epochs', 'seed']
@@ -14,6 +14,7 @@ const SHOWN = ['max_train_epochs', 'max_train_steps', 'network_dim', 'learning_r
 /** submitted(): called after each job of the form. Returns {element, show(facts), update(), fillWith(work), useConcept(name), useJob(job, settings), useRun(name), useCheckpoint(run, lora)}. */
 export function createStart(submitted) {
   let presets = []
+  let datasets = []
   let jobs = []
   let runs = []
   let busy = false
@@ -72,6 +73,7 @@ export function createStart(submitted) {
 
   function draw() {
     newDataset.element.hidden = dataset.value !== NEW
+    newDataset.suggestResolution(resolutionFor(chosenPreset(), datasets))
     const implied = { ...completed(chosenPreset()), ...settingsOf(quality(), chosenPreset()) }
     own.forEach((input) => { input.placeholder = implied[input.dataset.setting] ?? '–' })
     const written = (setting) => own.find((input) => input.dataset.setting === setting).value
@@ -159,15 +161,16 @@ export function createStart(submitted) {
   }
 
   /** What there is to choose from; choices that are still there stay. */
-  function show({ concepts, datasets, presets: found, runs: every, jobs: all }) {
+  function show({ concepts, datasets: files, presets: found, usual, runs: every, jobs: all }) {
     presets = found
+    datasets = files
     jobs = all
     runs = every
-    const fits = datasets.filter(({ error }) => !error)
+    const fits = files.filter(({ error }) => !error)
     options(dataset, [...fits.map(({ file, subsets }) => [file, `${file.replace('flux_data/', '')} – ${[...new Set(subsets.map(({ folder }) => folder))].join(', ')}`]), [NEW, text('bench.start.newDataset')]])
-    options(preset, [...found.map(({ file, title }) => [file, title ? `${file.replace('flux_data/', '')} – ${title}` : file]), ['', text('bench.start.noPreset')]], USUAL_PRESET)
+    options(preset, [...found.map(({ file, title }) => [file, title ? `${file.replace('flux_data/', '')} – ${title}` : file]), ['', text('bench.start.noPreset')]], usual ?? '')
     options(resume, [['', text('bench.start.fresh')], ...runs.filter(({ state }) => !['running', 'preparing', 'quiet'].includes(state)).map((run) => [run.name, run.name])])
-    newDataset.show(concepts, datasets)
+    newDataset.show(concepts, files)
     draw()
   }
 

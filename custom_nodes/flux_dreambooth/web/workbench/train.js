@@ -33,8 +33,8 @@ export function createTrain(openRun) {
   }
 
   async function choices(jobs) {
-    const [{ concepts }, { datasets }, { presets }, { runs }] = await Promise.all([fetchConcepts(), fetchDatasets(), fetchPresets(), fetchRuns()])
-    start.show({ concepts, datasets, presets, runs, jobs })
+    const [{ concepts }, { datasets }, { presets, usual }, { runs }] = await Promise.all([fetchConcepts(), fetchDatasets(), fetchPresets(), fetchRuns()])
+    start.show({ concepts, datasets, presets, usual, runs, jobs })
     looked = Date.now()
   }
 
