@@ -90,7 +90,7 @@ def plain(prompt: str) -> str:
 
 
 def spans_of(text: str, groups: Sequence[Sequence[Span]], count: CountTokens) -> list[tuple[Span, ...]]:
-    """For each LoRA, spans in characters as spans in tokens."""
+    """For each group of words, spans in characters as spans in tokens."""
     return [token_spans(text, spans, count) for spans in groups]
 
 
@@ -204,22 +204,19 @@ class Passes:
 
     def masks(self, settings: Any) -> Any:
         """The first pass, with the base model: the LoRAs' masks [B, LoRAs, I]. settings: `MaskSettings`."""
-        import torch
-
         from .routing.attention import AttentionMaps, recorded_steps
         from .routing.masks import masks_from_maps
 
         shape = self.latent["samples"].shape
         text, steps = self.prompt.class_text, recorded_steps(self.settings.steps)
-        spans, device = spans_of(text, self.prompt.nouns, self.count), self.model.load_device
+        spans, device = spans_of(text, self.prompt.groups, self.count), self.model.load_device
         maps = AttentionMaps([spans] * shape[0], [min(self.count(text), self.length)] * shape[0], device)
         sigmas = self.sigmas()
         conditioning = sampling.encode(self.clip, plain(text), self.length, self.settings.guidance)
         model = recording(self.model, maps, float(sigmas[steps.start]))
         sampling.sample(model, conditioning, self.latent, self.settings, sigmas=sigmas[: steps.stop + 1])
-        called = torch.tensor([[bool(spans) for spans in self.prompt.triggers]] * shape[0], device=device)
         rows, columns = -(-shape[-2] // 2), -(-shape[-1] // 2)
-        return masks_from_maps(maps.mean(), maps.log_mean(), rows, columns, called, settings)
+        return masks_from_maps(maps.mean(), maps.log_mean(), rows, columns, [self.prompt] * shape[0], settings)
 
     def sigmas(self) -> Any:
         """The SIGMAS of a complete pass."""

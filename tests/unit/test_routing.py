@@ -1,5 +1,7 @@
 """Words, attention maps and masks of routing; no model is needed."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from trainer.routing.adapters import TokenMasks, stream_of
 from trainer.routing.attention import AttentionMaps, recorded_steps
 from trainer.routing.masks import COLOURS, MaskSettings, mask_pixels, masks_from_maps
 from trainer.routing.triggers import Trigger, read_class_words, usual_class_words
-from trainer.routing.words import route_prompt, token_spans
+from trainer.routing.words import Other, RoutedPrompt, route_prompt, token_spans
 
 TOY, GPU = [Trigger("tjtoy toy", "toy")], [Trigger("sparkgpu gpu", "gpu")]
 
@@ -82,7 +84,15 @@ def test_the_recorded_steps_are_early_and_never_none():
 
 
 HARD = MaskSettings(smooth=0, grow=0)
-CALLED = torch.tensor([[True, True]])
+
+
+def naming(*called: bool, others: Sequence[Other] = ()) -> RoutedPrompt:
+    """A prompt that names these adapters' concepts, each once, and other things."""
+    spans = tuple(((0, 1),) if each else () for each in called)
+    return RoutedPrompt("", "", spans, spans, tuple(others))
+
+
+BOTH = [naming(True, True)]
 
 
 def two_things() -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,18 +105,18 @@ def two_things() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_each_thing_is_the_word_s_that_draws_more_than_usual_there():
-    masks = masks_from_maps(*two_things(), 6, 6, CALLED, HARD)[0].view(2, 6, 6)
+    masks = masks_from_maps(*two_things(), 6, 6, BOTH, HARD)[0].view(2, 6, 6)
     assert masks[0, 0].tolist() == [1, 1, 0, 0, 0, 0] and masks[1, 0].tolist() == [0, 0, 0, 0, 1, 1]
-    grown = masks_from_maps(*two_things(), 6, 6, CALLED, MaskSettings(smooth=0, grow=1 / 6))[0].view(2, 6, 6)
+    grown = masks_from_maps(*two_things(), 6, 6, BOTH, MaskSettings(smooth=0, grow=1 / 6))[0].view(2, 6, 6)
     assert grown[0, 0].tolist() == [1, 1, 1, 0, 0, 0] and grown[1, 0].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_token_follows_its_neighbours():
     maps, log_maps = two_things()
     log_maps.view(1, 2, 6, 6)[0, :, 2, 5] = torch.tensor([0.5, 0.02]).log()  # one token of the other's
-    odd = masks_from_maps(maps, log_maps, 6, 6, CALLED, HARD)[0].view(2, 6, 6)
+    odd = masks_from_maps(maps, log_maps, 6, 6, BOTH, HARD)[0].view(2, 6, 6)
     assert odd[0, 2, 5] == 1
-    smooth = masks_from_maps(maps, log_maps, 6, 6, CALLED, MaskSettings(smooth=1 / 6, grow=0))[0].view(2, 6, 6)
+    smooth = masks_from_maps(maps, log_maps, 6, 6, BOTH, MaskSettings(smooth=1 / 6, grow=0))[0].view(2, 6, 6)
     assert smooth[1, 2, 5] == 1 and smooth[1, :, 4:].all() and not smooth[0, :, 4:].any()
 
 
@@ -115,24 +125,82 @@ def test_masks_exclude_one_another():
     called = torch.tensor([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
     for settings in (MaskSettings(), MaskSettings(softness=0.4, smooth=1 / 4, grow=1 / 4), HARD):
         maps = torch.rand(4, 3, 64)
-        masks = masks_from_maps(maps, maps.log(), 8, 8, called, settings)
+        masks = masks_from_maps(maps, maps.log(), 8, 8, [naming(*row) for row in called.tolist()], settings)
         assert masks.max() > 0 and masks.min() >= 0 and masks.sum(1).max() <= 1
         assert ((masks.sum(2) > 0) == called).all()
 
 
 def test_a_concept_that_is_not_called_has_no_mask_and_takes_nothing():
     maps = torch.rand(1, 2, 16)
-    alone = masks_from_maps(maps[:, :1], maps[:, :1].log(), 4, 4, torch.tensor([[True]]))
-    both = masks_from_maps(maps, maps.log(), 4, 4, torch.tensor([[True, False]]))
+    alone = masks_from_maps(maps[:, :1], maps[:, :1].log(), 4, 4, [naming(True)])
+    both = masks_from_maps(maps, maps.log(), 4, 4, [naming(True, False)])
     assert torch.equal(both[:, :1], alone) and not both[:, 1].any()
 
 
 def test_a_soft_mask_rises_around_the_threshold():
     maps = torch.linspace(0, 1, 11)[None, None].repeat(1, 1, 11)
     settings = MaskSettings(0.5, softness=0.4, smooth=0, grow=0)
-    masks = masks_from_maps(maps, maps.log(), 11, 11, torch.tensor([[True]]), settings)
+    masks = masks_from_maps(maps, maps.log(), 11, 11, [naming(True)], settings)
     torch.testing.assert_close(masks[0, 0, [3, 4]], torch.tensor([0, 0.25]))
     torch.testing.assert_close(masks[0, 0, [6, 7]], torch.tensor([0.75, 1]))
+
+
+BALL, BEACH = Other((0, 1), is_place=False), Other((0, 1), is_place=True)
+
+
+def test_what_belongs_to_another_thing_is_not_the_concept_s():
+    maps, log_maps = two_things()  # of the concept, and of the other thing
+    masks = masks_from_maps(maps, log_maps, 6, 6, [naming(True, others=[BALL])], HARD)
+    assert masks.shape == (1, 1, 36) and masks.view(6, 6)[0].tolist() == [1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("place", [False, True])
+def test_what_is_all_around_takes_nothing_of_the_concept(place: bool):
+    maps, _ = two_things()
+    maps[:, 0, :] = torch.tensor([0.5, 0.5, 0.5, 0.01, 0.01, 0.01]).expand(6, 6).flatten()
+    maps[:, 1, :] = torch.tensor([0.2, 0.1, 0.05, 0.3, 0.3, 0.3]).expand(6, 6).flatten()  # not even in the thing
+    masks = masks_from_maps(maps, maps.log(), 6, 6, [naming(True, others=[BEACH if place else BALL])], HARD)
+    assert masks.view(6, 6)[0].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def two_toys(second: float) -> torch.Tensor:
+    """Maps [1, 2, 36]: two separate parts with attention to the concept, none of them with attention to a ball."""
+    concept = torch.tensor([0.4, 0.4, 0.01, 0.01, second, second]).expand(6, 6)
+    return torch.stack([concept, torch.full((6, 6), 0.1)]).flatten(1)[None]
+
+
+def test_next_to_another_thing_a_concept_is_in_one_place():
+    maps = two_toys(second=0.5)
+    there = masks_from_maps(maps, maps.log(), 6, 6, [naming(True, others=[BALL])], HARD).view(6, 6)
+    assert there[0].tolist() == [0, 0, 0, 0, 1, 1]  # where there is more attention
+    everywhere = masks_from_maps(maps, maps.log(), 6, 6, [naming(True, others=[BEACH])], HARD).view(6, 6)
+    assert everywhere[0].tolist() == [1, 1, 0, 0, 1, 1]
+    crumb = two_toys(second=0.01)
+    crumb.view(2, 6, 6)[0, 0, 5] = 0.5  # one token of more attention is no place for a concept
+    kept = masks_from_maps(crumb, crumb.log(), 6, 6, [naming(True, others=[BALL])], HARD).view(6, 6)
+    assert kept[0].tolist() == [1, 1, 0, 0, 0, 0] and kept[5].tolist() == [1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "things", "places"),
+    [
+        ("a 3d render of tjtoy toy next to an orange ball on a beach", ["orange ball"], ["beach"]),
+        ("a red ball and tjtoy toy", ["red ball"], []),
+        ("sparkgpu gpu on top of a green cube in the server room", ["green cube"], ["server room"]),
+        ("tjtoy toy wearing a hat, highly detailed, 4k", ["hat"], []),
+        ("masterpiece, tjtoy toy in a cave, a small dragon", ["small dragon"], ["cave"]),
+        ("tjtoy toy is red, behind a ring", ["ring"], []),
+        ("tjtoy toy holding sparkgpu gpu in a datacenter", [], ["datacenter"]),
+        ("tjtoy toy", [], []),
+    ],
+)
+def test_other_things_that_a_prompt_names(text: str, things: list[str], places: list[str]):
+    route = route_prompt(text, [TOY, GPU])
+    found = {False: [], True: []}
+    for other in route.others:
+        found[other.is_place].append(route.class_text[slice(*other.span)])
+    assert (found[False], found[True]) == (things, places)
+    assert len(route.groups) == 2 + len(route.others)
 
 
 def test_masks_as_a_picture():

@@ -122,15 +122,16 @@ class Router:
         """The first pass: masks [B, LoRAs, I]."""
         txt_length, device = of_classes.txt.shape[1], self._transformer.device
         lengths = [min(self._count(prompt.class_text), txt_length) for prompt in prompts]
-        maps = AttentionMaps([self._spans(each.class_text, each.nouns) for each in prompts], lengths, device)
+        most = max(len(prompt.groups) for prompt in prompts)
+        words = [self._spans(each.class_text, each.groups) + [()] * (most - len(each.groups)) for each in prompts]
+        maps = AttentionMaps(words, lengths, device)
         recorded = recorded_steps(settings.steps)
         steps = denoising_steps(self._transformer, noise, replace(settings, cfg=1.0), of_classes, None)
         for index in range(recorded.stop):
             with recording(self._transformer, maps, txt_length) if index in recorded else nullcontext():
                 next(steps)
         rows, columns = noise.shape[-2] // 2, noise.shape[-1] // 2
-        called = torch.tensor([[bool(spans) for spans in prompt.triggers] for prompt in prompts], device=device)
-        return masks_from_maps(maps.mean(), maps.log_mean(), rows, columns, called, self.settings)
+        return masks_from_maps(maps.mean(), maps.log_mean(), rows, columns, prompts, self.settings)
 
     def _routed(
         self,

@@ -1,12 +1,19 @@
 """From attention maps to masks, and masks as a picture for a person. Uses torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import SMALLEST_SHARE
+from .words import RoutedPrompt
+
 ROUNDS = 20  # of k-means at most
+# By how much more, as a logarithm, another thing must be attended to where the concepts are than elsewhere, so that it
+# can have some of these tokens: a thing, and what is named as a place.
+THING_MARGIN, PLACE_MARGIN = 0.1, 0.2
 COLOURS = ((228, 87, 46), (46, 134, 222), (46, 164, 79), (200, 80, 192), (230, 180, 40), (60, 190, 190))
 
 
@@ -30,23 +37,67 @@ USUAL = MaskSettings()
 
 
 def masks_from_maps(
-    maps: Tensor, log_maps: Tensor, rows: int, columns: int, called: Tensor, settings: MaskSettings = USUAL
+    maps: Tensor,
+    log_maps: Tensor,
+    rows: int,
+    columns: int,
+    prompts: Sequence[RoutedPrompt],
+    settings: MaskSettings = USUAL,
 ) -> Tensor:
-    """Masks of the image tokens, [B, groups, I] in 0..1: where the things are, and which of them each is.
+    """Masks of the image tokens, [B, adapters, I] in 0..1: where the things are, and which of them each is.
 
-    maps, log_maps: `AttentionMaps.mean()` and `log_mean()`; rows, columns: of the image's tokens, I in all; called:
-    [B, groups] bool, False for groups that the prompt does not name: their masks are 0. No token belongs to two groups.
+    maps, log_maps: `AttentionMaps.mean()` and `log_mean()` of the prompts' `groups`, [B, groups, I]; rows, columns: of
+    the image's tokens, I in all; prompts: of each image, all with the same adapters. The mask of an adapter that its
+    prompt does not call is 0, no token belongs to two adapters, and none to an adapter where another thing is.
     """
-    side = min(rows, columns)
+    adapters, side = len(prompts[0].nouns), min(rows, columns)
     smooth, grow = (max(round(share * side), 1) if share else 0 for share in (settings.smooth, settings.grow))
-    shape = (*maps.shape[:2], rows, columns)
-    inside = _inside(maps.view(shape), called, settings)
-    log_maps = _blurred(log_maps.view(shape), smooth)
-    owners = torch.stack([_owners(*each) for each in zip(log_maps, inside > 0, called, strict=True)])
+    maps, log_maps = (each.unflatten(2, (rows, columns)) for each in (maps, log_maps))
+    called = torch.tensor([[bool(spans) for spans in prompt.nouns] for prompt in prompts], device=maps.device)
+    inside = _inside(maps[:, :adapters], called, settings)
+    rivals = torch.stack([_rivals(*each, adapters) for each in zip(maps, inside > 0, prompts, strict=True)])
+    log_maps, named = _blurred(log_maps, smooth), torch.cat([called, rivals], dim=1)
+    owners = torch.stack([_owners(*each) for each in zip(log_maps, inside > 0, named, strict=True)])
     votes = _blurred(owners, max(smooth, grow))  # also of the tokens around
     owners = (votes == votes.amax(1, keepdim=True)) & (votes > 0)
-    first = owners.cumsum(1) == 1  # of equal votes
-    return (_grown(inside[:, None], grow) * (owners & first)).flatten(2)
+    owners = (owners & (owners.cumsum(1) == 1))[:, :adapters]  # the first of equal votes
+    for image, prompt in enumerate(prompts):
+        if prompt.is_in_one_place:
+            (index,) = prompt.called
+            inside[image] *= _most_attended(maps[image, index], owners[image, index] & (inside[image] > 0))
+    return (_grown(inside[:, None], grow) * owners).flatten(2)
+
+
+def _rivals(maps: Tensor, inside: Tensor, prompt: RoutedPrompt, adapters: int) -> Tensor:
+    """Which of the other things are where the concepts are, and not all around them: bool, one for each map after
+    those of the adapters. maps: [groups, rows, columns]; inside: [rows, columns]."""
+    margins = [PLACE_MARGIN if other.is_place else THING_MARGIN for other in prompt.others]
+    drawn = maps[adapters:].clamp_min(SMALLEST_SHARE).log()
+    apart = [(each[inside].mean() - each[~inside].mean()).item() for each in drawn]
+    there = [difference > margin for difference, margin in zip(apart, margins, strict=False)]
+    return torch.tensor(there + [False] * (len(drawn) - len(there)), dtype=torch.bool, device=maps.device)
+
+
+def _most_attended(attention: Tensor, tokens: Tensor) -> Tensor:
+    """Of the connected parts of `tokens` the one with the most attention on average, bool [rows, columns].
+
+    Parts smaller than a quarter of the largest are not considered. attention, tokens (bool): [rows, columns].
+    """
+    labels = tokens * torch.arange(1, tokens.numel() + 1, device=tokens.device).view_as(tokens)
+    while True:
+        spread = labels.float()[None, None]
+        spread = torch.maximum(F.max_pool2d(spread, (3, 1), 1, (1, 0)), F.max_pool2d(spread, (1, 3), 1, (0, 1)))
+        spread = spread[0, 0].long() * tokens
+        if torch.equal(spread, labels):
+            break
+        labels = spread
+    parts = [labels == label for label in labels.unique().tolist() if label]
+    if not parts:
+        return tokens
+    largest = max(int(part.sum()) for part in parts)
+    return max(
+        (part for part in parts if 4 * int(part.sum()) >= largest), key=lambda part: attention[part].mean().item()
+    )
 
 
 def _inside(maps: Tensor, called: Tensor, settings: MaskSettings) -> Tensor:
