@@ -92,18 +92,6 @@ def take(page: Any, server: ComfyServer) -> None:
     page.wait_for_timeout(6000)  # until messages have gone
     page.screenshot(path=PICTURES / "comfyui_sidebar.png")
 
-    page.click("#fdb-tab-images")
-    widen(page, 900)
-    page.click(".fdb-card:has-text('tjtoy')")
-    page.wait_for_selector(".fdb-image >> nth=5")
-    page.wait_for_function(LOADED, arg=".fdb-images img")
-    page.wait_for_timeout(1000)
-    panel = page.locator(".fdb-panel").bounding_box()
-    images = page.locator(".fdb-images").bounding_box()
-    clip = {"x": 0, "y": 0, "width": panel["x"] + panel["width"], "height": images["y"] + images["height"] + 16}
-    page.screenshot(path=PICTURES / "comfyui_images.png", clip=clip)
-    page.click("#fdb-tab-runs")
-
     page.click(TAB)
     text = "() => app.graph.nodes.find(({ type }) => type === 'ConceptPrompt').widgets.find((w) => w.name === 'text')"
     page.evaluate(f"() => {{ ({text})().value = 'a TJ toy holding sparkgpu gpu in a datacenter (at night)' }}")
@@ -116,7 +104,7 @@ def take(page: Any, server: ComfyServer) -> None:
 
 
 def take_form(page: Any, server: ComfyServer) -> None:
-    """The form of the view Train with its plan, and the queue with a short training, while a trainer waits."""
+    """While a trainer waits: a concept whose captions are checked; the form with its plan, and a queue with a job."""
     settings = (ROOT / "flux_data/demo.toml").read_text().splitlines()
     preset = [line for line in settings if not line.startswith(("#", "output_name", "dataset_config"))]
     (server.folder / "flux_data/train.toml").write_text("# The tiny FLUX\n" + "\n".join(preset))
@@ -124,16 +112,32 @@ def take_form(page: Any, server: ComfyServer) -> None:
     command = [sys.executable, "-m", "trainer", "serve", f"--comfyui={server.url}"]
     trainer = subprocess.Popen(command, cwd=server.folder, env=environment)
     try:
-        _fill_form(page, server)
+        page.goto(server.url)
+        page.wait_for_function(READY, timeout=90_000)
+        page.click(TAB)
+        _take_images(page)
+        _fill_form(page)
     finally:
         trainer.send_signal(signal.SIGINT)
         trainer.wait(60)
 
 
-def _fill_form(page: Any, server: ComfyServer) -> None:
-    page.goto(server.url)
-    page.wait_for_function(READY, timeout=90_000)
-    page.click(TAB)
+def _take_images(page: Any) -> None:
+    page.click("#fdb-tab-images")
+    widen(page, 900)
+    page.click(".fdb-card:has-text('tjtoy')")
+    page.fill(".fdb-words", "tjtoy toy")
+    page.locator(".fdb-words").blur()
+    page.wait_for_selector(".fdb-live >> text=The trainer has no objection", timeout=120_000)
+    page.wait_for_function(LOADED, arg=".fdb-images img")
+    page.wait_for_timeout(1000)
+    panel = page.locator(".fdb-panel").bounding_box()
+    images = page.locator(".fdb-images").bounding_box()
+    clip = {"x": 0, "y": 0, "width": panel["x"] + panel["width"], "height": images["y"] + images["height"] + 16}
+    page.screenshot(path=PICTURES / "comfyui_images.png", clip=clip)
+
+
+def _fill_form(page: Any) -> None:
     widen(page, 640)
     page.click("#fdb-tab-train")
     page.wait_for_selector(".fdb-choice >> nth=1")

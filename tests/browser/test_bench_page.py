@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from custom_nodes.flux_dreambooth.exchange.files import take_lock
 from custom_nodes.flux_dreambooth.exchange.job_queue import SERVER_LOCK, JobQueue
-from custom_nodes.flux_dreambooth.exchange.plans import Plans
 from tests.browser.conftest import READY, TAB
 from tests.nodes.run_writer import RunWriter
 from tests.nodes.server import ComfyServer
@@ -129,6 +129,11 @@ def test_from_images_to_a_job(data: Path, open_page: OpenPage, runs: Path, comfy
     page.locator(f"{QUEUED} [data-key=log]").click()
     page.wait_for_selector(".fdb-log >> text=printed nothing yet")
     shoot(page, "queue_dark_800")
+    page.locator(f"{QUEUED} [data-key=again]").click()
+    page.wait_for_selector(".fdb-form .fdb-status >> text=The settings of my dog: change what you like")
+    assert page.locator(".fdb-output-name").input_value() == "my dog"
+    assert page.locator("[data-setting=max_train_epochs]").input_value() == "20", "as it was quick"
+    page.click("text=All settings")
 
     page.click("text=All settings")
     page.get_by_label("Other settings").fill("output_dir = /etc")
@@ -256,6 +261,8 @@ def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: P
         (folder / f"{number}.txt").write_text("tjtoy toy on a very long desk that somebody described in detail")
     (folder / "0.mask.png").write_bytes(encoded(255, (400, 300)))
     (folder / "notes.pdf").write_bytes(b"x")
+    (runs / "tj").mkdir()
+    Image.new("RGB", (64, 32)).save(runs / "tj/composites.jpg")
     checked(
         runs,
         {"path": "flux_data/tjtoy/1.png", "width": 400, "height": 320, "bucket": [512, 448], "resized": [560, 448]},
@@ -283,6 +290,7 @@ def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: P
     page.click(".fdb-concept input[type=checkbox]")
     page.wait_for_function("() => document.querySelector('.fdb-image img').src.includes('mask=1')")
     page.wait_for_selector(".fdb-image:has-text('1.png') .fdb-crop:visible")
+    page.wait_for_function("() => document.querySelector('.fdb-sheets img')?.naturalWidth")  # composites as trained
     assert page.locator(".fdb-crop:visible").count() == 1
     assert "448" in page.locator(".fdb-image:has-text('1.png')").inner_text()
     shoot(page, "concept_light_1440")
@@ -299,46 +307,3 @@ def test_it_fits_in_light_and_in_korean(data: Path, open_page: OpenPage, runs: P
         panel = page.locator(".fdb-panel").bounding_box()
         assert panel and panel["x"] > 30 and panel["x"] + panel["width"] == 390, "all of a phone but the icons"
         assert page.evaluate(TOO_WIDE) == []
-
-
-def test_captions_are_checked_while_they_are_written(data: Path, open_page: OpenPage, serving: JobQueue):
-    """The test answers in the trainer's place."""
-    (data / "dog").mkdir()
-    for number in (1, 2):
-        (data / f"dog/{number}.png").write_bytes(encoded(40 * number, (400, 300)))
-        (data / f"dog/{number}.txt").write_text(f"tjdog dog on desk {number}")
-    plans, answered = Plans(serving.folder), set()
-
-    def answer(warnings: list[dict[str, str]]) -> None:
-        while not (asked := {path.name.split(".")[0] for path in plans.folder.glob("*.toml")} - answered):
-            page.wait_for_timeout(50)
-        for plan in asked:
-            plans.answer(plan, {"plan": {"steps": 1}, "warnings": warnings})
-        answered.update(asked)
-
-    page = open_page(size=(800, 700))
-    page.click(TAB)
-    page.get_by_role("tab", name="Images").click()
-    page.click(".fdb-card")
-    page.wait_for_selector(".fdb-live >> text=With trigger words, the captions are checked")
-    first = page.get_by_label("Caption of 1.png")
-    first.fill("a dog on a desk")
-    first.press("Control+Enter")
-    page.fill(".fdb-words", "tjdog dog")
-    page.press(".fdb-words", "Tab")
-    where = "the new dataset file: datasets[0].subsets[0]"
-    missing = {"where": where, "what": "'tjdog dog' is missing in 1 of 2 captions: 1.png", "hint": "put it into them"}
-    answer([missing, {"where": "--prior_loss_weight", "what": "has no effect", "hint": ""}])
-    page.wait_for_selector(".fdb-live >> text=is missing in 1 of 2 captions")
-    page.wait_for_selector(".fdb-image:has-text('1.png') >> text=is missing in 1 of 2 captions")
-    assert "missing" not in page.locator(".fdb-image").nth(1).inner_text()
-    assert "no effect" not in page.locator(".fdb-concept").inner_text()
-    shoot(page, "live_dark_800")
-    first.fill("tjdog dog on a desk")
-    first.press("Control+Enter")
-    answer([])
-    page.wait_for_selector(".fdb-live >> text=The trainer has no objection")
-    assert "missing" not in page.locator(".fdb-concept").inner_text()
-    page.click("text=Train this")
-    page.wait_for_function("() => document.querySelector('.fdb-output-name').value === 'dog'")
-    assert page.get_by_label("Trigger words of dog").input_value() == "tjdog dog"

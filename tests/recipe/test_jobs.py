@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from tests.job_queue import DATASET, attempt, settings
 from tests.kept_logging import logging_kept  # noqa: F401 (a fixture)
 from tests.recipe_files import Workshop, touching
+from trainer.cli import serve
 from trainer.common.problems import Problems
 from trainer.exchange.job_queue import JobQueue
+from trainer.exchange.plans import Plans
 
 
 def test_a_stopped_job_goes_on_to_the_same_bits(queue: JobQueue, workshop: Workshop):
@@ -60,3 +62,16 @@ def test_the_page_gets_every_problem_of_a_job(queue: JobQueue, workshop: Worksho
         attempt(queue, job.id)
     wheres = " ".join(each["where"] for each in queue.job(job.id).status.problems)
     assert "data.toml" in wheres and "ae" in wheres
+
+
+@pytest.mark.usefixtures("queue")
+def test_a_plan_s_warnings_name_no_temporary_file(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serve.os, "nice", lambda _: 0)
+    given = {name: value for name, value in settings(workshop, "tj").items() if name != "dataset_config"}
+    plans = Plans(serve.QUEUE)
+    plan = plans.ask(given, DATASET.replace("tjtoy toy", "xqzvwkxqzvwkxqzvwk toy"), "")
+    assert serve.run([f"--answer={plan}"]) == 0
+    answer = plans.answer_to(plan) or {}
+    wheres = [each["where"] for each in answer["warnings"]]
+    assert answer["plan"]["steps"] == 4 and any(where.startswith("the new dataset file:") for where in wheres), answer
+    assert plan not in json.dumps(answer)

@@ -122,6 +122,7 @@ def _answer_plan(plans: Plans, plan: str, gpu_in_use: bool) -> int:
     """
     os.nice(NICE)
     path, dataset = plans.path(plan, ".toml"), plans.path(plan, ".dataset.toml")
+    names = {str(dataset): "the new dataset file", str(path): "settings"}  # nobody knows the temporary files
     try:
         # imported late: `serve` itself needs no torch
         import torch
@@ -133,11 +134,10 @@ def _answer_plan(plans: Plans, plan: str, gpu_in_use: bool) -> int:
         config, _ = parse_config(flags)
         device = torch.device("cuda" if torch.cuda.is_available() and not gpu_in_use else "cpu")
         with placed_problems(flags):
-            found = plan_result(make_plan(config, device=device))
-        plans.answer(plan, {**found, "gpu_in_use": gpu_in_use})
+            found = make_plan(config, device=device)
+        warnings = tuple(_with_names(each, names) for each in found.warnings)
+        plans.answer(plan, {**plan_result(replace(found, warnings=warnings)), "gpu_in_use": gpu_in_use})
     except Problems as found:
-        # nobody knows the temporary files
-        names = {str(dataset): "the new dataset file", str(path): "settings"}
         plans.answer(plan, {"problems": [_with_names(each, names).as_dict() for each in found.problems]})
     return 0
 

@@ -22,7 +22,7 @@ export function createConcept(name, limits, actions) {
   const sheets = h('div', { class: 'fdb-sheets' })
   const chooser = h('input', { type: 'file', multiple: true, hidden: true, accept: 'image/*,.txt,.caption', onchange: chosen })
   const undo = button('pi-undo', text('bench.images.undo'), takeBack, { class: 'fdb-button fdb-undo', disabled: true })
-  const words = h('input', { class: 'fdb-words', type: 'text', maxlength: 200, placeholder: text('bench.dataset.example'), oninput: () => { known = true }, onchange: lookLive })
+  const words = h('input', { class: 'fdb-words', type: 'text', maxlength: 200, placeholder: text('bench.dataset.example'), onchange: lookLive, disabled: true })
   const live = createLiveCheck(name, () => { if (seen) show(seen, seenAt) })
   const masks = h('input', { type: 'checkbox', onchange: () => show(seen, seenAt) })
   const maskChoice = h('label', { class: 'fdb-small', hidden: true }, masks, ` ${text('bench.images.masks')}`)
@@ -39,7 +39,6 @@ export function createConcept(name, limits, actions) {
   let seenAt = 0
   let checked = { job: null, images: new Map() } // the newest check, by the images' paths
   let looked = 0
-  let known = false // whether the trigger was looked up, or written by the user
   takeDrops(element, addFiles)
 
   async function update(now = false) {
@@ -51,7 +50,7 @@ export function createConcept(name, limits, actions) {
       if (!order.isNewest(mine)) return
       show(found, asked)
       trouble.show()
-      if (!known) await lookUpWords()
+      if (words.disabled) await lookUpWords().finally(() => { words.disabled = false })
       lookLive()
     } catch (error) {
       trouble.show(error)
@@ -62,8 +61,7 @@ export function createConcept(name, limits, actions) {
   async function lookUpWords() {
     const { datasets } = await fetchDatasets()
     const subset = datasets.flatMap(({ subsets }) => subsets).find(({ folder, class_tokens: trigger }) => folder === name && trigger)
-    if (!known) words.value = subset?.class_tokens ?? ''
-    known = true
+    words.value = subset?.class_tokens ?? ''
   }
 
   function lookLive() {
