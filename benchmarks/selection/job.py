@@ -43,7 +43,7 @@ def process(run: SelectionRun, folder: Path, until: float | None = None) -> None
         facts = {"run": run.name, "tuning": run.tuning, "concepts": list(run.concepts), "seconds": seconds}
         write_json(folder / RESULT, {**facts, **found})
     prompts = TUNING if run.tuning else SCORING
-    candidates = candidates_of(run_config(folder / "runs" / "run"), [])
+    candidates, _ = candidates_of(run_config(folder / "runs" / "run"), [])
     judge_in_parts(JudgedImages(prompts, folder / "cache"), candidates, folder, until)
 
 
@@ -62,7 +62,7 @@ def compare_run(folder: Path, options: Sequence[str] = (), sigmas: Sequence[floa
     start = time.perf_counter()
     given = make_parser().parse_args([str(folder / "runs" / "run"), "--measure=base", *options])
     config = run_config(given.run)
-    candidates, comparer = candidates_of(config, []), make_comparer(given, config)
+    (candidates, _), comparer = candidates_of(config, []), make_comparer(given, config)
     comparison = compare(comparer, candidates, Rule(), lambda row: print(row.candidate.name, row.seconds, flush=True))
     compared = time.perf_counter()
     depths = figures_at_depths(comparer, [row.images for row in comparison.rows], sigmas)

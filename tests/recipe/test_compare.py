@@ -1,7 +1,10 @@
 """`python -m trainer compare` on a run of the very small FLUX: figures, one recommendation, an offline page."""
 
 import json
+import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,11 @@ from tests.recipe_files import Finished, Workshop
 from trainer.cli import compare as command
 from trainer.cli.compare import run as compare
 from trainer.common.disk import mark_of
-from trainer.common.files import write_json
+from trainer.common.files import write_json, write_text
 from trainer.common.problems import Problems
 from trainer.comparison import judges, pictures
 from trainer.comparison.features import DEPTH, SIGMA
+from trainer.config import to_toml
 from trainer.engine import evaluation
 from trainer.engine.evaluation import best_of
 
@@ -33,7 +37,11 @@ def run(workshop: Workshop) -> Finished:
 
 
 def read(run: Finished) -> dict:
-    return json.loads((run.folder / "compare.json").read_text())
+    return read_folder(run.folder)
+
+
+def read_folder(folder: Path) -> dict:
+    return json.loads((folder / "compare.json").read_text())
 
 
 def test_a_run_is_measured_once_and_its_images_are_kept(run, capsys, monkeypatch):
@@ -166,6 +174,29 @@ def test_the_benchmark_measures_at_every_block(workshop):
         assert measured["drift"] == pytest.approx(checkpoint["drift"]["values"], abs=0.01)
 
 
+def test_a_broken_file_of_the_run_is_named_and_the_others_are_compared(run, tmp_path, capsys):
+    """A LoRA of another base model is named, too, in place of a flag that may be given several times."""
+    copied = tmp_path / "tj"
+    write_text(copied / "config.toml", to_toml(replace(run.config, output_dir=copied, run_dir=tmp_path)))
+    nan = {name: each if name.endswith("alpha") else math.nan * each for name, each in run.tensors().items()}
+    save_file(nan, copied / "tj-step00000001.safetensors")
+    for name in ("tj-step00000003", "tj"):
+        shutil.copy(run.lora(name), copied)
+    argv = [str(copied), "--measure=loss", *SMALL]
+    assert compare(argv) == 0
+    said, found = capsys.readouterr().out, read_folder(copied)
+    assert [each["step"] for each in found["checkpoints"]] == [3, 6] and "left out: " in said
+    assert "tj-step00000001" in found["left_out"][0] and "not finite" in (copied / "report.html").read_text()
+    (tmp_path / "garbage.safetensors").write_bytes(b"none")
+    with pytest.raises(Problems) as problems:
+        compare([*argv, f"--lora={copied}/tj-step00000001.safetensors", f"--lora={tmp_path}/garbage.safetensors"])
+    assert len(problems.value.problems) == 2
+    wide = {name: each if each.ndim < 2 else each.repeat_interleave(2, 1) for name, each in run.tensors().items()}
+    save_file({name: each.contiguous() for name, each in wide.items()}, tmp_path / "wide.safetensors")
+    with pytest.raises(Problems, match=r"wide\.safetensors: "):
+        compare([*argv, f"--lora={tmp_path}/wide.safetensors"])
+
+
 def test_a_report_of_another_run_is_not_replaced(run, tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("<p>my own</p>")
     write_json(tmp_path / "compare.json", {"origin": mark_of("compare", "other run")})
@@ -184,6 +215,8 @@ def test_mistakes_are_named_before_a_model_is_loaded(run, tmp_path):
         ([str(run.folder), f"--lora={tmp_path}/none.safetensors"], "no such file"),
         ([str(run.folder), "--prompts=0"], "0 is less than 1"),
         ([str(run.folder), "--size=100"], "not a multiple of 16"),
+        ([str(run.folder), f"--seed={2**64}", "--bleed_weight=nan"], "is not from 0 to .*\n.*nan is not a number"),
+        ([str(run.folder), f"--lora={tmp_path}"], "is a folder"),
         ([str(run.folder), "--measure=dinov2", f"--dinov2={tmp_path}"], "sh download.sh --judges"),
     ):
         with pytest.raises(Problems, match=words):

@@ -1,13 +1,18 @@
 """`python -m trainer find_rate`: what it tries, what it says, and that it touches nothing of the run itself."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
-from tests.recipe_files import Workshop
+from tests.recipe_files import ONE_FOLDER, Workshop
 from trainer.cli import find_rate
 from trainer.common.problems import Problems
+from trainer.preflight.check import make_plan
+from trainer.rates.sweep import Sweep, sweep_config
+from trainer.train import own_run_dir
 
 RATES = ("1e-4", "1e-2", "30")
 SETTINGS = {"max_train_steps": 40, "loss_type": "l1"}
@@ -76,3 +81,20 @@ def test_a_file_of_something_else_is_not_replaced(workshop):
     with pytest.raises(Problems, match="is not a record of find_rate"):
         find(workshop, "foreign", "--rates", *RATES)
     assert path.read_text() == "my rates"
+
+
+def test_images_that_are_only_preserved_have_no_rate(workshop):
+    dataset = workshop.dataset(ONE_FOLDER + "custom_attributes = { diff_output_preservation = true }\n", "kept.toml")
+    with pytest.raises(Problems, match="only preserves the base model"):
+        find(workshop, "kept", dataset_config=dataset)
+
+
+def test_a_loss_of_nothing_explodes_at_no_rate(workshop):
+    """Three times a loss of 0 is no limit: what follows is as good as no training."""
+    config = sweep_config(workshop.config("nothing", max_train_steps=10))
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    plan = make_plan(config, 1, accelerator.device)
+    with own_run_dir(config), closing(Sweep(config, accelerator, plan, 2)) as sweep:
+        sweep.base(lambda _step: None)
+        found = sweep.losses(1e-4, (0.0, 0.0), lambda _step: None)
+    assert len(found.losses) == 2 and not found.diverged

@@ -1,5 +1,6 @@
 """Measures on features whose answer is known, the rule, the prompts, and the table of `benchmarks.selection`."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -151,6 +152,25 @@ def test_a_checkpoint_whose_figures_are_not_finite_is_never_kept_before_one_with
     for order in ([bad, good], [good, bad]):
         assert recommend(order, Rule()).text.startswith("Keep good:")
     assert recommend([bad], Rule()).best == 0
+
+
+def test_a_single_prompt_gives_no_error():
+    """It must not count as an error of 0, by which everything would be told apart."""
+    one = Figure((40.0,))
+    assert str(one) == "40.0" and math.isnan(one.error) and str(Figure((40.0, 44.0))) == "42.0 ± 2.8"
+    first, second = (Standing(f"step {n}", Figure((v, v)), one, one, step=n) for n, v in ((1, 90.0), (2, 89.0)))
+    found = recommend([first, second], Rule())
+    assert found.best == 0 and found.close == () and found.reason == "next"
+    assert "±" not in found.text and "nan" not in found.text and "--prompts" in found.text
+
+
+def test_broken_weights_are_called_that():
+    bad = Standing("bad", Figure((float("nan"), 1.0)), None, Figure((1.0, 2.0)), step=9)
+    good = Standing("good", Figure((50.0, 60.0)), None, Figure((1.0, 2.0)), step=1)
+    assert "The figures of bad are not finite" in recommend([good, bad], Rule()).text
+    assert recommend([bad], Rule()).text.startswith("No file is worth keeping")
+    svg = plot("p", [Line("a", [(0, 1.0), (1, float("nan")), (2, 2.0)], [0.5, 0.5, float("nan")])])
+    assert "nan" not in svg and svg.count("<circle") == 2
 
 
 def test_plots_and_tables_escape_what_they_show():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from trainer.cli.find_rate import in_words
+from trainer.cli.find_rate import in_words, table
 from trainer.config import TrainConfig
 from trainer.rates.advice import Gain, RateLosses, advise, gain_of
 
@@ -25,4 +25,6 @@ def test_the_highest_rate_that_was_tried_is_not_called_a_bound():
 
 def test_a_rate_on_images_that_are_only_preserved_has_no_gain():
     gain = gain_of(RateLosses(1e-4, (0.0, 0.0)), (0.0, 0.0))
-    assert gain.mean == 0.0 and advise([gain], 2, 100).reason.startswith("no rate lowered the loss")
+    advice = advise([gain], 2, 100)
+    assert gain.mean == 0.0 and advice.reason == "no rate lowered the loss: it is 0 without training, too"
+    assert "inf" not in table([gain], advice) and "exploded" not in table([gain], advice)

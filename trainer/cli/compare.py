@@ -7,8 +7,10 @@ number.
 
 import argparse
 import logging
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from trainer.common.process import set_up_logging
 from trainer.common.text import counted, duration
 from trainer.comparison.description import JUDGE_MODELS
 from trainer.config.paths import path_flag
+from trainer.config.settings import MAX_SEED
 
 if TYPE_CHECKING:  # imported late, so that a mistake in a flag is reported at once
     from trainer.comparison.compare import Comparer, Comparison, Row
@@ -46,16 +49,20 @@ def run(argv: Sequence[str]) -> int:
     from trainer.comparison.job import candidates_of, run_config
 
     config = run_config(given.run)
-    candidates = candidates_of(config, given.lora)
+    candidates, left_out = candidates_of(config, given.lora)
     from trainer.checkpoint.naming import run_dir
 
     folder = given.output or run_dir(config)
     mark = mark_of("compare", config.output_name)
     files = [("--output", folder / name) for name in (NUMBERS, PAGE)]
     raise_if_any(output_problems(files, given.overwrite, lambda path: has_mark(path, mark)))
-    print(f"{len(candidates)} LoRA files: {', '.join(each.name for each in candidates)}")
+    print(f"{counted(len(candidates), 'LoRA file')}: {', '.join(each.name for each in candidates)}")
+    for text in [f"{each.path}: {each.note}" for each in candidates if each.note]:
+        print(text)
+    for problem in left_out:
+        print(f"left out: {problem}")
     start = time.perf_counter()
-    comparison = compare_files(given, config, candidates)
+    comparison = replace(compare_files(given, config, candidates), left_out=tuple(map(str, left_out)))
     from trainer.comparison.compare import as_json
     from trainer.comparison.report import write_report
 
@@ -100,8 +107,11 @@ def _argument_problems(given: argparse.Namespace) -> list[Problem]:
             problems.append(Problem(f"--{name}", f"{value} is less than 1"))
     if given.size is not None and (given.size < 64 or given.size % 16):
         problems.append(Problem("--size", f"{given.size} is not a multiple of 16 from 64 on"))
-    if given.seed < 0:
-        problems.append(Problem("--seed", f"{given.seed} is negative"))
+    if not 0 <= given.seed <= MAX_SEED - 10**6:  # each image has the next seed
+        problems.append(Problem("--seed", f"{given.seed} is not from 0 to {MAX_SEED - 10**6}"))
+    for name in ("guidance", "bleed_weight", "drift_weight"):
+        if not 0 <= (value := getattr(given, name)) < math.inf:
+            problems.append(Problem(f"--{name}", f"{value:g} is not a number from 0 on"))
     return problems
 
 
@@ -178,7 +188,7 @@ def table(comparison: "Comparison") -> str:
     for index, row in enumerate(comparison.rows):
         standing = row.standing
         found = {benefit: standing.benefit, "bleed": standing.bleed, "drift": standing.drift}
-        cells = [f"{name} {figure.mean:6.1f} ± {figure.spread:<5.1f}" for name, figure in found.items() if figure]
+        cells = [f"{name} {figure!s:>14}" for name, figure in found.items() if figure]
         mark = "  <- recommended" if index == comparison.recommendation.best else ""
         lines.append(f"{row.candidate.name:<24} {'  '.join(cells)} score {standing.score(comparison.rule):6.1f}{mark}")
-    return "\n".join(["", *lines, comparison.rule.text(benefit)])
+    return "\n".join(["", *lines, comparison.rule.text(comparison.best.measures is not None)])

@@ -10,6 +10,7 @@ command continues a sweep that was stopped.
 
 import argparse
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -86,7 +87,7 @@ def table(gains: Sequence["Gain"], advice: "Advice") -> str:
     lines = [f"{'rate':>8}  {'loss':>9}  {'+-':>7}"]
     for gain in gains:
         loss = "exploded" if gain.diverged else f"{-gain.mean:+.2%}"
-        error = "" if gain.diverged else f"{gain.error:.2%}"
+        error = f"{gain.error:.2%}" if math.isfinite(gain.error) and not gain.diverged else ""
         mark = "  most in few steps" if gain.rate == advice.best else ""
         lines.append(f"{gain.rate:>8g}  {loss:>9}  {error:>7}{mark}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """A comparison from top to bottom: images of each checkpoint, their measures, and one recommendation."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ class Comparison:
     """Checkpoints side by side.
 
     base: the base model's image for each prompt. source: what the figures are from. held_out: whether losses are over
-    images held out of the training, else over training images.
+    images held out of the training, else over training images. left_out: files that could not be compared, and why.
     """
 
     concepts: tuple[Concept, ...]
@@ -72,6 +73,7 @@ class Comparison:
     rule: Rule
     source: str
     held_out: bool
+    left_out: tuple[str, ...] = ()
 
     @property
     def recommendation(self) -> Recommendation:
@@ -203,6 +205,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "rule": {"bleed": rule.bleed, "drift": rule.drift},
         "source": comparison.source,
         "held_out": comparison.held_out,
+        "left_out": list(comparison.left_out),
         "prompts": [
             {"prompt": each.text, "kind": each.kind, "shows": list(each.shows), "seed": each.seed}
             for each in comparison.prompts
@@ -221,19 +224,25 @@ def _row_json(row: Row, rule: Rule) -> dict[str, Any]:
         found = {name: getattr(row.measures, name) for name in names}
         figures |= {name: _figure_json(figure) for name, figure in found.items() if figure}
         figures["likeness_of"] = {name: _figure_json(each) for name, each in row.measures.likeness_of.items()}
-        figures["matrix"] = row.measures.matrix
+        matrix = row.measures.matrix.items()
+        figures["matrix"] = {name: {of: _finite(value) for of, value in cells.items()} for name, cells in matrix}
         figures["copies"] = row.measures.copies
     candidate, standing = row.candidate, row.standing
     return {
         "name": candidate.name,
         "file": str(candidate.path),
         "step": candidate.step,
-        "score": standing.score(rule),
-        "error": standing.error(rule),
+        "score": _finite(standing.score(rule)),
+        "error": _finite(standing.error(rule)),
         **figures,
         "seconds": row.seconds,
     }
 
 
 def _figure_json(figure: Figure) -> dict[str, Any]:
-    return {"mean": figure.mean, "spread": figure.spread, "values": list(figure.values)}
+    return {"mean": _finite(figure.mean), "spread": _finite(figure.spread), "values": [*map(_finite, figure.values)]}
+
+
+def _finite(value: float) -> float | None:
+    """The number, or None, which JSON has, in place of NaN and infinity, which it has not."""
+    return value if math.isfinite(value) else None

@@ -8,7 +8,7 @@ from trainer.checkpoint.naming import checkpoint_name_pattern
 from trainer.common.problems import Problem, Problems, raise_if_any
 from trainer.comparison.pictures import Candidate
 from trainer.config import TrainConfig, parse_config
-from trainer.models.weights import read_header
+from trainer.lora.file import load_lora
 
 CONFIG = "config.toml"
 
@@ -27,22 +27,34 @@ def run_config(run: Path) -> TrainConfig:
     return config if places.index(found) == 0 or len(run.parts) == 1 else replace(config, run_dir=run.parent)
 
 
-def run_candidates(config: TrainConfig) -> list[Candidate]:
-    """The LoRA files of a run in its output folder, in training order, named after their steps."""
+def run_files(config: TrainConfig) -> list[Path]:
+    """The LoRA files of a run in its output folder, by name."""
     pattern = checkpoint_name_pattern(config)
-    files = [path for path in config.output_dir.glob("*.safetensors") if pattern.fullmatch(path.stem)]
-    found = [candidate_of(path) for path in files]
-    return sorted(found, key=lambda each: (each.step or 0, each.path.name))
+    return sorted(path for path in config.output_dir.glob("*.safetensors") if pattern.fullmatch(path.stem))
 
 
 def candidate_of(path: Path) -> Candidate:
-    """A LoRA file, named after the step in its metadata, or else after the file. Raises `Problems` if unreadable."""
-    try:
-        metadata = read_header(path).metadata
-    except (OSError, ValueError) as error:
-        raise Problems([Problem(str(path), f"cannot be read: {error}")]) from error
-    step = metadata.get("ss_steps", "")
-    return Candidate(f"step {step}", path, int(step)) if step.isdecimal() else Candidate(path.stem, path)
+    """A LoRA file, named after the step in its metadata, or else after the file.
+
+    It is read to see whether it can be. Raises `Problems` if not, as for numbers that are not finite.
+    """
+    if path.is_dir():
+        raise Problems([Problem(str(path), "is a folder", "name the LoRA file in it")])
+    lora = load_lora(path)
+    step = lora.metadata.get("ss_steps", "")
+    name, number = (f"step {step}", int(step)) if step.isdecimal() else (path.stem, None)
+    return Candidate(name, path, number, lora.note)
+
+
+def _candidates(paths: Sequence[Path]) -> tuple[list[Candidate], list[Problem]]:
+    """A candidate for each file that can be compared, and what is wrong with the others."""
+    found, problems = [], []
+    for path in paths:
+        try:
+            found.append(candidate_of(path))
+        except Problems as wrong:
+            problems += wrong.problems
+    return found, problems
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -52,11 +64,18 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [replace(each, name=each.path.stem) if names.count(each.name) > 1 else each for each in once]
 
 
-def candidates_of(config: TrainConfig, loras: Sequence[Path]) -> list[Candidate]:
-    """The run's LoRA files and others. loras: the others. Raises `Problems` if there are none or one is missing."""
-    raise_if_any(Problem(f"--lora={path}", "no such file") for path in loras if not path.exists())
-    candidates = distinct([*run_candidates(config), *map(candidate_of, loras)])
+def candidates_of(config: TrainConfig, loras: Sequence[Path]) -> tuple[list[Candidate], list[Problem]]:
+    """The run's LoRA files in training order and `loras`, and what is wrong with files of the run, which are left out.
+
+    Raises `Problems` if nothing is left, or if one of `loras` cannot be compared.
+    """
+    own, left_out = _candidates(run_files(config))
+    others, problems = _candidates([path for path in loras if path.exists()])
+    raise_if_any([*(Problem(f"--lora={path}", "no such file") for path in loras if not path.exists()), *problems])
+    own.sort(key=lambda each: (each.step or 0, each.path.name))
+    candidates = distinct([*own, *others])
     if not candidates:
         hint = "the run has not saved any yet; give files with --lora"
-        raise Problems([Problem(str(config.output_dir), f"has no LoRA file of {config.output_name}", hint)])
-    return candidates
+        none = Problem(str(config.output_dir), f"has no LoRA file of {config.output_name}", hint)
+        raise Problems(left_out or [none])
+    return candidates, left_out

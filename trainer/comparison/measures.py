@@ -23,6 +23,11 @@ GridsOf = Callable[[Sequence[Image.Image]], list[torch.Tensor]]  # images to pat
 COPIED = 50.0  # percent of the way from an unrelated image to the training image itself, from which it counts as copied
 
 
+def with_error(value: float, error: float, digits: int = 1) -> str:
+    """A number and how far it may be off, "78.0 ± 3.1"; the number alone if that is unknown."""
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
+
+
 @dataclass(frozen=True)
 class Figure:
     """A number measured for several prompts. values: one for each prompt, in percent; at least one."""
@@ -36,15 +41,19 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over prompts; 0 for a single one, NaN if a value is not finite."""
-        if not all(math.isfinite(value) for value in self.values):
+        """The standard deviation over prompts; NaN, unknown, for a single one or if a value is not finite."""
+        if len(self.values) < 2 or not all(math.isfinite(value) for value in self.values):
             return math.nan
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        return statistics.stdev(self.values)
 
     @property
     def error(self) -> float:
-        """The standard error of the mean: how far it would be off with other prompts."""
+        """The standard error of the mean: how far it would be off with other prompts. NaN if unknown."""
         return self.spread / math.sqrt(len(self.values))
+
+    def __str__(self) -> str:
+        """The mean with the spread over prompts: "78.0 ± 3.1"."""
+        return with_error(self.mean, self.spread)
 
     def minus(self, other: "Figure") -> "Figure":
         """The difference for each prompt. other: of the same prompts."""

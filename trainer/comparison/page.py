@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -90,8 +91,11 @@ class Line:
 
 
 def plot(title: str, lines: Sequence[Line], mark: float | None = None, unit: str = "step") -> str:
-    """A line plot. mark: the x of a vertical line; unit: what x counts. Empty if no line has a point."""
-    lines = [line for line in lines if line.points]
+    """A line plot. mark: the x of a vertical line; unit: what x counts. Empty if no line has a point.
+
+    Points whose y is not finite are left out.
+    """
+    lines = [line for line in map(_finite, lines) if line.points]
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
@@ -133,6 +137,12 @@ def plot(title: str, lines: Sequence[Line], mark: float | None = None, unit: str
     return f'<figure><figcaption>{escape(title)}</figcaption>{svg}<div class="key">{key}</div></figure>'
 
 
+def _finite(line: Line) -> Line:
+    kept = [index for index, (_, y) in enumerate(line.points) if math.isfinite(y)]
+    spreads = [line.spreads[index] for index in kept] if line.spreads else []
+    return Line(line.name, [line.points[index] for index in kept], spreads)
+
+
 def _curve(line: Line, colour: str, places: Sequence[tuple[float, float]], unit: float) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>']
@@ -141,6 +151,8 @@ def _curve(line: Line, colour: str, places: Sequence[tuple[float, float]], unit:
             title = f"<title>{escape(line.name)} at {at:g}: {value:.4g}</title>"
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}">{title}</circle>')
     for (x, y), spread in zip(places, line.spreads, strict=False):
+        if not math.isfinite(spread):
+            continue
         top, bottom = max(TOP, y - spread * unit), min(HEIGHT - BOTTOM, y + spread * unit)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="{colour}"/>')
     return "".join(parts)

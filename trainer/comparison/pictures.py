@@ -14,6 +14,7 @@ from PIL import Image
 
 from trainer.common.devices import free_memory
 from trainer.common.files import sha256_file
+from trainer.common.problems import Problem, Problems
 from trainer.comparison.prompts import ComparePrompt
 from trainer.config import TrainConfig
 from trainer.data.cache import TensorCache
@@ -32,11 +33,16 @@ CLIP_LAYERS = "text_encoder."
 
 @dataclass(frozen=True)
 class Candidate:
-    """A LoRA file to compare; name: as the report calls it; step: optimizer steps of training, None if unknown."""
+    """A LoRA file to compare.
+
+    name: as the report calls it; step: optimizer steps of training, None if unknown; note: what had to be assumed about
+    its strength, None if the file states it.
+    """
 
     name: str
     path: Path
     step: int | None = None
+    note: str | None = None
 
 
 class Source(Protocol):
@@ -94,7 +100,7 @@ class Generator:
 
     def images(self, candidate: Candidate | None, prompts: Sequence[ComparePrompt]) -> list[Image.Image]:
         """An RGB image for each prompt, from the cache where it has them; candidate: None for the base model."""
-        digest = sha256_file(candidate.path) if candidate else "base"
+        digest = _digest(candidate) if candidate else "base"
         keys = [self._key(digest, prompt) for prompt in prompts]
         found = {key: decode_png(entry["png"]) for key in keys if (entry := self.cache.read(key))}
         due = [(key, prompt) for key, prompt in zip(keys, prompts, strict=True) if key not in found]
@@ -159,7 +165,7 @@ class Generator:
         The model is loaded again only if the LoRA has other layers or ranks than the one before. Raises `Problems` if
         it does not fit the model.
         """
-        part = _transformer_part(self._lora(candidate))
+        part, where = _transformer_part(self._lora(candidate)), str(candidate and candidate.path)
         if self._transformer is not None and part and not _fits(part, self._transformer):
             self._transformer = None
             free_memory(self.device)
@@ -169,13 +175,21 @@ class Generator:
             base = "bf16" if precision == "auto" else precision
             path = self.config.pretrained_model_name_or_path
             self._transformer = load_transformer(path, self.device, self.dtype, base)
-            apply_lora(part, self._transformer, "transformer.")
+            apply_lora(part, self._transformer, "transformer.", where)
         elif part and adapter_alphas(self._transformer):
-            copy_into(part, adapter_parameters(self._transformer), adapter_alphas(self._transformer), "--lora")
+            copy_into(part, adapter_parameters(self._transformer), adapter_alphas(self._transformer), where)
         elif part:
-            apply_lora(part, self._transformer, "transformer.")
+            apply_lora(part, self._transformer, "transformer.", where)
         with nullcontext() if part else disabled_adapter(self._transformer):
             yield self._transformer
+
+
+def _digest(candidate: Candidate) -> str:
+    try:
+        return sha256_file(candidate.path)
+    except OSError as error:
+        hint = "compare again: images that are finished are kept"
+        raise Problems([Problem(str(candidate.path), f"cannot be read any more: {error.strerror}", hint)]) from error
 
 
 def image_key(

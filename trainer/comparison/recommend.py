@@ -5,11 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.comparison.measures import Figure, Measures
+from trainer.comparison.measures import Figure, Measures, with_error
 
 MANY_COPIES = 0.25  # of all images: from which share of copied ones the recommendation warns
 LEARNED = 20.0  # percent of likeness, or of the loss, below which nothing worth keeping was learned
 LOSS_LEARNED = 1.0
+UNSURE = "One prompt of a kind does not show how far these figures may be off: compare with more --prompts."
+ALL_BROKEN = (
+    "No file is worth keeping: their figures are not finite, as with broken weights.",
+    "Train again with a lower learning rate.",
+)
 Reason = Literal["copies", "little", "only", "close", "next"]  # what the second sentence is about
 
 
@@ -20,9 +25,11 @@ class Rule:
     bleed: float = 1.0
     drift: float = 1.0
 
-    def text(self, benefit: str = "likeness") -> str:
-        """The rule in words. benefit: the name of what is to be large."""
-        return f"score = {benefit} - {self.bleed:g} x bleed - {self.drift:g} x drift"
+    def text(self, has_features: bool = True) -> str:
+        """The rule in words. has_features: False if losses alone were measured, which show no bleed."""
+        if not has_features:
+            return f"score = fall of the loss - {self.drift:g} x drift"
+        return f"score = likeness - {self.bleed:g} x bleed - {self.drift:g} x drift"
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,10 @@ def recommend(standings: Sequence[Standing], rule: Rule) -> Recommendation:
     chosen = standings[best]
     others = [each for index, each in enumerate(standings) if index != best]
     names = tuple(standings[index].name for index in close)
-    first = f"Keep {chosen.name}: {figures(chosen)}, score {chosen.score(rule):.0f} ± {chosen.error(rule):.0f}."
+    score = with_error(chosen.score(rule), chosen.error(rule), digits=0)
+    first = f"Keep {chosen.name}: {figures(chosen)}, score {score}."
+    if not math.isfinite(chosen.score(rule)):
+        return Recommendation(best, ALL_BROKEN, "little", ())
     reason, second = _why(chosen, others, names, rule)
     return Recommendation(best, (first, second), reason, names)
 
@@ -103,8 +113,9 @@ def best_and_close(standings: Sequence[Standing], rule: Rule) -> tuple[int, list
 
     A score that is lower than the highest by no more than the standard error of their difference is as good (the
     one-standard-error rule, Breiman et al. 1984, Classification and Regression Trees, section 3.4.3). Of these
-    checkpoints the one with the most steps is kept; if steps are unknown, the one with the highest score. A checkpoint
-    whose score is not finite is kept only if no score is.
+    checkpoints the one with the most steps is kept; if steps are unknown, the one with the highest score. If the error
+    is unknown, as with a single prompt of a kind, only the highest score counts. A checkpoint whose score is not finite
+    is kept only if no score is.
     """
     scores = [score if math.isfinite(score) else -math.inf for score in (each.score(rule) for each in standings)]
     top = max(range(len(standings)), key=lambda index: scores[index])
@@ -135,8 +146,16 @@ def _why(chosen: Standing, others: Sequence[Standing], close: Sequence[str], rul
         return "only", "It is the only one, so there is nothing to compare it with: save more often."
     if close:
         return "close", f"These prompts cannot tell it apart from {_listed(close)}; of such files, the latest is kept."
-    next_best = max(others, key=lambda each: each.score(rule))
-    return "next", f"The next best is {next_best.name} with {next_best.score(rule):.0f}: {figures(next_best)}."
+    finite = [each for each in others if math.isfinite(each.score(rule))]
+    if not finite:
+        return (
+            "only",
+            f"The figures of {_listed([each.name for each in others])} are not finite, as with broken weights.",
+        )
+    next_best = max(finite, key=lambda each: each.score(rule))
+    second = f"The next best is {next_best.name} with {next_best.score(rule):.0f}: {figures(next_best)}."
+    unsure = "" if math.isfinite(next_best.difference_error(chosen, rule)) else f" {UNSURE}"
+    return "next", f"{second}{unsure}"
 
 
 def _listed(names: Sequence[str]) -> str:

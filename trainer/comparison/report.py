@@ -12,7 +12,7 @@ from trainer.checkpoint.run_log import read_log
 from trainer.common.files import write_text
 from trainer.common.text import counted, duration
 from trainer.comparison.compare import Comparison, Row
-from trainer.comparison.measures import Figure
+from trainer.comparison.measures import Figure, with_error
 from trainer.comparison.page import Line, image_tag, page, plot, sheet, table
 from trainer.comparison.prompts import KINDS
 from trainer.config import TrainConfig, to_dict
@@ -72,7 +72,7 @@ def write_report(path: Path, comparison: Comparison, config: TrainConfig, mark: 
 
 
 def _warnings(comparison: Comparison) -> list[str]:
-    found = []
+    found = [f"Left out: {text}" for text in comparison.left_out]
     if comparison.best.measures is None:
         found.append(
             "Measured by losses alone, which are weaker: they do not tell a concept from its background."
@@ -92,7 +92,7 @@ def _figures(comparison: Comparison) -> str:
     names += ["class bleed"] if measures and measures.class_bleed else []
     names += (["text"] if measures and measures.agreement else []) + ["loss", "loss drift"]
     rows = [
-        [row.candidate.name, f"{row.standing.score(comparison.rule):.1f} ± {row.standing.error(comparison.rule):.1f}"]
+        [row.candidate.name, with_error(row.standing.score(comparison.rule), row.standing.error(comparison.rule))]
         + [_cell(row, name) for name in names]
         for row in comparison.rows
     ]
@@ -108,12 +108,12 @@ def _cell(row: Row, name: str) -> str:
     if name == "copied":
         return f"{len(row.measures.copies)} of {len(row.images)}"
     figure: Figure | None = row.measures.agreement if name == "text" else getattr(row.measures, name.replace(" ", "_"))
-    return f"{figure.mean:.1f} ± {figure.spread:.1f}" if figure else ""
+    return str(figure) if figure else ""
 
 
 def _explanations(comparison: Comparison) -> str:
     items = "".join(f"<li><b>{name}</b>: {escape(text)}</li>" for name, text in EXPLAINED.items())
-    rule = escape(comparison.rule.text("likeness" if comparison.best.measures else "fall of the loss"))
+    rule = escape(comparison.rule.text(comparison.best.measures is not None))
     return (
         f"<p>{rule}. After ± is the spread over prompts (standard deviation), for the score its standard error."
         f"</p><details><summary>What the figures mean</summary><ul>{items}</ul></details>"
@@ -161,7 +161,7 @@ def _matrix(comparison: Comparison) -> list[str]:
     if measures is None:
         return []
     names = list(measures.likeness_of)
-    rows = [[row, *(f"{round(cells[name])}" for name in names)] for row, cells in measures.matrix.items()]
+    rows = [[row, *(f"{cells[name]:.0f}" for name in names)] for row, cells in measures.matrix.items()]
     note = f"Likeness to each concept by what the prompt names, with {comparison.best.candidate.name}."
     return ["<h2>Where each concept appears</h2>", f"<p>{escape(note)}</p>", table(["prompts", *names], rows)]
 

@@ -14,7 +14,7 @@ from trainer.checkpoint.run_log import read_log
 from trainer.common.devices import free_memory
 from trainer.comparison.compare import Comparer, Row
 from trainer.comparison.judges import Judges, load_judges, usual_side
-from trainer.comparison.measures import Figure
+from trainer.comparison.measures import Figure, with_error
 from trainer.comparison.pictures import Candidate, decode_png, encode_png, image_key
 from trainer.comparison.prompts import PROMPTS, ComparePrompt, compare_prompts, concepts_of
 from trainer.comparison.recommend import Rule, Standing, best_and_close
@@ -147,11 +147,11 @@ def values_of(row: Row) -> dict[str, list[float]]:
 
 
 def figures_of(row: Row, rule: Rule | None = None) -> dict[str, float]:
-    """What an evaluation logs, by name: the score with its standard error, and each measure's mean."""
+    """What an evaluation logs, by name: the score with its standard error, if known, and each measure's mean."""
     rule, standing = rule or Rule(), row.standing
     found = {
         "score": standing.score(rule),
-        "error": standing.error(rule),
+        **({"error": standing.error(rule)} if math.isfinite(standing.error(rule)) else {}),
         "loss_on_images": row.losses.held_out.mean,
         "loss_drift": row.losses.drift.mean,
     }
@@ -194,7 +194,7 @@ def best_of(events: Sequence[Mapping[str, Any]], run: str) -> tuple[dict[str, An
     told = ", ".join(
         f"{name} {scores[step][name]:.0f}" for name in ("likeness", "bleed", "drift") if name in scores[step]
     )
-    measured = f"{told or 'by losses alone'}, score {best['score']:.1f} ± {scores[step]['error']:.1f}"
+    measured = f"{told or 'by losses alone'}, score {with_error(best['score'], scores[step].get('error', math.nan))}"
     kept = best["file"] or f"step {step}, at which no LoRA file was saved"
     return best, f"best of {len(scores)} evaluations: {kept} ({measured}); images and details: {command}"
 

@@ -9,10 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from trainer.checkpoint.naming import run_dir
+from trainer.common.problems import Problem, raise_if_any
 from trainer.common.text import duration
 from trainer.config import TrainConfig
 from trainer.optim.schedule import ScheduleSettings, build_lr_scheduler
 from trainer.preflight.check import make_plan
+from trainer.preflight.plan import RunPlan
 from trainer.rates.advice import STANDARD_ERRORS, Advice, Gain, advise, gain_of
 from trainer.rates.record import FILE, Record, open_record
 from trainer.rates.sweep import Sweep, sweep_config
@@ -31,6 +33,7 @@ def find_rate(
     """
     own = sweep_config(config)
     plan = make_plan(own, accelerator.num_processes, accelerator.device)
+    raise_if_any(_data_problems(plan))
     log.info("%s", plan.summary())
     record, differences = open_record(run_dir(own) / FILE, own, steps, plan.models)
     for line in differences:
@@ -48,6 +51,13 @@ def find_rate(
             _try_rates(sweep, record, rates)
     gains = _gains(record, rates)
     return advise(gains, steps, steps_at_full_rate(config, plan.schedule.total_steps)), gains
+
+
+def _data_problems(plan: RunPlan) -> list[Problem]:
+    if not all(sample.preserves_output for sample in plan.data.samples):
+        return []
+    what = "only preserves the base model: the loss is 0 without training, and no learning rate can lower it"
+    return [Problem(str(plan.config.dataset_config), what, "add images of a concept")]
 
 
 def _try_rates(sweep: Sweep, record: Record, rates: Sequence[float]) -> None:

@@ -5,6 +5,7 @@ therefore comes from the weights alone, and a few steps show what a curve of the
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, takewhile
@@ -89,14 +90,15 @@ class Sweep:
     def losses(self, rate: float, base: Sequence[float], on_step: Callable[[int], None]) -> RateLosses:
         """Train at one rate, after `base`, of which `base` is the result. on_step: called after each step.
 
-        Ends early if the loss is no number or over three times that without training, which the result says.
+        Ends early if the loss is no number or over three times that without training, which the result says. Where that
+        is 0, since all images are only preserved, any number will do.
         """
         run, config = self.run, at_rate(self.config, rate)
         self._reset()
         run.optimizer = build_optimizer(config.select(OptimizerSettings), parameter_groups(config, run.model, run.plan))
         steps = run.plan.schedule.total_steps
         run.scheduler = build_lr_scheduler(config.select(ScheduleSettings), run.optimizer, steps)
-        limit = DIVERGED * sum(base) / len(base)
+        limit = DIVERGED * sum(base) / len(base) or sys.float_info.max
         found = self._losses(lambda loss, step: update(run, loss, step), on_step, limit)
         kept = tuple(takewhile(lambda loss: loss <= limit, found))
         return RateLosses(rate, kept, diverged=len(kept) < self.steps)

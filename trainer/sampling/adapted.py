@@ -14,17 +14,18 @@ from trainer.models.text import Tokenizers, clip_ids, encode_t5
 from trainer.models.transformer import Conditioning
 
 
-def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str) -> None:
+def apply_lora(lora: LoraFile | None, model: nn.Module, prefix: str, where: str = "--lora") -> None:
     """Add to a model, in place, the adapter modules of a LoRA whose names start with `prefix`, if there are any.
 
-    prefix: "transformer." or "text_encoder.". Raises `Problems` if they do not fit the model.
+    prefix: "transformer." or "text_encoder."; where: the flag or file to name in problems. Raises `Problems` if they do
+    not fit the model.
     """
     part = {name: module for name, module in lora.modules.items() if name.startswith(prefix)} if lora else {}
     if not part:
         return
     found = LoraFile(part, {})
     add_lora(model, ranks_from(found, model), alpha=None, seed=0)
-    copy_into(found, adapter_parameters(model), adapter_alphas(model), "--lora")
+    copy_into(found, adapter_parameters(model), adapter_alphas(model), where)
 
 
 @torch.inference_mode()
