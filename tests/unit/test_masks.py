@@ -311,3 +311,23 @@ def test_the_mask_weighs_every_element_and_the_mean_is_over_all():
     error = velocity(model.transformer, batch) - (batch.noise - batch.latents)
     torch.testing.assert_close(model.losses(batch), (error.square() * weights).flatten(1).mean(1), rtol=1e-4, atol=1e-7)
     assert CONFIG.loss_type == "l2"
+
+
+@pytest.mark.parametrize("name", ["{}.mask.png", "{}.PNG"])
+def test_a_folder_of_masks_may_name_them_as_masks_next_to_images_are(folder, name):
+    (folder / "masks").mkdir()
+    for number in range(3):
+        target = folder / "masks" / name.format(f"{number:02}")
+        (folder / "toy" / f"{number:02}.mask.png").rename(target)
+    data = load(folder, 'masked_loss = true\nconditioning_data_dir = "{folder}/masks"')
+    assert all(sample.mask and sample.mask.path.parent.name == "masks" for sample in data.samples)
+    (folder / "masks" / "00.webp").write_bytes((folder / "masks" / name.format("00")).read_bytes())
+    if name == "{}.mask.png":  # a mask of exactly the image's name comes first, as in kohya's trainer
+        again = load(folder, 'masked_loss = true\nconditioning_data_dir = "{folder}/masks"')
+        assert again.samples[0].mask and again.samples[0].mask.path.name == "00.webp"
+
+
+def test_a_mask_that_lies_on_its_side_is_told_to_be_turned(folder):
+    draw_mask(folder / "toy" / "01.mask.png", (48, 96), (0, 0, 9, 9))
+    (message,) = problems(folder)
+    assert "turn the mask" in message

@@ -8,7 +8,7 @@ import torch
 from trainer.routing.adapters import TokenMasks, stream_of
 from trainer.routing.attention import AttentionMaps, recorded_steps
 from trainer.routing.masks import COLOURS, MaskSettings, mask_pixels, masks_from_maps
-from trainer.routing.triggers import Trigger, read_class_words, usual_class_words
+from trainer.routing.triggers import Trigger, read_class_words, read_triggers, usual_class_words
 from trainer.routing.words import Other, RoutedPrompt, route_prompt, token_spans
 
 TOY, GPU = [Trigger("tjtoy toy", "toy")], [Trigger("sparkgpu gpu", "gpu")]
@@ -31,6 +31,14 @@ def test_the_class_prompt_has_class_words_in_place_of_triggers(text, class_text,
     triggers = [[text[start:end] for start, end in spans] for spans in route.triggers]
     assert triggers == [["tjtoy toy"] * len(nouns[0]), ["sparkgpu gpu"] * len(nouns[1])]
     assert route.called == tuple(index for index, found in enumerate(nouns) if found)
+
+
+def test_a_trigger_is_found_whatever_its_case_and_white_space():
+    route = route_prompt("Tjtoy toy and SPARKGPU  GPU", [TOY, GPU])
+    assert route.class_text == "a toy and a gpu"
+    assert route.triggers == (((0, 9),), ((14, 27),)) and route.called == (0, 1)
+    _, (mistake,) = read_triggers([("a", {"tjtoy toy": ""}), ("b", {"TJTOY toy": ""})], {})
+    assert mistake.where == "b" and "of another LoRA" in mistake.what
 
 
 def test_other_things_of_the_kind_are_not_the_concept():

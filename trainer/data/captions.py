@@ -116,6 +116,11 @@ def contains_phrase(caption: str, phrase: str) -> bool:
     return bool(re.search(rf"(?<![A-Za-z0-9_]){pattern}(?![A-Za-z0-9_])", caption, re.IGNORECASE))
 
 
+def same_phrase(phrase: str) -> str:
+    """What the spellings of a phrase have in common that `contains_phrase` does not tell apart."""
+    return " ".join(phrase.split()).lower()
+
+
 def num_movable_tags(subset: SubsetConfig, caption: str) -> int:
     """How many of a caption's tags may be shuffled or dropped. caption: one of `raw_captions`."""
     return len(_split_tags(subset, caption)[1])

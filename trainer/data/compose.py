@@ -6,6 +6,7 @@ tells everything that the pixels depend on.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from random import Random
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from trainer.data.generated import Generated
@@ -21,11 +23,14 @@ from trainer.data.layout import arrange
 from trainer.data.relations import Relation
 from trainer.images.decode import Size
 from trainer.images.inspection import Picture
+from trainer.images.regions import regions
 
 VERSION = "1"  # part of every digest: raise it when the same recipe would give other pixels
 SOLID = 128  # a mask pixel this bright is inside the concept's box
 FEATHER = 24  # how sharp a plain backdrop's horizon is
 KEPT_CUTOUTS = 32
+CELLS = 256  # of a mask's longer side, between which specks are told from the concept
+SPECK = 0.005  # the share of a mask's solid pixels below which a part of it is a speck
 NARROWEST = 16  # pixels of a concept's shorter side in the composite: one token of the transformer
 
 Rgb = tuple[int, int, int]
@@ -226,8 +231,29 @@ class CompositeMask:
 
 
 def solid_corners(mask: Image.Image) -> Corners | None:
-    """The box around all solid pixels of a mask, those of 128 or brighter; None if there are none. mask: mode L."""
-    return mask.point(_solid).getbbox()
+    """The box around the solid pixels of a mask, those of 128 or brighter; None if there are none. mask: mode L.
+
+    Specks apart from the rest do not count, as a slip of the brush leaves them: one would make the concept as small in
+    its box as if the photograph showed it from afar.
+    """
+    solid = np.asarray(mask) >= SOLID
+    whole = mask.point(_solid).getbbox()
+    if whole is None:
+        return None
+    cell = max(1, math.ceil(max(mask.size) / CELLS))
+    rows, columns = (-(-side // cell) for side in solid.shape)
+    padded = np.zeros((rows * cell, columns * cell), bool)
+    padded[: solid.shape[0], : solid.shape[1]] = solid
+    counts = padded.reshape(rows, cell, columns, cell).sum((1, 3))
+    labels = regions(torch.from_numpy(counts > 0)).numpy()
+    sizes = np.bincount(labels.ravel(), counts.ravel())
+    kept = np.repeat(np.repeat((sizes >= SPECK * counts.sum())[labels], cell, 0), cell, 1)
+    return Image.fromarray(padded & kept).getbbox() or whole
+
+
+def has_specks(mask: Image.Image) -> bool:
+    """Whether `solid_corners` leaves out specks outside of its box."""
+    return solid_corners(mask) != mask.point(_solid).getbbox()
 
 
 def touches(mask: Image.Image, share: float = 0.02) -> list[str]:

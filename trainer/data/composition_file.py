@@ -103,9 +103,12 @@ def texts(value: Any) -> tuple[str, ...]:
 def _templates(value: Any) -> tuple[str, ...]:
     for text in (templates := texts(value)):
         try:
-            names = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+            parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
         except ValueError as error:
             raise Invalid(f"has {shown(text)}: {error}", "write { as {{ where it is meant") from None
+        names = [name for _, name, _, _ in parts]
+        if formatted := [name for _, name, spec, conversion in parts if spec or conversion]:
+            raise Invalid(f"formats {{{formatted[0]}}}", f"write {{{formatted[0]}}}, without : or !")
         if unknown := [name for name in names if name not in PARTS]:
             hint = f"known are {', '.join(f'{{{part}}}' for part in PARTS)}"
             raise Invalid(f"has {{{unknown[0]}}}, which is not known", hint)

@@ -12,7 +12,7 @@ from random import Random
 from trainer.common.problems import Problem
 from trainer.common.rng import python_random
 from trainer.data.backdrops import Backdrop, backdrops_of
-from trainer.data.captions import contains_phrase
+from trainer.data.captions import WILDCARD, contains_phrase, same_phrase
 from trainer.data.class_words import class_word_of, with_article
 from trainer.data.companions import CompanionRecipe, Thing, things_of
 from trainer.data.compose import (
@@ -23,6 +23,7 @@ from trainer.data.compose import (
     Recipe,
     Source,
     TooSmall,
+    has_specks,
     place_pieces,
     solid_corners,
     touches,
@@ -33,6 +34,7 @@ from trainer.data.dataset_config import DatasetConfig, DatasetSection
 from trainer.data.generated import Generator
 from trainer.data.relations import RELATIONS, Relation
 from trainer.data.samples import Sample
+from trainer.images.folder import some
 from trainer.images.inspection import Picture
 
 SMALLEST = 64  # pixels of a cut-out's longer side, below which it is no photograph of a concept
@@ -99,10 +101,12 @@ class _Composer:
 
     def run(self) -> Composed:
         concepts = self._concepts()
-        backdrops, problems = backdrops_of(self.composition, self.size, self.generator)
+        found = backdrops_of(self.composition, self.size, self.generator)
         if not concepts and not self.problems:  # no masks yet: a warning, and the run goes on without composites
-            return Composed((), (), (*self.warnings, *problems))
-        self.problems += problems
+            return Composed((), (), (*self.warnings, *found.problems))
+        self.problems += found.problems
+        self.warnings += [*found.warnings, *self._shown_behind(found.found)]
+        backdrops = found.found
         things = self._things(concepts)
         samples = (
             () if self.problems else (*self._draw(concepts, backdrops), *self._beside(concepts, things, backdrops))
@@ -113,15 +117,20 @@ class _Composer:
         """The concepts that are asked for, else all that have masks; without those that are unknown or have no mask."""
         where, asked = self.composition.where, self.composition.concepts
         by_name: dict[str, list[Sample]] = {}
+        spelled: dict[str, str] = {}  # as the first subset writes it, by what other spellings have in common
         for sample in self.samples:
-            if not sample.is_reg and not sample.preserves_output and sample.subset.class_tokens:
-                by_name.setdefault(sample.subset.class_tokens, []).append(sample)
-        unknown = [name for name in asked if name not in by_name]
+            if not sample.is_reg and not sample.preserves_output and (tokens := sample.subset.class_tokens):
+                by_name.setdefault(spelled.setdefault(same_phrase(tokens), tokens.strip()), []).append(sample)
+        unknown = [name for name in asked if same_phrase(name) not in spelled]
         hint = f"known are {', '.join(map(repr, by_name))}" if by_name else "set class_tokens in its subset"
         self.problems += [Problem(where, f"no subset has class_tokens = {name!r}", hint) for name in unknown]
+        asked = tuple(spelled[same_phrase(name)] for name in asked if name not in unknown)
+        if repeated := sorted({name for name in asked if asked.count(name) > 1}):
+            hint = "a composite shows each concept once: name it once"
+            self.problems.append(Problem(where, f"concepts names {repeated[0]!r} twice", hint))
         names = (
-            [name for name in asked if name in by_name]
-            if asked
+            list(dict.fromkeys(asked))
+            if self.composition.concepts
             else [name for name, own in by_name.items() if any(sample.mask for sample in own)]
         )
         if not names and not unknown:
@@ -132,16 +141,24 @@ class _Composer:
         if not self.problems and len(concepts) < max(self.composition.together):
             what = f"{len(concepts)} of the {max(self.composition.together)} concepts of an image can be cut out"
             hint = "a concept needs class_tokens and masks: NAME.mask.png, conditioning_data_dir or alpha_mask"
+            if unusable := [name for name in names if name not in {concept.name for concept in concepts}]:
+                hint = f"no mask of {', '.join(map(repr, unusable))} can be used: the warnings say why"
             if len(by_name) == 1:
                 hint = "for a single concept set together = 1 and companions, other things to stand next to it"
             self.problems.append(Problem(where, what, hint))
         return concepts
 
     def _concept(self, name: str, samples: Sequence[Sample]) -> Concept | None:
+        if any(sample.subset.enable_wildcard for sample in samples) and WILDCARD.search(name):
+            hint = "captions of composites need one name: write the choice into caption files instead"
+            self.problems.append(Problem(self.composition.where, f"class_tokens {name!r} is a choice of names", hint))
         sources = [source for sample in samples if (source := self._source(sample))]
-        if not sources and name in self.composition.concepts:
+        if not sources:
             hint = "it needs NAME.mask.png next to its images, conditioning_data_dir or alpha_mask"
-            self.problems.append(Problem(self.composition.where, f"no image of {name!r} can be cut out", hint))
+            if any(sample.mask for sample in samples):
+                hint = "the warnings say why its masks cannot be used: add a photograph that shows all of it, and large"
+            found = self.problems if self.composition.concepts else self.warnings
+            found.append(Problem(self.composition.where, f"no image of {name!r} can be cut out", hint))
         flips = all(sample.subset.flip_aug for sample in samples)
         return Concept(name, tuple(sources), flips) if sources else None
 
@@ -164,8 +181,20 @@ class _Composer:
                 Problem(where, f"the concept is cut off by the image's edge ({', '.join(edges)})", out)
             )
             return None
+        if has_specks(mask):
+            hint = "composites leave them out; paint them black if they are a slip of the brush"
+            self.warnings.append(Problem(where, "there are specks apart from the concept", hint))
         assert not isinstance(sample.mask, CompositeMask)
         return Source(sample.picture, sample.mask, corners, sample.subset.alpha_mask)
+
+    def _shown_behind(self, backdrops: Sequence[Backdrop]) -> list[Problem]:
+        """A warning if backgrounds show what is trained: there, no mask and no caption would say so."""
+        trained = {sample.picture.sha256 for sample in self.samples}
+        paths = [picture.path for picture, _ in backdrops if isinstance(picture, Picture) and picture.sha256 in trained]
+        if not paths:
+            return []
+        what = f"backgrounds that are images of this dataset too: {some(paths)}"
+        return [Problem(self.composition.where, what, "use images without the concepts")]
 
     def _draw(self, concepts: Sequence[Concept], backdrops: Sequence[Backdrop]) -> Iterator[Sample]:
         if self.composition.together == (1,):
@@ -221,7 +250,7 @@ class _Composer:
         if asked is None:
             return []
         known = [concept.name for concept in concepts]
-        if own := [word for word in asked.words if any(contains_phrase(word, name) for name in known)]:
+        if own := [word for word in asked.words if any(_names(word, name) for name in known)]:
             hint = 'the base model does not know it: companions are other things, such as "red ball"'
             self.problems.append(Problem(where, f"companion {own[0]!r} is a concept of this dataset", hint))
             return []
@@ -270,3 +299,9 @@ class _Composer:
             names = names[::-1] if companion_first else names
             caption = fill_template(rng.choice(self.composition.captions), names, relation.name, place)
             yield composite_sample(self.composition, self.index, number, recipe, caption, thing.name)
+
+
+def _names(companion: str, concept: str) -> bool:
+    """Whether a companion is a concept, by its class_tokens or by the trigger in front of them."""
+    trigger = concept.split()[0] if class_word_of(concept) else concept
+    return contains_phrase(companion, concept) or same_phrase(companion) == same_phrase(trigger)

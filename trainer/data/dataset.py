@@ -3,11 +3,11 @@
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from trainer.common.problems import Problem, Problems, raise_if_any
+from trainer.common.problems import Problem, Problems
 from trainer.common.rng import python_random
 from trainer.config import TrainConfig
 from trainer.data.captions import caption_variant, caption_varies, contains_phrase, plain_caption, possible_captions
@@ -266,28 +266,35 @@ def load_dataset(config: TrainConfig, num_processes: int = 1, models: str = "") 
 
     models: a digest of the base model, by which the images that it generates are known.
 
-    Raises `Problems` with every problem of the file and the folders (their warnings are then logged) or, if there are
-    none, with those of validation_split or of the compositions.
+    Raises `Problems` with every problem of the file and the folders or, if there are none, with those of
+    validation_split or of the compositions. All warnings so far are then logged.
     """
     if config.dataset_config is None:
         raise Problems([Problem("--dataset_config", "is missing", "name the TOML file that lists your images")])
     dataset_config, problems = read_dataset_config(config.dataset_config, config)
     scan = scan_dataset(dataset_config, config)
     if problems or scan.problems:
-        for warning in scan.warnings:
-            log.warning("%s", warning)  # with problems, nobody is left to whom they could be returned
+        _log_warnings(scan.warnings)
         raise Problems([*problems, *scan.problems])
     samples, validation, warnings = hold_out(scan.samples, dataset_config, config.seed)
     generator = generator_of(config, models)
     composed = compose_samples(dataset_config, samples, config.seed, generator)
     preserved = preserved_samples(dataset_config, samples, generator, config.prior_loss_weight)
-    raise_if_any([*composed.problems, *preserved.problems])
+    if composed.problems or preserved.problems:
+        _log_warnings([*scan.warnings, *composed.warnings, *preserved.warnings])
+        raise Problems([*composed.problems, *preserved.problems])
     samples += composed.samples + preserved.samples
     warnings += composed.warnings + preserved.warnings
     num_batches = sum(group.num_batches for group in make_groups(samples, dataset_config))
     schedule = plan_schedule(config, num_batches, num_processes)
     data = TrainingData(dataset_config, tuple(samples), tuple(validation), config.seed, schedule, tuple(scan.notes))
     return data, [*scan.warnings, *warnings]
+
+
+def _log_warnings(warnings: Sequence[Problem]) -> None:
+    """Log the warnings of a dataset that has problems: nobody is left to whom they could be returned."""
+    for warning in warnings:
+        log.warning("%s", warning)
 
 
 def steps_per_epoch(num_batches: int, num_processes: int, gradient_accumulation_steps: int) -> int:

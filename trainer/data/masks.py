@@ -6,6 +6,7 @@ mirrored exactly as its image, then averaged over the 8 x 8 pixels of each laten
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from PIL import Image
 from trainer.common.files import out_of_reach
 from trainer.common.problems import Problem, Problems
 from trainer.data.dataset_config import SubsetConfig
-from trainer.images.decode import Size, decode
-from trainer.images.folder import Folder, some
+from trainer.images.decode import Decoded, Size, decode
+from trainer.images.folder import MASK, Folder, same_name, some
 from trainer.images.formats import IMAGE_ENDINGS
 
 FAINT = 128  # a mask whose brightest pixel is darker than this gives no place even half its weight
+GREY = ("1", "L", "LA", "I", "I;16")
+COLORED, COLORED_SHARE = 40, 0.01  # by how much channels differ in how many pixels of a mask that is not grey
+INVERTED = 0.95  # the share of each edge's pixels that is white in an inverted mask, and not of the whole mask
 LATENT = 8  # pixels along one side of a latent
 
 Files = Mapping[Path, Sequence[Path]]  # mask files by their image
@@ -47,7 +51,7 @@ class Mask:
         data = self.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise Problems([Problem(str(self.path), "was replaced since it was checked", "start again")])
-        mask = _decode(data, self.from_alpha)
+        mask = _pixels(decode(data), self.from_alpha)
         assert mask is not None
         return mask
 
@@ -126,14 +130,18 @@ def _check(file: Path, image: Path, size: Size, from_alpha: bool) -> _Checked | 
     name = "the alpha channel" if from_alpha else "the mask"
     try:
         data = file.read_bytes()
-        mask = _decode(data, from_alpha)
+        image_file = decode(data)
+        mask = _pixels(image_file, from_alpha)
     except (ValueError, OSError) as error:
         return Problem(str(file), f"{name} {error}", "replace it")
     if mask is None:
         return None
     if mask.size != size:
         what = f"{name} is {mask.width}x{mask.height}, but {image.name} is {size[0]}x{size[1]}"
-        return Problem(str(file), what, "a mask has the size of its image")
+        hint = "a mask has the size of its image"
+        if mask.size == size[::-1]:
+            hint = "turn the mask: the photograph is shown upright, as its Exif data says"
+        return Problem(str(file), what, hint)
     values = np.asarray(mask)
     darkest, brightest = int(values.min()), int(values.max())
     doubt = None
@@ -143,12 +151,32 @@ def _check(file: Path, image: Path, size: Size, from_alpha: bool) -> _Checked | 
         doubt = Problem(str(file), f"{name} is white everywhere, so it masks nothing")
     elif brightest < FAINT:
         doubt = Problem(str(file), f"{name} is faint: its brightest pixel is {brightest} of 255")
+    elif odd := _oddity(image_file, values, from_alpha):
+        doubt = Problem(str(file), f"{name} {odd[0]}", odd[1])
     return _Checked(Mask(file, hashlib.sha256(data).hexdigest(), from_alpha), doubt)
 
 
-def _decode(data: bytes, from_alpha: bool) -> Image.Image | None:
+def _oddity(file: Decoded, values: np.ndarray, from_alpha: bool) -> tuple[str, str] | None:
+    """Why a mask is probably not what was meant, and what to do; None if it looks right. values: its pixels."""
+    if not from_alpha:
+        if file.frames > 1:
+            return f"holds {file.frames} frames, and the first one is read", "save the frame that you want as PNG"
+        alpha = file.to_alpha()
+        if alpha is not None and alpha.getextrema()[0] != 255:
+            return "has transparent parts, but only its red channel is read", "save it without an alpha channel"
+        if file.raw.mode not in GREY:
+            colors = np.asarray(file.raw.convert("RGB")).astype(np.int16)
+            if (np.ptp(colors, axis=-1) > COLORED).mean() > COLORED_SHARE:
+                return "is coloured, and its red channel is read", "save it in grey, white where the concept is"
+    solid = values >= FAINT
+    edges = (solid[0], solid[-1], solid[:, 0], solid[:, -1])
+    if all(edge.mean() > INVERTED for edge in edges) and solid.mean() < INVERTED:
+        return "is white along all edges and dark inside, as if inverted", "make it white where the concept is"
+    return None
+
+
+def _pixels(image: Decoded, from_alpha: bool) -> Image.Image | None:
     """The alpha channel, None where there is none; of a mask file the red channel, as kohya reads it."""
-    image = decode(data)
     return image.to_alpha() if from_alpha else image.to_mask()
 
 
@@ -173,11 +201,24 @@ def find_mask_files(
         files = [
             path for path in sorted(subset.conditioning_data_dir.iterdir()) if path.suffix.lower() in IMAGE_ENDINGS
         ]
-        found = {image: tuple(file for file in files if file.stem == image.stem) for image in images}
+        found = _by_name(files, images)
         used = {file for paths in found.values() for file in paths}
         strays = [file for file in files if file not in used]
         return found, _one(subset, strays, "masks without an image", "they are not used")
     raise Problems([problem])
+
+
+def _by_name(files: Sequence[Path], images: Collection[Path]) -> dict[Path, tuple[Path, ...]]:
+    """The mask files of each image: those of exactly its name, as in kohya's trainer, else those that differ in case or
+    the like, or are named as masks next to images are, NAME.mask.png."""
+    stems = {image.stem for image in images}
+    loose: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        if file.stem not in stems:
+            named = MASK.fullmatch(file.stem)
+            loose[same_name(named[1] if named else file.stem)].append(file)
+    exact = {image: tuple(file for file in files if file.stem == image.stem) for image in images}
+    return {image: own or tuple(loose[same_name(image.stem)]) for image, own in exact.items()}
 
 
 def _missing_problems(subset: SubsetConfig, images: Sequence[Path]) -> Iterator[Problem]:

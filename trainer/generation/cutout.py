@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from trainer.images.regions import regions
 from trainer.masking.create import Models, distinct
 from trainer.masking.description import MASK_MODELS
 from trainer.masking.load import GroundingDino, Sam2, model_problems
@@ -110,11 +111,11 @@ def _reached(pixels: torch.Tensor, plain: torch.Tensor, shaded: torch.Tensor) ->
     sharp[:-1] = (pixels[1:] - pixels[:-1]).abs().amax(-1) > SHARP
     sharp[:, :-1] |= (pixels[:, 1:] - pixels[:, :-1]).abs().amax(-1) > SHARP
     free = ~_grown(sharp | ~(plain | shaded), NARROWEST_WAY)
-    regions = _regions(free)
-    is_background = torch.zeros(int(regions.max()) + 1, dtype=torch.bool)
-    is_background[regions[plain & free]] = True
+    numbers = regions(free)
+    is_background = torch.zeros(int(numbers.max()) + 1, dtype=torch.bool)
+    is_background[numbers[plain & free]] = True
     is_background[0] = False
-    return _grown(is_background[regions], NARROWEST_WAY + 1) & shaded
+    return _grown(is_background[numbers], NARROWEST_WAY + 1) & shaded
 
 
 def _grown(mask: torch.Tensor, pixels: int) -> torch.Tensor:
@@ -139,7 +140,7 @@ def _smoothed(mask: torch.Tensor) -> torch.Tensor:
 
 def _largest_region(mask: torch.Tensor) -> torch.Tensor:
     """The largest region of connected pixels."""
-    labels = _regions(mask)
+    labels = regions(mask)
     counts = torch.bincount(labels.flatten())
     counts[0] = 0
     return labels == counts.argmax() if counts.any() else torch.zeros_like(mask)
@@ -147,40 +148,7 @@ def _largest_region(mask: torch.Tensor) -> torch.Tensor:
 
 def _filled(mask: torch.Tensor) -> torch.Tensor:
     """The mask with its small holes; through large ones, such as a handle's, the background is seen."""
-    holes = _regions(functional.pad(~mask, (1, 1, 1, 1), value=True))  # padded: all that is outside is one region
+    holes = regions(functional.pad(~mask, (1, 1, 1, 1), value=True))  # padded: all that is outside is one region
     is_large = torch.bincount(holes.flatten()) > HOLE * mask.numel()
     is_large[0], is_large[holes[0, 0]] = False, True
     return ~is_large[holes][1:-1, 1:-1]
-
-
-def _regions(mask: torch.Tensor) -> torch.Tensor:
-    """A number from 1 for each region of pixels that touch by a side, the same for all of its pixels; 0 elsewhere.
-
-    mask: [H, W] bool. Returns [H, W] int64. Each run of a row is joined with those of the row above that it touches.
-    """
-    height, width = mask.shape
-    changes = np.diff(np.pad(mask.numpy().astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    rows, starts = np.nonzero(changes == 1)
-    _, ends = np.nonzero(changes == -1)
-    parents = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parents[run] != run:
-            parents[run] = run = parents[parents[run]]
-        return run
-
-    first = np.searchsorted(rows, np.arange(height + 1))
-    for row in range(1, height):
-        above, own = first[row - 1], first[row]
-        while above < first[row] and own < first[row + 1]:
-            if starts[above] < ends[own] and starts[own] < ends[above]:
-                parents[root(int(own))] = root(int(above))
-            if ends[above] <= ends[own]:
-                above += 1
-            else:
-                own += 1
-    labels = np.zeros(height * width, np.int64)
-    numbers = {each: number for number, each in enumerate(dict.fromkeys(map(root, range(len(rows)))), 1)}
-    for run, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
-        labels[row * width + start : row * width + end] = numbers[root(run)]
-    return torch.from_numpy(labels.reshape(height, width))

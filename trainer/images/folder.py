@@ -93,9 +93,9 @@ class _Sorter:
         images = tuple(path for path in self.kinds if path not in named)
         masks: dict[Path, tuple[Path, ...]] = {}
         for image in images:
-            if own := tuple(path for path, name in named.items() if name == _same(image.stem)):
+            if own := tuple(path for path, name in named.items() if name == same_name(image.stem)):
                 masks[image] = own
-        lost = [path for path, name in named.items() if not any(_same(image.stem) == name for image in images)]
+        lost = [path for path, name in named.items() if not any(same_name(image.stem) == name for image in images)]
         captions, claimed = self._match(images)
         unused = [text for text in self.texts if text not in claimed]
         warnings = (
@@ -108,10 +108,10 @@ class _Sorter:
 
     def _masks(self) -> dict[Path, str]:
         """The files that are named as masks, each with the name of its image."""
-        stems = {_same(path.stem) for path in self.kinds}
+        stems = {same_name(path.stem) for path in self.kinds}
         found = ((path, MASK.fullmatch(path.stem)) for path in self.kinds)
-        names = {path: _same(match[1]) for path, match in found if match}
-        return {path: name for path, name in names.items() if name in stems or _same(path.name).endswith(OWN_MASK)}
+        names = {path: same_name(match[1]) for path, match in found if match}
+        return {path: name for path, name in names.items() if name in stems or same_name(path.name).endswith(OWN_MASK)}
 
     def _match(self, images: Sequence[Path]) -> tuple[dict[Path, tuple[Path, ...]], set[Path]]:
         """The caption files of each image: those of exactly its name, else those that differ in case or the like.
@@ -124,13 +124,13 @@ class _Sorter:
         owned = {image.with_suffix("") for image in images} & exact
         for text in texts:
             if text.with_suffix("") not in owned:
-                loose[_same(text.stem)].append(text)
+                loose[same_name(text.stem)].append(text)
         captions: dict[Path, tuple[Path, ...]] = {}
         for image in images:
             if image.with_suffix("") in owned:
                 found = [text for text in texts if text.with_suffix("") == image.with_suffix("")]
             else:
-                found = [*loose.get(_same(image.stem), []), *loose.get(_same(image.name), [])]
+                found = [*loose.get(same_name(image.stem), []), *loose.get(same_name(image.name), [])]
             if found:
                 captions[image] = tuple(sorted(dict.fromkeys(found), key=self._rank))
         return captions, {text for found in captions.values() for text in found}
@@ -151,8 +151,8 @@ class _Sorter:
             yield Problem(self.where, f"masks without an image: {some(lost_masks)}", "they are not used")
 
     def _unused_captions(self, images: Sequence[Path], unused: Sequence[Path]) -> Iterator[Problem]:
-        stems = {_same(name) for image in images for name in (image.stem, image.name)}
-        alone = [text for text in unused if _same(text.stem) not in stems]
+        stems = {same_name(name) for image in images for name in (image.stem, image.name)}
+        alone = [text for text in unused if same_name(text.stem) not in stems]
         if alone:
             yield Problem(self.where, f"captions without an image: {some(alone)}", "they are not used")
         other = [text for text in unused if text not in alone]
@@ -165,8 +165,10 @@ class _Sorter:
 
     def _unread_texts(self, images: Sequence[Path]) -> Iterator[Problem]:
         """Files that may be captions of the images, which have none."""
-        names = {_same(name) for image in images for name in (image.stem, image.name)}
-        likely = [path for path in self.other if _same(path.stem) in names and kind_of_file(path) in ("text", "JSON")]
+        names = {same_name(name) for image in images for name in (image.stem, image.name)}
+        likely = [
+            path for path in self.other if same_name(path.stem) in names and kind_of_file(path) in ("text", "JSON")
+        ]
         if likely:
             what = f"{_count(likely, 'file')} named like an image and not read as its caption: {some(likely)}"
             ending = likely[0].suffix
@@ -195,7 +197,9 @@ class _Sorter:
         if misnamed := [path for path in misnamed if self.kinds[path] in DECODERS]:
             names = ", ".join(f"{printable(path.name)} ({self.kinds[path]})" for path in misnamed[:NAMES_SHOWN])
             yield f"{_count(misnamed, 'image')} read by content, which is not what the ending says: {names}"
-        long = [text for image, texts in captions.items() for text in texts if _same(text.stem) == _same(image.name)]
+        long = [
+            text for image, texts in captions.items() for text in texts if same_name(text.stem) == same_name(image.name)
+        ]
         if long:
             yield f"{_count(long, 'caption')} read from a file with two endings: {some(long)}"
 
@@ -215,7 +219,7 @@ def some(paths: Sequence[Path], shown: int = NAMES_SHOWN) -> str:
     return f"{names} and {len(paths) - shown} more" if len(paths) > shown else names
 
 
-def _same(name: str) -> str:
+def same_name(name: str) -> str:
     """A name as file systems that ignore case and ways of writing accents compare it."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 

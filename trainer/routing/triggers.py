@@ -50,14 +50,17 @@ def read_triggers(
     the user's, by trigger, which come first. Without either, what follows a trigger's first word is taken.
     """
     known = [trigger for _, triggers in adapters for trigger in triggers]
-    mistakes, seen = [], set()
+    mistakes, seen, taken = [], set(), set()
     for file, triggers in adapters:
         if not triggers:
             mistakes.append(Mistake(file, "names no trigger, so no word would call it", "train it with class_tokens"))
         hint = "it must be clear which LoRA a trigger calls"
         mistakes += [
-            Mistake(file, f"has the trigger {each!r} of another LoRA", hint) for each in triggers if each in seen
+            Mistake(file, f"has the trigger {each!r} of another LoRA", hint)
+            for each in triggers
+            if _same(each) in taken
         ]
+        taken |= {_same(each) for each in triggers}
         seen |= triggers.keys()
     hint = f"the triggers are {', '.join(map(repr, known))}"
     mistakes += [
@@ -70,6 +73,11 @@ def read_triggers(
         for _, triggers in adapters
     ]
     return found, mistakes
+
+
+def _same(phrase: str) -> str:
+    """What two triggers have in common that a prompt cannot tell apart."""
+    return " ".join(phrase.split()).casefold()
 
 
 def without_class_words(files: Sequence[str], triggers: Sequence[Sequence[Trigger]]) -> list[Mistake]:

@@ -70,8 +70,9 @@ class RoutedPrompt:
 def route_prompt(text: str, adapters: Sequence[Sequence[Trigger]]) -> RoutedPrompt:
     """Find the triggers of each adapter in a prompt, and write its class prompt.
 
-    A trigger counts only as complete words; of two that overlap, the longer one. Class words without an article get "a"
-    or "an" where a noun phrase starts: at the beginning, after punctuation, and after a word like "of" or "holding".
+    A trigger counts only as complete words, whatever their case; of two that overlap, the longer one. Class words
+    without an article get "a" or "an" where a noun phrase starts: at the beginning, after punctuation, and after a
+    word like "of" or "holding".
     """
     class_text, end = "", 0
     triggers: list[list[Span]] = [[] for _ in adapters]
@@ -93,7 +94,8 @@ def _occurrences(text: str, adapters: Sequence[Sequence[Trigger]]) -> list[tuple
     every = [(index, trigger) for index, group in enumerate(adapters) for trigger in group]
     taken: list[tuple[int, int, int, Trigger]] = []
     for index, trigger in sorted(every, key=lambda each: -len(each[1].phrase)):
-        for match in re.finditer(rf"(?<!\w){re.escape(trigger.phrase)}(?!\w)", text):
+        phrase = r"\s+".join(map(re.escape, trigger.phrase.split()))
+        for match in re.finditer(rf"(?<!\w){phrase}(?!\w)", text, re.IGNORECASE):
             if all(match.end() <= start or end <= match.start() for start, end, *_ in taken):
                 taken.append((match.start(), match.end(), index, trigger))
     return sorted(taken, key=lambda each: each[:3])
