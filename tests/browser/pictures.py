@@ -2,9 +2,10 @@
 
     COMFYUI_DIR=… python -m tests.browser.pictures RUN LORAS SAMPLES
 
-RUN: runs/demo of `make demo`; LORAS: the folder with its files; SAMPLES: images that one of these files generated, as
-`python -m trainer sample` writes them, in the order of PROMPTS. The tab shows the run as it was at three quarters,
-and the images of the demo. The plan in the form is that of a real trainer.
+RUN: runs/demo of `make demo`, compared with `python -m trainer compare demo`; LORAS: the folder with its files;
+SAMPLES: images that the last of these files generated, as `python -m trainer sample` writes them, in the order of
+PROMPTS. The tab shows the finished run with the checkpoint to keep, and the images of the demo. The plan in the form is
+that of a real trainer.
 """
 
 import json
@@ -14,13 +15,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-from custom_nodes.flux_dreambooth.run_state import LOCK
 from tests.browser.conftest import CHROMIUM, READY, SETTINGS, TAB
 from tests.browser.test_layout import OPEN
 from tests.nodes.server import ROOT, ComfyServer, prepare_base
@@ -32,7 +31,6 @@ PROMPTS = (
     "tjtoy toy holding sparkgpu gpu in a datacenter",
     "tjtoy toy on a beach",
 )
-SHARE = 0.75  # of the run's steps that are over
 # The right side of the graph, as large as its texts need, in the middle of the height.
 RIGHT_SIDE = """(scale) => {
   const { ds, canvas, graph } = app.canvas
@@ -56,7 +54,7 @@ SEEN = "() => app.graph.nodes.find(({ type }) => type === 'SaveImage')?.imgs?.[0
 
 
 def prepare(folder: Path, run: Path, loras: Path, samples: Path) -> None:
-    """models/loras, the workflow, and runs/demo as it was at `SHARE` of its steps."""
+    """models/loras, the workflow, and runs/demo with its comparison and images of its last step."""
     for file in loras.glob("demo*.safetensors"):
         shutil.copy(file, folder / "models/loras")
     for concept in ("tjtoy", "sparkgpu"):
@@ -65,17 +63,16 @@ def prepare(folder: Path, run: Path, loras: Path, samples: Path) -> None:
     (folder / "user/default/comfy.settings.json").write_text(json.dumps(SETTINGS))
     target = folder / "runs/demo"
     (target / "samples").mkdir(parents=True)
-    shutil.copy(run / "config.toml", target)
+    for name in ("config.toml", "compare.json", "report.html"):
+        shutil.copy(run / name, target)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    total = next(line["total_steps"] for line in lines if line["kind"] == "start")
-    kept = [line for line in lines if line["step"] <= SHARE * total]
-    step = max(line["step"] for line in kept if line["kind"] == "checkpoint")
+    end = max(index for index, line in enumerate(lines) if line["kind"] == "checkpoint")
+    facts = {name: lines[end][name] for name in ("time", "step")}
     for index, (prompt, image) in enumerate(zip(PROMPTS, sorted(samples.glob("*.png")), strict=True)):
-        file = target / f"samples/demo-step{step:08d}-{index:02d}.png"
+        file = target / f"samples/demo-step{facts['step']:08d}-{index:02d}.png"
         shutil.copy(image, file)
-        kept.append({"kind": "sample", "time": time.time(), "step": step, "file": str(file), "prompt": prompt})
-    kept.sort(key=lambda line: line["step"])
-    (target / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+        lines.insert(end + index, {"kind": "sample", **facts, "file": str(file), "prompt": prompt})
+    (target / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def take(page: Any, server: ComfyServer) -> None:
@@ -175,21 +172,16 @@ def widen(page: Any, width: int) -> None:
 
 
 def main() -> int:
-    import fcntl
-
     run, loras, samples = map(Path, sys.argv[1:])
     with tempfile.TemporaryDirectory() as name:
         folder = prepare_base(Path(name))
         prepare(folder, run, loras, samples)
         environment = {"FLUX_RUNS_DIR": str(folder / "runs")}
-        with (folder / "runs/demo" / LOCK).open("w") as lock, ComfyServer(folder, environment=environment) as server:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # as the trainer does while it lives
-            os.utime(folder / "runs/demo/log.jsonl")
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-                take(browser.new_page(viewport={"width": 1440, "height": 1060}), server)
-                take_form(browser.new_page(viewport={"width": 1440, "height": 1240}), server)
-                browser.close()
+        with ComfyServer(folder, environment=environment) as server, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            take(browser.new_page(viewport={"width": 1440, "height": 1060}), server)
+            take_form(browser.new_page(viewport={"width": 1440, "height": 1240}), server)
+            browser.close()
     return 0
 
 
