@@ -23,6 +23,7 @@ from trainer.common.files import write_json, write_text
 from trainer.common.problems import Problems
 from trainer.comparison import judges, pictures
 from trainer.comparison.features import DEPTH, SIGMA
+from trainer.comparison.judges import NO_SIGLIP
 from trainer.config import to_toml
 from trainer.engine import evaluation
 from trainer.engine.evaluation import best_of
@@ -80,6 +81,11 @@ def test_dinov2_and_siglip2_take_the_same_path(run, tmp_path):
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["source"] == "DINOv2"
     assert all(len(each["agreement"]["values"]) == 8 for each in found["checkpoints"])
+    alone = [judges[0], f"--siglip2={tmp_path / 'none'}", "--overwrite"]
+    assert compare([str(run.folder), *alone, *SMALL, f"--output={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert found["source"] == "DINOv2" and not any("agreement" in each for each in found["checkpoints"])
+    assert NO_SIGLIP in (tmp_path / "report.html").read_text()
 
 
 def test_the_cost_of_a_checkpoint_is_told_by_stage(run, tmp_path, capsys):

@@ -149,6 +149,12 @@ def test_judges_brings_models_that_can_measure(hub: FakeHub, tmp_path, capfd):
     assert -1 <= Siglip2(default_folder("siglip2"), torch.device("cpu"))([image], ["toy"])[0] <= 1
     capfd.readouterr()
     assert download("--judges", "--verify") == 0 and capfd.readouterr().out.count("sha256") == 2
+    weights = default_folder("dinov2") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    (default_folder("siglip2") / "tokenizer.json").unlink()
+    assert download("--judges", "--verify") != 0
+    said = "".join(capfd.readouterr())
+    assert str(weights) in said and "tokenizer.json" in said
 
 
 def test_captions_brings_its_model_and_can_come_with_others(hub: FakeHub):

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from benchmarks.random_judges import FULL, PATCH, TINY, write_dinov2, write_siglip2
 from trainer.common.problems import Problems
+from trainer.comparison import judges
 from trainer.comparison.check import judge_problems
 from trainer.comparison.features import DINO_SIDE, Dinov2, Siglip2
+from trainer.config import TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -95,3 +97,18 @@ def test_random_judges_have_the_published_sizes(monkeypatch, tmp_path):
         write_dinov2(tmp_path, FULL)
         write_siglip2(tmp_path, FULL)
     assert counted == [86_580_480, 375_187_970]
+
+
+def test_weaker_measures_are_chosen_only_where_dinov2_is_not_there_at_all(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "is_tiny", lambda _config: False)
+    none, config = tmp_path / "none", TrainConfig()
+    without = judges.load_judges(config, CPU, dinov2=none, siglip2=folders[1])
+    assert not without.uses_features and without.note == judges.NO_DINO and "losses" in without.source
+    assert judges.load_judges(config, CPU, dinov2=folders[0], siglip2=none).note == judges.NO_SIGLIP
+    complete = judges.load_judges(config, CPU, dinov2=folders[0], siglip2=folders[1])
+    assert complete.siglip2 and complete.source == "DINOv2" and not complete.note
+    cut = write_dinov2(tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
+    for damaged in (cut, tmp_path):
+        with pytest.raises(Problems, match=r"sh download\.sh --judges"):
+            judges.load_judges(config, CPU, dinov2=damaged, siglip2=none)

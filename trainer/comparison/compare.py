@@ -64,6 +64,7 @@ class Comparison:
 
     base: the base model's image for each prompt. source: what the figures are from. held_out: whether losses are over
     images held out of the training, else over training images. left_out: files that could not be compared, and why.
+    note: which model was missing, "" if none.
     """
 
     concepts: tuple[Concept, ...]
@@ -74,6 +75,7 @@ class Comparison:
     source: str
     held_out: bool
     left_out: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def recommendation(self) -> Recommendation:
@@ -191,6 +193,7 @@ def compare(
         rule,
         comparer.judges.source,
         comparer.held_out,
+        note=comparer.judges.note,
     )
 
 

@@ -78,6 +78,8 @@ def _warnings(comparison: Comparison) -> list[str]:
             "Measured by losses alone, which are weaker: they do not tell a concept from its background."
             " sh download.sh --judges fetches DINOv2 and SigLIP 2."
         )
+    elif comparison.note:
+        found.append(f"{comparison.note}.")
     if not comparison.held_out:
         found.append(
             "No image was held out of the training, so the loss on images cannot show overfitting"
