@@ -17,9 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.slow]
 OpenPage = Callable[..., Any]
 OPEN = """async (name) => {
   while (!app.extensionManager.workflow.activeWorkflow?.changeTracker) await new Promise(requestAnimationFrame)
-  const find = () => app.extensionManager.workflow.getWorkflowByPath(`workflows/${name}.json`)
-  while (!find()) await new Promise(requestAnimationFrame) // the page may still be reading the list
-  const found = find()
+  const found = app.extensionManager.workflow.getWorkflowByPath(`workflows/${name}.json`)
   await found.load()
   await app.loadGraphData(found.activeState, true, true, found)
   await new Promise((resolve) => setTimeout(resolve, 1000))
