@@ -62,6 +62,7 @@ export function createImage(concept, file, limits, written) {
   /** Somebody else has written another caption meanwhile; the user chooses. */
   function disagree(theirs) {
     undecided = true
+    failed = false
     state.textContent = text('bench.images.unsaved')
     trouble.replaceChildren(h('div', { class: 'fdb-problem' }, icon('pi-exclamation-triangle'), text('bench.images.theirs', { caption: theirs ?? '' })),
       h('div', { class: 'fdb-actions' },

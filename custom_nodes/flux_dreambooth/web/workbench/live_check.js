@@ -1,8 +1,8 @@
 // What the waiting trainer says about a concept's captions while they are written: the warnings of its plan.
 import { h } from '../elements.js'
-import { formatNumber, text } from '../texts.js'
-import { icon, problemList } from './parts.js'
+import { text } from '../texts.js'
 import { resolutionFor } from './dataset_form.js'
+import { icon, problemList } from './parts.js'
 import { askPlan, fetchDatasets, fetchPresets } from './requests.js'
 
 const WAITING = 1000 // milliseconds between two looks for an answer
@@ -23,8 +23,8 @@ export function createLiveCheck(concept, changed) {
   /** Ask about the captions as they are stored now. words: the concept's trigger; isMasked: whether all images have masks. */
   async function look(words, isMasked) {
     clearTimeout(timer)
-    if (!words) return show(null, 'bench.live.wordless')
     const mine = ++turn
+    if (!words) return show(null, 'bench.live.wordless')
     try {
       basis ??= await usual()
       const dataset = { subsets: [{ folder: concept, class_tokens: words, num_repeats: 1, ...isMasked && { masked_loss: true } }], general: { resolution: basis.resolution, enable_bucket: true }, compositions: 0, preservation: 0 }
@@ -52,7 +52,7 @@ export function createLiveCheck(concept, changed) {
 
   function say(key) {
     const sign = { 'bench.live.reading': 'pi-spin pi-spinner', 'bench.live.clean': 'pi-check', 'bench.live.notes': 'pi-info-circle' }[key]
-    const line = text(key, { n: formatNumber(found?.length ?? 0) })
+    const line = text(key)
     if (state.textContent.trim() !== line) state.replaceChildren(...sign ? [icon(sign), ` ${line}`] : [line])
   }
 
