@@ -157,7 +157,12 @@ def test_a_checkpoint_whose_figures_are_not_finite_is_never_kept_before_one_with
 def test_a_single_prompt_gives_no_error():
     """It must not count as an error of 0, by which everything would be told apart."""
     one = Figure((40.0,))
-    assert str(one) == "40.0" and math.isnan(one.error) and str(Figure((40.0, 44.0))) == "42.0 ± 2.8"
+    assert (
+        str(one) == "40.0"
+        and str(Figure((-0.01,))) == "0.0"
+        and math.isnan(one.error)
+        and str(Figure((40.0, 44.0))) == "42.0 ± 2.8"
+    )
     first, second = (Standing(f"step {n}", Figure((v, v)), one, one, step=n) for n, v in ((1, 90.0), (2, 89.0)))
     found = recommend([first, second], Rule())
     assert found.best == 0 and found.close == () and found.reason == "next"

@@ -25,7 +25,7 @@ COPIED = 50.0  # percent of the way from an unrelated image to the training imag
 
 def with_error(value: float, error: float, digits: int = 1) -> str:
     """A number and how far it may be off, "78.0 ± 3.1"; the number alone if that is unknown."""
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
+    return f"{value:z.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
 @dataclass(frozen=True)

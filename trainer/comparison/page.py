@@ -21,7 +21,7 @@ STYLE = """
   --line: #363640; --a: #7fb0ff; --b: #f0a35e; --c: #59cf9c; --d: #cf93ee; --mark: #1d2b45; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 24px 20px 60px; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
+  font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 36px 0 8px; }
 p { margin: 6px 0; max-width: 80ch; }
 .quiet { color: var(--quiet); } .verdict { background: var(--mark); border-left: 4px solid var(--a); padding: 12px 16px;
@@ -38,7 +38,7 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet)
 .sheet td:first-child, .sheet th:first-child { text-align: left; white-space: normal; min-width: 130px;
   max-width: 170px; position: sticky; left: 0; background: var(--paper); }
 .sheet img { display: block; border-radius: 3px; width: 132px; height: auto; } .sheet .best { color: var(--a); }
-details { margin: 10px 0; } summary { cursor: pointer; } code { font-size: 13px; overflow-wrap: anywhere; }
+details { margin: 10px 0; } summary { cursor: pointer; } code { font-size: 13px; }
 """
 
 

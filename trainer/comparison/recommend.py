@@ -134,7 +134,7 @@ def figures(standing: Standing) -> str:
     if standing.bleed is None:
         return f"loss on images {-standing.benefit.mean:+.1f} %, loss without triggers {standing.drift.mean:+.1f} %"
     parts = {"likeness": standing.benefit, "bleed": standing.bleed, "drift": standing.drift}
-    return ", ".join(f"{name} {figure.mean:.0f}" for name, figure in parts.items())
+    return ", ".join(f"{name} {figure.mean:z.0f}" for name, figure in parts.items())
 
 
 def _why(chosen: Standing, others: Sequence[Standing], close: Sequence[str], rule: Rule) -> tuple[Reason, str]:

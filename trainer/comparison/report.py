@@ -134,7 +134,8 @@ def _plots(comparison: Comparison, log: Sequence[Mapping[str, Any]]) -> list[str
         return Line(name, [(x, each.mean) for x, each in figures], [each.error for _, each in figures])
 
     plots = []
-    if comparison.best.measures:
+    several = len(rows) > 1  # one point is no curve, and its numbers are in the table
+    if several and comparison.best.measures:
         plots.append(
             plot("Likeness, bleed and drift", [line(name) for name in ("likeness", "bleed", "drift")], mark, unit)
         )
@@ -147,7 +148,7 @@ def _plots(comparison: Comparison, log: Sequence[Mapping[str, Any]]) -> list[str
         Line("on the concepts' images", [(x, -row.losses.held_out.mean) for x, row in rows]),
         Line("without triggers", [(x, row.losses.drift.mean) for x, row in rows]),
     ]
-    plots.append(plot("Loss at fixed noise against the base model, percent", losses, mark, unit))
+    plots.append(plot("Loss at fixed noise against the base model, percent", losses, mark, unit) if several else "")
     steps = [(event["step"], event.get("loss_average", event["loss"])) for event in log if event.get("kind") == "step"]
     validation = [(event["step"], event["loss"]) for event in log if event.get("kind") == "validation"]
     plots.append(plot("Training loss", [Line("mean of the last 100 steps", _thinned(steps))]))
@@ -163,7 +164,7 @@ def _matrix(comparison: Comparison) -> list[str]:
     if measures is None:
         return []
     names = list(measures.likeness_of)
-    rows = [[row, *(f"{cells[name]:.0f}" for name in names)] for row, cells in measures.matrix.items()]
+    rows = [[row, *(f"{cells[name]:z.0f}" for name in names)] for row, cells in measures.matrix.items()]
     note = f"Likeness to each concept by what the prompt names, with {comparison.best.candidate.name}."
     return ["<h2>Where each concept appears</h2>", f"<p>{escape(note)}</p>", table(["prompts", *names], rows)]
 
