@@ -331,3 +331,8 @@ def test_a_mask_that_lies_on_its_side_is_told_to_be_turned(folder):
     draw_mask(folder / "toy" / "01.mask.png", (48, 96), (0, 0, 9, 9))
     (message,) = problems(folder)
     assert "turn the mask" in message
+
+
+def test_a_mask_that_two_images_share_by_their_name_is_a_warning(folder):
+    Image.open(folder / "toy" / "00.png").convert("RGB").rotate(90).save(folder / "toy" / "00.jpg")
+    assert "00.mask.png is the mask of 00.jpg, 00.png" in "\n".join(warnings(folder, "masked_loss = true"))

@@ -37,6 +37,7 @@ def test_a_trigger_is_found_whatever_its_case_and_white_space():
     route = route_prompt("Tjtoy toy and SPARKGPU  GPU", [TOY, GPU])
     assert route.class_text == "a toy and a gpu"
     assert route.triggers == (((0, 9),), ((14, 27),)) and route.called == (0, 1)
+    assert route_prompt("sparkgpu gpu를 든 tjtoy toy", [TOY, GPU]).called == (0, 1)
     _, (mistake,) = read_triggers([("a", {"tjtoy toy": ""}), ("b", {"TJTOY toy": ""})], {})
     assert mistake.where == "b" and "of another LoRA" in mistake.what
 

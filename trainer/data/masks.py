@@ -104,6 +104,7 @@ def scan_masks(subset: SubsetConfig, folder: Folder, sizes: Mapping[Path, Size],
         problems += _missing_problems(subset, without)
         warnings += _missing_warnings(subset, without)
     warnings += [found.doubt for found in good.values() if found.doubt]
+    warnings += _shared_warnings(subset, {path: found.mask for path, found in good.items()})
     return MaskScan({path: found.mask for path, found in good.items()}, problems, warnings)
 
 
@@ -233,6 +234,16 @@ def _missing_warnings(subset: SubsetConfig, images: Sequence[Path]) -> list[Prob
     if not subset.alpha_mask or subset.conditioning_data_dir:
         return []
     return _one(subset, images, "images without transparency", "alpha_mask does not mask them")
+
+
+def _shared_warnings(subset: SubsetConfig, masks: Mapping[Path, Mask]) -> Iterator[Problem]:
+    """A warning for each mask file that has the name of several images, such as 01.jpg and 01.png."""
+    images: dict[Path, list[Path]] = defaultdict(list)
+    for image, mask in masks.items():
+        images[mask.path].append(image)
+    for mask, several in images.items():
+        if len(several) > 1:
+            yield Problem(subset.where, f"{mask.name} is the mask of {some(several)}", "rename all but one of them")
 
 
 def _one(subset: SubsetConfig, paths: Sequence[Path], what: str, hint: str) -> list[Problem]:

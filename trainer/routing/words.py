@@ -95,7 +95,8 @@ def _occurrences(text: str, adapters: Sequence[Sequence[Trigger]]) -> list[tuple
     taken: list[tuple[int, int, int, Trigger]] = []
     for index, trigger in sorted(every, key=lambda each: -len(each[1].phrase)):
         phrase = r"\s+".join(map(re.escape, trigger.phrase.split()))
-        for match in re.finditer(rf"(?<!\w){phrase}(?!\w)", text, re.IGNORECASE):
+        # words as training finds them in captions: a Korean particle may follow its noun at once
+        for match in re.finditer(rf"(?<![A-Za-z0-9_]){phrase}(?![A-Za-z0-9_])", text, re.IGNORECASE):
             if all(match.end() <= start or end <= match.start() for start, end, *_ in taken):
                 taken.append((match.start(), match.end(), index, trigger))
     return sorted(taken, key=lambda each: each[:3])
