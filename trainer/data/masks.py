@@ -141,7 +141,7 @@ def _check(file: Path, image: Path, size: Size, from_alpha: bool) -> _Checked | 
         what = f"{name} is {mask.width}x{mask.height}, but {image.name} is {size[0]}x{size[1]}"
         hint = "a mask has the size of its image"
         if mask.size == size[::-1]:
-            hint = "turn the mask: the photograph is shown upright, as its Exif data says"
+            hint = "turn the mask by 90 degrees: Exif data of photographs is followed, so they are upright"
         return Problem(str(file), what, hint)
     values = np.asarray(mask)
     darkest, brightest = int(values.min()), int(values.max())
