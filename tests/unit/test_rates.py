@@ -27,4 +27,6 @@ def test_a_rate_on_images_that_are_only_preserved_has_no_gain():
     gain = gain_of(RateLosses(1e-4, (0.0, 0.0)), (0.0, 0.0))
     advice = advise([gain], 2, 100)
     assert gain.mean == 0.0 and advice.reason == "no rate lowered the loss: it is 0 without training, too"
+    few = gain_of(RateLosses(1e-4, (1.0, 0.5)), (1.0, 1.0))
+    assert few.mean == 0.5 and "by more than its error" in advise([few], 2, 100).reason
     assert "inf" not in table([gain], advice) and "exploded" not in table([gain], advice)

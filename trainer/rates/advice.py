@@ -23,8 +23,8 @@ class RateLosses:
 class Gain:
     """How much lower the loss is at a rate than without training, as a share of the latter; negative: it is higher.
 
-    error: the standard error of `mean`, over steps; infinite if the loss without training is 0. diverged: the loss
-    exploded, and the gain is minus infinity.
+    error: the standard error of `mean`, over steps; infinite if unknown. diverged: the loss exploded, and the gain is
+    minus infinity.
     """
 
     rate: float
@@ -61,8 +61,7 @@ def gain_of(found: RateLosses, base: Sequence[float]) -> Gain:
     if level <= 0:  # only preserved images: without training there is nothing to lower
         return Gain(found.rate, 0.0, math.inf)
     shares = [(b - loss) / level for b, loss in zip(base[start:], found.losses[start:], strict=True)]
-    assert len(shares) > 1, "fewer steps are refused"
-    error = statistics.stdev(shares) / math.sqrt(len(shares))
+    error = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.inf
     return Gain(found.rate, statistics.fmean(shares), error)
 
 
@@ -75,7 +74,7 @@ def advise(gains: Sequence[Gain], sweep_steps: int, run_steps: float) -> Advice:
     before it has learned. The rate to begin with is in the middle, on a logarithmic scale.
     """
     best = max(gains, key=lambda gain: gain.mean)
-    if math.isinf(best.error):
+    if math.isinf(best.error) and best.mean == 0:
         return Advice(None, None, None, None, "no rate lowered the loss: it is 0 without training, too")
     if best.mean <= STANDARD_ERRORS * best.error:
         return Advice(None, None, None, None, "no rate lowered the loss by more than its error: try more --steps")
