@@ -113,7 +113,7 @@ def test_a_recorded_training_ends_when_all_its_processes_are_told_to(workshop):
     settings = {"mixed_precision": "bf16", "torch_compile": True, "max_train_steps": 100_000, "log_every": 1}
     settings["dataset_config"] = workshop.folder / "two.toml"
     log = workshop.config("told", **settings).run_dir / "tj" / "log.jsonl"
-    with started(workshop.command("told", **settings), ACCELERATE_USE_CPU="false") as process:
+    with started(workshop.command("told", **settings), fresh=True, ACCELERATE_USE_CPU="false") as process:
         wait_for(
             lambda: log.exists() and log.read_text(encoding="utf-8").count('"kind": "step"') > 30, process, COMPILED
         )

@@ -1,7 +1,5 @@
 """Compiled blocks: graphs are counted, many sizes of picture train, and the next process finds its work done."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.random_flux import ModelFiles
 from tests.compilers import needs_inductor
+from tests.recipe_files import ROOT, finish
 from trainer.engine.compilation import OWN_OPERATORS, STATIC_SHAPES, compile_blocks, is_dynamic, use_cache
 from trainer.lora.adapter import add_lora, disabled_adapter, linear_modules
 from trainer.lora.blocks import use_training_blocks
@@ -95,38 +94,14 @@ def test_auto_goes_by_the_number_of_shapes():
     assert is_dynamic("true", 1) and not is_dynamic("false", 100)
 
 
-PROCESS = """
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from trainer.engine.compilation import compile_report, use_cache
-use_cache(Path(sys.argv[1]))
-import torch
-from torch._dynamo.utils import counters
-
-class Wave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin() + 1
-
-    @staticmethod
-    def backward(ctx, dy):
-        return dy * ctx.saved_tensors[0].cos()
-
-torch.compile(Wave.apply)(torch.ones(8, requires_grad=True)).sum().backward()
-print(counters["aot_autograd"]["autograd_cache_hit"], compile_report())
-"""
-
-
 @pytest.mark.slow
 @needs_inductor
-def test_the_next_process_finds_the_compilers_work(tmp_path: Path):
+def test_the_next_process_finds_the_compilers_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
     def told() -> str:
-        ours = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-        environment = {name: value for name, value in os.environ.items() if name not in ours}
-        command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        return finish([sys.executable, str(ROOT / "tests" / "compile_wave.py"), str(tmp_path)]).splitlines()[-1]
 
     assert told().startswith("0 0 of 2 compiled graphs") and any((tmp_path / "inductor" / "fxgraph").iterdir())
     assert told() == f"1 2 of 2 compiled graphs from the cache {tmp_path / 'inductor'}"
