@@ -26,9 +26,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_flux: ModelFiles) ->
 
 @pytest.fixture
 def queue(in_tmp: Path, workshop: Workshop) -> JobQueue:
-    """A repository's folders, with links to the workshop's models and images."""
-    (in_tmp / "flux_data").mkdir()
-    (in_tmp / "models").symlink_to(workshop.models.transformer.parents[1])
+    """A repository's folders, with links to the workshop's models and images, and LoRA files of its own."""
+    for folder in ("flux_data", "models", "models/loras"):
+        (in_tmp / folder).mkdir()
+    for folder in workshop.models.transformer.parents[1].iterdir():
+        if folder.name != "loras":
+            (in_tmp / "models" / folder.name).symlink_to(folder)
     (in_tmp / "flux_data/toy").symlink_to(workshop.folder / "toy")
     (in_tmp / "flux_data/data.toml").write_text(DATASET)
     return JobQueue(QUEUE)
